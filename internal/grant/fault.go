@@ -1,0 +1,68 @@
+package grant
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Class sorts what can go wrong at a provider by what it allows us to do next. Only Permanent may ever sign a user out.
+type Class string
+
+// The classes, see the table in internal/idp. What is not recognised is Unknown, never Permanent.
+const (
+	Unsent    Class = "unsent"    // nothing was sent: retry freely
+	Ambiguous Class = "ambiguous" // sent, no usable answer: the token may be spent; present the same one again soon
+	Throttled Class = "throttled" // the provider asks for patience, for all users
+	Config    Class = "config"    // the provider refuses our settings, not the user
+	Permanent Class = "permanent" // the provider says that this grant is dead
+	Unknown   Class = "unknown"   // refused in words nobody knows
+)
+
+// Classes lists all of them.
+func Classes() []Class { return []Class{Unsent, Ambiguous, Throttled, Config, Permanent, Unknown} }
+
+// Fault is a provider call that did not succeed. It carries no token and no response body.
+type Fault struct {
+	Class      Class
+	Op         string        // "refresh", "userinfo", "discovery", "revoke"
+	Status     int           // HTTP status, 0 if there was no answer
+	Code       string        // the provider's error code, cut to 64 printable characters
+	Reason     string        // for Permanent: a reason of user.reauth_required
+	RetryAfter time.Duration // 0: the provider did not say
+	Err        error         // cause, already free of secrets; may be nil
+}
+
+func (f *Fault) Error() string {
+	s := fmt.Sprintf("%s: %s", f.Op, f.Class)
+	if f.Status != 0 {
+		s += fmt.Sprintf(": status %d", f.Status)
+	}
+	if f.Code != "" {
+		s += ": " + f.Code
+	}
+	if f.Err != nil {
+		s += ": " + f.Err.Error()
+	}
+	return s
+}
+
+func (f *Fault) Unwrap() error { return f.Err }
+
+// Errors of a userinfo call beside a *Fault.
+var (
+	// ErrAccessRefused: 401, the access token is not accepted (any more).
+	ErrAccessRefused = errors.New("userinfo: access token refused")
+	// ErrSubjectMismatch: the answer is about another user. Never store it.
+	ErrSubjectMismatch = errors.New("userinfo: answer is about another user")
+)
+
+// Tokens is a provider's answer to a refresh. A zero Refresh means: keep the old one (RFC 6749 section 6).
+type Tokens struct {
+	Access    Secret
+	Refresh   Secret
+	ID        Secret
+	Scope     string
+	ExpiresIn time.Duration // 0: the provider did not say
+	SentAt    time.Time     // just before the request was written
+}

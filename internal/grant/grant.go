@@ -1,0 +1,189 @@
+package grant
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/renewd/renewd/schema"
+)
+
+// Key names a grant: one user at one provider.
+type Key struct {
+	Provider string
+	User     string
+}
+
+func (k Key) String() string { return k.Provider + "/" + k.User }
+
+// Pair is what a provider issued: the access token and the refresh token that renews it.
+type Pair struct {
+	Access    Secret
+	Refresh   Secret // zero: the provider gave none
+	ID        Secret // the ID token, if any
+	Scope     string
+	ExpiresAt time.Time     // of the access token
+	Lifetime  time.Duration // of the access token, measured from SentAt
+	SentAt    time.Time     // when we asked for it (for a login: when it was sealed)
+	Parent    string        // fingerprint of the refresh token that was presented for it; empty for a login
+}
+
+// Status says whether a grant is renewed.
+type Status string
+
+// The three states. Only a login leads out of ReauthRequired, only an operator in and out of Suspended.
+const (
+	Live           Status = "live"
+	ReauthRequired Status = "reauth_required"
+	Suspended      Status = "suspended"
+)
+
+// Progress says how far the renewal of Grant.Cause came, so that the next worker goes on where the last one died.
+type Progress string
+
+// The steps that leave a mark. Empty: nothing to resume.
+const (
+	Saved  Progress = "saved"  // the new pair is stored; the profile is next
+	Synced Progress = "synced" // Pending holds the outcome to publish
+)
+
+// Claim is the lock on a grant and the write-ahead record of a presentation: whoever holds it may present the refresh
+// token with this fingerprint. It dies at Until, by the store's clock.
+type Claim struct {
+	Nonce       string       `json:"nonce"`
+	Until       time.Time    `json:"until"`
+	Fingerprint string       `json:"fingerprint"` // of the refresh token stored when the claim was made
+	Cause       schema.Cause `json:"cause"`
+	// Presented is set just before the token leaves for the provider. Only then is an expired claim ambiguous.
+	Presented bool `json:"presented,omitempty"`
+}
+
+// Verdict is a provider's refusal of one refresh token, and whether it is final.
+type Verdict struct {
+	Reason      string    `json:"reason"`
+	Code        string    `json:"code,omitempty"` // the provider's error code
+	Fingerprint string    `json:"fingerprint"`    // of the refresh token judged
+	At          time.Time `json:"at"`             // when first refused
+	Confirmed   bool      `json:"confirmed,omitempty"`
+}
+
+// Pending is an outcome that is decided and stored but perhaps not yet published.
+type Pending struct {
+	ID        string          `json:"id"`
+	Type      schema.Type     `json:"type"`
+	Data      json.RawMessage `json:"data"`            // the outcome's data; for user.synced without the profile, which the record has
+	ArmAt     time.Time       `json:"arm_at,omitzero"` // next timer; zero: none
+	ArmReason string          `json:"arm_reason,omitempty"`
+}
+
+// Order places a login among all logins of a user: by the creation time of the LOGINS stream, then its sequence in it.
+type Order struct {
+	Stream   time.Time `json:"stream,omitzero"`
+	Sequence uint64    `json:"sequence,omitempty"`
+}
+
+// Before reports whether o is an older login than p.
+func (o Order) Before(p Order) bool {
+	if !o.Stream.Equal(p.Stream) {
+		return o.Stream.Before(p.Stream)
+	}
+	return o.Sequence < p.Sequence
+}
+
+// Grant is the store's record: the truth about one user at one provider. Stores keep every field, tokens only encrypted.
+type Grant struct {
+	Key
+	// Revision is the store's tag for compare-and-swap; every write of any kind changes it. Zero: not stored yet.
+	Revision uint64
+	// Version grows with each stored change that others may care about, also across an erasure and a new login.
+	Version int64
+
+	Pair    Pair
+	Status  Status
+	Verdict *Verdict
+	Claim   *Claim
+
+	// SavedBy is the nonce of the last save: it tells a worker whose save was refused that the reply was lost, not the save.
+	SavedBy  string
+	Cause    schema.Cause // of the renewal that Progress and Pending are about
+	BeganAt  time.Time    // when that renewal began
+	Progress Progress
+	Pending  *Pending
+	// Refreshed and Recovered are about that renewal: was the pair rotated, and was it the first success after failures.
+	Refreshed bool
+	Recovered bool
+
+	Attempts  int    // failures of this grant's own in a row
+	Outages   int    // passing failures of the provider in a row
+	LastError string // reason of the last failure
+
+	Profile *schema.Profile
+	Login   Order
+
+	NextDueAt   time.Time
+	LoginAt     time.Time
+	RefreshedAt time.Time
+	SyncedAt    time.Time // last time the profile was stored
+	FailedAt    time.Time
+	ActiveAt    time.Time // last login or command of a service
+}
+
+// Fingerprint is that of the stored refresh token.
+func (g Grant) Fingerprint() string { return g.Pair.Refresh.Fingerprint() }
+
+// Cipher encrypts and authenticates: a blob opens only under the associated data it was sealed with. Safe for concurrent
+// use.
+type Cipher interface {
+	Seal(plaintext, associated []byte) ([]byte, error)
+	Open(sealed, associated []byte) ([]byte, error)
+}
+
+// What a sealed pair is for. A blob sealed for one purpose does not open for another.
+const (
+	PurposeStore = "store"
+	PurposePark  = "park"
+)
+
+// storedPair is the plain form that is sealed. It is the only place where tokens become JSON.
+type storedPair struct {
+	Access    string        `json:"a"`
+	Refresh   string        `json:"r,omitempty"`
+	ID        string        `json:"i,omitempty"`
+	Scope     string        `json:"s,omitempty"`
+	ExpiresAt time.Time     `json:"e,omitzero"`
+	Lifetime  time.Duration `json:"l,omitempty"`
+	SentAt    time.Time     `json:"t,omitzero"`
+	Parent    string        `json:"p,omitempty"`
+}
+
+// associated binds a sealed pair to its purpose, grant and version: a row copied to another user, or rolled back, does
+// not open.
+func associated(purpose string, k Key, version int64) []byte {
+	return fmt.Appendf(nil, "renewd %s\x00%s\x00%s\x00%d", purpose, k.Provider, k.User, version)
+}
+
+// SealPair encrypts p for the grant k at version.
+func SealPair(c Cipher, purpose string, k Key, version int64, p Pair) ([]byte, error) {
+	plain, err := json.Marshal(storedPair{p.Access.Reveal(), p.Refresh.Reveal(), p.ID.Reveal(), p.Scope, p.ExpiresAt.UTC(), p.Lifetime, p.SentAt.UTC(), p.Parent})
+	if err != nil {
+		return nil, fmt.Errorf("encode pair of %s: %w", k, err)
+	}
+	sealed, err := c.Seal(plain, associated(purpose, k, version))
+	if err != nil {
+		return nil, fmt.Errorf("seal pair of %s: %w", k, err)
+	}
+	return sealed, nil
+}
+
+// OpenPair is the inverse of SealPair. It fails for another purpose, grant or version than the pair was sealed for.
+func OpenPair(c Cipher, purpose string, k Key, version int64, sealed []byte) (Pair, error) {
+	plain, err := c.Open(sealed, associated(purpose, k, version))
+	if err != nil {
+		return Pair{}, fmt.Errorf("open pair of %s at version %d: %w", k, version, err)
+	}
+	var s storedPair
+	if err := json.Unmarshal(plain, &s); err != nil {
+		return Pair{}, fmt.Errorf("decode pair of %s: not what was sealed", k)
+	}
+	return Pair{NewSecret(s.Access), NewSecret(s.Refresh), NewSecret(s.ID), s.Scope, s.ExpiresAt, s.Lifetime, s.SentAt, s.Parent}, nil
+}

@@ -1,0 +1,137 @@
+package grant
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/renewd/renewd/schema"
+)
+
+// Policy is how one provider's grants are renewed. The zero value of a field stands for its default; WithDefaults fills
+// them in.
+type Policy struct {
+	// Lifetime of an access token when the provider does not say. Default 30 min.
+	Lifetime time.Duration
+	// Margin is how long before its expiry an access token is renewed, at most MarginShare of its lifetime. Defaults 5 min, 0.2.
+	Margin      time.Duration
+	MarginShare float64
+	// JitterShare of the lifetime spreads renewals further before the margin. Default 0.1.
+	JitterShare float64
+	// Floor between two attempts on one grant. Default 2 s.
+	Floor time.Duration
+	// ProfileEvery syncs profiles more often than tokens are renewed. 0: with each renewal only.
+	ProfileEvery time.Duration
+	// Tries a grant's own failures may take before user.refresh_failed and a wait of RetryLater. Default 5.
+	Tries int
+	// RetryMin and RetryMax bound the exponential backoff between tries. Defaults 2 s, 5 min.
+	RetryMin, RetryMax time.Duration
+	// RetryLater is the wait after the tries are used up. Default 1 h.
+	RetryLater time.Duration
+	// ConfirmMin and ConfirmMax bound the wait before a refused refresh token is presented once more, to be sure.
+	// Defaults 30 s, 60 s.
+	ConfirmMin, ConfirmMax time.Duration
+	// Grace is how long the provider accepts a refresh token that it has already rotated. 0: not known, treated as none.
+	Grace time.Duration
+}
+
+// WithDefaults returns p with every zero field set to its default.
+func (p Policy) WithDefaults() Policy {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	def(&p.Lifetime, 30*time.Minute)
+	def(&p.Margin, 5*time.Minute)
+	def(&p.Floor, 2*time.Second)
+	def(&p.RetryMin, 2*time.Second)
+	def(&p.RetryMax, 5*time.Minute)
+	def(&p.RetryLater, time.Hour)
+	def(&p.ConfirmMin, 30*time.Second)
+	def(&p.ConfirmMax, 60*time.Second)
+	if p.MarginShare == 0 {
+		p.MarginShare = 0.2
+	}
+	if p.JitterShare == 0 {
+		p.JitterShare = 0.1
+	}
+	if p.Tries == 0 {
+		p.Tries = 5
+	}
+	return p
+}
+
+// Validate names the first field that makes no sense.
+func (p Policy) Validate() error {
+	switch {
+	case p.MarginShare < 0 || p.MarginShare > 0.9:
+		return fmt.Errorf("margin_share: %v: want 0 to 0.9", p.MarginShare)
+	case p.JitterShare < 0 || p.JitterShare > 0.5:
+		return fmt.Errorf("jitter_share: %v: want 0 to 0.5", p.JitterShare)
+	case p.MarginShare+p.JitterShare > 0.95:
+		return fmt.Errorf("jitter_share: with margin_share it must leave at least 0.05 of the lifetime")
+	case p.Tries < 0 || p.Tries > 100:
+		return fmt.Errorf("tries: %d: want 1 to 100", p.Tries)
+	case p.RetryMin > p.RetryMax:
+		return fmt.Errorf("retry_max: %v is less than retry_min %v", p.RetryMax, p.RetryMin)
+	case p.ConfirmMin > p.ConfirmMax:
+		return fmt.Errorf("confirm_max: %v is less than confirm_min %v", p.ConfirmMax, p.ConfirmMin)
+	}
+	for name, d := range map[string]time.Duration{
+		"lifetime": p.Lifetime, "margin": p.Margin, "floor": p.Floor, "profile_every": p.ProfileEvery, "retry_min": p.RetryMin,
+		"retry_later": p.RetryLater, "confirm_min": p.ConfirmMin, "grace": p.Grace,
+	} {
+		if d < 0 {
+			return fmt.Errorf("%s: %v: must not be negative", name, d)
+		}
+	}
+	return nil
+}
+
+// margin before expiry for a token of this lifetime.
+func (p Policy) margin(lifetime time.Duration) time.Duration {
+	return min(p.Margin, time.Duration(float64(lifetime)*p.MarginShare))
+}
+
+// largestJitter for a token of this lifetime.
+func (p Policy) largestJitter(lifetime time.Duration) time.Duration {
+	return time.Duration(float64(lifetime) * p.JitterShare)
+}
+
+// Due is when pair wants renewing: expiry − margin − jitter, never sooner than the floor after now. draw is in [0,1).
+func (p Policy) Due(pair Pair, now time.Time, draw float64) time.Time {
+	due := pair.ExpiresAt.Add(-p.margin(pair.Lifetime) - time.Duration(draw*float64(p.largestJitter(pair.Lifetime))))
+	if pair.Refresh.IsZero() {
+		due = pair.ExpiresAt // nothing to renew with: the user keeps what is left
+	}
+	if floor := now.Add(p.Floor); due.Before(floor) {
+		due = floor
+	}
+	return due
+}
+
+// Retry is the wait before try number n (1 is the first retry): exponential with full jitter between RetryMin and RetryMax.
+func (p Policy) Retry(n int, draw float64) time.Duration {
+	b := backoff.ExponentialBackOff{
+		InitialInterval: p.RetryMin, MaxInterval: p.RetryMax, Multiplier: 2, Stop: backoff.Stop, Clock: backoff.SystemClock,
+	}
+	b.Reset()
+	wait := p.RetryMin
+	for range min(n, 40) {
+		wait = b.NextBackOff()
+	}
+	return wait/2 + time.Duration(draw*float64(wait/2))
+}
+
+// Confirm is the wait before a refused token is presented once more.
+func (p Policy) Confirm(draw float64) time.Duration {
+	return p.ConfirmMin + time.Duration(draw*float64(p.ConfirmMax-p.ConfirmMin))
+}
+
+// Work is one renewal to do: who asked, and for what.
+type Work struct {
+	Cause    schema.Cause
+	Want     string        // schema.WantProfile (the default) or schema.WantTokens
+	MinValid time.Duration // rotate if less validity than this is left
+}

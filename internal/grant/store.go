@@ -1,0 +1,58 @@
+package grant
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/renewd/renewd/schema"
+)
+
+// Errors of a Store. Any other error means "the store could not be asked": the caller does not know whether a write
+// happened, and finds out by loading.
+var (
+	ErrNotFound = errors.New("no such grant")
+	ErrClaimed  = errors.New("grant is claimed by another worker")
+	ErrConflict = errors.New("grant was changed meanwhile")
+)
+
+// ClaimRequest asks for the claim on a grant.
+type ClaimRequest struct {
+	Nonce string        // unique for each renewal; asking again with the same nonce extends the claim
+	For   time.Duration // how long it lasts, by the store's clock
+	Cause schema.Cause
+	// Presented marks the claim as used: the caller is about to present the token. It is kept once set.
+	Presented bool
+}
+
+// Store keeps grants. All methods are safe for concurrent use, also from several processes, and every one is
+// linearizable for one grant: what returned nil is seen by each call that starts later, in any process. Errors wrap the
+// sentinels above with the grant's key. No method retries forever; each ends when ctx does.
+type Store interface {
+	// Load returns the record, or ErrNotFound.
+	Load(ctx context.Context, k Key) (Grant, error)
+
+	// Claim takes or extends the claim and returns the record as it is now, in one atomic step. ErrClaimed if another nonce
+	// holds a claim that has not run out by the store's clock; ErrNotFound. The claim's Fingerprint is that of the refresh
+	// token stored at that moment. prior is the claim that was there before, run out or mine; nil if there was none.
+	Claim(ctx context.Context, k Key, r ClaimRequest) (g Grant, prior *Claim, err error)
+
+	// Save replaces the record, including its claim, if its revision is still g.Revision; otherwise ErrConflict (also when
+	// the record is gone: a save never brings an erased user back). Revision zero inserts, and is ErrConflict if the grant
+	// exists; only a login does that. It returns the new revision.
+	Save(ctx context.Context, g Grant) (revision uint64, err error)
+
+	// Delete removes the record if its revision is still the given one: ErrConflict, ErrNotFound.
+	Delete(ctx context.Context, k Key, revision uint64) error
+
+	// List returns up to limit grants, from the start for an empty cursor, and the cursor for the next call, empty at the
+	// end. A grant that exists during the whole walk is returned at least once; the order is the store's own. Grants that
+	// cannot be opened (a lost key) are returned with Err set in their place.
+	List(ctx context.Context, cursor string, limit int) (page []Listed, next string, err error)
+}
+
+// Listed is one grant of a List. Tokens may be left out: Pair then has only ExpiresAt.
+type Listed struct {
+	Grant
+	Err error
+}

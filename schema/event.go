@@ -1,0 +1,170 @@
+package schema
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Event is a CloudEvents 1.0 event with one of this package's payloads.
+type Event struct {
+	ID         string    // unique within Source; also the Nats-Msg-Id
+	Source     string    // a URI reference that names the publisher, "/billing" for instance
+	Type       Type      //
+	Provider   string    // from the NATS subject
+	User       string    // the CloudEvents subject; empty for provider events
+	Time       time.Time // when it happened, UTC
+	DataSchema string    // address of the JSON Schema of Data
+	Data       json.RawMessage
+}
+
+// Address returns what e is about.
+func (e Event) Address() Address { return Address{Type: e.Type, Provider: e.Provider, User: e.User} }
+
+// Cause is the command, or renewd's own timer, that made an outcome happen.
+type Cause struct {
+	ID     string    `json:"id"`
+	Type   Type      `json:"type"` // user.login, user.refresh_due, or CauseTimer, CauseRepair
+	Source string    `json:"source,omitempty"`
+	Time   time.Time `json:"time,omitzero"`
+	Reason string    `json:"reason,omitempty"`
+}
+
+// The causes that are no command of a service: the grant's own timer, and the reconciler's repair of a lost one.
+const (
+	CauseTimer  Type = "renewal.timer"
+	CauseRepair Type = "renewal.repair"
+)
+
+// Login is the data of user.login.
+type Login struct {
+	// Tokens is a compact JWE (RFC 7516; ECDH-ES on P-256, A256GCM) to renewd's public key. See publishers.
+	Tokens string `json:"tokens"`
+}
+
+// What a user.refresh_due wants.
+const (
+	WantProfile = "profile" // sync the profile, rotate the pair only if needed; the default
+	WantTokens  = "tokens"  // rotate the pair now
+)
+
+// RefreshDue is the data of user.refresh_due. All of it is optional.
+type RefreshDue struct {
+	Reason          string `json:"reason,omitempty"`            // free text for the audit, 256 bytes at most
+	Want            string `json:"want,omitempty"`              // WantProfile or WantTokens
+	MinValidSeconds int    `json:"min_valid_seconds,omitempty"` // rotate if less validity is left; 0 to 86,400
+}
+
+// Synced is the data of user.synced: the grant is alive, and this is the user now.
+type Synced struct {
+	Cause     Cause     `json:"cause"`
+	BeganAt   time.Time `json:"began_at"`
+	Version   int64     `json:"version"`
+	Refreshed bool      `json:"refreshed"` // was the pair rotated
+	ExpiresAt time.Time `json:"expires_at,omitzero"`
+	NextDueAt time.Time `json:"next_due_at,omitzero"`
+	Changed   []string  `json:"changed"` // names of the profile's fields that changed
+	Profile   *Profile  `json:"profile,omitempty"`
+	Recovered bool      `json:"recovered,omitempty"` // the first success after failures or a reauth_required
+}
+
+// Reasons of a user.reauth_required. The list is open.
+const (
+	ReasonRevoked         = "revoked"
+	ReasonExpired         = "expired"
+	ReasonRotationLost    = "rotation_lost" // the provider rotated, its reply was lost, the old token is dead
+	ReasonAccountDisabled = "account_disabled"
+	ReasonAccountDeleted  = "account_deleted"
+	ReasonNoRefreshToken  = "no_refresh_token"
+)
+
+// ReauthRequired is the data of user.reauth_required: this user must sign in again.
+type ReauthRequired struct {
+	Cause         Cause     `json:"cause"`
+	BeganAt       time.Time `json:"began_at"`
+	Version       int64     `json:"version"`
+	Reason        string    `json:"reason"`
+	ProviderError string    `json:"provider_error,omitempty"` // the code only
+	LastSyncedAt  time.Time `json:"last_synced_at,omitzero"`
+}
+
+// Reasons of a user.refresh_failed. The list is open.
+const (
+	ReasonUnknownGrant        = "unknown_grant"        // no login of this user was ever seen, or it was erased
+	ReasonReauthRequired      = "reauth_required"      // the user was already told to sign in again
+	ReasonSuspended           = "suspended"            // an operator suspended the grant
+	ReasonProviderUnavailable = "provider_unavailable" // unreachable, timing out, or answering 5xx
+	ReasonThrottled           = "throttled"
+	ReasonConfig              = "provider_config" // the provider refuses our settings, not the user
+	ReasonProviderUnknown     = "provider_answer_unknown"
+	ReasonSubjectMismatch     = "subject_mismatch" // userinfo is about somebody else; nothing was stored
+	ReasonProfile             = "profile_unavailable"
+)
+
+// RefreshFailed is the data of user.refresh_failed: tried and not done; it says nothing against the user.
+type RefreshFailed struct {
+	Cause         Cause      `json:"cause"`
+	BeganAt       time.Time  `json:"began_at"`
+	Version       int64      `json:"version"`
+	Reason        string     `json:"reason"`
+	ProviderError string     `json:"provider_error,omitempty"`
+	Attempts      int        `json:"attempts"`
+	NextAttemptAt *time.Time `json:"next_attempt_at"` // null: waits for an operator
+}
+
+// Forgotten is the data of user.forgotten: the user's data was erased on request.
+type Forgotten struct {
+	Cause   Cause     `json:"cause"`
+	BeganAt time.Time `json:"began_at"`
+}
+
+// Reasons of a message.rejected. The list is open.
+const (
+	RejectSubject         = "malformed_subject"
+	RejectEnvelope        = "malformed_envelope"
+	RejectData            = "malformed_data"
+	RejectUnknownProvider = "unknown_provider"
+	RejectSealed          = "sealed_tokens_refused" // cannot be opened, or was sealed for another user, provider or time
+)
+
+// Rejected is the data of message.rejected: a command that could not be understood. It never carries the body.
+type Rejected struct {
+	Cause   Cause  `json:"cause"`
+	Subject string `json:"subject"` // the NATS subject it came on
+	Reason  string `json:"reason"`
+	Field   string `json:"field,omitempty"`
+	Message string `json:"message"` // for people: what is wrong and what to do
+}
+
+// ProviderState is the data of provider.degraded and provider.recovered.
+type ProviderState struct {
+	Reason  string    `json:"reason"`
+	Since   time.Time `json:"since"`
+	Waiting int64     `json:"waiting"` // renewals that wait for the provider
+}
+
+// Profile is a user as the provider shows it, in one shape for all providers. A nil pointer means the provider did not say.
+type Profile struct {
+	ID            string          `json:"id"`
+	Email         string          `json:"email,omitempty"`
+	EmailVerified *bool           `json:"email_verified,omitempty"`
+	Name          string          `json:"name,omitempty"` // first and last name, trimmed
+	FirstName     string          `json:"first_name,omitempty"`
+	LastName      string          `json:"last_name,omitempty"`
+	Username      string          `json:"username,omitempty"`
+	Picture       string          `json:"picture,omitempty"`
+	Enabled       *bool           `json:"enabled,omitempty"`
+	Locked        *bool           `json:"locked,omitempty"`
+	MFAEnabled    *bool           `json:"mfa_enabled,omitempty"`
+	HasPassword   *bool           `json:"has_password,omitempty"`
+	Organisations []Organisation  `json:"organisations,omitempty"` // sorted by ID
+	Raw           json.RawMessage `json:"raw,omitempty"`           // the provider's own JSON
+}
+
+// Organisation is one membership of a user.
+type Organisation struct {
+	ID          string   `json:"id"`
+	Name        string   `json:"name,omitempty"`
+	Role        string   `json:"role,omitempty"`
+	Roles       []string `json:"roles,omitempty"`       // all that the user has there, inherited ones included, sorted
+	Permissions []string `json:"permissions,omitempty"` // sorted
+}

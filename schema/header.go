@@ -1,0 +1,44 @@
+package schema
+
+import "strings"
+
+// Header is a NATS message's header. Lookups ignore case and Set writes lower case, because NATS itself compares header
+// names case-sensitively while CloudEvents and W3C trace context do not. It serves as an OpenTelemetry carrier as it is.
+// A nats.Header converts to it: schema.Header(msg.Header). Not safe for concurrent writes.
+type Header map[string][]string
+
+// Get returns the first value of key in any case, empty if there is none.
+func (h Header) Get(key string) string {
+	if v := h[key]; len(v) > 0 {
+		return v[0]
+	}
+	for k, v := range h {
+		if len(v) > 0 && strings.EqualFold(k, key) {
+			return v[0]
+		}
+	}
+	return ""
+}
+
+// Set replaces every spelling of key by one value under the lower-case name. Names that start with "Nats-" belong to the
+// server, which compares them with case, so they are kept as written.
+func (h Header) Set(key, value string) {
+	for k := range h {
+		if strings.EqualFold(k, key) {
+			delete(h, k)
+		}
+	}
+	if !strings.HasPrefix(key, "Nats-") {
+		key = strings.ToLower(key)
+	}
+	h[key] = []string{value}
+}
+
+// Keys lists the names as written.
+func (h Header) Keys() []string {
+	keys := make([]string, 0, len(h))
+	for k := range h {
+		keys = append(keys, k)
+	}
+	return keys
+}

@@ -1,0 +1,241 @@
+package schema
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+)
+
+// Type names what an event says. It is the CloudEvents type and the front of its subject.
+type Type string
+
+// The commands that any service may publish.
+const (
+	UserLogin      Type = "user.login"
+	UserRefreshDue Type = "user.refresh_due"
+)
+
+// The outcomes that renewd publishes.
+const (
+	UserSynced         Type = "user.synced"
+	UserReauthRequired Type = "user.reauth_required"
+	UserRefreshFailed  Type = "user.refresh_failed"
+	UserForgotten      Type = "user.forgotten"
+	MessageRejected    Type = "message.rejected"
+	ProviderDegraded   Type = "provider.degraded"
+	ProviderRecovered  Type = "provider.recovered"
+)
+
+// Commands lists the types that services publish.
+func Commands() []Type { return []Type{UserLogin, UserRefreshDue} }
+
+// Outcomes lists the types that renewd publishes.
+func Outcomes() []Type {
+	return []Type{UserSynced, UserReauthRequired, UserRefreshFailed, UserForgotten, MessageRejected, ProviderDegraded, ProviderRecovered}
+}
+
+// Known reports whether t is one of this package's types.
+func (t Type) Known() bool {
+	for _, k := range append(Commands(), Outcomes()...) {
+		if t == k {
+			return true
+		}
+	}
+	return false
+}
+
+// perProvider reports whether t is about a whole provider: its subject then has no user.
+func (t Type) perProvider() bool { return t == ProviderDegraded || t == ProviderRecovered }
+
+// Address says what a subject is about: the type, the provider, and (but for provider events) the user, unescaped.
+type Address struct {
+	Type     Type
+	Provider string
+	User     string
+}
+
+// ErrSubject is wrapped by every error about a subject, a provider id or a user id.
+var ErrSubject = errors.New("malformed subject")
+
+// Subjects builds and parses subjects under one optional prefix, which sets several installations apart on one NATS
+// account. The zero value has no prefix.
+type Subjects struct{ prefix string }
+
+// NewSubjects returns subjects under prefix: empty, or tokens of letters, digits, "-" and "_" joined by dots.
+func NewSubjects(prefix string) (Subjects, error) {
+	if prefix == "" {
+		return Subjects{}, nil
+	}
+	for _, token := range strings.Split(prefix, ".") {
+		if token == "" || strings.IndexFunc(token, func(r rune) bool { return r > 0x7e || !plain(byte(r)) }) >= 0 {
+			return Subjects{}, fmt.Errorf("%w: prefix %q: want tokens of letters, digits, - and _ joined by dots", ErrSubject, prefix)
+		}
+	}
+	return Subjects{prefix: prefix + "."}, nil
+}
+
+// Prefix returns the prefix without its dot; empty when there is none.
+func (s Subjects) Prefix() string { return strings.TrimSuffix(s.prefix, ".") }
+
+// Of returns the subject of a. It panics on a provider or user that CheckProvider or CheckUser refuses: check at the door.
+func (s Subjects) Of(a Address) string {
+	if err := errors.Join(CheckProvider(a.Provider), a.checkUser()); err != nil {
+		panic("schema: subject of " + string(a.Type) + ": " + err.Error())
+	}
+	if a.Type.perProvider() {
+		return s.prefix + string(a.Type) + "." + a.Provider
+	}
+	return s.prefix + string(a.Type) + "." + a.Provider + "." + EscapeUser(a.User)
+}
+
+func (a Address) checkUser() error {
+	if a.Type.perProvider() {
+		return nil
+	}
+	return CheckUser(a.User)
+}
+
+// Filter returns the NATS filter that matches events of one type; an empty provider or user matches all. The result
+// carries the prefix.
+func (s Subjects) Filter(t Type, provider, user string) string {
+	if provider == "" {
+		provider = "*"
+	}
+	if t.perProvider() {
+		return s.prefix + string(t) + "." + provider
+	}
+	if user == "" {
+		if t == MessageRejected && provider == "*" {
+			return s.prefix + string(t) + ".>"
+		}
+		return s.prefix + string(t) + "." + provider + ".*"
+	}
+	return s.prefix + string(t) + "." + provider + "." + EscapeUser(user)
+}
+
+// Parse is the inverse of Of. Its errors wrap ErrSubject and say what is wrong with which part; a form that Of would not
+// have written is refused, so that one user has one subject.
+func (s Subjects) Parse(subject string) (Address, error) {
+	rest, ok := strings.CutPrefix(subject, s.prefix)
+	if !ok {
+		return Address{}, fmt.Errorf("%w: %q lacks the prefix %q", ErrSubject, subject, s.Prefix())
+	}
+	parts := strings.Split(rest, ".")
+	if len(parts) < 3 {
+		return Address{}, fmt.Errorf("%w: %q: want <type>.<provider>.<user>", ErrSubject, subject)
+	}
+	a := Address{Type: Type(parts[0] + "." + parts[1]), Provider: parts[2]}
+	if !a.Type.Known() {
+		return a, fmt.Errorf("%w: %q: unknown type %q", ErrSubject, subject, a.Type)
+	}
+	if err := CheckProvider(a.Provider); err != nil {
+		return a, err
+	}
+	if a.Type.perProvider() {
+		if len(parts) != 3 {
+			return a, fmt.Errorf("%w: %q: want %s.<provider>", ErrSubject, subject, a.Type)
+		}
+		return a, nil
+	}
+	if len(parts) != 4 {
+		return a, fmt.Errorf("%w: %q: want %s.<provider>.<user> with the user escaped to one token (jane@example.com is %s)",
+			ErrSubject, subject, a.Type, EscapeUser("jane@example.com"))
+	}
+	user, err := UnescapeUser(parts[3])
+	if err != nil {
+		return a, err
+	}
+	a.User = user
+	return a, nil
+}
+
+// MaxUser is the longest user id, in bytes.
+const MaxUser = 256
+
+// CheckProvider refuses an id that is not [a-z0-9][a-z0-9-]{0,31}. A provider's id is for ever: it is part of keys,
+// subjects and encrypted records.
+func CheckProvider(id string) error {
+	ok := len(id) >= 1 && len(id) <= 32 && id[0] != '-'
+	for i := 0; ok && i < len(id); i++ {
+		c := id[i]
+		ok = c == '-' || c >= 'a' && c <= 'z' || c >= '0' && c <= '9'
+	}
+	if !ok {
+		return fmt.Errorf("%w: provider %q: want 1-32 of a-z, 0-9 and -, not starting with -", ErrSubject, id)
+	}
+	return nil
+}
+
+// CheckUser refuses an id that is not 1-256 bytes of UTF-8 without control characters.
+func CheckUser(id string) error {
+	switch {
+	case id == "":
+		return fmt.Errorf("%w: user is empty", ErrSubject)
+	case len(id) > MaxUser:
+		return fmt.Errorf("%w: user has %d bytes, %d at most", ErrSubject, len(id), MaxUser)
+	case !utf8.ValidString(id):
+		return fmt.Errorf("%w: user %q is not UTF-8", ErrSubject, id)
+	}
+	for _, r := range id {
+		if r < 0x20 || r >= 0x7f && r <= 0x9f {
+			return fmt.Errorf("%w: user %q has a control character", ErrSubject, id)
+		}
+	}
+	return nil
+}
+
+func plain(c byte) bool {
+	return c == '-' || c == '_' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+}
+
+const hexDigits = "0123456789ABCDEF"
+
+// EscapeUser writes a user id as one subject token, which is also a valid NATS KV key: every byte outside [A-Za-z0-9_-]
+// becomes =XX in upper-case hex ("auth0|abc" is "auth0=7Cabc").
+func EscapeUser(id string) string {
+	n := 0
+	for i := 0; i < len(id); i++ {
+		if !plain(id[i]) {
+			n++
+		}
+	}
+	if n == 0 {
+		return id
+	}
+	b := make([]byte, 0, len(id)+2*n)
+	for i := 0; i < len(id); i++ {
+		if c := id[i]; plain(c) {
+			b = append(b, c)
+		} else {
+			b = append(b, '=', hexDigits[c>>4], hexDigits[c&15])
+		}
+	}
+	return string(b)
+}
+
+// UnescapeUser is the inverse of EscapeUser. It refuses every form EscapeUser would not have written; errors wrap
+// ErrSubject.
+func UnescapeUser(token string) (string, error) {
+	b := make([]byte, 0, len(token))
+	for i := 0; i < len(token); i++ {
+		c := token[i]
+		if plain(c) {
+			b = append(b, c)
+			continue
+		}
+		if c != '=' || i+2 >= len(token) {
+			return "", fmt.Errorf("%w: user token %q: write every byte outside A-Z a-z 0-9 _ - as =XX", ErrSubject, token)
+		}
+		hi, lo := strings.IndexByte(hexDigits, token[i+1]), strings.IndexByte(hexDigits, token[i+2])
+		if hi < 0 || lo < 0 || plain(byte(hi<<4|lo)) {
+			return "", fmt.Errorf("%w: user token %q: %q is not how that byte is written", ErrSubject, token, token[i:i+3])
+		}
+		b = append(b, byte(hi<<4|lo))
+		i += 2
+	}
+	if err := CheckUser(string(b)); err != nil {
+		return "", err
+	}
+	return string(b), nil
+}
