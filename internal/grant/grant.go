@@ -67,13 +67,20 @@ type Verdict struct {
 	Confirmed   bool      `json:"confirmed,omitempty"`
 }
 
+// Doubt remembers that a presentation of the stored refresh token ended without a readable answer: the provider may have
+// rotated it. A refusal after that is rotation_lost, not revoked.
+type Doubt struct {
+	Fingerprint string    `json:"fingerprint"`
+	Since       time.Time `json:"since"`
+}
+
 // Pending is an outcome that is decided and stored but perhaps not yet published.
 type Pending struct {
-	ID        string          `json:"id"`
-	Type      schema.Type     `json:"type"`
-	Data      json.RawMessage `json:"data"`            // the outcome's data; for user.synced without the profile, which the record has
-	ArmAt     time.Time       `json:"arm_at,omitzero"` // next timer; zero: none
-	ArmReason string          `json:"arm_reason,omitempty"`
+	ID   string          `json:"id"`
+	Type schema.Type     `json:"type"`
+	Data json.RawMessage `json:"data"` // for user.synced without the profile: the record has it
+	// Stale: the profile could not be fetched this time, so the outcome goes without it.
+	Stale bool `json:"stale,omitempty"`
 }
 
 // Order places a login among all logins of a user: by the creation time of the LOGINS stream, then its sequence in it.
@@ -102,6 +109,7 @@ type Grant struct {
 	Status  Status
 	Verdict *Verdict
 	Claim   *Claim
+	Doubt   *Doubt
 
 	// SavedBy is the nonce of the last save: it tells a worker whose save was refused that the reply was lost, not the save.
 	SavedBy  string
@@ -109,7 +117,8 @@ type Grant struct {
 	BeganAt  time.Time    // when that renewal began
 	Progress Progress
 	Pending  *Pending
-	// Refreshed and Recovered are about that renewal: was the pair rotated, and was it the first success after failures.
+	// Refreshed: that renewal rotated the pair. Recovered: the next user.synced is the first success after a failure or a
+	// reauth_required; with an empty Progress it has not been said yet.
 	Refreshed bool
 	Recovered bool
 

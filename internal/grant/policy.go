@@ -100,15 +100,20 @@ func (p Policy) largestJitter(lifetime time.Duration) time.Duration {
 }
 
 // Due is when pair wants renewing: expiry − margin − jitter, never sooner than the floor after now. draw is in [0,1).
+// A pair without a refresh token is due when it expires: the user keeps what is left.
 func (p Policy) Due(pair Pair, now time.Time, draw float64) time.Time {
-	due := pair.ExpiresAt.Add(-p.margin(pair.Lifetime) - time.Duration(draw*float64(p.largestJitter(pair.Lifetime))))
-	if pair.Refresh.IsZero() {
-		due = pair.ExpiresAt // nothing to renew with: the user keeps what is left
-	}
+	due := p.due(pair, draw)
 	if floor := now.Add(p.Floor); due.Before(floor) {
-		due = floor
+		return floor
 	}
 	return due
+}
+
+func (p Policy) due(pair Pair, draw float64) time.Time {
+	if pair.Refresh.IsZero() {
+		return pair.ExpiresAt
+	}
+	return pair.ExpiresAt.Add(-p.margin(pair.Lifetime) - time.Duration(draw*float64(p.largestJitter(pair.Lifetime))))
 }
 
 // Retry is the wait before try number n (1 is the first retry): exponential with full jitter between RetryMin and RetryMax.

@@ -1,0 +1,91 @@
+package grant
+
+import (
+	"slices"
+	"time"
+
+	"github.com/renewd/renewd/schema"
+)
+
+// Step is what to do next with a grant.
+type Step string
+
+// The steps. Each ends in an outcome that answers the work's cause, but for Drop.
+const (
+	Drop    Step = "drop"    // a timer of a grant that is no longer renewed: nothing to do, nobody to answer
+	Refuse  Step = "refuse"  // a command for such a grant: answer user.refresh_failed
+	Refresh Step = "refresh" // claim, present the refresh token, save the pair, then Sync
+	Sync    Step = "sync"    // fetch the profile with the access token
+	Publish Step = "publish" // the outcome is stored already: publish it again under the same id
+	SignOut Step = "signout" // tokens are wanted and there is no refresh token: user.reauth_required
+)
+
+// slack covers timers that fire up to a second early and the calls that follow.
+const slack = 2 * time.Second
+
+// IsCommand reports whether c is something a service asked for and waits to see answered.
+func IsCommand(c schema.Cause) bool { return slices.Contains(schema.Commands(), c.Type) }
+
+// Decide says what to do with g for w at now. It is the whole rule of when a refresh token is presented.
+func Decide(g Grant, w Work, p Policy, now time.Time) Step {
+	if g.Cause.ID == w.Cause.ID && w.Cause.ID != "" {
+		switch g.Progress {
+		case Saved:
+			return Sync
+		case Synced:
+			return Publish
+		}
+	}
+	if g.Status != Live {
+		if IsCommand(w.Cause) {
+			return Refuse
+		}
+		return Drop
+	}
+	if !g.wantsTokens(w, p, now) {
+		return Sync
+	}
+	if g.Pair.Refresh.IsZero() {
+		return SignOut
+	}
+	return Refresh
+}
+
+func (g Grant) wantsTokens(w Work, p Policy, now time.Time) bool {
+	left := g.Pair.ExpiresAt.Sub(now)
+	if g.Pair.Refresh.IsZero() {
+		return w.Want == schema.WantTokens || left < w.MinValid || left <= slack
+	}
+	switch {
+	case g.inDoubt():
+		// The token may be spent already; only presenting it again, soon, can tell.
+		return true
+	case g.Verdict != nil && p.confirms(*g.Verdict, now):
+		return true
+	case left > slack && now.Sub(g.RefreshedAt) < p.Floor:
+		return false
+	case left < p.margin(g.Pair.Lifetime)+p.largestJitter(g.Pair.Lifetime)+slack:
+		return true
+	}
+	return w.Want == schema.WantTokens || left < w.MinValid
+}
+
+// inDoubt reports whether the stored refresh token was presented by somebody whose answer nobody knows.
+func (g Grant) inDoubt() bool {
+	f := g.Fingerprint()
+	return g.Doubt != nil && g.Doubt.Fingerprint == f ||
+		g.Claim != nil && g.Claim.Presented && g.Claim.Fingerprint == f
+}
+
+// confirms reports whether a second refusal at now makes v final. Timers are cut to whole seconds, hence the slack.
+func (p Policy) confirms(v Verdict, now time.Time) bool { return now.Sub(v.At) >= p.ConfirmMin-slack/2 }
+
+// Accepts reports whether tokens that came from presenting the refresh token with this fingerprint, asked for at sentAt,
+// are still the newest when the record has become g: nobody has stored the answer to a later presentation, and no newer
+// login is there.
+func (g Grant) Accepts(presented string, sentAt time.Time) bool {
+	if g.Pair.Parent == presented {
+		return g.Pair.SentAt.Before(sentAt)
+	}
+	return g.Fingerprint() == presented
+}
