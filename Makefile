@@ -1,0 +1,38 @@
+# What there is to do in this repository. `make` alone lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+TOOLS := $(CURDIR)/.cache/bin
+TEST_FLAGS ?=
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+test: export CI = true
+test: ## Check everything: installs what is missing, then format, vet, staticcheck, build, fuzz smoke, all tests with -race
+	@scripts/setup.sh $(TOOLS)
+	@scripts/lint.sh $(TOOLS)
+	@scripts/fuzz.sh 2s
+	@scripts/test.sh $(TEST_FLAGS)
+
+lint: ## Check format, go vet and staticcheck, and that everything builds
+	@scripts/setup.sh $(TOOLS)
+	@scripts/lint.sh $(TOOLS)
+
+fuzz: ## Run every fuzz target for a minute
+	@scripts/fuzz.sh 60s
+
+build: ## Build a static ./renewd
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o renewd ./cmd/renewd
+
+image: ## Build the container image renewd:<version>
+	docker build --build-arg VERSION='$(VERSION)' --tag 'renewd:$(VERSION)' .
+
+fmt: ## Format the code
+	gofmt -w .
+
+.PHONY: help test lint fuzz build image fmt
