@@ -78,6 +78,12 @@ func NewSubjects(prefix string) (Subjects, error) {
 // Prefix returns the prefix without its dot; empty when there is none.
 func (s Subjects) Prefix() string { return strings.TrimSuffix(s.prefix, ".") }
 
+// Name puts the prefix before the name of a stream or bucket: "acme" and "LOGINS" give "acme_LOGINS". Dots of the prefix
+// become "_", because names have none.
+func (s Subjects) Name(base string) string {
+	return strings.ReplaceAll(s.prefix, ".", "_") + base
+}
+
 // Of returns the subject of a. It panics on a provider or user that CheckProvider or CheckUser refuses: check at the door.
 func (s Subjects) Of(a Address) string {
 	if err := errors.Join(CheckProvider(a.Provider), a.checkUser()); err != nil {

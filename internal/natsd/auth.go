@@ -1,0 +1,95 @@
+package natsd
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
+
+	"github.com/renewd/renewd/internal/grant"
+)
+
+// Auth is what clients of the embedded server must show: one token, or one user with a password, or one of some nkeys.
+// Whoever gets in may publish and read everything, renewd's own subjects included.
+type Auth struct {
+	Token    grant.Secret
+	User     string
+	Password grant.Secret
+	// Nkeys are public user keys, U…; see ParseNkeys.
+	Nkeys []string
+}
+
+func (a Auth) isZero() bool {
+	return a.Token.IsZero() && a.User == "" && a.Password.IsZero() && len(a.Nkeys) == 0
+}
+
+// ParseNkeys reads a file of public user nkeys, one a line; empty lines and what follows # are left out.
+func ParseNkeys(file []byte) ([]string, error) {
+	var keys []string
+	lines := bufio.NewScanner(bytes.NewReader(file))
+	for n := 1; lines.Scan(); n++ {
+		line, _, _ := strings.Cut(lines.Text(), "#")
+		key := strings.TrimSpace(line)
+		if key == "" {
+			continue
+		}
+		if !nkeys.IsValidPublicUserKey(key) {
+			// The key itself stays out of the text: a seed put here by mistake must not reach a log.
+			return nil, fmt.Errorf("line %d: no public user nkey: want U and 55 more characters, as `nsc` or `nk -gen user -pubout` print it", n)
+		}
+		keys = append(keys, key)
+	}
+	if err := lines.Err(); err != nil {
+		return nil, err
+	}
+	if len(keys) == 0 {
+		return nil, errors.New("no nkey in the file")
+	}
+	return keys, nil
+}
+
+// apply sets a in the server's options, and returns what this process itself shows.
+func (a Auth) apply(o *server.Options) ([]nats.Option, error) {
+	kinds := 0
+	for _, given := range []bool{!a.Token.IsZero(), a.User != "" || !a.Password.IsZero(), len(a.Nkeys) > 0} {
+		if given {
+			kinds++
+		}
+	}
+	switch {
+	case kinds == 0:
+		return nil, nil
+	case kinds > 1:
+		return nil, errors.New("auth: want a token, or a user and password, or nkeys, not several of them")
+	case !a.Token.IsZero():
+		o.Authorization = a.Token.Reveal()
+		return []nats.Option{nats.Token(a.Token.Reveal())}, nil
+	case len(a.Nkeys) > 0:
+		return a.nkeys(o)
+	case a.User == "" || a.Password.IsZero():
+		return nil, errors.New("auth: user and password go together")
+	}
+	o.Username, o.Password = a.User, a.Password.Reveal()
+	return []nats.Option{nats.UserInfo(a.User, a.Password.Reveal())}, nil
+}
+
+// nkeys lets the given keys in, and one more that lives in this process only, for its own connections.
+func (a Auth) nkeys(o *server.Options) ([]nats.Option, error) {
+	pair, err := nkeys.CreateUser()
+	if err != nil {
+		return nil, fmt.Errorf("auth: create own nkey: %w", err)
+	}
+	own, err := pair.PublicKey()
+	if err != nil {
+		return nil, fmt.Errorf("auth: create own nkey: %w", err)
+	}
+	for _, key := range append([]string{own}, a.Nkeys...) {
+		o.Nkeys = append(o.Nkeys, &server.NkeyUser{Nkey: key})
+	}
+	return []nats.Option{nats.Nkey(own, pair.Sign)}, nil
+}

@@ -1,0 +1,218 @@
+// Package natsd owns the embedded NATS server: JetStream in a folder, in this process, and on a port only when told.
+//
+// It makes no stream, installs no signal handler and never ends the process; what the server calls fatal is Start's error.
+// A Server is safe for concurrent use. Whoever starts one must Run it or shut it down: both wait until everything is on
+// disk and every goroutine of the server has ended.
+package natsd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+
+	"github.com/renewd/renewd/internal/grant"
+)
+
+// Config is how the embedded server runs. The zero value of a field stands for its default.
+type Config struct {
+	// StoreDir holds everything the server keeps; it is created. Required. One server at a time: it is locked.
+	StoreDir string
+	// Listen is the host:port for other processes; port 0 takes a free one. Empty: this process only. Beyond loopback it
+	// needs Auth.
+	Listen string
+	// Auth is what clients must show. The zero value lets everybody in who can reach Listen.
+	Auth Auth
+	// SyncAlways flushes every write to the disk before it is acknowledged: needed where tokens live in NATS KV.
+	SyncAlways bool
+	// SyncInterval is how much a power cut may take, without SyncAlways. Default 1 s (the server's own is 2 min).
+	SyncInterval time.Duration
+	// MaxStore and MaxMemory bound JetStream, in bytes. Default: what the server finds free. A full store wedges timers.
+	MaxStore, MaxMemory int64
+	// Key encrypts the store's files. Starting with another key than they were written with makes the streams unreadable:
+	// see stream.CheckFolder.
+	Key grant.Secret
+	// ReadyTimeout bounds the start, which reads all timers back: 10 million take half a minute. Default 10 min.
+	ReadyTimeout time.Duration
+	// Logger gets what the server logs. Default none.
+	Logger *slog.Logger
+}
+
+func (c Config) withDefaults() Config {
+	if c.SyncInterval == 0 {
+		c.SyncInterval = time.Second
+	}
+	if c.ReadyTimeout == 0 {
+		c.ReadyTimeout = 10 * time.Minute
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+// Server is a running NATS server.
+type Server struct {
+	nats     *server.Server
+	self     []nats.Option // what this process shows when it connects
+	lock     *os.File
+	started  sync.WaitGroup
+	shutdown sync.Once
+}
+
+// Start starts a server and waits until it serves. When ctx ends first, or the server cannot start, nothing is left behind.
+func Start(ctx context.Context, c Config) (*Server, error) {
+	c = c.withDefaults()
+	options, self, err := c.options()
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(c.StoreDir, 0o700); err != nil {
+		return nil, fmt.Errorf("embedded NATS: %w", err)
+	}
+	held, err := lock(filepath.Join(c.StoreDir, "renewd.lock"))
+	if err != nil {
+		return nil, fmt.Errorf("embedded NATS: %s is in use by another renewd: stop that one, or set RENEWD_DATA_DIR to another folder: %w", c.StoreDir, err)
+	}
+	ns, err := server.NewServer(options)
+	if err != nil {
+		_ = held.Close()
+		return nil, fmt.Errorf("embedded NATS: %w", err)
+	}
+	fatal := make(chan string, 1)
+	ns.SetLoggerV2(logger{c.Logger, fatal}, false, false, false)
+	s := &Server{nats: ns, self: self, lock: held}
+	s.started.Go(ns.Start)
+	if err := s.ready(ctx, c, fatal); err != nil {
+		s.Shutdown()
+		return nil, fmt.Errorf("embedded NATS: %w", err)
+	}
+	c.Logger.InfoContext(ctx, "embedded NATS server is ready", "store", c.StoreDir, "listen", c.Listen)
+	return s, nil
+}
+
+func (s *Server) ready(ctx context.Context, c Config, fatal <-chan string) error {
+	deadline := time.Now().Add(c.ReadyTimeout)
+	for !s.nats.ReadyForConnections(100 * time.Millisecond) {
+		select {
+		case text := <-fatal:
+			return errors.New(text)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		default:
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("not ready after %v: it reads its store back; give it longer, or look at the folder %s", c.ReadyTimeout, c.StoreDir)
+		}
+	}
+	select {
+	case text := <-fatal:
+		return errors.New(text)
+	default:
+	}
+	if !s.nats.JetStreamEnabled() {
+		return fmt.Errorf("JetStream did not start in %s", c.StoreDir)
+	}
+	return nil
+}
+
+// Connect opens a connection inside this process, no port involved.
+func (s *Server) Connect(opts ...nats.Option) (*nats.Conn, error) {
+	all := append([]nats.Option{nats.InProcessServer(s.nats)}, s.self...)
+	nc, err := nats.Connect("", append(all, opts...)...)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the embedded NATS: %w", err)
+	}
+	return nc, nil
+}
+
+// ClientURL is where other processes connect; empty if the server does not listen.
+func (s *Server) ClientURL() string {
+	addr := s.nats.Addr()
+	if addr == nil {
+		return ""
+	}
+	return "nats://" + addr.String()
+}
+
+// Run waits for the end of ctx and shuts the server down. Its error says that the server ended by itself.
+func (s *Server) Run(ctx context.Context) error {
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		s.nats.WaitForShutdown()
+	}()
+	select {
+	case <-ended:
+		s.Shutdown()
+		if ctx.Err() != nil {
+			return nil
+		}
+		return errors.New("embedded NATS: the server ended by itself: its log says why")
+	case <-ctx.Done():
+		s.Shutdown()
+		<-ended
+		return nil
+	}
+}
+
+// Shutdown ends the server and waits for it. More than one call does no harm.
+func (s *Server) Shutdown() {
+	s.shutdown.Do(func() {
+		s.nats.Shutdown()
+		s.nats.WaitForShutdown()
+		s.started.Wait()
+		_ = s.lock.Close()
+	})
+}
+
+func (c Config) options() (*server.Options, []nats.Option, error) {
+	if c.StoreDir == "" {
+		return nil, nil, errors.New("embedded NATS: no store folder: set RENEWD_DATA_DIR")
+	}
+	o := &server.Options{
+		ServerName: "renewd", JetStream: true, StoreDir: c.StoreDir, DontListen: c.Listen == "", NoSigs: true, DisableJetStreamBanner: true,
+		SyncAlways: c.SyncAlways, SyncInterval: c.SyncInterval, JetStreamMaxStore: c.MaxStore, JetStreamMaxMemory: c.MaxMemory,
+		JetStreamKey: c.Key.Reveal(),
+	}
+	if c.Listen != "" {
+		if err := c.listen(o); err != nil {
+			return nil, nil, err
+		}
+	}
+	self, err := c.Auth.apply(o)
+	if err != nil {
+		return nil, nil, fmt.Errorf("embedded NATS: %w", err)
+	}
+	return o, self, nil
+}
+
+func (c Config) listen(o *server.Options) error {
+	host, port, err := net.SplitHostPort(c.Listen)
+	if err != nil {
+		return fmt.Errorf("embedded NATS: RENEWD_NATS_LISTEN %q: want host:port, 127.0.0.1:4222 for instance: %w", c.Listen, err)
+	}
+	number, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return fmt.Errorf("embedded NATS: RENEWD_NATS_LISTEN %q: want a port from 0 to 65535", c.Listen)
+	}
+	ip := net.ParseIP(host)
+	if loopback := host == "localhost" || ip != nil && ip.IsLoopback(); !loopback && c.Auth.isZero() {
+		return fmt.Errorf("embedded NATS: RENEWD_NATS_LISTEN %q reaches beyond this machine, so clients must authenticate: "+
+			"set a token, a user and password, or nkeys, or listen on 127.0.0.1", c.Listen)
+	}
+	o.Host, o.Port = host, int(number)
+	if number == 0 {
+		o.Port = server.RANDOM_PORT
+	}
+	return nil
+}

@@ -1,0 +1,223 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel/metric"
+	metricnoop "go.opentelemetry.io/otel/metric/noop"
+	"go.opentelemetry.io/otel/propagation"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/schema"
+)
+
+// Config is what an Engine needs beside the connection. The zero value of a field stands for its default.
+type Config struct {
+	Subjects schema.Subjects
+	// SyncedTTL is how long a user.synced stays in OUTCOMES, 1 s at least. Default 7 days; negative: as long as the stream
+	// keeps the rest.
+	SyncedTTL time.Duration
+	// Now is the local clock. Default time.Now.
+	Now func() time.Time
+	// Propagator puts the span of a call into the message. Default W3C trace context.
+	Propagator propagation.TextMapPropagator
+	// Meter gets the gauges. Default none.
+	Meter metric.Meter
+	// Logger hears of what Run cannot measure. Default none.
+	Logger *slog.Logger
+	// ClockEvery and DepthEvery are the periods of Run's measurements. Defaults 1 min, 10 s.
+	ClockEvery, DepthEvery time.Duration
+}
+
+func (c Config) withDefaults() Config {
+	if c.SyncedTTL == 0 {
+		c.SyncedTTL = 7 * 24 * time.Hour
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Propagator == nil {
+		c.Propagator = propagation.TraceContext{}
+	}
+	if c.Meter == nil {
+		c.Meter = metricnoop.NewMeterProvider().Meter("")
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.ClockEvery == 0 {
+		c.ClockEvery = time.Minute
+	}
+	if c.DepthEvery == 0 {
+		c.DepthEvery = 10 * time.Second
+	}
+	return c
+}
+
+// Engine arms timers, wakes grants, publishes outcomes and parks pairs.
+type Engine struct {
+	js     jetstream.JetStream // requests
+	pub    jetstream.JetStream // publishes: its own bound and acknowledgement timeout
+	slots  chan struct{}       // bounds publishes in flight
+	config Config
+	clock  clock
+	depths atomic.Pointer[Depths]
+}
+
+const (
+	publishesInFlight = 2048
+	ackTimeout        = 10 * time.Second
+	// A stream without a leader answers nobody for some seconds; so does one that does not exist.
+	leaderWait  = 8 * time.Second
+	leaderRetry = 250 * time.Millisecond
+)
+
+// NewEngine returns an engine on the connection of js. It sends nothing.
+func NewEngine(js jetstream.JetStream, c Config) (*Engine, error) {
+	pub, err := jetstream.New(js.Conn(), jetstream.WithPublishAsyncMaxPending(2*publishesInFlight), jetstream.WithPublishAsyncTimeout(ackTimeout))
+	if err != nil {
+		return nil, fmt.Errorf("new engine: %w", err)
+	}
+	return &Engine{js: js, pub: pub, slots: make(chan struct{}, publishesInFlight), config: c.withDefaults()}, nil
+}
+
+// Arm sets the grant's timer to at, by the server's clock, in place of any timer it has. A time that has passed is due at
+// once. When it fires, the message carries w and the trace context of ctx.
+func (e *Engine) Arm(ctx context.Context, k grant.Key, at time.Time, w grant.Work) error {
+	h := workHeader(w)
+	e.config.Propagator.Inject(ctx, h)
+	// Not jetstream.WithScheduleAt, which cuts to whole seconds: the timer would be early, and all timers of a second
+	// would fire together. No message id: a repeated one would leave the old timer in place.
+	h.Set(jetstream.ScheduleHeader, "@at "+at.UTC().Format(time.RFC3339Nano))
+	h.Set(jetstream.ScheduleTargetHeader, e.due(k))
+	if _, err := e.publish(ctx, Renewals, e.timer(k), h, nil); err != nil {
+		return fmt.Errorf("arm %s: %w", k, err)
+	}
+	return nil
+}
+
+// Wake makes the grant due now and removes its timer, in one step. A renewal that waits or is in hand is replaced: one
+// that waits becomes this one, one in hand is followed by this one.
+func (e *Engine) Wake(ctx context.Context, k grant.Key, w grant.Work) error {
+	h := workHeader(w)
+	e.config.Propagator.Inject(ctx, h)
+	h.Set("Nats-Schedule-Next", "purge")
+	h.Set(jetstream.SchedulerHeader, e.timer(k))
+	if _, err := e.publish(ctx, Renewals, e.due(k), h, nil); err != nil {
+		return fmt.Errorf("wake %s: %w", k, err)
+	}
+	return nil
+}
+
+// Cancel removes the grant's timer and the renewal that waits, if any.
+func (e *Engine) Cancel(ctx context.Context, k grant.Key) error {
+	if err := e.purge(ctx, Renewals, e.timer(k), e.due(k)); err != nil {
+		return fmt.Errorf("cancel %s: %w", k, err)
+	}
+	return nil
+}
+
+// Erase removes everything about the user at this provider from the streams: commands, timer, parked pair, outcomes. Call
+// it after the store's record is gone; a second call does what is left to do.
+func (e *Engine) Erase(ctx context.Context, k grant.Key) error {
+	user := func(t schema.Type) string { return e.config.Subjects.Filter(t, k.Provider, k.User) }
+	outcomes := []string{user(schema.MessageRejected)}
+	for _, t := range append(userOutcomes(), schema.UserForgotten) {
+		outcomes = append(outcomes, user(t))
+	}
+	for _, s := range []struct {
+		stream   string
+		subjects []string
+	}{
+		{Logins, []string{user(schema.UserLogin)}},
+		{Requests, []string{user(schema.UserRefreshDue)}},
+		{Renewals, []string{e.timer(k), e.due(k)}},
+		{Parked, []string{e.parked(k)}},
+		{Outcomes, outcomes},
+	} {
+		if err := e.purge(ctx, s.stream, s.subjects...); err != nil {
+			return fmt.Errorf("erase %s: %w", k, err)
+		}
+	}
+	return nil
+}
+
+func (e *Engine) purge(ctx context.Context, base string, subjects ...string) error {
+	name := e.config.Subjects.Name(base)
+	s, err := e.js.Stream(ctx, name)
+	if err != nil {
+		return fmt.Errorf("stream %s: %w", name, err)
+	}
+	for _, subject := range subjects {
+		if err := s.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
+			return fmt.Errorf("purge %s: %w", subject, err)
+		}
+	}
+	return nil
+}
+
+func (e *Engine) timer(k grant.Key) string  { return e.user(timerSubject, k) }
+func (e *Engine) due(k grant.Key) string    { return e.user(dueSubject, k) }
+func (e *Engine) parked(k grant.Key) string { return e.user(parkedSubject, k) }
+
+// user panics on a key that schema refuses: it would reach other users' subjects, and keys are checked at the door.
+func (e *Engine) user(front string, k grant.Key) string {
+	if err := errors.Join(schema.CheckProvider(k.Provider), schema.CheckUser(k.User)); err != nil {
+		panic("stream: " + err.Error())
+	}
+	return prefixed(e.config.Subjects, front) + "." + k.Provider + "." + schema.EscapeUser(k.User)
+}
+
+// publish stores one message in the stream base and returns when the server has acknowledged it. The server answers a
+// caller's message while others are on their way, so concurrent callers share round trips; past the bound they wait for a
+// slot until ctx ends. After an error the message may be stored all the same.
+func (e *Engine) publish(ctx context.Context, base, subject string, h schema.Header, data []byte) (*jetstream.PubAck, error) {
+	select {
+	case e.slots <- struct{}{}:
+		defer func() { <-e.slots }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("publish %s: %w", subject, context.Cause(ctx))
+	}
+	name := e.config.Subjects.Name(base)
+	patience := time.NewTimer(leaderWait)
+	defer patience.Stop()
+	for {
+		ack, err := e.publishOnce(ctx, name, &nats.Msg{Subject: subject, Header: nats.Header(h), Data: data})
+		if !errors.Is(err, jetstream.ErrNoStreamResponse) {
+			if err != nil {
+				err = fmt.Errorf("publish %s: %w", subject, err)
+			}
+			return ack, err
+		}
+		select {
+		case <-time.After(leaderRetry):
+		case <-patience.C:
+			return nil, fmt.Errorf("publish %s: no stream takes it: has %s a leader? If it does not exist: renewd streams apply: %w", subject, name, err)
+		case <-ctx.Done():
+			return nil, fmt.Errorf("publish %s: %w: %w", subject, context.Cause(ctx), err)
+		}
+	}
+}
+
+func (e *Engine) publishOnce(ctx context.Context, stream string, m *nats.Msg) (*jetstream.PubAck, error) {
+	// The client's own retries would go on after ctx ended.
+	ack, err := e.pub.PublishMsgAsync(m, jetstream.WithExpectStream(stream), jetstream.WithRetryAttempts(0))
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case a := <-ack.Ok():
+		return a, nil
+	case err := <-ack.Err():
+		return nil, err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}

@@ -1,0 +1,69 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/schema"
+)
+
+// Parcel is a pair that the store would not take, sealed with grant.PurposePark.
+type Parcel struct {
+	Version int64 // that the pair was sealed for
+	Sealed  []byte
+	// Sequence and Time are where and when it was parked; Park ignores them.
+	Sequence uint64
+	Time     time.Time
+}
+
+const headerVersion = "renewd-version"
+
+// Park stores the parcel in place of any other of this grant.
+func (e *Engine) Park(ctx context.Context, k grant.Key, p Parcel) error {
+	h := schema.Header{}
+	h.Set(headerVersion, strconv.FormatInt(p.Version, 10))
+	if _, err := e.publish(ctx, Parked, e.parked(k), h, p.Sealed); err != nil {
+		return fmt.Errorf("park pair of %s: %w", k, err)
+	}
+	return nil
+}
+
+// Parked returns the grant's parcel; found is false if there is none. It asks the leader, so what Park stored is seen.
+func (e *Engine) Parked(ctx context.Context, k grant.Key) (p Parcel, found bool, err error) {
+	m, err := e.last(ctx, Parked, e.parked(k))
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return Parcel{}, false, nil
+	}
+	if err != nil {
+		return Parcel{}, false, fmt.Errorf("look for parked pair of %s: %w", k, err)
+	}
+	version, err := strconv.ParseInt(schema.Header(m.Header).Get(headerVersion), 10, 64)
+	if err != nil {
+		return Parcel{}, false, fmt.Errorf("parked pair of %s: header %s: %w", k, headerVersion, err)
+	}
+	return Parcel{Version: version, Sealed: m.Data, Sequence: m.Sequence, Time: m.Time}, true, nil
+}
+
+// Unpark removes the parcel that Parked returned, and leaves a newer one. Sequence 0 removes whatever there is.
+func (e *Engine) Unpark(ctx context.Context, k grant.Key, sequence uint64) error {
+	if sequence == 0 {
+		if err := e.purge(ctx, Parked, e.parked(k)); err != nil {
+			return fmt.Errorf("unpark pair of %s: %w", k, err)
+		}
+		return nil
+	}
+	s, err := e.js.Stream(ctx, e.config.Subjects.Name(Parked))
+	if err == nil {
+		err = s.Purge(ctx, jetstream.WithPurgeSubject(e.parked(k)), jetstream.WithPurgeSequence(sequence+1))
+	}
+	if err != nil {
+		return fmt.Errorf("unpark pair of %s: %w", k, err)
+	}
+	return nil
+}

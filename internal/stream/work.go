@@ -1,0 +1,87 @@
+package stream
+
+import (
+	"fmt"
+	"net/url"
+	"time"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/schema"
+)
+
+// Headers of a renewal. They carry the work instead of the body, because the server hands a schedule's headers on to the
+// message it fires, and because any NATS tool shows them. Values are percent-encoded: a reason is somebody's free text.
+const (
+	headerID       = "ce-id"
+	headerType     = "ce-type"
+	headerSource   = "ce-source"
+	headerTime     = "ce-time"
+	headerReason   = "renewd-reason"
+	headerWant     = "renewd-want"
+	headerMinValid = "renewd-min-valid"
+)
+
+func workHeader(w grant.Work) schema.Header {
+	h := schema.Header{}
+	set := func(name, value string) {
+		if value != "" {
+			h.Set(name, url.PathEscape(value))
+		}
+	}
+	set(headerID, w.Cause.ID)
+	set(headerType, string(w.Cause.Type))
+	set(headerSource, w.Cause.Source)
+	set(headerReason, w.Cause.Reason)
+	set(headerWant, w.Want)
+	if !w.Cause.Time.IsZero() {
+		h.Set(headerTime, w.Cause.Time.UTC().Format(time.RFC3339Nano))
+	}
+	if w.MinValid != 0 {
+		h.Set(headerMinValid, w.MinValid.String())
+	}
+	return h
+}
+
+// ParseWork reads a message of RENEWALS back into what Arm or Wake was given. An error means that somebody else wrote it:
+// it names the subject or header at fault.
+func (e *Engine) ParseWork(subject string, h schema.Header) (grant.Key, grant.Work, error) {
+	provider, user, err := parseRenewal(e.config.Subjects, subject)
+	if err != nil {
+		return grant.Key{}, grant.Work{}, fmt.Errorf("parse renewal: %w", err)
+	}
+	k := grant.Key{Provider: provider, User: user}
+	w, err := parseWork(h)
+	if err != nil {
+		return k, grant.Work{}, fmt.Errorf("parse renewal of %s: %w", k, err)
+	}
+	return k, w, nil
+}
+
+func parseWork(h schema.Header) (w grant.Work, err error) {
+	var kind string
+	for _, f := range []struct {
+		name string
+		to   *string
+	}{
+		{headerID, &w.Cause.ID}, {headerType, &kind}, {headerSource, &w.Cause.Source}, {headerReason, &w.Cause.Reason}, {headerWant, &w.Want},
+	} {
+		if *f.to, err = url.PathUnescape(h.Get(f.name)); err != nil {
+			return w, fmt.Errorf("header %s: %w", f.name, err)
+		}
+	}
+	w.Cause.Type = schema.Type(kind)
+	if w.Cause.ID == "" || kind == "" {
+		return w, fmt.Errorf("header %s or %s is missing: services publish %s, only renewd publishes here", headerID, headerType, schema.UserRefreshDue)
+	}
+	if v := h.Get(headerTime); v != "" {
+		if w.Cause.Time, err = time.Parse(time.RFC3339Nano, v); err != nil {
+			return w, fmt.Errorf("header %s: %w", headerTime, err)
+		}
+	}
+	if v := h.Get(headerMinValid); v != "" {
+		if w.MinValid, err = time.ParseDuration(v); err != nil {
+			return w, fmt.Errorf("header %s: %w", headerMinValid, err)
+		}
+	}
+	return w, nil
+}
