@@ -34,6 +34,6 @@ USER 65532:65532
 WORKDIR /data
 VOLUME /data
 EXPOSE 7460
-HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 CMD ["/usr/local/bin/renewd", "healthcheck"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["/usr/local/bin/renewd", "healthcheck"]
 ENTRYPOINT ["/usr/local/bin/renewd"]
 CMD ["serve"]

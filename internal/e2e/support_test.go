@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -26,6 +27,9 @@ func need(t *testing.T, program string) string {
 	return ""
 }
 
+// hopeless is an error after which eventually does not wait any longer.
+type hopeless struct{ error }
+
 // eventually waits until check returns nil, asking often, and fails the test with its last answer.
 func eventually(t *testing.T, within time.Duration, check func() error) {
 	t.Helper()
@@ -37,6 +41,9 @@ func eventually(t *testing.T, within time.Duration, check func() error) {
 		err := check()
 		if err == nil {
 			return
+		}
+		if _, ok := errors.AsType[hopeless](err); ok {
+			t.Fatal(err)
 		}
 		select {
 		case <-ctx.Done():
