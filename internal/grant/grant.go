@@ -153,6 +153,15 @@ const (
 	PurposePark  = "park"
 )
 
+// Parcel is a pair that the store would not take, sealed with PurposePark and set aside in a stream.
+type Parcel struct {
+	Version int64 // that the pair was sealed for
+	Sealed  []byte
+	// Sequence and Time are where and when it was set aside.
+	Sequence uint64
+	Time     time.Time
+}
+
 // storedPair is the plain form that is sealed. It is the only place where tokens become JSON.
 type storedPair struct {
 	Access    string        `json:"a"`

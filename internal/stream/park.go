@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -13,19 +12,10 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// Parcel is a pair that the store would not take, sealed with grant.PurposePark.
-type Parcel struct {
-	Version int64 // that the pair was sealed for
-	Sealed  []byte
-	// Sequence and Time are where and when it was parked; Park ignores them.
-	Sequence uint64
-	Time     time.Time
-}
-
 const headerVersion = "renewd-version"
 
 // Park stores the parcel in place of any other of this grant.
-func (e *Engine) Park(ctx context.Context, k grant.Key, p Parcel) error {
+func (e *Engine) Park(ctx context.Context, k grant.Key, p grant.Parcel) error {
 	h := schema.Header{}
 	h.Set(headerVersion, strconv.FormatInt(p.Version, 10))
 	if _, err := e.publish(ctx, Parked, e.parked(k), h, p.Sealed); err != nil {
@@ -35,19 +25,19 @@ func (e *Engine) Park(ctx context.Context, k grant.Key, p Parcel) error {
 }
 
 // Parked returns the grant's parcel; found is false if there is none. It asks the leader, so what Park stored is seen.
-func (e *Engine) Parked(ctx context.Context, k grant.Key) (p Parcel, found bool, err error) {
+func (e *Engine) Parked(ctx context.Context, k grant.Key) (p grant.Parcel, found bool, err error) {
 	m, err := e.last(ctx, Parked, e.parked(k))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return Parcel{}, false, nil
+		return grant.Parcel{}, false, nil
 	}
 	if err != nil {
-		return Parcel{}, false, fmt.Errorf("look for parked pair of %s: %w", k, err)
+		return grant.Parcel{}, false, fmt.Errorf("look for parked pair of %s: %w", k, err)
 	}
 	version, err := strconv.ParseInt(schema.Header(m.Header).Get(headerVersion), 10, 64)
 	if err != nil {
-		return Parcel{}, false, fmt.Errorf("parked pair of %s: header %s: %w", k, headerVersion, err)
+		return grant.Parcel{}, false, fmt.Errorf("parked pair of %s: header %s: %w", k, headerVersion, err)
 	}
-	return Parcel{Version: version, Sealed: m.Data, Sequence: m.Sequence, Time: m.Time}, true, nil
+	return grant.Parcel{Version: version, Sealed: m.Data, Sequence: m.Sequence, Time: m.Time}, true, nil
 }
 
 // Unpark removes the parcel that Parked returned, and leaves a newer one. Sequence 0 removes whatever there is.

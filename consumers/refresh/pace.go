@@ -1,0 +1,78 @@
+package refresh
+
+import (
+	"context"
+	"time"
+
+	"github.com/renewd/renewd/consumers"
+	"github.com/renewd/renewd/internal/grant"
+)
+
+// quietDefault is how long a provider that throttles without a Retry-After is left alone.
+const quietDefault = 5 * time.Second
+
+// heed keeps this process from asking a throttling provider again before it wants to be asked.
+func (t *task) heed(f *grant.Fault) {
+	if f.Class != grant.Throttled {
+		return
+	}
+	wait := f.RetryAfter
+	if wait <= 0 {
+		wait = quietDefault
+	}
+	until := t.Stream.Now().Add(wait).UnixNano()
+	for {
+		old := t.provider.quietUntil.Load()
+		if old >= until || t.provider.quietUntil.CompareAndSwap(old, until) {
+			return
+		}
+	}
+}
+
+// quiet is how long the provider still wants to be left alone; 0 when it may be asked.
+func (t *task) quiet() time.Duration {
+	wait := time.Duration(t.provider.quietUntil.Load() - t.Stream.Now().UnixNano())
+	if g := t.provider.Guard; g != nil {
+		wait = max(wait, g.Wait())
+	}
+	return max(0, wait)
+}
+
+// later puts the work off: the same cause again when the wait is over, spread so that not all come at once.
+func (t *task) later(ctx context.Context, wait time.Duration) error {
+	spread := time.Duration(t.Rand() * float64(min(wait, 30*time.Second)))
+	if err := t.Stream.Arm(ctx, t.key, t.Stream.Now().Add(wait+spread), t.work); err != nil {
+		return consumers.Retry(err, time.Second)
+	}
+	return nil
+}
+
+// report tells the guard how a presentation ended.
+func (t *task) report(f *grant.Fault) {
+	switch {
+	case t.provider.Guard == nil:
+	case f == nil:
+		t.provider.Guard.Report("")
+	default:
+		t.provider.Guard.Report(f.Class)
+	}
+}
+
+// hold asks why a refusal must not end the grant now: the first one never does, a second one needs the guard's word.
+func (t *task) hold(ctx context.Context, g grant.Grant, f *grant.Fault, presented string) (string, error) {
+	if t.provider.Guard == nil || f.Class != grant.Permanent || g.Verdict == nil || g.Verdict.Fingerprint != presented {
+		return "", nil
+	}
+	return t.provider.Guard.Hold(ctx, g.Verdict.At)
+}
+
+// pace waits for the provider's rate limit.
+func (t *task) pace(ctx context.Context) error {
+	if t.provider.Limiter == nil {
+		return nil
+	}
+	if err := t.provider.Limiter.Wait(ctx); err != nil {
+		return consumers.Retry(err, time.Second)
+	}
+	return nil
+}

@@ -1,0 +1,69 @@
+package refresh
+
+import (
+	"context"
+	"time"
+
+	"github.com/renewd/renewd/consumers"
+	"github.com/renewd/renewd/internal/grant"
+)
+
+// park seals a pair that the store would not take into the stream, where another process finds it if this one dies.
+func (t *task) park(ctx context.Context, version int64, pair grant.Pair, cause error) bool {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	sealed, err := grant.SealPair(t.Cipher, grant.PurposePark, t.key, version, pair)
+	if err == nil {
+		err = t.Stream.Park(ctx, t.key, grant.Parcel{Version: version, Sealed: sealed})
+	}
+	if err != nil {
+		t.Logger.Error("a rotated pair can be neither saved nor parked; both are tried on", "grant", t.key, "save_error", cause, "park_error", err)
+		return false
+	}
+	t.Logger.Warn("the store did not take a rotated pair; it is parked in the stream and saved when the store is back", "grant", t.key, "error", cause)
+	t.meters.parked.Add(ctx, 1)
+	return true
+}
+
+// unpark applies a parked pair when the claim before ours ended unknown. done tells that it did, and g is then saved.
+func (t *task) unpark(ctx context.Context, c *claimed, g grant.Grant) (_ grant.Grant, done bool, _ error) {
+	presented := g.Fingerprint()
+	if g.Doubt == nil || g.Doubt.Fingerprint != presented {
+		return g, false, nil
+	}
+	parcel, ok, err := t.Stream.Parked(ctx, t.key)
+	if err != nil {
+		return g, false, consumers.Retry(err, time.Second)
+	}
+	if !ok {
+		return g, false, nil
+	}
+	// The record may have moved on while the pair waited. What ties the two is the pair's parent, the fingerprint of the
+	// token that it was got with.
+	pair, err := grant.OpenPair(t.Cipher, grant.PurposePark, t.key, parcel.Version, parcel.Sealed)
+	if err != nil {
+		t.Logger.Error("a parked pair cannot be opened; is a key missing from the keyring?", "grant", t.key, "error", err)
+		return g, false, nil
+	}
+	if pair.Parent != presented {
+		t.discard(ctx, parcel.Sequence) // about a token that is no longer the stored one
+		return g, false, nil
+	}
+	c.release()
+	g, err = t.savePair(ctx, g, grant.Tokens{
+		Access: pair.Access, Refresh: pair.Refresh, ID: pair.ID, Scope: pair.Scope, ExpiresIn: pair.Lifetime, SentAt: pair.SentAt,
+	})
+	if err != nil {
+		return g, false, err
+	}
+	t.Logger.Info("applied a parked pair", "grant", t.key)
+	t.discard(ctx, parcel.Sequence)
+	return g, true, nil
+}
+
+// discard removes the grant's parked pair, any for sequence 0. If that fails it does no harm: its parent is spent.
+func (t *task) discard(ctx context.Context, sequence uint64) {
+	if err := t.Stream.Unpark(ctx, t.key, sequence); err != nil {
+		t.Logger.Warn("a parked pair that was saved is still in the stream; it is harmless", "grant", t.key, "error", err)
+	}
+}

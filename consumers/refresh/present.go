@@ -1,0 +1,294 @@
+package refresh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/renewd/renewd/consumers"
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/schema"
+)
+
+// refresh claims the grant, presents its refresh token once, and saves what comes back before anything else.
+func (t *task) refresh(ctx context.Context, g grant.Grant) error {
+	if wait := t.quiet(); wait > 0 {
+		return t.later(ctx, wait)
+	}
+	if err := t.pace(ctx); err != nil {
+		return err
+	}
+	claim, g, err := t.claim(ctx)
+	if err != nil {
+		return err
+	}
+	defer claim.release()
+	if g, done, err := t.unpark(ctx, claim, g); done || err != nil {
+		if err != nil {
+			return err
+		}
+		return t.sync(ctx, g)
+	}
+	tokens, fault := t.present(ctx, claim, g)
+	if fault != nil && mayReplay(fault) && ctx.Err() == nil {
+		// The token may be spent, the reply is lost: the same one again at once, while the provider may still honour it.
+		g = g.Doubted(t.Stream.Now())
+		tokens, fault = t.present(ctx, claim, g)
+	}
+	claim.release()
+	if fault != nil {
+		return t.faulted(ctx, g, fault)
+	}
+	g, err = t.savePair(ctx, g, tokens)
+	if err != nil {
+		return err
+	}
+	return t.sync(ctx, g)
+}
+
+// mayReplay reports whether the provider's answer was lost on the way, rather than the provider being out of order: only
+// then does asking again at once have a point.
+func mayReplay(f *grant.Fault) bool { return f.Class == grant.Ambiguous && f.Status < 300 }
+
+// claimed is a claim in hand. Beats extend it until release.
+type claimed struct {
+	mu    sync.Mutex
+	since time.Time // just before it was last taken or extended
+	over  bool
+}
+
+// live reports whether the claim is surely still ours at now: it counts from before it was asked for, less a margin.
+func (c *claimed) live(now time.Time, lasts time.Duration) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return now.Sub(c.since) < lasts-lasts/5
+}
+
+// release ends the extending; when it returns no extension is under way, so that none can come after the save that clears
+// the claim.
+func (c *claimed) release() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.over = true
+}
+
+// claim takes the grant for one presentation, and decides again on the record as it is under the claim.
+func (t *task) claim(ctx context.Context) (*claimed, grant.Grant, error) {
+	c := &claimed{since: t.Stream.Now()}
+	request := grant.ClaimRequest{Nonce: t.nonce, For: t.ClaimFor, Cause: t.work.Cause, Presented: true}
+	g, prior, err := t.Store.Claim(ctx, t.key, request)
+	switch {
+	case errors.Is(err, grant.ErrNotFound):
+		return nil, g, errAgain
+	case err != nil:
+		return nil, g, consumers.Retry(err, time.Second)
+	}
+	g = g.Resumed(t.turn())
+	if prior != nil && prior.Nonce != t.nonce && prior.Presented && prior.Fingerprint == g.Fingerprint() {
+		t.Logger.Warn("a presentation of this refresh token ended unknown", "grant", t.key, "cause", prior.Cause.ID)
+		g = g.Doubted(prior.Until)
+	}
+	unclaimed := g
+	unclaimed.Claim = nil
+	if grant.Decide(unclaimed, t.work, t.provider.Policy, t.Stream.Now()) != grant.Refresh {
+		// Somebody else was faster. Give the claim back: nothing was presented under it.
+		if _, err := t.Store.Save(ctx, unclaimed); err != nil && !errors.Is(err, grant.ErrConflict) {
+			return nil, g, consumers.Retry(err, time.Second)
+		}
+		return nil, g, errAgain
+	}
+	t.m.Hold(func(ctx context.Context) error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.over {
+			return nil
+		}
+		before := t.Stream.Now()
+		_, _, err := t.Store.Claim(ctx, t.key, request)
+		if err == nil {
+			c.since = before
+		}
+		if errors.Is(err, grant.ErrClaimed) || errors.Is(err, grant.ErrNotFound) {
+			return fmt.Errorf("%w: %w", consumers.ErrLeaseLost, err)
+		}
+		return err
+	})
+	return c, g, nil
+}
+
+// present makes the one call that spends the token.
+func (t *task) present(ctx context.Context, c *claimed, g grant.Grant) (grant.Tokens, *grant.Fault) {
+	if !t.m.Held() || !c.live(t.Stream.Now(), t.ClaimFor) {
+		// Stalled since the claim: it may have run out, and the grant be in somebody else's hand by now.
+		return grant.Tokens{}, &grant.Fault{Class: grant.Unsent, Op: "refresh", Err: consumers.ErrLeaseLost}
+	}
+	began := time.Now()
+	tokens, err := t.provider.Client.Refresh(ctx, g.Pair.Refresh)
+	fault := asFault("refresh", err)
+	t.meters.called(ctx, t.key.Provider, "refresh", fault, time.Since(began))
+	t.report(fault)
+	return tokens, fault
+}
+
+// asFault makes every error of a client a *grant.Fault: what is not one is ambiguous, never a verdict.
+func asFault(op string, err error) *grant.Fault {
+	if err == nil {
+		return nil
+	}
+	if f, ok := errors.AsType[*grant.Fault](err); ok {
+		return f
+	}
+	return &grant.Fault{Class: grant.Ambiguous, Op: op, Err: err}
+}
+
+// savePair stores a fresh pair. Nothing may come between the provider's answer and this, and nothing ends it but the
+// store having the pair: a shutdown does not, a lost lease does not. While the store is down the pair is parked.
+func (t *task) savePair(ctx context.Context, g grant.Grant, tokens grant.Tokens) (grant.Grant, error) {
+	presented := g.Fingerprint()
+	work := ctx
+	ctx = context.WithoutCancel(ctx)
+	var waits backoff.BackOff = backoff.NewExponentialBackOff(
+		backoff.WithInitialInterval(50*time.Millisecond), backoff.WithMaxInterval(2*time.Second), backoff.WithMaxElapsedTime(0))
+	var parked bool
+	var ended time.Time
+	for {
+		next, err := t.savePairOnce(ctx, &g, tokens, presented)
+		if err == nil || errors.Is(err, errAgain) {
+			if parked {
+				t.discard(ctx, 0)
+			}
+			return next, err
+		}
+		if !parked {
+			rotated := g.Rotated(t.turn(), tokens, presented)
+			parked = t.park(ctx, rotated.Version, rotated.Pair, err)
+		}
+		if work.Err() != nil && ended.IsZero() {
+			ended = time.Now()
+		}
+		if !ended.IsZero() && (parked || time.Since(ended) > t.SaveLimit) {
+			if !parked {
+				t.Logger.Error("a rotated pair is lost: neither the store nor the stream took it", "grant", t.key, "error", err)
+				t.meters.lost.Add(ctx, 1)
+			}
+			return next, consumers.Retry(err, time.Second)
+		}
+		<-time.After(waits.NextBackOff())
+	}
+}
+
+// savePairOnce tries to store the pair on top of *g, and moves *g to the newest record on a conflict.
+func (t *task) savePairOnce(ctx context.Context, g *grant.Grant, tokens grant.Tokens, presented string) (grant.Grant, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	for {
+		next := g.Rotated(t.turn(), tokens, presented)
+		rev, err := t.Store.Save(ctx, next)
+		if err == nil {
+			next.Revision = rev
+			return next, nil
+		}
+		if !errors.Is(err, grant.ErrConflict) {
+			return *g, err
+		}
+		cur, err := t.Store.Load(ctx, t.key)
+		switch {
+		case errors.Is(err, grant.ErrNotFound):
+			t.Logger.Info("dropped a fresh pair: the user was erased meanwhile", "grant", t.key)
+			return *g, errAgain
+		case err != nil:
+			return *g, err
+		case cur.SavedBy == t.nonce && cur.Pair.Parent == presented && cur.Pair.Refresh.Equal(next.Pair.Refresh):
+			return cur, nil // the save had worked, its reply was lost
+		case !cur.Accepts(presented, tokens.SentAt):
+			// Never revoke it: at some providers that would end the newer login too.
+			t.Logger.Info("dropped a fresh pair: a newer login or answer is stored", "grant", t.key)
+			t.meters.superseded.Add(ctx, 1)
+			return *g, errAgain
+		}
+		*g = cur.Resumed(t.turn())
+	}
+}
+
+// faulted writes down a presentation that brought no tokens.
+func (t *task) faulted(ctx context.Context, g grant.Grant, f *grant.Fault) error {
+	presented := g.Fingerprint()
+	doubt := g.Doubt
+	t.heed(f)
+	level := slog.LevelWarn
+	if f.Class == grant.Config {
+		level = slog.LevelError
+	}
+	t.Logger.Log(ctx, level, "refresh failed", "grant", t.key, "class", f.Class, "error", f, "hint", hint(f))
+	if f.Class == grant.Unsent && errors.Is(f, consumers.ErrLeaseLost) {
+		return consumers.Retry(f, time.Second)
+	}
+	// The outcome of a call must be written down also when the work was cut short meanwhile.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	held, err := t.hold(ctx, g, f, presented)
+	if err != nil {
+		return consumers.Retry(err, time.Second)
+	}
+	final := false
+	g, err = t.update(ctx, g, func(cur grant.Grant) (grant.Grant, bool) {
+		if cur.Fingerprint() != presented {
+			return cur, false // a newer login, or somebody else's answer: this one says nothing about it
+		}
+		if cur.Doubt == nil {
+			cur.Doubt = doubt
+		}
+		switch {
+		case held != "":
+			return cur.Failed(t.turn(), grant.Failure{Reason: held, Code: f.Code, Own: true, Final: true}), true
+		case f.Class == grant.Permanent:
+			cur, final = cur.Refused(t.turn(), f, presented)
+			return cur, true
+		case f.Class == grant.Ambiguous:
+			cur = cur.Doubted(t.Stream.Now())
+		}
+		return cur.Failed(t.turn(), failure(f)), true
+	})
+	if err != nil {
+		return err
+	}
+	if final {
+		t.Logger.Info("user must sign in again", "grant", t.key, "reason", g.Verdict.Reason, "code", g.Verdict.Code)
+	}
+	return t.finish(ctx, g)
+}
+
+// failure is how a fault that is no verdict counts.
+func failure(f *grant.Fault) grant.Failure {
+	out := grant.Failure{Code: f.Code, Wait: f.RetryAfter}
+	switch f.Class {
+	case grant.Throttled:
+		out.Reason = schema.ReasonThrottled
+	case grant.Config:
+		out.Reason = schema.ReasonConfig
+	case grant.Unknown, grant.Permanent:
+		out.Reason, out.Own = schema.ReasonProviderUnknown, true
+	default:
+		out.Reason = schema.ReasonProviderUnavailable
+	}
+	return out
+}
+
+func hint(f *grant.Fault) string {
+	switch f.Class {
+	case grant.Config:
+		return "check this provider's client id, secret, client_auth and URLs in renewd's settings; no user is signed out by it"
+	case grant.Throttled:
+		return "the provider asks for patience; lower this provider's rate or concurrency if it goes on"
+	case grant.Unknown:
+		return "an answer nobody knows; if it means a dead session, add a code rule for this provider"
+	case grant.Permanent:
+		return "asked once more before the user is told to sign in again"
+	default:
+		return "tried again with backoff"
+	}
+}

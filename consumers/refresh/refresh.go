@@ -1,0 +1,255 @@
+package refresh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nuid"
+	"github.com/renewd/renewd/consumers"
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/schema"
+	"go.opentelemetry.io/otel/metric"
+)
+
+// Client calls one provider. Errors are *grant.Fault, or one of grant.ErrAccessRefused and grant.ErrSubjectMismatch.
+type Client interface {
+	Refresh(ctx context.Context, refresh grant.Secret) (grant.Tokens, error)
+	UserInfo(ctx context.Context, access grant.Secret, user string) (schema.Profile, error)
+}
+
+// Limiter paces the calls to one provider. Wait returns when one more may be made, or the context's error.
+type Limiter interface {
+	Wait(ctx context.Context) error
+}
+
+// Guard is what all workers together know about a provider's health.
+type Guard interface {
+	// Report counts how a refresh ended; the empty class is a success.
+	Report(class grant.Class)
+	// Wait is how long the provider is to be left alone; 0: it may be called.
+	Wait() time.Duration
+	// Hold says why a refusal first given at since is not to be believed now; empty: it is.
+	Hold(ctx context.Context, since time.Time) (reason string, err error)
+}
+
+// Provider is one provider as this package needs it.
+type Provider struct {
+	Client  Client
+	Policy  grant.Policy // zero fields take their defaults
+	Limiter Limiter      // nil: no limit
+	Guard   Guard        // nil: every confirmed refusal is believed, and the provider is never left alone
+
+	// quietUntil is when a throttling provider wants to be asked again, in Unix nanoseconds by the stream's clock.
+	quietUntil *atomic.Int64
+}
+
+// Stream is the engine: timers, outcomes, and the place where a pair waits that the store would not take.
+type Stream interface {
+	Arm(ctx context.Context, k grant.Key, at time.Time, w grant.Work) error
+	Publish(ctx context.Context, e schema.Event) error
+	Answered(ctx context.Context, k grant.Key, id string) (bool, error)
+	Park(ctx context.Context, k grant.Key, p grant.Parcel) error
+	Parked(ctx context.Context, k grant.Key) (p grant.Parcel, found bool, err error)
+	Unpark(ctx context.Context, k grant.Key, sequence uint64) error
+	Now() time.Time
+}
+
+// Config is what a Consumer stands on.
+type Config struct {
+	Store     grant.Store
+	Stream    Stream
+	Providers map[string]Provider
+	// Cipher seals a pair that is parked.
+	Cipher grant.Cipher
+	// Parse reads the grant and the work out of a due message.
+	Parse func(subject string, h schema.Header) (grant.Key, grant.Work, error)
+	// Source is the CloudEvents source of outcomes. Default "/renewd".
+	Source string
+	// ClaimFor is how long a claim lasts unless a beat extends it. Default 10 s; keep it at the runner's AckWait.
+	ClaimFor time.Duration
+	// SaveLimit is how long after the work's end a pair that is neither saved nor parked is still offered to the store.
+	// Default 1 min.
+	SaveLimit time.Duration
+	// Rand draws from [0,1), for jitter; safe for concurrent use.
+	Rand   func() float64
+	Logger *slog.Logger
+	Meter  metric.Meter
+}
+
+// Consumer handles due renewals.
+type Consumer struct {
+	Config
+	meters meters
+}
+
+// New checks c and fills in its defaults.
+func New(c Config) (*Consumer, error) {
+	for name, missing := range map[string]bool{
+		"Store": c.Store == nil, "Stream": c.Stream == nil, "Cipher": c.Cipher == nil, "Parse": c.Parse == nil, "Rand": c.Rand == nil,
+		"Logger": c.Logger == nil, "Meter": c.Meter == nil,
+	} {
+		if missing {
+			return nil, fmt.Errorf("refresh: %s: missing", name)
+		}
+	}
+	if c.Source == "" {
+		c.Source = "/renewd"
+	}
+	if c.ClaimFor == 0 {
+		c.ClaimFor = 10 * time.Second
+	}
+	if c.SaveLimit == 0 {
+		c.SaveLimit = time.Minute
+	}
+	providers := make(map[string]Provider, len(c.Providers))
+	for id, p := range c.Providers {
+		p.Policy = p.Policy.WithDefaults()
+		if err := p.Policy.Validate(); err != nil {
+			return nil, fmt.Errorf("refresh: provider %s: %w", id, err)
+		}
+		p.quietUntil = new(atomic.Int64)
+		providers[id] = p
+	}
+	c.Providers = providers
+	m, err := newMeters(c.Meter)
+	if err != nil {
+		return nil, err
+	}
+	return &Consumer{Config: c, meters: m}, nil
+}
+
+// Handle renews the grant of one due message. Its error is a verdict of package consumers; nil means that the outcome and
+// the next timer are stored and the message may go.
+func (c *Consumer) Handle(ctx context.Context, m *consumers.Message) error {
+	key, work, err := c.Parse(m.Subject, m.Header)
+	if err != nil {
+		return consumers.Reject(err)
+	}
+	p, ok := c.Providers[key.Provider]
+	if !ok {
+		return consumers.Reject(&schema.Malformed{
+			Reason: schema.RejectUnknownProvider, Field: "provider",
+			Message: fmt.Sprintf("%q is not among the providers in renewd's settings", key.Provider),
+		})
+	}
+	t := &task{Consumer: c, m: m, key: key, work: work, provider: p, nonce: nuid.Next(), began: c.Stream.Now()}
+	return t.run(ctx)
+}
+
+// task is the handling of one message.
+type task struct {
+	*Consumer
+	m        *consumers.Message
+	key      grant.Key
+	work     grant.Work
+	provider Provider
+	nonce    string
+	began    time.Time
+	resumed  bool // an earlier delivery of this work left its outcome in the record
+}
+
+// errAgain says that the record has changed under our feet: load it and decide anew.
+var errAgain = errors.New("grant was changed meanwhile")
+
+// rounds bounds how often one delivery starts anew. Each needs another writer to have got in between.
+const rounds = 8
+
+func (t *task) run(ctx context.Context) error {
+	for range rounds {
+		g, err := t.Store.Load(ctx, t.key)
+		if errors.Is(err, grant.ErrNotFound) {
+			return t.answer(ctx, 0, schema.ReasonUnknownGrant)
+		}
+		if err != nil {
+			return consumers.Retry(err, time.Second)
+		}
+		if err := t.step(ctx, g.Resumed(t.turn())); !errors.Is(err, errAgain) {
+			return err
+		}
+	}
+	return consumers.Retry(errAgain, time.Second)
+}
+
+// step does what is to be done with g, to the end.
+func (t *task) step(ctx context.Context, g grant.Grant) error {
+	switch grant.Decide(g, t.work, t.provider.Policy, t.Stream.Now()) {
+	case grant.Refuse:
+		return t.answer(ctx, g.Version, string(g.Status))
+	case grant.Publish:
+		t.resumed = true
+		return t.finish(ctx, g)
+	case grant.SignOut:
+		return t.signOut(ctx, g)
+	case grant.Refresh:
+		return t.refresh(ctx, g)
+	case grant.Sync:
+		return t.sync(ctx, g)
+	default:
+		return nil // grant.Drop
+	}
+}
+
+// turn is what changes of the record made now have in common.
+func (t *task) turn() grant.Turn {
+	return grant.Turn{Work: t.work, Nonce: t.nonce, BeganAt: t.began, Now: t.Stream.Now(), Draw: t.Rand(), Policy: t.provider.Policy}
+}
+
+// signOut ends a grant that has no refresh token and needs one.
+func (t *task) signOut(ctx context.Context, g grant.Grant) error {
+	g, err := t.update(ctx, g, func(cur grant.Grant) (grant.Grant, bool) {
+		if grant.Decide(cur, t.work, t.provider.Policy, t.Stream.Now()) != grant.SignOut {
+			return cur, false
+		}
+		return cur.SignedOut(t.turn(), grant.Verdict{Reason: schema.ReasonNoRefreshToken, At: t.Stream.Now()}), true
+	})
+	if err != nil {
+		return err
+	}
+	return t.finish(ctx, g)
+}
+
+// answer says why a command cannot be worked on. A timer has nobody to answer.
+func (t *task) answer(ctx context.Context, version int64, reason string) error {
+	if !grant.IsCommand(t.work.Cause) {
+		return nil
+	}
+	e, err := grant.Answer(t.key, t.turn(), version, reason, t.Source)
+	if err != nil {
+		return err
+	}
+	return t.publish(ctx, e)
+}
+
+// update saves what change makes of the record, again on each conflict, until it is stored or change says that it no
+// longer applies (errAgain).
+func (t *task) update(ctx context.Context, g grant.Grant, change func(cur grant.Grant) (grant.Grant, bool)) (grant.Grant, error) {
+	for range rounds {
+		next, ok := change(g)
+		if !ok {
+			return g, errAgain
+		}
+		rev, err := t.Store.Save(ctx, next)
+		if err == nil {
+			next.Revision = rev
+			return next, nil
+		}
+		if !errors.Is(err, grant.ErrConflict) {
+			return g, consumers.Retry(err, time.Second)
+		}
+		if g, err = t.Store.Load(ctx, t.key); err != nil {
+			if errors.Is(err, grant.ErrNotFound) {
+				return g, errAgain
+			}
+			return g, consumers.Retry(err, time.Second)
+		}
+		if g.SavedBy == t.nonce && g.Version == next.Version {
+			return g, nil // it was stored and the reply was lost
+		}
+		g = g.Resumed(t.turn())
+	}
+	return g, errAgain
+}

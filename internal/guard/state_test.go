@@ -1,0 +1,115 @@
+package guard_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/renewd/renewd/internal/guard"
+)
+
+var (
+	noon  = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	rules = guard.Rules{}.WithDefaults()
+)
+
+// feed applies tallies a second apart and returns the last change.
+func feed(s guard.State, at time.Time, tallies ...guard.Tally) (guard.State, guard.Change, time.Time) {
+	var change guard.Change
+	for _, t := range tallies {
+		at = at.Add(time.Second)
+		s, change = s.Next(t, "a", at, rules)
+	}
+	return s, change, at
+}
+
+func TestOutageOpensAndOneSuccessCloses(t *testing.T) {
+	s, change, at := feed(guard.State{}, noon, guard.Tally{OK: 100}, guard.Tally{Failed: 9})
+	if change != "" {
+		t.Fatal("nine failures among a hundred successes open the breaker")
+	}
+	s, change, at = feed(guard.State{}, noon, guard.Tally{Failed: 9}, guard.Tally{Failed: 1})
+	if change != guard.Degraded || s.Outage.Reason != guard.ReasonOutage {
+		t.Fatalf("ten failures in a row: %s %+v", change, s.Outage)
+	}
+	// Answers that were under way when it opened.
+	if s, change = s.Next(guard.Tally{OK: 1, Failed: 3}, "a", at, rules); change != "" || s.Outage == nil {
+		t.Fatalf("an answer from before the outage: %s", change)
+	}
+	until := s.Outage.Until
+	s, change = s.Next(guard.Tally{Failed: 1}, "a", until, rules)
+	if change != guard.Extended || !s.Outage.Until.After(until.Add(rules.OpenMin)) {
+		t.Fatalf("a failed try: %s until %v after %v", change, s.Outage.Until, until)
+	}
+	for range 20 {
+		s, _ = s.Next(guard.Tally{Failed: 1}, "a", s.Outage.Until, rules)
+	}
+	if wait := s.Outage.Until.Sub(until); wait > 21*rules.OpenMax {
+		t.Errorf("waits grow without bound: %v", wait)
+	}
+	if s, change = s.Next(guard.Tally{OK: 1}, "a", s.Outage.Until, rules); change != guard.Recovered || s.Outage != nil {
+		t.Errorf("a try that worked: %s", change)
+	}
+}
+
+func TestARefusedUserIsNoOutage(t *testing.T) {
+	s, _, at := feed(guard.State{}, noon, guard.Tally{Failed: 10})
+	if _, change := s.Next(guard.Tally{Dead: 1}, "a", at.Add(rules.OpenMin), rules); change != guard.Recovered {
+		t.Errorf("a provider that answers is back: %q", change)
+	}
+}
+
+func TestWrongSettingsAreNamed(t *testing.T) {
+	s, change, _ := feed(guard.State{}, noon, guard.Tally{Config: 10})
+	if change != guard.Degraded || s.Outage.Reason != guard.ReasonConfig {
+		t.Fatalf("%s %+v", change, s.Outage)
+	}
+	// New settings are tried at once.
+	s, _ = s.Next(guard.Tally{}, "b", noon.Add(2*time.Second), rules)
+	if s.Outage == nil || s.Outage.Until.After(noon.Add(2*time.Second)) || !s.ProvenAt.IsZero() {
+		t.Errorf("after new settings %+v", s)
+	}
+}
+
+func TestMassFailureHoldsVerdicts(t *testing.T) {
+	s, change, at := feed(guard.State{}, noon, guard.Tally{OK: 1000}, guard.Tally{Dead: 500})
+	if change != "" || s.Hold(noon, at, rules) != "" {
+		t.Fatal("a third of the users gone trips the guard")
+	}
+	s, change, at = feed(s, at, guard.Tally{Dead: 600})
+	if change != guard.Degraded || s.Outage.Reason != guard.ReasonMassFailure {
+		t.Fatalf("most users gone: %s %+v", change, s.Outage)
+	}
+	if s.Hold(noon, at, rules) != guard.ReasonMassFailure {
+		t.Error("a verdict is believed while most users are refused")
+	}
+	if s, change = s.Next(guard.Tally{Dead: 1}, "a", s.Outage.Until, rules); change != guard.Extended {
+		t.Errorf("still refused: %s", change)
+	}
+	if s, change = s.Next(guard.Tally{OK: 1}, "a", s.Outage.Until, rules); change != guard.Recovered || s.Hold(noon, at, rules) != "" {
+		t.Errorf("back again: %s", change)
+	}
+}
+
+func TestUnprovenSettingsHoldVerdicts(t *testing.T) {
+	s, _, at := feed(guard.State{}, noon, guard.Tally{Dead: 1})
+	if s.Hold(noon, at, rules) == "" {
+		t.Error("a refusal under settings that never worked is believed")
+	}
+	if s.Hold(noon, noon.Add(rules.Hold), rules) != "" {
+		t.Error("it is held back for ever")
+	}
+	s, _, at = feed(s, at, guard.Tally{OK: 1})
+	if s.Hold(noon, at, rules) != "" {
+		t.Error("a refusal under proven settings is not believed")
+	}
+	if s, _ = s.Next(guard.Tally{}, "b", at, rules); s.Hold(noon, at, rules) == "" {
+		t.Error("new settings are taken as proven")
+	}
+}
+
+func TestOldRefusalsAreForgotten(t *testing.T) {
+	s, _, at := feed(guard.State{}, noon, guard.Tally{Dead: 9})
+	if _, change := s.Next(guard.Tally{Dead: 1}, "a", at.Add(rules.Window+time.Second), rules); change != "" {
+		t.Errorf("refusals of different windows are added up: %s", change)
+	}
+}

@@ -1,0 +1,144 @@
+package storetest
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/renewd/renewd/internal/grant"
+)
+
+// Memory is a grant.Store in memory, for tests of what stands on a store. It starts no goroutine and opens no socket, so
+// it fits a synctest bubble. Safe for concurrent use.
+type Memory struct {
+	now func() time.Time
+
+	mu       sync.Mutex
+	revision uint64
+	grants   map[grant.Key]grant.Grant
+}
+
+var _ grant.Store = (*Memory)(nil)
+
+// NewMemory returns an empty store on the given clock.
+func NewMemory(now func() time.Time) *Memory {
+	return &Memory{now: now, grants: map[grant.Key]grant.Grant{}}
+}
+
+// Load implements grant.Store.
+func (m *Memory) Load(ctx context.Context, k grant.Key) (grant.Grant, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	g, ok := m.grants[k]
+	if !ok {
+		return grant.Grant{}, fmt.Errorf("load grant %s: %w", k, grant.ErrNotFound)
+	}
+	return copied(g), context.Cause(ctx)
+}
+
+// Claim implements grant.Store.
+func (m *Memory) Claim(ctx context.Context, k grant.Key, r grant.ClaimRequest) (grant.Grant, *grant.Claim, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	g, ok := m.grants[k]
+	if !ok {
+		return grant.Grant{}, nil, fmt.Errorf("claim grant %s: %w", k, grant.ErrNotFound)
+	}
+	if err := context.Cause(ctx); err != nil {
+		return grant.Grant{}, nil, err
+	}
+	prior, now := g.Claim, m.now()
+	if prior != nil && prior.Nonce != r.Nonce && now.Before(prior.Until) {
+		return grant.Grant{}, nil, fmt.Errorf("claim grant %s: %w", k, grant.ErrClaimed)
+	}
+	used := r.Presented || prior != nil && prior.Nonce == r.Nonce && prior.Presented
+	g.Claim = &grant.Claim{Nonce: r.Nonce, Until: now.Add(r.For), Fingerprint: g.Fingerprint(), Cause: r.Cause, Presented: used}
+	m.put(&g)
+	return copied(g), prior, nil
+}
+
+// Save implements grant.Store.
+func (m *Memory) Save(ctx context.Context, g grant.Grant) (uint64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := context.Cause(ctx); err != nil {
+		return 0, err
+	}
+	if m.grants[g.Key].Revision != g.Revision {
+		return 0, fmt.Errorf("save grant %s: %w", g.Key, grant.ErrConflict)
+	}
+	m.put(&g)
+	return g.Revision, nil
+}
+
+// Delete implements grant.Store.
+func (m *Memory) Delete(_ context.Context, k grant.Key, revision uint64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	g, ok := m.grants[k]
+	switch {
+	case !ok:
+		return fmt.Errorf("delete grant %s: %w", k, grant.ErrNotFound)
+	case g.Revision != revision:
+		return fmt.Errorf("delete grant %s: %w", k, grant.ErrConflict)
+	}
+	delete(m.grants, k)
+	return nil
+}
+
+// List implements grant.Store; the cursor is the last key.
+func (m *Memory) List(_ context.Context, cursor string, limit int) (page []grant.Listed, next string, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	name := func(k grant.Key) string { return k.Provider + "\x00" + k.User }
+	keys := slices.SortedFunc(maps.Keys(m.grants), func(a, b grant.Key) int {
+		if name(a) < name(b) {
+			return -1
+		}
+		return 1
+	})
+	for _, k := range keys {
+		if name(k) <= cursor {
+			continue
+		}
+		if len(page) == limit {
+			return page, name(page[limit-1].Key), nil
+		}
+		page = append(page, grant.Listed{Grant: copied(m.grants[k])})
+	}
+	return page, "", nil
+}
+
+func (m *Memory) put(g *grant.Grant) {
+	m.revision++
+	g.Revision = m.revision
+	m.grants[g.Key] = copied(*g)
+}
+
+// copied keeps what a caller does to its record out of the store.
+func copied(g grant.Grant) grant.Grant {
+	if g.Verdict != nil {
+		v := *g.Verdict
+		g.Verdict = &v
+	}
+	if g.Claim != nil {
+		c := *g.Claim
+		g.Claim = &c
+	}
+	if g.Doubt != nil {
+		d := *g.Doubt
+		g.Doubt = &d
+	}
+	if g.Pending != nil {
+		p := *g.Pending
+		g.Pending = &p
+	}
+	if g.Profile != nil {
+		p := *g.Profile
+		g.Profile = &p
+	}
+	return g
+}
