@@ -2,18 +2,19 @@ package schema
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
 	"strings"
 	"time"
 	"unicode/utf8"
 )
 
 // Malformed says why a message is no event of ours. Reason is one of the Reject constants, Field names the part at fault
-// (an attribute, a data field as a path, or "subject"), Message is for people.
+// (an attribute, a data field as a path, or "subject"), Message is for people. It shows a few bytes of a stranger's
+// subject or attribute at most and nothing of the data, so it may be logged and published.
 type Malformed struct {
 	Reason  string
 	Field   string
@@ -30,120 +31,236 @@ type Arrival struct {
 	Time     time.Time // when the stream stored it
 }
 
-// MaxID is the longest event id, in bytes: ids become NATS message ids and parts of hashes.
+// MaxID is the longest event id, in bytes: ids become NATS message ids and parts of hashes. It bounds Source too.
 const MaxID = 256
 
+// maxDataSchema bounds an address that we only hand on.
+const maxDataSchema = 1024
+
 const (
-	specVersion    = "1.0"
-	structuredType = "application/cloudevents"
+	specVersion = "1.0"
+	jsonType    = "application/json"
+	bareSource  = "/nats" // of a bare message: nobody says who sent it
 )
 
-// Encode writes e as a NATS message in CloudEvents binary mode: attributes in lower-case headers, data as the body, and
-// the id as Nats-Msg-Id too, so that the stream drops a message published twice within its duplicate window.
+// Encode writes e, which needs an ID and a Source, as a NATS message in CloudEvents binary mode: attributes in lower-case
+// headers, data as the body (not copied). The id is also the Nats-Msg-Id, in the same spelling as ce-id, so that the
+// stream drops a message published twice within its duplicate window. An empty DataSchema stands for that of the type.
 func Encode(e Event) (Header, []byte) {
-	h := Header{}
-	h.Set("Nats-Msg-Id", e.ID)
-	h.Set("ce-specversion", specVersion)
-	h.Set("ce-id", percentEncode(e.ID))
-	h.Set("ce-source", percentEncode(e.Source))
-	h.Set("ce-type", string(e.Type))
-	h.Set("ce-time", e.Time.UTC().Format(time.RFC3339Nano))
-	if e.User != "" {
-		h.Set("ce-subject", percentEncode(e.User))
+	const most = 10
+	values := make([]string, 0, most)
+	h := make(Header, most)
+	set := func(name, value string) {
+		values = append(values, value)
+		h[name] = values[len(values)-1 : len(values) : len(values)]
 	}
-	if e.DataSchema != "" {
-		h.Set("ce-dataschema", percentEncode(e.DataSchema))
+	id := percentEncode(e.ID)
+	set("Nats-Msg-Id", id)
+	set("ce-specversion", specVersion)
+	set("ce-id", id)
+	set("ce-source", percentEncode(e.Source))
+	set("ce-type", percentEncode(string(e.Type)))
+	if e.User != "" {
+		set("ce-subject", percentEncode(e.User))
+	}
+	if !e.Time.IsZero() {
+		set("ce-time", e.Time.UTC().Format(time.RFC3339Nano))
+	}
+	if s := cmp.Or(e.DataSchema, DataSchema(e.Type)); s != "" {
+		set("ce-dataschema", percentEncode(s))
 	}
 	if len(e.Data) > 0 {
-		h.Set("content-type", "application/json")
+		// The binding wants the first; libraries written after the HTTP binding look for the second.
+		set("ce-datacontenttype", jsonType)
+		set("content-type", jsonType)
 	}
 	return h, e.Data
 }
 
 // Decode reads a message in binary mode, in structured mode (Content-Type application/cloudevents+json), or bare: no
 // ce- headers and a JSON or empty body, allowed for commands. A bare message's id comes from its stream and sequence.
-// The type, provider and user always come from the subject; attributes that contradict it are refused. Its error is a
-// *Malformed.
+// The type, provider and user always come from the subject; attributes that contradict it, or one another, are refused,
+// and so is data that is no JSON object. Extension attributes are ignored. Its error is a *Malformed. The event's Data is
+// a part of body, not a copy.
 func (s Subjects) Decode(h Header, body []byte, at Arrival) (Event, error) {
 	addr, err := s.Parse(at.Subject)
 	if err != nil {
-		return Event{}, &Malformed{RejectSubject, "subject", err.Error()}
+		return Event{}, &Malformed{RejectSubject, "subject", strings.TrimPrefix(err.Error(), ErrSubject.Error()+": ")}
 	}
-	if structured(h) {
-		return decodeStructured(addr, body)
+	structured, bad := isStructured(h)
+	if bad != nil {
+		return Event{}, bad
 	}
-	e := Event{
-		ID: fmt.Sprintf("%s-%d", at.Stream, at.Sequence), Source: "/nats", Type: addr.Type, Provider: addr.Provider, User: addr.User,
-		Time: at.Time.UTC(), Data: bytes.TrimSpace(body),
+	if !utf8.Valid(body) {
+		return Event{}, &Malformed{RejectData, "data", "the body is no UTF-8: send a JSON object, or nothing"}
 	}
-	if err := e.attributes(binaryAttributes(h)); err != nil {
-		return Event{}, err
+	e := Event{Type: addr.Type, Provider: addr.Provider, User: addr.User, Time: at.Time.UTC()}
+	if structured {
+		bad = e.fromStructured(body)
+	} else {
+		bad = e.fromBinary(h, body, at)
 	}
+	if bad != nil {
+		return Event{}, bad
+	}
+	return e, nil
+}
+
+// isStructured tells the mode as the NATS binding does: structured if and only if Content-Type is a CloudEvents type.
+func isStructured(h Header) (bool, *Malformed) {
+	media, _, _ := strings.Cut(h.Get("Content-Type"), ";")
+	media = strings.ToLower(strings.TrimSpace(media))
+	switch {
+	case media == "application/cloudevents" || media == "application/cloudevents+json":
+		return true, nil
+	case strings.HasPrefix(media, "application/cloudevents"):
+		return false, &Malformed{RejectEnvelope, "content-type", quote(media) + ": want application/cloudevents+json, one event a message"}
+	}
+	return false, nil
+}
+
+func (e *Event) fromBinary(h Header, body []byte, at Arrival) *Malformed {
+	values, bad := binaryAttributes(h)
+	if bad != nil {
+		return bad
+	}
+	if values["id"] == "" {
+		// Only a command may come bare, and only from a stream: what has no place in one has nothing to be told apart by.
+		if !e.Type.command() || at.Stream == "" {
+			return &Malformed{RejectEnvelope, "id", "missing: set the header ce-id"}
+		}
+		e.ID = fmt.Sprintf("%s-%d", at.Stream, at.Sequence)
+	}
+	e.Source = bareSource
+	if bad := e.attributes(values); bad != nil {
+		return bad
+	}
+	e.Data = bytes.TrimSpace(body)
 	if len(e.Data) == 0 {
 		e.Data = json.RawMessage("{}")
 	}
-	if !json.Valid(e.Data) {
-		return Event{}, &Malformed{RejectData, "data", "the body is no JSON: send a JSON object, or nothing"}
-	}
-	return e, nil
+	return e.checkData()
 }
 
-func structured(h Header) bool {
-	return strings.HasPrefix(strings.ToLower(h.Get("Content-Type")), structuredType)
-}
-
-var attributeNames = []string{"specversion", "id", "source", "type", "subject", "time", "dataschema", "datacontenttype"}
-
-func binaryAttributes(h Header) func(string) (string, bool, error) {
-	return func(name string) (string, bool, error) {
-		raw := h.Get("ce-" + name)
-		if raw == "" {
-			return "", false, nil
+// binaryAttributes collects the ce- headers in any case. The same attribute twice, in whatever spelling, must say the same.
+func binaryAttributes(h Header) (map[string]string, *Malformed) {
+	values := make(map[string]string, len(attributeNames))
+	for name, all := range h {
+		if len(name) < 4 || !strings.EqualFold(name[:3], "ce-") {
+			continue
 		}
-		v, err := percentDecode(raw)
-		return v, true, err
+		name = strings.ToLower(name[3:])
+		if !isAttribute(name) {
+			continue
+		}
+		for _, raw := range all {
+			v, err := percentDecode(raw)
+			if err != nil {
+				return nil, &Malformed{RejectEnvelope, name, err.Error()}
+			}
+			if old, twice := values[name]; twice && old != v {
+				return nil, &Malformed{RejectEnvelope, name, "there twice, with different values"}
+			}
+			values[name] = v
+		}
 	}
+	return values, nil
 }
 
-func decodeStructured(addr Address, body []byte) (Event, error) {
-	var doc map[string]json.RawMessage
-	if err := json.Unmarshal(body, &doc); err != nil {
-		return Event{}, &Malformed{RejectEnvelope, "data", "the structured event is no JSON object"}
+func (e *Event) fromStructured(body []byte) *Malformed {
+	doc, bad := members(body)
+	if bad != nil {
+		return bad
 	}
-	e := Event{Type: addr.Type, Provider: addr.Provider, User: addr.User, Data: doc["data"]}
 	if doc["data_base64"] != nil {
-		return Event{}, &Malformed{RejectData, "data_base64", "send the data as a JSON object in data"}
+		return &Malformed{RejectData, "data_base64", "send the data as a JSON object in data"}
 	}
-	err := e.attributes(func(name string) (string, bool, error) {
+	values := make(map[string]string, len(attributeNames))
+	for _, name := range attributeNames {
 		raw, ok := doc[name]
 		if !ok || string(raw) == "null" {
-			return "", false, nil
+			continue
 		}
 		var v string
 		if json.Unmarshal(raw, &v) != nil {
-			return "", false, errors.New("want a string")
+			return &Malformed{RejectEnvelope, name, "want a string"}
 		}
-		return v, true, nil
-	})
-	if err != nil {
-		return Event{}, err
+		values[name] = v
 	}
-	if e.ID == "" || e.Source == "" {
-		return Event{}, &Malformed{RejectEnvelope, "id", "a structured event needs id and source"}
+	if bad := e.attributes(values); bad != nil {
+		return bad
 	}
+	switch {
+	case e.ID == "":
+		return &Malformed{RejectEnvelope, "id", "missing: a structured event needs one"}
+	case e.Source == "":
+		return &Malformed{RejectEnvelope, "source", "missing: a structured event needs one"}
+	}
+	e.Data = doc["data"]
 	if len(e.Data) == 0 || string(e.Data) == "null" {
 		e.Data = json.RawMessage("{}")
 	}
-	return e, nil
+	return e.checkData()
+}
+
+// members takes a structured event apart. A member given twice is refused: readers of JSON differ on which one counts.
+func members(body []byte) (map[string]json.RawMessage, *Malformed) {
+	noObject := &Malformed{RejectEnvelope, "data", "the structured event is no JSON object"}
+	dec := json.NewDecoder(bytes.NewReader(body))
+	if start, err := dec.Token(); err != nil || start != json.Delim('{') {
+		return nil, noObject
+	}
+	doc := map[string]json.RawMessage{}
+	for dec.More() {
+		token, err := dec.Token()
+		name, ok := token.(string)
+		if err != nil || !ok {
+			return nil, noObject
+		}
+		var value json.RawMessage
+		if dec.Decode(&value) != nil {
+			return nil, noObject
+		}
+		if _, twice := doc[name]; twice {
+			return nil, &Malformed{RejectEnvelope, "data", quote(name) + " is there twice"}
+		}
+		doc[name] = value
+	}
+	if _, err := dec.Token(); err != nil {
+		return nil, noObject
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return nil, noObject
+	}
+	return doc, nil
+}
+
+func (e *Event) checkData() *Malformed {
+	switch {
+	case !json.Valid(e.Data):
+		return &Malformed{RejectData, "data", "the body is no JSON: send a JSON object, or nothing"}
+	case e.Data[0] != '{':
+		return &Malformed{RejectData, "data", "the data is JSON but no object: send a JSON object, or nothing"}
+	}
+	return nil
+}
+
+// attributeNames lists the attributes we read, in the order in which they are checked.
+var attributeNames = [...]string{"specversion", "id", "source", "type", "subject", "time", "dataschema", "datacontenttype"}
+
+func isAttribute(name string) bool {
+	for _, known := range attributeNames {
+		if name == known {
+			return true
+		}
+	}
+	return false
 }
 
 // attributes fills e from the envelope and holds it against what the subject said.
-func (e *Event) attributes(get func(string) (string, bool, error)) error {
+func (e *Event) attributes(values map[string]string) *Malformed {
 	for _, name := range attributeNames {
-		v, ok, err := get(name)
-		if err != nil {
-			return &Malformed{RejectEnvelope, name, err.Error()}
-		}
+		v, ok := values[name]
 		if !ok {
 			continue
 		}
@@ -155,105 +272,61 @@ func (e *Event) attributes(get func(string) (string, bool, error)) error {
 }
 
 func (e *Event) attribute(name, v string) error {
+	switch {
+	case v == "":
+		return errors.New("empty: leave it out or give it a value")
+	case hasControl(v):
+		return errors.New("has a control character")
+	}
 	switch name {
 	case "specversion":
 		if v != specVersion {
-			return fmt.Errorf("%.16q: want 1.0", v)
+			return fmt.Errorf("%s: want %s", quote(v), specVersion)
 		}
 	case "id":
-		if v == "" || len(v) > MaxID {
-			return fmt.Errorf("want 1-%d bytes", MaxID)
-		}
 		e.ID = v
+		return atMost(MaxID, v)
 	case "source":
-		if len(v) > MaxID {
-			return fmt.Errorf("want at most %d bytes", MaxID)
-		}
 		e.Source = v
+		return atMost(MaxID, v)
 	case "type":
 		if v != string(e.Type) {
-			return fmt.Errorf("%.64q, but the NATS subject says %s", v, e.Type)
+			return fmt.Errorf("%s, but the NATS subject says %s", quote(v), e.Type)
 		}
 	case "subject":
 		if v != e.User {
-			return fmt.Errorf("another user than the NATS subject's")
+			return errors.New("another user than the NATS subject's")
 		}
 	case "time":
-		t, err := time.Parse(time.RFC3339Nano, v)
-		if err != nil {
-			return errors.New("want RFC 3339")
-		}
-		e.Time = t.UTC()
+		return e.setTime(v)
 	case "dataschema":
 		e.DataSchema = v
+		return atMost(maxDataSchema, v)
 	case "datacontenttype":
 		if !strings.Contains(strings.ToLower(v), "json") {
-			return errors.New("want application/json")
+			return fmt.Errorf("%s: want %s", quote(v), jsonType)
 		}
 	}
 	return nil
 }
 
-// Data decodes the data of e and checks it; its error is a *Malformed that names the field. Unknown fields are ignored.
-func Data[T any](e Event) (T, error) {
-	var v T
-	dec := json.NewDecoder(bytes.NewReader(e.Data))
-	if err := dec.Decode(&v); err != nil && !errors.Is(err, io.EOF) {
-		field := "data"
-		if te, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && te.Field != "" {
-			field = te.Field
-		}
-		return v, &Malformed{RejectData, field, "wrong JSON type: see the schema of " + string(e.Type)}
-	}
-	if c, ok := any(v).(interface{ check() *Malformed }); ok {
-		if m := c.check(); m != nil {
-			return v, m
-		}
-	}
-	return v, nil
-}
-
-func (l Login) check() *Malformed {
-	if l.Tokens == "" {
-		return &Malformed{RejectData, "tokens", "missing: seal the tokens to renewd's public key first"}
+func atMost(n int, v string) error {
+	if len(v) > n {
+		return fmt.Errorf("has %d bytes: want at most %d", len(v), n)
 	}
 	return nil
 }
 
-// MaxMinValid is the largest min_valid_seconds, a day.
-const MaxMinValid = 86400
-
-func (r RefreshDue) check() *Malformed {
-	switch {
-	case r.Want != "" && r.Want != WantProfile && r.Want != WantTokens:
-		return &Malformed{RejectData, "want", fmt.Sprintf("%.32q: want %q or %q", r.Want, WantProfile, WantTokens)}
-	case r.MinValidSeconds < 0 || r.MinValidSeconds > MaxMinValid:
-		return &Malformed{RejectData, "min_valid_seconds", fmt.Sprintf("%d: want 0 to %d", r.MinValidSeconds, MaxMinValid)}
-	case len(r.Reason) > 256:
-		return &Malformed{RejectData, "reason", "want at most 256 bytes"}
+// setTime refuses instants which only exist in their own zone: in UTC their year has no place in RFC 3339, and time.Time
+// would not marshal.
+func (e *Event) setTime(v string) error {
+	t, err := time.Parse(time.RFC3339Nano, v)
+	if err != nil {
+		return errors.New("want RFC 3339, as in 2026-01-31T12:00:00Z")
 	}
+	if t = t.UTC(); t.Year() < 1 || t.Year() > 9999 {
+		return errors.New("want a year from 1 to 9999, in UTC")
+	}
+	e.Time = t
 	return nil
-}
-
-// percentEncode writes an attribute as the CloudEvents NATS binding wants it in a header: space, the double quote, the
-// percent sign and everything outside U+0021-U+007E is percent-encoded.
-func percentEncode(v string) string {
-	var b strings.Builder
-	for i := 0; i < len(v); i++ {
-		if c := v[i]; c <= ' ' || c == '"' || c == '%' || c > '~' {
-			fmt.Fprintf(&b, "%%%02X", c)
-		} else {
-			b.WriteByte(c)
-		}
-	}
-	return b.String()
-}
-
-// percentDecode undoes exactly one round of percent-encoding.
-func percentDecode(v string) (string, error) {
-	d, err := url.PathUnescape(v)
-	if err != nil || !utf8.ValidString(d) {
-		return "", errors.New("bad percent-encoding")
-	}
-	return d, nil
 }

@@ -9,7 +9,7 @@ import (
 type Event struct {
 	ID         string    // unique within Source; also the Nats-Msg-Id
 	Source     string    // a URI reference that names the publisher, "/billing" for instance
-	Type       Type      //
+	Type       Type      // from the NATS subject
 	Provider   string    // from the NATS subject
 	User       string    // the CloudEvents subject; empty for provider events
 	Time       time.Time // when it happened, UTC

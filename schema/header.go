@@ -7,17 +7,22 @@ import "strings"
 // A nats.Header converts to it: schema.Header(msg.Header). Not safe for concurrent writes.
 type Header map[string][]string
 
-// Get returns the first value of key in any case, empty if there is none.
+// Get returns the first value of key in any case, empty if there is none. The spelling asked for comes first, then the
+// others in alphabetical order, so that every reader of one message sees the same value.
 func (h Header) Get(key string) string {
 	if v := h[key]; len(v) > 0 {
 		return v[0]
 	}
+	found := ""
 	for k, v := range h {
-		if len(v) > 0 && strings.EqualFold(k, key) {
-			return v[0]
+		if len(v) > 0 && strings.EqualFold(k, key) && (found == "" || k < found) {
+			found = k
 		}
 	}
-	return ""
+	if found == "" {
+		return ""
+	}
+	return h[found][0]
 }
 
 // Set replaces every spelling of key by one value under the lower-case name. Names that start with "Nats-" belong to the
@@ -34,7 +39,7 @@ func (h Header) Set(key, value string) {
 	h[key] = []string{value}
 }
 
-// Keys lists the names as written.
+// Keys lists the names as written, in no order.
 func (h Header) Keys() []string {
 	keys := make([]string, 0, len(h))
 	for k := range h {

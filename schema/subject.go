@@ -3,6 +3,8 @@ package schema
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 )
@@ -36,14 +38,9 @@ func Outcomes() []Type {
 }
 
 // Known reports whether t is one of this package's types.
-func (t Type) Known() bool {
-	for _, k := range append(Commands(), Outcomes()...) {
-		if t == k {
-			return true
-		}
-	}
-	return false
-}
+func (t Type) Known() bool { return t.command() || slices.Contains(Outcomes(), t) }
+
+func (t Type) command() bool { return t == UserLogin || t == UserRefreshDue }
 
 // perProvider reports whether t is about a whole provider: its subject then has no user.
 func (t Type) perProvider() bool { return t == ProviderDegraded || t == ProviderRecovered }
@@ -62,14 +59,21 @@ var ErrSubject = errors.New("malformed subject")
 // account. The zero value has no prefix.
 type Subjects struct{ prefix string }
 
-// NewSubjects returns subjects under prefix: empty, or tokens of letters, digits, "-" and "_" joined by dots.
+// MaxPrefix is the longest prefix, in bytes: it starts the name of every stream too.
+const MaxPrefix = 64
+
+// NewSubjects returns subjects under prefix: empty, or tokens of letters, digits, "-" and "_" joined by dots, MaxPrefix
+// bytes at most. Prefixes that differ only in "." and "_" give the same stream names: do not use both on one account.
 func NewSubjects(prefix string) (Subjects, error) {
 	if prefix == "" {
 		return Subjects{}, nil
 	}
-	for _, token := range strings.Split(prefix, ".") {
+	if len(prefix) > MaxPrefix {
+		return Subjects{}, fmt.Errorf("%w: prefix has %d bytes, %d at most", ErrSubject, len(prefix), MaxPrefix)
+	}
+	for token := range strings.SplitSeq(prefix, ".") {
 		if token == "" || strings.IndexFunc(token, func(r rune) bool { return r > 0x7e || !plain(byte(r)) }) >= 0 {
-			return Subjects{}, fmt.Errorf("%w: prefix %q: want tokens of letters, digits, - and _ joined by dots", ErrSubject, prefix)
+			return Subjects{}, fmt.Errorf("%w: prefix %s: want tokens of letters, digits, - and _ joined by dots", ErrSubject, quote(prefix))
 		}
 	}
 	return Subjects{prefix: prefix + "."}, nil
@@ -84,9 +88,10 @@ func (s Subjects) Name(base string) string {
 	return strings.ReplaceAll(s.prefix, ".", "_") + base
 }
 
-// Of returns the subject of a. It panics on a provider or user that CheckProvider or CheckUser refuses: check at the door.
+// Of returns the subject of a. It panics on a type that is not Known and on a provider or user that CheckProvider or
+// CheckUser refuses: check at the door.
 func (s Subjects) Of(a Address) string {
-	if err := errors.Join(CheckProvider(a.Provider), a.checkUser()); err != nil {
+	if err := a.check(); err != nil {
 		panic("schema: subject of " + string(a.Type) + ": " + err.Error())
 	}
 	if a.Type.perProvider() {
@@ -95,15 +100,18 @@ func (s Subjects) Of(a Address) string {
 	return s.prefix + string(a.Type) + "." + a.Provider + "." + EscapeUser(a.User)
 }
 
-func (a Address) checkUser() error {
-	if a.Type.perProvider() {
-		return nil
+func (a Address) check() error {
+	if !a.Type.Known() {
+		return fmt.Errorf("%w: unknown type %s", ErrSubject, quote(string(a.Type)))
+	}
+	if err := CheckProvider(a.Provider); err != nil || a.Type.perProvider() {
+		return err
 	}
 	return CheckUser(a.User)
 }
 
 // Filter returns the NATS filter that matches events of one type; an empty provider or user matches all. The result
-// carries the prefix.
+// carries the prefix. The provider goes in as it is: check one that comes from outside.
 func (s Subjects) Filter(t Type, provider, user string) string {
 	if provider == "" {
 		provider = "*"
@@ -121,32 +129,33 @@ func (s Subjects) Filter(t Type, provider, user string) string {
 }
 
 // Parse is the inverse of Of. Its errors wrap ErrSubject and say what is wrong with which part; a form that Of would not
-// have written is refused, so that one user has one subject.
+// have written is refused, so that one user has one subject. Beside an error it returns what it could read.
 func (s Subjects) Parse(subject string) (Address, error) {
 	rest, ok := strings.CutPrefix(subject, s.prefix)
 	if !ok {
-		return Address{}, fmt.Errorf("%w: %q lacks the prefix %q", ErrSubject, subject, s.Prefix())
+		return Address{}, fmt.Errorf("%w: %s lacks the prefix %q", ErrSubject, quote(subject), s.Prefix())
 	}
-	parts := strings.Split(rest, ".")
+	// One part more than the longest form is enough to see that there are too many.
+	parts := strings.SplitN(rest, ".", 5)
 	if len(parts) < 3 {
-		return Address{}, fmt.Errorf("%w: %q: want <type>.<provider>.<user>", ErrSubject, subject)
+		return Address{}, fmt.Errorf("%w: %s: want <type>.<provider>.<user>", ErrSubject, quote(subject))
 	}
 	a := Address{Type: Type(parts[0] + "." + parts[1]), Provider: parts[2]}
 	if !a.Type.Known() {
-		return a, fmt.Errorf("%w: %q: unknown type %q", ErrSubject, subject, a.Type)
+		return a, fmt.Errorf("%w: unknown type %s", ErrSubject, quote(string(a.Type)))
 	}
 	if err := CheckProvider(a.Provider); err != nil {
 		return a, err
 	}
 	if a.Type.perProvider() {
 		if len(parts) != 3 {
-			return a, fmt.Errorf("%w: %q: want %s.<provider>", ErrSubject, subject, a.Type)
+			return a, fmt.Errorf("%w: want %s.<provider> and nothing more", ErrSubject, a.Type)
 		}
 		return a, nil
 	}
 	if len(parts) != 4 {
-		return a, fmt.Errorf("%w: %q: want %s.<provider>.<user> with the user escaped to one token (jane@example.com is %s)",
-			ErrSubject, subject, a.Type, EscapeUser("jane@example.com"))
+		return a, fmt.Errorf("%w: want %s.<provider>.<user> with the user escaped to one token (jane@example.com is %s)",
+			ErrSubject, a.Type, EscapeUser("jane@example.com"))
 	}
 	user, err := UnescapeUser(parts[3])
 	if err != nil {
@@ -168,7 +177,7 @@ func CheckProvider(id string) error {
 		ok = c == '-' || c >= 'a' && c <= 'z' || c >= '0' && c <= '9'
 	}
 	if !ok {
-		return fmt.Errorf("%w: provider %q: want 1-32 of a-z, 0-9 and -, not starting with -", ErrSubject, id)
+		return fmt.Errorf("%w: provider %s: want 1-32 of a-z, 0-9 and -, not starting with -", ErrSubject, quote(id))
 	}
 	return nil
 }
@@ -181,14 +190,32 @@ func CheckUser(id string) error {
 	case len(id) > MaxUser:
 		return fmt.Errorf("%w: user has %d bytes, %d at most", ErrSubject, len(id), MaxUser)
 	case !utf8.ValidString(id):
-		return fmt.Errorf("%w: user %q is not UTF-8", ErrSubject, id)
-	}
-	for _, r := range id {
-		if r < 0x20 || r >= 0x7f && r <= 0x9f {
-			return fmt.Errorf("%w: user %q has a control character", ErrSubject, id)
-		}
+		return fmt.Errorf("%w: user %s is not UTF-8", ErrSubject, quote(id))
+	case hasControl(id):
+		return fmt.Errorf("%w: user %s has a control character", ErrSubject, quote(id))
 	}
 	return nil
+}
+
+// hasControl reports whether s holds a C0 or C1 control character, which CloudEvents forbids in attributes and which
+// neither a header nor a terminal should see.
+func hasControl(s string) bool {
+	return strings.IndexFunc(s, func(r rune) bool { return r < 0x20 || r >= 0x7f && r <= 0x9f }) >= 0
+}
+
+// maxQuote is how much of a stranger's text an error shows, in bytes: less than any token has.
+const maxQuote = 24
+
+// quote shows a stranger's text in an error, escaped and cut, so that neither a flood nor a whole token gets into a log.
+func quote(s string) string {
+	if len(s) <= maxQuote {
+		return strconv.Quote(s)
+	}
+	end := maxQuote
+	for end > maxQuote-utf8.UTFMax && !utf8.RuneStart(s[end]) {
+		end--
+	}
+	return strconv.Quote(s[:end]) + "…"
 }
 
 func plain(c byte) bool {
@@ -223,6 +250,9 @@ func EscapeUser(id string) string {
 // UnescapeUser is the inverse of EscapeUser. It refuses every form EscapeUser would not have written; errors wrap
 // ErrSubject.
 func UnescapeUser(token string) (string, error) {
+	if len(token) > 3*MaxUser {
+		return "", fmt.Errorf("%w: user token has %d bytes, %d at most", ErrSubject, len(token), 3*MaxUser)
+	}
 	b := make([]byte, 0, len(token))
 	for i := 0; i < len(token); i++ {
 		c := token[i]
@@ -231,17 +261,18 @@ func UnescapeUser(token string) (string, error) {
 			continue
 		}
 		if c != '=' || i+2 >= len(token) {
-			return "", fmt.Errorf("%w: user token %q: write every byte outside A-Z a-z 0-9 _ - as =XX", ErrSubject, token)
+			return "", fmt.Errorf("%w: user token %s: write every byte outside A-Z a-z 0-9 _ - as =XX", ErrSubject, quote(token))
 		}
 		hi, lo := strings.IndexByte(hexDigits, token[i+1]), strings.IndexByte(hexDigits, token[i+2])
 		if hi < 0 || lo < 0 || plain(byte(hi<<4|lo)) {
-			return "", fmt.Errorf("%w: user token %q: %q is not how that byte is written", ErrSubject, token, token[i:i+3])
+			return "", fmt.Errorf("%w: user token %s: %q is not how that byte is written", ErrSubject, quote(token), token[i:i+3])
 		}
 		b = append(b, byte(hi<<4|lo))
 		i += 2
 	}
-	if err := CheckUser(string(b)); err != nil {
+	id := string(b)
+	if err := CheckUser(id); err != nil {
 		return "", err
 	}
-	return string(b), nil
+	return id, nil
 }

@@ -1,0 +1,54 @@
+package schema
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+)
+
+// Data decodes the data of e and checks it; its error is a *Malformed that names the field. Unknown fields are ignored.
+func Data[T any](e Event) (T, error) {
+	var v T
+	if len(e.Data) > 0 {
+		if err := json.Unmarshal(e.Data, &v); err != nil {
+			field := "data"
+			if te, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && te.Field != "" {
+				field = te.Field
+			}
+			return v, &Malformed{RejectData, field, "does not fit the schema of " + string(e.Type)}
+		}
+	}
+	if c, ok := any(v).(interface{ check() *Malformed }); ok {
+		if m := c.check(); m != nil {
+			return v, m
+		}
+	}
+	return v, nil
+}
+
+func (l Login) check() *Malformed {
+	if l.Tokens == "" {
+		return &Malformed{RejectData, "tokens", "missing: seal the tokens to renewd's public key first"}
+	}
+	return nil
+}
+
+// Limits of a user.refresh_due.
+const (
+	MaxMinValid = 86400 // of min_valid_seconds: a day
+	MaxReason   = 256   // of reason, in bytes
+)
+
+func (r RefreshDue) check() *Malformed {
+	switch {
+	case r.Want != "" && r.Want != WantProfile && r.Want != WantTokens:
+		return &Malformed{RejectData, "want", fmt.Sprintf("want %q or %q", WantProfile, WantTokens)}
+	case r.MinValidSeconds < 0 || r.MinValidSeconds > MaxMinValid:
+		return &Malformed{RejectData, "min_valid_seconds", fmt.Sprintf("%d: want 0 to %d", r.MinValidSeconds, MaxMinValid)}
+	case len(r.Reason) > MaxReason:
+		return &Malformed{RejectData, "reason", fmt.Sprintf("has %d bytes: want at most %d", len(r.Reason), MaxReason)}
+	case hasControl(r.Reason):
+		return &Malformed{RejectData, "reason", "has a control character"}
+	}
+	return nil
+}
