@@ -1,0 +1,111 @@
+package consumers
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"time"
+
+	"go.opentelemetry.io/otel/trace"
+)
+
+// handle brings one task to its end: handler, verdict, settlement. The lease is renewed until all of it is over.
+func (x *run) handle(t *task) {
+	began := time.Now()
+	x.meters.took(t.m)
+	ctx, span := startSpan(t.ctx, x.Tracer, x.Template, x.Durable, t.m)
+	v := verdictOf(x.call(ctx, t.m))
+	v = x.settle(ctx, t.m, v)
+	endSpan(span, v)
+	x.meters.settled(v.kind, time.Since(began))
+	x.drop(t)
+}
+
+// call runs the handler. A panic becomes an error; its value is not logged unless it is the runtime's own, since it might
+// quote the body.
+func (x *run) call(ctx context.Context, m *Message) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			what := fmt.Sprintf("%T", v)
+			if e, ok := v.(runtime.Error); ok {
+				what = e.Error()
+			}
+			x.Logger.Error("handler panicked", "subject", m.Subject, "sequence", m.Sequence, "panic", what, "stack", string(debug.Stack()))
+			err = Retry(fmt.Errorf("handler panicked: %s", what), retryAfter)
+		}
+	}()
+	return x.Handler(ctx, m)
+}
+
+// settle tells the server what became of the message, and returns what it told. It goes on when ctx has ended.
+func (x *run) settle(ctx context.Context, m *Message, v *verdict) *verdict {
+	ctx = context.WithoutCancel(ctx)
+	span := trace.SpanFromContext(ctx)
+	if v.kind == reject && x.Rejected != nil {
+		if err := x.Rejected(ctx, m, v.err); err != nil {
+			x.log(slog.LevelError, "rejection could not be recorded", m, err)
+			v = &verdict{retry, err, retryAfter}
+		}
+	}
+	switch {
+	case v.kind == reject:
+		x.log(slog.LevelWarn, "message rejected", m, v.err)
+		x.send(m, "+TERM "+v.reason())
+		span.AddEvent("term")
+	case v.kind == retry && !m.Held():
+		// A nak would take the message from whoever has it now.
+		x.log(slog.LevelWarn, "lease lost: left to another worker", m, v.err)
+		return &verdict{abandoned, v.err, 0}
+	case v.kind == retry:
+		after := v.after
+		if after > x.MaxDelay {
+			x.Logger.Warn("retry cut short: arm a timer for longer waits", "subject", m.Subject, "asked", after, "limit", x.MaxDelay)
+			after = x.MaxDelay
+		}
+		x.log(slog.LevelWarn, "message comes again", m, v.err)
+		x.send(m, nak(after))
+		span.AddEvent("nak")
+	default:
+		x.acknowledge(ctx, m)
+		span.AddEvent("ack")
+	}
+	return v
+}
+
+func nak(after time.Duration) string {
+	if after <= 0 {
+		return "-NAK"
+	}
+	return `-NAK {"delay":` + strconv.FormatInt(int64(after), 10) + "}"
+}
+
+const (
+	ackTries   = 3
+	ackTimeout = 2 * time.Second
+)
+
+// acknowledge waits for the server's answer, because an ack that got lost means all the work again. If there is none, the
+// message comes again and its handler finds the work done.
+func (x *run) acknowledge(ctx context.Context, m *Message) {
+	var err error
+	for range ackTries {
+		if err = x.ack(ctx, m); err == nil {
+			return
+		}
+	}
+	x.log(slog.LevelWarn, "ack not answered: the message will come again", m, err)
+}
+
+func (x *run) ack(ctx context.Context, m *Message) error {
+	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
+	defer cancel()
+	_, err := x.nc.RequestWithContext(ctx, m.raw.Reply, []byte("+ACK"))
+	return err
+}
+
+func (x *run) log(level slog.Level, what string, m *Message, err error) {
+	x.Logger.Log(context.Background(), level, what, "subject", m.Subject, "sequence", m.Sequence, "deliveries", m.Deliveries, "error", err)
+}

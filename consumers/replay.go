@@ -1,0 +1,161 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/renewd/renewd/schema"
+)
+
+// Query says which stored outcomes to read back. The zero value reads all.
+type Query struct {
+	// Prefix of the installation; usually empty.
+	Prefix string
+	// Since and Until bound when an event was stored, by the server's clock: Since included, Until not. Zero: no bound.
+	Since, Until time.Time
+	// Types of events. None: all outcomes.
+	Types []schema.Type
+	// Provider and User narrow it down. Empty: all. A User needs its Provider: reading one user's subjects takes
+	// milliseconds, looking for a user at every provider takes the server as long as reading everything.
+	Provider, User string
+}
+
+// Replay reads stored outcomes back in the order they were stored, and ends with what was stored when it began. Each use
+// of the result reads anew.
+//
+// An error that is a *schema.Malformed is about one stored message that is no event; the replay goes on after it. Any other
+// error is the last pair: what came before it is complete, what comes after is missing.
+func Replay(ctx context.Context, nc *nats.Conn, q Query) iter.Seq2[schema.Event, error] {
+	return func(yield func(schema.Event, error) bool) {
+		if err := q.replay(ctx, nc, yield); err != nil {
+			yield(schema.Event{}, fmt.Errorf("replay: %w", err))
+		}
+	}
+}
+
+func (q Query) check() (schema.Subjects, error) {
+	subjects, err := schema.NewSubjects(q.Prefix)
+	switch {
+	case err != nil:
+		return subjects, err
+	case q.User != "" && q.Provider == "":
+		return subjects, errors.New("Provider: missing, and needed with a User")
+	case !q.Until.IsZero() && q.Until.Before(q.Since):
+		return subjects, errors.New("Until: is before Since")
+	}
+	return subjects, checkFilter(q.Types, q.Provider, q.User)
+}
+
+// replay reads each type through a consumer of its own and merges them by sequence: a consumer with several filters makes
+// the server look through every subject, which takes a thousand times as long for one user.
+func (q Query) replay(ctx context.Context, nc *nats.Conn, yield func(schema.Event, error) bool) error {
+	subjects, err := q.check()
+	if err != nil {
+		return err
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	stream := subjects.Name(outcomes)
+	next, err := end(ctx, js, stream)
+	if err != nil {
+		return err
+	}
+	var sources []*source
+	for _, f := range filters(subjects, q.Types, q.Provider, q.User) {
+		s := &source{reader: reader{js: js, stream: stream, filters: []string{f}, since: q.Since}, end: next, until: q.Until}
+		defer s.close(ctx)
+		sources = append(sources, s)
+	}
+	for {
+		m, err := first(ctx, sources)
+		if m == nil || err != nil {
+			return err
+		}
+		e, err := subjects.Decode(m.Header, m.Data, arrival(m))
+		if !yield(e, err) {
+			return nil
+		}
+	}
+}
+
+// first takes the oldest message of all sources; nil when all are at their end.
+func first(ctx context.Context, sources []*source) (*Message, error) {
+	var oldest *source
+	for _, s := range sources {
+		if err := s.fill(ctx); err != nil {
+			return nil, err
+		}
+		if len(s.ahead) > 0 && (oldest == nil || s.ahead[0].Sequence < oldest.ahead[0].Sequence) {
+			oldest = s
+		}
+	}
+	if oldest == nil {
+		return nil, nil
+	}
+	m := oldest.ahead[0]
+	oldest.ahead = oldest.ahead[1:]
+	return m, nil
+}
+
+// source is one type's part of a replay.
+type source struct {
+	reader
+	end   uint64    // first sequence that is too new
+	until time.Time // zero: no bound
+	ahead []*Message
+	over  bool
+}
+
+// readTries is how often a replay puts up with a lost connection, at any one place.
+const readTries = 6
+
+// fill makes sure that the source's next message is at hand, unless there is none.
+func (s *source) fill(ctx context.Context) error {
+	var wait backoff
+	for tries := 1; len(s.ahead) == 0 && !s.over; {
+		err := s.more(ctx)
+		if err == nil {
+			continue
+		}
+		if tries++; ctx.Err() != nil || !passing(err) || tries > readTries {
+			return err
+		}
+		wait.wait(ctx)
+	}
+	return nil
+}
+
+// more reads one batch, and notices the end.
+func (s *source) more(ctx context.Context) error {
+	if s.puller == nil {
+		if err := s.open(ctx); err != nil {
+			return err
+		}
+	}
+	if s.pending == 0 {
+		s.over = true
+		return nil
+	}
+	messages, err := s.batch(ctx)
+	if err != nil {
+		return err
+	}
+	if len(messages) == 0 {
+		return s.refresh(ctx)
+	}
+	for i, m := range messages {
+		if m.Sequence >= s.end || !s.until.IsZero() && !m.Time.Before(s.until) {
+			messages, s.over = messages[:i], true
+			break
+		}
+	}
+	s.ahead = messages
+	return nil
+}

@@ -1,0 +1,299 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Runner takes messages from one durable pull consumer and hands them to a Handler.
+type Runner struct {
+	Config
+	meters meters
+}
+
+// NewRunner checks c and fills in its defaults. Errors name the field.
+func NewRunner(c Config) (*Runner, error) {
+	c = c.WithDefaults()
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	m, err := newMeters(c)
+	if err != nil {
+		return nil, fmt.Errorf("consumers: Meter: %w", err)
+	}
+	return &Runner{c, m}, nil
+}
+
+// Run takes and handles messages until ctx ends, and returns nil after that, when every handler has returned: they may go
+// on for Config.Drain and are then cancelled with cause ErrShutdown. What was fetched and not begun goes back at once. A
+// missing stream or consumer and a lost connection are waited for; the only error is a connection that was closed for good.
+// Run may be called again after it returned, and concurrently: each call has its own slots.
+func (r *Runner) Run(ctx context.Context) error {
+	work, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stop(nil)
+	x := &run{
+		Runner: r, nc: r.JetStream.Conn(), clock: newClock(), free: make(chan struct{}, r.Slots), tasks: make(chan *task),
+		ticker: time.NewTicker(r.Beat / 4), hand: map[uint64]*task{},
+	}
+	defer x.ticker.Stop()
+	x.inbox = x.nc.NewInbox()
+	answers, err := x.nc.Subscribe(x.inbox+".*.*", x.answered)
+	if err != nil {
+		return fmt.Errorf("subscribe to the answers to beats: %w", err)
+	}
+	defer func() { _ = answers.Unsubscribe() }()
+
+	var slots, beats sync.WaitGroup
+	for range r.Slots {
+		x.free <- struct{}{}
+		slots.Go(func() {
+			for t := range x.tasks {
+				x.handle(t)
+			}
+		})
+	}
+	quiet := make(chan struct{})
+	beats.Go(func() { x.beat(quiet) })
+
+	err = x.intake(ctx, work)
+	close(x.tasks)
+	drain := time.AfterFunc(r.Drain, func() { stop(ErrShutdown) })
+	slots.Wait()
+	drain.Stop()
+	close(quiet)
+	beats.Wait()
+	if x.nc.IsConnected() {
+		_ = x.nc.FlushTimeout(time.Second) // the last naks, in case the caller closes the connection now
+	}
+	return err
+}
+
+// run is one call of Run.
+type run struct {
+	*Runner
+	nc     *nats.Conn
+	clock  clock
+	inbox  string        // answers to beats come to inbox.<task>.<round>
+	free   chan struct{} // a token for each free slot
+	tasks  chan *task    // to the slots; never blocks for long, as a token was taken first
+	ticker *time.Ticker
+
+	mu   sync.Mutex
+	last uint64
+	hand map[uint64]*task // all that is in hand
+}
+
+// task is one message on its way through a slot. ctx is what its handler and its hooks run under.
+type task struct {
+	id  uint64
+	m   *Message
+	ctx context.Context
+}
+
+// intake fetches until ctx ends.
+func (x *run) intake(ctx, work context.Context) error {
+	var wait backoff
+	var failing bool
+	for ctx.Err() == nil {
+		err := x.fetch(ctx, work, func() {
+			if failing {
+				x.Logger.Info("taking messages again", "stream", x.Stream, "consumer", x.Durable)
+			}
+			failing, wait = false, backoff{}
+		})
+		switch {
+		case ctx.Err() != nil:
+		case x.nc.IsClosed():
+			return fmt.Errorf("take messages of %s/%s: %w", x.Stream, x.Durable, nats.ErrConnectionClosed)
+		case err != nil && !failing:
+			x.Logger.Warn("no messages for now, trying again", "stream", x.Stream, "consumer", x.Durable, "error", err, "hint", hint(err))
+			failing = true
+			wait.wait(ctx)
+		default:
+			wait.wait(ctx)
+		}
+	}
+	return nil
+}
+
+func hint(err error) string {
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, jetstream.ErrConsumerNotFound):
+		return "create it: renewd streams apply"
+	case errors.Is(err, errConfig):
+		return "repair it: renewd streams apply"
+	}
+	return "is the NATS server up, and may this user pull from the consumer?"
+}
+
+var errConfig = errors.New("unfit consumer")
+
+// fetch looks the durable up and takes messages from it until ctx ends or something is wrong. ready is called after each
+// request that the server answered.
+func (x *run) fetch(ctx, work context.Context, ready func()) error {
+	if !x.nc.IsConnected() {
+		return nats.ErrDisconnected
+	}
+	c, err := x.JetStream.Consumer(ctx, x.Stream, x.Durable)
+	if err != nil {
+		return fmt.Errorf("look up consumer %s/%s: %w", x.Stream, x.Durable, err)
+	}
+	config := c.CachedInfo().Config
+	if config.AckPolicy != jetstream.AckExplicitPolicy || config.AckWait <= 0 || config.MaxDeliver > 0 {
+		return fmt.Errorf("%w: %s/%s: want explicit acks, an AckWait and no MaxDeliver", errConfig, x.Stream, x.Durable)
+	}
+	every := min(x.Beat, config.AckWait/3)
+	x.ticker.Reset(max(every/4, time.Millisecond))
+	// A lease counts from before the request, so a request must be short beside it.
+	p, err := newPuller(x.JetStream, x.Stream, x.Durable, min(config.AckWait/10, time.Second), x.Slots)
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	for ctx.Err() == nil {
+		n := x.reserve(ctx)
+		if n == 0 {
+			return nil
+		}
+		asked := x.clock.now()
+		got, err := p.pull(n, func(msg *nats.Msg) {
+			x.take(ctx, work, msg, newLease(x.clock.now, asked, config.AckWait, every))
+		})
+		x.release(n - got)
+		if err != nil {
+			return err
+		}
+		ready()
+	}
+	return nil
+}
+
+// reserve waits for a free slot and takes all that are free; 0 if ctx ended first.
+func (x *run) reserve(ctx context.Context) int {
+	select {
+	case <-ctx.Done():
+		return 0
+	case <-x.free:
+	}
+	for n := 1; ; n++ {
+		select {
+		case <-x.free:
+		default:
+			return n
+		}
+	}
+}
+
+func (x *run) release(n int) {
+	for range n {
+		x.free <- struct{}{}
+	}
+}
+
+// take starts the lease on msg and gives it to a slot: one was reserved. A message that comes when no more are wanted goes
+// back; one that took so long to get here that it may be somebody else's by now is left alone.
+func (x *run) take(ctx, work context.Context, raw *nats.Msg, l *lease) {
+	m, err := newMessage(raw)
+	switch {
+	case err != nil:
+		x.Logger.Error("dropped a message that does not say where it comes from", "subject", raw.Subject, "error", err)
+	case !l.isHeld():
+		x.Logger.Warn("a message came too late to be trusted", "subject", m.Subject, "sequence", m.Sequence)
+	case ctx.Err() != nil:
+		x.send(m, "-NAK")
+	default:
+		x.send(m, "+WPI")
+		m.lease = l
+		t := &task{m: m}
+		t.ctx, l.cancel = context.WithCancelCause(work)
+		x.mu.Lock()
+		x.last++
+		t.id = x.last
+		x.hand[t.id] = t
+		x.mu.Unlock()
+		x.tasks <- t
+		return
+	}
+	x.release(1)
+}
+
+// drop ends what is left of a task.
+func (x *run) drop(t *task) {
+	x.mu.Lock()
+	delete(x.hand, t.id)
+	x.mu.Unlock()
+	t.m.lease.cancel(nil)
+	x.release(1)
+}
+
+// beat renews the leases of all that is in hand until quiet is closed. Every beat asks for an answer: a publish alone
+// proves nothing.
+func (x *run) beat(quiet <-chan struct{}) {
+	var hooks sync.WaitGroup
+	defer hooks.Wait()
+	for {
+		select {
+		case <-quiet:
+			return
+		case <-x.ticker.C:
+		}
+		x.mu.Lock()
+		hand := slices.Collect(maps.Values(x.hand))
+		x.mu.Unlock()
+		for _, t := range hand {
+			round, extend := t.m.lease.due()
+			if round == 0 {
+				continue
+			}
+			reply := x.inbox + "." + strconv.FormatUint(t.id, 10) + "." + strconv.FormatUint(round, 10)
+			if err := x.nc.PublishRequest(t.m.raw.Reply, reply, []byte("+WPI")); err != nil {
+				x.Logger.Warn("beat not sent", "subject", t.m.Subject, "sequence", t.m.Sequence, "error", err)
+			}
+			if extend {
+				hooks.Go(func() { x.extend(t) })
+			}
+		}
+	}
+}
+
+func (x *run) extend(t *task) {
+	if err := t.m.lease.extend(t.ctx); err != nil && t.ctx.Err() == nil {
+		x.Logger.Warn("what hangs on the lease was not extended", "subject", t.m.Subject, "sequence", t.m.Sequence, "error", err)
+	}
+}
+
+// answered takes the server's answer to a beat.
+func (x *run) answered(msg *nats.Msg) {
+	if msg.Header.Get("Status") == "503" {
+		return // nobody there: no proof
+	}
+	id, round, _ := strings.Cut(strings.TrimPrefix(msg.Subject, x.inbox+"."), ".")
+	n, err1 := strconv.ParseUint(id, 10, 64)
+	r, err2 := strconv.ParseUint(round, 10, 64)
+	if err1 != nil || err2 != nil {
+		return
+	}
+	x.mu.Lock()
+	t := x.hand[n]
+	x.mu.Unlock()
+	if t != nil {
+		t.m.lease.answered(r)
+	}
+}
+
+// send publishes one word about a message, unconfirmed.
+func (x *run) send(m *Message, word string) {
+	if err := x.nc.Publish(m.raw.Reply, []byte(word)); err != nil {
+		x.Logger.Warn("not sent", "word", strings.Fields(word)[0], "subject", m.Subject, "sequence", m.Sequence, "error", err)
+	}
+}

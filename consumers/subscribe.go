@@ -1,0 +1,267 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/renewd/renewd/schema"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// outcomes is the stream that renewd's events are in, before a prefix.
+const outcomes = "OUTCOMES"
+
+// Subscription says which outcomes to receive. The zero value receives all, from now on, until the program ends.
+type Subscription struct {
+	// Prefix of the installation; usually empty.
+	Prefix string
+	// Types of events. None: all outcomes.
+	Types []schema.Type
+	// Provider and User narrow it down. Empty: all. Provider events have no user, so User leaves them out.
+	Provider, User string
+
+	// Durable names a place in the stream that the server keeps: after a restart, events go on where they stopped, and
+	// several processes with the same name share them. Empty: the place is this call's own and forgotten with it.
+	Durable string
+	// Since, or StartAll for the oldest, is where a new subscription begins. Default: now. An existing durable goes on
+	// where it is.
+	Since    time.Time
+	StartAll bool
+	// Concurrency is how many events are handled at a time, over all processes of a durable. Default 1: in the order they
+	// happened. More needs a Durable.
+	Concurrency int
+
+	// Logger, Tracer and Meter. nil: nothing is recorded.
+	Logger *slog.Logger
+	Tracer trace.Tracer
+	Meter  metric.Meter
+}
+
+// Subscribe calls fn for each event until ctx ends; it then returns nil. It waits for a stream or a server that is not
+// there yet, and goes on by itself after a lost connection.
+//
+// Delivery is at least once: fn must not mind an event that it has seen. With a Durable, an error of fn brings the event
+// again, with growing waits of up to a minute; with the default concurrency later ones wait for it. Without a Durable an
+// error of fn ends the subscription and is returned. Events that are none of package schema's are logged and passed over.
+// To keep state per user, compare the version in the data with the one you know and ignore what is older.
+func Subscribe(ctx context.Context, nc *nats.Conn, s Subscription, fn func(context.Context, schema.Event) error) error {
+	subjects, err := s.check()
+	if err != nil {
+		return fmt.Errorf("subscribe: %w", err)
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return fmt.Errorf("subscribe: %w", err)
+	}
+	config := Config{
+		JetStream: js, Stream: subjects.Name(outcomes), Durable: s.Durable, Template: "outcome", Slots: max(1, s.Concurrency),
+		Beat: 5 * time.Second, MaxDelay: time.Minute, Logger: s.Logger, Tracer: s.Tracer, Meter: s.Meter,
+	}.WithDefaults()
+	config.Handler = func(ctx context.Context, m *Message) error {
+		e, err := subjects.Decode(m.Header, m.Data, arrival(m))
+		if err != nil {
+			config.Logger.Warn("passed over a message that is no event", "subject", m.Subject, "sequence", m.Sequence, "error", err)
+			return nil
+		}
+		return fn(ctx, e)
+	}
+	if s.Durable != "" {
+		return s.durable(ctx, config, subjects)
+	}
+	return s.follow(ctx, config, subjects)
+}
+
+func arrival(m *Message) schema.Arrival {
+	return schema.Arrival{Subject: m.Subject, Stream: m.Stream, Sequence: m.Sequence, Time: m.Time}
+}
+
+func (s Subscription) check() (schema.Subjects, error) {
+	subjects, err := schema.NewSubjects(s.Prefix)
+	switch {
+	case err != nil:
+		return subjects, err
+	case s.Concurrency < 0, s.Concurrency > 1 && s.Durable == "":
+		return subjects, fmt.Errorf("Concurrency: %d: want 1, or more with a Durable", s.Concurrency)
+	case strings.ContainsAny(s.Durable, " \t\r\n\f.*>/\\"):
+		return subjects, fmt.Errorf("Durable: %q: want no blanks, dots, slashes or wildcards", s.Durable)
+	case s.StartAll && !s.Since.IsZero():
+		return subjects, errors.New("Since and StartAll: want one of them")
+	}
+	return subjects, checkFilter(s.Types, s.Provider, s.User)
+}
+
+// checkFilter keeps ids out of subjects that would mean something else there.
+func checkFilter(types []schema.Type, provider, user string) error {
+	for _, t := range types {
+		if !slices.Contains(schema.Outcomes(), t) {
+			return fmt.Errorf("Types: %q is no outcome: want some of %v", t, schema.Outcomes())
+		}
+	}
+	if provider != "" {
+		if err := schema.CheckProvider(provider); err != nil {
+			return fmt.Errorf("Provider: %w", err)
+		}
+	}
+	if user != "" {
+		if err := schema.CheckUser(user); err != nil {
+			return fmt.Errorf("User: %w", err)
+		}
+	}
+	return nil
+}
+
+// filters returns a filter per type. Types without a user are left out when one is asked for.
+func filters(subjects schema.Subjects, types []schema.Type, provider, user string) []string {
+	if len(types) == 0 {
+		types = schema.Outcomes()
+	}
+	var out []string
+	for _, t := range types {
+		if user != "" && (t == schema.ProviderDegraded || t == schema.ProviderRecovered) {
+			continue
+		}
+		if f := subjects.Filter(t, provider, user); !slices.Contains(out, f) {
+			out = append(out, f)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// durable runs the handler on a durable consumer, which it makes if need be.
+func (s Subscription) durable(ctx context.Context, c Config, subjects schema.Subjects) error {
+	handle := c.Handler
+	c.Handler = func(ctx context.Context, m *Message) error {
+		err := handle(ctx, m)
+		if err == nil {
+			return nil
+		}
+		return Retry(err, min(time.Second<<min(max(m.Deliveries, 1)-1, 6), c.MaxDelay))
+	}
+	runner, err := NewRunner(c)
+	if err != nil {
+		return err
+	}
+	var wait backoff
+	for err = s.ensure(ctx, c, subjects); err != nil && ctx.Err() == nil; err = s.ensure(ctx, c, subjects) {
+		if !passing(err) {
+			return fmt.Errorf("subscribe as %s: %w", s.Durable, err)
+		}
+		if wait.next == 0 {
+			c.Logger.Warn("cannot subscribe yet, trying again", "stream", c.Stream, "consumer", c.Durable, "error", err)
+		}
+		wait.wait(ctx)
+	}
+	return runner.Run(ctx)
+}
+
+// ensure makes the durable, or gives an existing one the filters asked for. As many events may be in hand as are handled
+// at a time: with one, an event that comes again is not overtaken.
+func (s Subscription) ensure(ctx context.Context, c Config, subjects schema.Subjects) error {
+	want := filters(subjects, s.Types, s.Provider, s.User)
+	consumer, err := c.JetStream.Consumer(ctx, c.Stream, s.Durable)
+	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		config := jetstream.ConsumerConfig{
+			Durable: s.Durable, FilterSubjects: want, AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second, MaxDeliver: -1,
+			MaxAckPending: c.Slots, DeliverPolicy: jetstream.DeliverNewPolicy,
+		}
+		switch {
+		case s.StartAll:
+			config.DeliverPolicy = jetstream.DeliverAllPolicy
+		case !s.Since.IsZero():
+			config.DeliverPolicy, config.OptStartTime = jetstream.DeliverByStartTimePolicy, &s.Since
+		}
+		_, err = c.JetStream.CreateConsumer(ctx, c.Stream, config)
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	have := consumer.CachedInfo().Config
+	if equalFilters(have, want) && have.MaxAckPending == c.Slots {
+		return nil
+	}
+	update := have
+	update.FilterSubject, update.FilterSubjects, update.MaxAckPending = "", want, c.Slots
+	if _, err = c.JetStream.UpdateConsumer(ctx, c.Stream, update); err != nil && equalFilters(have, want) {
+		c.Logger.Warn("the durable allows another number of events in hand", "consumer", s.Durable, "have", have.MaxAckPending,
+			"want", c.Slots, "error", err)
+		return nil
+	}
+	return err
+}
+
+func equalFilters(c jetstream.ConsumerConfig, want []string) bool {
+	have := slices.Clone(c.FilterSubjects)
+	if c.FilterSubject != "" {
+		have = append(have, c.FilterSubject)
+	}
+	slices.Sort(have)
+	return slices.Equal(have, want)
+}
+
+// follow calls the handler for each event in order, from a place that only this call knows.
+func (s Subscription) follow(ctx context.Context, c Config, subjects schema.Subjects) error {
+	r := &reader{js: c.JetStream, stream: c.Stream, filters: filters(subjects, s.Types, s.Provider, s.User), since: s.Since}
+	defer r.close(ctx)
+	placed := s.StartAll || !s.Since.IsZero()
+	var wait backoff
+	for ctx.Err() == nil {
+		var messages []*Message
+		var err error
+		if !placed {
+			// A number rather than "new": so that nothing is missed if the connection is lost before the first event.
+			r.next, err = end(ctx, c.JetStream, c.Stream)
+			placed = err == nil
+		}
+		if err == nil {
+			messages, err = r.batch(ctx)
+		}
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil && !passing(err):
+			return fmt.Errorf("subscribe: %w", err)
+		case err != nil:
+			if wait.next == 0 {
+				c.Logger.Warn("no events for now, trying again", "stream", c.Stream, "error", err)
+			}
+			wait.wait(ctx)
+			continue
+		}
+		wait = backoff{}
+		for _, m := range messages {
+			if err := s.one(ctx, c, m); ctx.Err() != nil {
+				return nil
+			} else if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// one handles one event of follow.
+func (s Subscription) one(ctx context.Context, c Config, m *Message) error {
+	ctx, span := startSpan(ctx, c.Tracer, c.Template, "", m)
+	err := c.Handler(ctx, m)
+	endSpan(span, verdictOf(err))
+	return err
+}
+
+// end returns the sequence that the next message of a stream will have at least.
+func end(ctx context.Context, js jetstream.JetStream, stream string) (uint64, error) {
+	s, err := js.Stream(ctx, stream)
+	if err != nil {
+		return 0, fmt.Errorf("look up stream %s: %w", stream, err)
+	}
+	return s.CachedInfo().State.LastSeq + 1, nil
+}
