@@ -1,0 +1,79 @@
+package consumers
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/renewd/renewd/schema"
+)
+
+// unparsed stands for a provider or user that cannot be read from a malformed subject.
+const unparsed = "unknown"
+
+// Rejected is the message.rejected that answers a command nobody could understand. It names the message's subject, the
+// field at fault and what to do, and never holds anything of the body. Its id is that of the message, so a redelivery
+// rejects the same command under the same id.
+func Rejected(subjects schema.Subjects, m *Message, cause error, source string, now time.Time) schema.Event {
+	addr, err := subjects.Parse(m.Subject)
+	if err != nil {
+		addr = nearest(subjects, m.Subject, addr)
+	}
+	id := fmt.Sprintf("%s-%d", m.Stream, m.Sequence)
+	data := schema.Rejected{
+		Cause:   schema.Cause{ID: eventID(m, id), Type: addr.Type, Time: m.Time.UTC()},
+		Subject: clip(m.Subject, 512), Reason: schema.RejectData, Message: "see the message",
+	}
+	if bad, ok := errors.AsType[*schema.Malformed](cause); ok {
+		data.Reason, data.Field, data.Message = bad.Reason, bad.Field, bad.Message
+	} else if cause != nil {
+		data.Message = cause.Error()
+	}
+	raw, err := json.Marshal(data)
+	if err != nil {
+		panic("consumers: encode rejection: " + err.Error()) // a struct of this module: cannot happen
+	}
+	sum := sha256.Sum256([]byte("renewd rejected\x00" + id + "\x00" + m.Time.UTC().Format(time.RFC3339Nano)))
+	return schema.Event{
+		ID: base64.RawURLEncoding.EncodeToString(sum[:16]), Source: source, Type: schema.MessageRejected,
+		Provider: addr.Provider, User: addr.User, Time: now.UTC(), Data: raw,
+	}
+}
+
+// eventID is the id that the publisher gave the event, if it is one that Decode would take; else the message's own.
+func eventID(m *Message, otherwise string) string {
+	if id := m.Header.Get("ce-id"); id != "" && schema.CheckUser(id) == nil {
+		return id
+	}
+	return otherwise
+}
+
+// nearest reads what it can of a malformed subject, so that the rejection lands where its publisher looks for it: an
+// e-mail address that was not escaped is still that user's.
+func nearest(subjects schema.Subjects, subject string, addr schema.Address) schema.Address {
+	parts := strings.SplitN(strings.TrimPrefix(subject, subjects.Prefix()+"."), ".", 4)
+	if !addr.Type.Known() && len(parts) > 1 {
+		addr.Type = schema.Type(clip(parts[0]+"."+parts[1], 64))
+	}
+	if schema.CheckProvider(addr.Provider) != nil {
+		addr.Provider = unparsed
+	}
+	if addr.User == "" && len(parts) == 4 {
+		addr.User = parts[3]
+	}
+	if schema.CheckUser(addr.User) != nil {
+		addr.User = unparsed
+	}
+	return addr
+}
+
+func clip(s string, n int) string {
+	if len(s) > n {
+		return strings.ToValidUTF8(s[:n], "") + "…"
+	}
+	return s
+}

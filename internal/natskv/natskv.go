@@ -1,0 +1,242 @@
+// Package natskv keeps grants in a NATS key-value bucket: the store of an installation without a database.
+//
+// A grant is one key, <provider>.<escaped user>, and its value the record as JSON with the pair sealed. The bucket's
+// revision of the key is the grant's, so every write is a compare-and-swap by the server. The bucket must be read through
+// its leader only (no direct reads): a replica may answer with what was true a moment ago.
+//
+// The package never calls a provider and never decides anything about a grant. A Store is safe for concurrent use, also
+// from many processes; claims run by the clock it is given, which must be the NATS server's.
+package natskv
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/schema"
+)
+
+// Config is what a Store stands on; all of it is required.
+type Config struct {
+	Bucket string // its name; it must exist
+	Cipher grant.Cipher
+	Now    func() time.Time // the server's time
+}
+
+// Store is a grant.Store.
+type Store struct {
+	js     jetstream.JetStream
+	kv     jetstream.KeyValue
+	stream jetstream.Stream
+	config Config
+}
+
+var _ grant.Store = (*Store)(nil)
+
+// Open opens the bucket, which must exist and be read through its leader.
+func Open(ctx context.Context, js jetstream.JetStream, c Config) (*Store, error) {
+	kv, err := js.KeyValue(ctx, c.Bucket)
+	if err != nil {
+		return nil, fmt.Errorf("open bucket %s: %w; run renewd streams apply", c.Bucket, err)
+	}
+	s, err := js.Stream(ctx, "KV_"+c.Bucket)
+	if err != nil {
+		return nil, fmt.Errorf("open bucket %s: %w", c.Bucket, err)
+	}
+	if s.CachedInfo().Config.AllowDirect {
+		return nil, fmt.Errorf("open bucket %s: it allows direct reads, which may be stale: recreate it with allow_direct off, or run renewd streams apply", c.Bucket)
+	}
+	return &Store{js: js, kv: kv, stream: s, config: c}, nil
+}
+
+func keyOf(k grant.Key) string { return k.Provider + "." + schema.EscapeUser(k.User) }
+
+// Load implements grant.Store.
+func (s *Store) Load(ctx context.Context, k grant.Key) (grant.Grant, error) {
+	entry, err := s.kv.Get(ctx, keyOf(k))
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return grant.Grant{}, fmt.Errorf("load grant %s: %w", k, grant.ErrNotFound)
+	}
+	if err != nil {
+		return grant.Grant{}, fmt.Errorf("load grant %s: %w", k, err)
+	}
+	g, err := s.decode(k, entry.Value(), entry.Revision())
+	if err != nil {
+		return g, fmt.Errorf("load grant %s: %w", k, err)
+	}
+	return g, nil
+}
+
+// claimTries bounds how often a claim is tried against other writers of the same grant.
+const claimTries = 64
+
+// Claim implements grant.Store.
+func (s *Store) Claim(ctx context.Context, k grant.Key, r grant.ClaimRequest) (grant.Grant, *grant.Claim, error) {
+	for range claimTries {
+		g, err := s.Load(ctx, k)
+		if err != nil {
+			return grant.Grant{}, nil, err
+		}
+		prior, now := g.Claim, s.config.Now()
+		if prior != nil && prior.Nonce != r.Nonce && now.Before(prior.Until) {
+			return grant.Grant{}, nil, fmt.Errorf("claim grant %s: %w", k, grant.ErrClaimed)
+		}
+		used := r.Presented || prior != nil && prior.Nonce == r.Nonce && prior.Presented
+		g.Claim = &grant.Claim{Nonce: r.Nonce, Until: now.Add(r.For).UTC(), Fingerprint: g.Fingerprint(), Cause: r.Cause, Presented: used}
+		rev, err := s.Save(ctx, g)
+		if errors.Is(err, grant.ErrConflict) {
+			continue
+		}
+		if err != nil {
+			return grant.Grant{}, nil, fmt.Errorf("claim grant %s: %w", k, err)
+		}
+		g.Revision = rev
+		return g, prior, nil
+	}
+	return grant.Grant{}, nil, fmt.Errorf("claim grant %s: %w: too many writers", k, grant.ErrClaimed)
+}
+
+// Save implements grant.Store.
+func (s *Store) Save(ctx context.Context, g grant.Grant) (uint64, error) {
+	raw, err := s.encode(g)
+	if err != nil {
+		return 0, fmt.Errorf("save grant %s: %w", g.Key, err)
+	}
+	var rev uint64
+	if g.Revision == 0 {
+		rev, err = s.kv.Create(ctx, keyOf(g.Key), raw)
+	} else {
+		rev, err = s.kv.Update(ctx, keyOf(g.Key), raw, g.Revision)
+	}
+	if errors.Is(err, jetstream.ErrKeyExists) {
+		return 0, fmt.Errorf("save grant %s: %w", g.Key, grant.ErrConflict)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("save grant %s: %w", g.Key, err)
+	}
+	return rev, nil
+}
+
+// Delete implements grant.Store. Nothing of the record stays in the bucket but the mark that it was removed.
+func (s *Store) Delete(ctx context.Context, k grant.Key, revision uint64) error {
+	if _, err := s.kv.Get(ctx, keyOf(k)); errors.Is(err, jetstream.ErrKeyNotFound) {
+		return fmt.Errorf("delete grant %s: %w", k, grant.ErrNotFound)
+	}
+	err := s.kv.Purge(ctx, keyOf(k), jetstream.LastRevision(revision))
+	if errors.Is(err, jetstream.ErrKeyExists) || wrongLast(err) {
+		return fmt.Errorf("delete grant %s: %w", k, grant.ErrConflict)
+	}
+	if err != nil {
+		return fmt.Errorf("delete grant %s: %w", k, err)
+	}
+	return nil
+}
+
+func wrongLast(err error) bool {
+	api, ok := errors.AsType[*jetstream.APIError](err)
+	return ok && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence
+}
+
+// List implements grant.Store. The cursor is a sequence of the bucket's stream: a grant written during the walk moves
+// ahead of it and is met again, so none is missed.
+func (s *Store) List(ctx context.Context, cursor string, limit int) (page []grant.Listed, next string, err error) {
+	start := uint64(1)
+	if cursor != "" {
+		if start, err = strconv.ParseUint(cursor, 10, 64); err != nil {
+			return nil, "", fmt.Errorf("list grants: cursor %q: not one of ours", cursor)
+		}
+	}
+	info, err := s.stream.Info(ctx)
+	if err != nil {
+		return nil, "", fmt.Errorf("list grants: %w", err)
+	}
+	last := info.State.LastSeq
+	if info.State.Msgs == 0 || start > last {
+		return nil, "", nil
+	}
+	c, err := s.js.OrderedConsumer(ctx, "KV_"+s.config.Bucket, jetstream.OrderedConsumerConfig{
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: start, InactiveThreshold: 10 * time.Second,
+	})
+	if err != nil {
+		return nil, "", fmt.Errorf("list grants: %w", err)
+	}
+	batch, err := c.Fetch(limit, jetstream.FetchMaxWait(5*time.Second))
+	if err != nil {
+		return nil, "", fmt.Errorf("list grants: %w", err)
+	}
+	seen, at := 0, start
+	for m := range batch.Messages() {
+		meta, err := m.Metadata()
+		if err != nil {
+			return nil, "", fmt.Errorf("list grants: %w", err)
+		}
+		seen, at = seen+1, meta.Sequence.Stream
+		if op := m.Headers().Get("KV-Operation"); op == "" || op == "PUT" {
+			page = append(page, s.listed(m.Subject(), m.Data(), at))
+		}
+		if at >= last || seen == limit {
+			break
+		}
+	}
+	if err := batch.Error(); err != nil && ctx.Err() != nil {
+		return nil, "", fmt.Errorf("list grants: %w", err)
+	}
+	if seen == 0 || at >= last {
+		return page, "", nil
+	}
+	return page, strconv.FormatUint(at+1, 10), nil
+}
+
+func (s *Store) listed(subject string, raw []byte, rev uint64) grant.Listed {
+	name := strings.TrimPrefix(subject, "$KV."+s.config.Bucket+".")
+	provider, token, _ := strings.Cut(name, ".")
+	user, err := schema.UnescapeUser(token)
+	k := grant.Key{Provider: provider, User: user}
+	if err != nil {
+		return grant.Listed{Grant: grant.Grant{Key: k}, Err: err}
+	}
+	g, err := s.decode(k, raw, rev)
+	return grant.Listed{Grant: g, Err: err}
+}
+
+// record is a grant as it is kept: everything but the key, the revision and the plain pair.
+type record struct {
+	Sealed []byte `json:"sealed"`
+	grant.Grant
+	// These hide the fields of Grant that have their own place.
+	Key      *struct{} `json:"Key,omitempty"`
+	Provider *struct{} `json:"Provider,omitempty"`
+	User     *struct{} `json:"User,omitempty"`
+	Revision *struct{} `json:"Revision,omitempty"`
+	Pair     *struct{} `json:"Pair,omitempty"`
+}
+
+func (s *Store) encode(g grant.Grant) ([]byte, error) {
+	sealed, err := grant.SealPair(s.config.Cipher, grant.PurposeStore, g.Key, g.Version, g.Pair)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(record{Sealed: sealed, Grant: g})
+}
+
+func (s *Store) decode(k grant.Key, raw []byte, rev uint64) (grant.Grant, error) {
+	var r record
+	if err := json.Unmarshal(raw, &r); err != nil {
+		return grant.Grant{Key: k, Revision: rev}, fmt.Errorf("record is damaged: %w", err)
+	}
+	g := r.Grant
+	g.Key, g.Revision = k, rev
+	pair, err := grant.OpenPair(s.config.Cipher, grant.PurposeStore, k, g.Version, r.Sealed)
+	if err != nil {
+		return g, err
+	}
+	g.Pair = pair
+	return g, nil
+}

@@ -1,0 +1,184 @@
+package seal
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+)
+
+// Errors of this package. They wrap nothing that was sealed.
+var (
+	// ErrUnknownKey: sealed with a key that is not in the keyring. Restore the key, or seal anew.
+	ErrUnknownKey = errors.New("sealed with a key that is not in the keyring")
+	// ErrSealed: not sealed by us, changed since, or bound to something else.
+	ErrSealed = errors.New("cannot be opened")
+	// ErrKeyring: a keyring file that makes no sense.
+	ErrKeyring = errors.New("malformed keyring")
+)
+
+// KeyInfo describes a key without its secret.
+type KeyInfo struct {
+	ID      string    `json:"id"`
+	Use     string    `json:"use"` // "login" or "store"
+	Created time.Time `json:"created"`
+	Current bool      `json:"current"` // it is the one that seals
+}
+
+// Keyring holds renewd's keys. Treat what Marshal returns like a password.
+type Keyring struct {
+	login []loginKey // newest last
+	store []storeKey // newest last
+}
+
+type loginKey struct {
+	id      string
+	created time.Time
+	private *ecdsa.PrivateKey
+}
+
+type storeKey struct {
+	id      string // 8 bytes, also in each blob
+	created time.Time
+	master  []byte
+}
+
+// NewKeyring returns a keyring with one fresh key of each kind.
+func NewKeyring(now time.Time) (*Keyring, error) { return new(Keyring).Rotate(now) }
+
+// Rotate returns a copy of k with one fresh key of each kind, which seal from then on.
+func (k *Keyring) Rotate(now time.Time) (*Keyring, error) {
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("generate login key: %w", err)
+	}
+	master := make([]byte, masterSize)
+	id := make([]byte, keyIDSize)
+	for _, b := range [][]byte{master, id} {
+		if _, err := rand.Read(b); err != nil {
+			return nil, fmt.Errorf("generate store key: %w", err)
+		}
+	}
+	name := base64.RawURLEncoding.EncodeToString(id)
+	return &Keyring{
+		login: append(slices.Clone(k.login), loginKey{"login-" + name, now.UTC(), private}),
+		store: append(slices.Clone(k.store), storeKey{string(id), now.UTC(), master}),
+	}, nil
+}
+
+// Keys lists what is in the keyring, oldest first.
+func (k *Keyring) Keys() []KeyInfo {
+	var keys []KeyInfo
+	for i, l := range k.login {
+		keys = append(keys, KeyInfo{l.id, "login", l.created, i == len(k.login)-1})
+	}
+	for i, s := range k.store {
+		keys = append(keys, KeyInfo{base64.RawURLEncoding.EncodeToString([]byte(s.id)), "store", s.created, i == len(k.store)-1})
+	}
+	return keys
+}
+
+// JWKS is the public key that logins are sealed to, as a JSON Web Key Set (RFC 7517): the current key only, so that
+// nobody seals to one on its way out.
+func (k *Keyring) JWKS() []byte {
+	last := k.login[len(k.login)-1]
+	set := jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{
+		Key: &last.private.PublicKey, KeyID: last.id, Algorithm: string(jose.ECDH_ES), Use: "enc",
+	}}}
+	raw, err := json.Marshal(set)
+	if err != nil {
+		panic("seal: encode public key: " + err.Error()) // a P-256 key of our own: cannot happen
+	}
+	return raw
+}
+
+const (
+	fileVersion = 1
+	masterSize  = 32
+	keyIDSize   = 8
+)
+
+// file is the keyring as it is kept.
+type file struct {
+	Version int         `json:"version"`
+	Login   []fileLogin `json:"login"`
+	Store   []fileStore `json:"store"`
+}
+
+type fileLogin struct {
+	Created time.Time       `json:"created"`
+	Key     jose.JSONWebKey `json:"key"` // private
+}
+
+type fileStore struct {
+	ID      []byte    `json:"id"`
+	Created time.Time `json:"created"`
+	Master  []byte    `json:"master"`
+}
+
+// Marshal writes the keyring with its secrets, as ParseKeyring reads it.
+func (k *Keyring) Marshal() ([]byte, error) {
+	f := file{Version: fileVersion}
+	for _, l := range k.login {
+		f.Login = append(f.Login, fileLogin{l.created, jose.JSONWebKey{Key: l.private, KeyID: l.id, Use: "enc", Algorithm: string(jose.ECDH_ES)}})
+	}
+	for _, s := range k.store {
+		f.Store = append(f.Store, fileStore{[]byte(s.id), s.created, s.master})
+	}
+	raw, err := json.MarshalIndent(f, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("encode keyring: %w", err)
+	}
+	return append(raw, '\n'), nil
+}
+
+// ParseKeyring reads what Marshal wrote. Its errors wrap ErrKeyring and name the field at fault, never its value.
+func ParseKeyring(raw []byte) (*Keyring, error) {
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.DisallowUnknownFields()
+	var f file
+	if err := dec.Decode(&f); err != nil {
+		return nil, fmt.Errorf("%w: no keyring file of this version", ErrKeyring)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("%w: something follows the keyring", ErrKeyring)
+	}
+	switch {
+	case f.Version != fileVersion:
+		return nil, fmt.Errorf("%w: version: %d: this renewd reads %d", ErrKeyring, f.Version, fileVersion)
+	case len(f.Login) == 0 || len(f.Store) == 0:
+		return nil, fmt.Errorf("%w: login, store: want at least one key each", ErrKeyring)
+	}
+	k := new(Keyring)
+	for i, l := range f.Login {
+		private, ok := l.Key.Key.(*ecdsa.PrivateKey)
+		if !ok || private.Curve != elliptic.P256() || l.Key.KeyID == "" {
+			return nil, fmt.Errorf("%w: login[%d].key: want a private P-256 key with a kid", ErrKeyring, i)
+		}
+		k.login = append(k.login, loginKey{l.Key.KeyID, l.Created, private})
+	}
+	for i, s := range f.Store {
+		if len(s.ID) != keyIDSize || len(s.Master) != masterSize {
+			return nil, fmt.Errorf("%w: store[%d]: want an id of %d and a master of %d bytes", ErrKeyring, i, keyIDSize, masterSize)
+		}
+		k.store = append(k.store, storeKey{string(s.ID), s.Created, s.Master})
+	}
+	return k, nil
+}
+
+// String hides the keys from logs.
+func (k *Keyring) String() string {
+	return fmt.Sprintf("keyring of %d keys", len(k.login)+len(k.store))
+}
+
+// GoString hides the keys from %#v.
+func (k *Keyring) GoString() string { return k.String() }
