@@ -1,0 +1,183 @@
+package postgres
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/exaring/otelpgx"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/lock"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/renewd/renewd/internal/grant"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// Config is what a Store stands on.
+type Config struct {
+	// URL is a connection string or URL as libpq takes it. It may hold a password and is never logged.
+	URL    grant.Secret
+	Cipher grant.Cipher
+	// MaxConns is the most connections. Default 16, at least 4.
+	MaxConns int
+	// Tracers records statements, without their parameters. nil: none.
+	Tracers trace.TracerProvider
+	// Timeout of one statement. Default 10 s.
+	Timeout time.Duration
+}
+
+// Store is a grant.Store.
+type Store struct {
+	pool    *pgxpool.Pool
+	cipher  grant.Cipher
+	timeout time.Duration
+	loads   batcher[grant.Key, loaded]
+	claims  batcher[claim, claimed]
+	saves   batcher[row, error]
+}
+
+var _ grant.Store = (*Store)(nil)
+
+// ErrNewer: the database was migrated by a later renewd. Run that version.
+var ErrNewer = errors.New("the database's schema is newer than this renewd")
+
+// Open connects and brings the schema up to date; any number of processes may do so at a time. Its errors never show the
+// URL.
+func Open(ctx context.Context, c Config) (*Store, error) {
+	config, err := pgxpool.ParseConfig(c.URL.Reveal())
+	if err != nil {
+		return nil, errors.New("database_url: not a PostgreSQL URL: want postgres://user:password@host:5432/database")
+	}
+	if c.Timeout == 0 {
+		c.Timeout = 10 * time.Second
+	}
+	if c.MaxConns == 0 {
+		c.MaxConns = 16
+	}
+	config.MaxConns = int32(max(4, min(c.MaxConns, 1000)))
+	config.ConnConfig.ConnectTimeout = c.Timeout
+	if c.Tracers != nil {
+		config.ConnConfig.Tracer = otelpgx.NewTracer(otelpgx.WithTracerProvider(c.Tracers), otelpgx.WithTrimSQLInSpanName())
+	}
+	if err := migrate(ctx, config.ConnConfig); err != nil {
+		return nil, fmt.Errorf("open database at %s: %w", config.ConnConfig.Host, err)
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		return nil, fmt.Errorf("open database at %s: %w", config.ConnConfig.Host, err)
+	}
+	s := &Store{pool: pool, cipher: c.Cipher, timeout: c.Timeout}
+	statements := int(config.MaxConns) / 4
+	s.loads = batcher[grant.Key, loaded]{most: batchMost, key: grant.Key.String, run: s.runLoads, free: statements}
+	s.claims = batcher[claim, claimed]{most: batchMost, key: func(c claim) string { return c.key.String() }, run: s.runClaims, free: statements}
+	s.saves = batcher[row, error]{most: batchMost, key: func(r row) string { return r.key.String() }, run: s.runSaves, free: statements}
+	return s, nil
+}
+
+// batchMost is the most rows in one statement: past a few hundred nothing more is gained.
+const batchMost = 256
+
+// migrate brings the schema up to date under a session lock, and refuses a newer one.
+func migrate(ctx context.Context, config *pgx.ConnConfig) error {
+	db := stdlib.OpenDB(*config)
+	defer db.Close()
+	if _, err := db.ExecContext(ctx, "CREATE SCHEMA IF NOT EXISTS renewd"); err != nil {
+		return err
+	}
+	files, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return err
+	}
+	locker, err := lock.NewPostgresSessionLocker()
+	if err != nil {
+		return err
+	}
+	g, err := goose.NewProvider(goose.DialectPostgres, db, files, goose.WithSessionLocker(locker), goose.WithTableName("renewd.migrations"))
+	if err != nil {
+		return err
+	}
+	if _, err := g.Up(ctx); err != nil {
+		return err
+	}
+	have, err := g.GetDBVersion(ctx)
+	if err != nil {
+		return err
+	}
+	if known := g.ListSources(); have > known[len(known)-1].Version {
+		return fmt.Errorf("%w: it has version %d, this one knows %d", ErrNewer, have, known[len(known)-1].Version)
+	}
+	return nil
+}
+
+// Ping reports whether the database answers.
+func (s *Store) Ping(ctx context.Context) error { return s.pool.Ping(ctx) }
+
+// Close waits for the statements under way and closes the connections.
+func (s *Store) Close() {
+	s.loads.close()
+	s.claims.close()
+	s.saves.close()
+	s.pool.Close()
+}
+
+// Load implements grant.Store.
+func (s *Store) Load(ctx context.Context, k grant.Key) (grant.Grant, error) {
+	l, err := s.loads.do(ctx, k)
+	if err == nil {
+		err = l.err
+	}
+	if err != nil {
+		return grant.Grant{}, fmt.Errorf("load grant %s: %w", k, err)
+	}
+	return l.grant, nil
+}
+
+// Claim implements grant.Store.
+func (s *Store) Claim(ctx context.Context, k grant.Key, r grant.ClaimRequest) (grant.Grant, *grant.Claim, error) {
+	c, err := s.claims.do(ctx, claim{k, r})
+	if err == nil {
+		err = c.err
+	}
+	if err != nil {
+		return grant.Grant{}, nil, fmt.Errorf("claim grant %s: %w", k, err)
+	}
+	return c.grant, c.prior, nil
+}
+
+// Save implements grant.Store.
+func (s *Store) Save(ctx context.Context, g grant.Grant) (uint64, error) {
+	row, err := rowOf(s.cipher, g)
+	if err == nil {
+		var refused error
+		if refused, err = s.saves.do(ctx, row); err == nil {
+			err = refused
+		}
+	}
+	if err != nil {
+		return 0, fmt.Errorf("save grant %s: %w", g.Key, err)
+	}
+	return uint64(row.revision), nil
+}
+
+// Delete implements grant.Store.
+func (s *Store) Delete(ctx context.Context, k grant.Key, revision uint64) error {
+	tag, err := s.pool.Exec(ctx, "DELETE FROM renewd.grants WHERE provider = $1 AND user_id = $2 AND revision = $3", k.Provider, k.User, int64(revision))
+	if err == nil && tag.RowsAffected() == 0 {
+		if _, err = s.Load(ctx, k); err == nil {
+			err = grant.ErrConflict
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("delete grant %s: %w", k, err)
+	}
+	return nil
+}

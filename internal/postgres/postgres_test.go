@@ -1,0 +1,97 @@
+package postgres_test
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/pgtest"
+	"github.com/renewd/renewd/internal/postgres"
+	"github.com/renewd/renewd/internal/storetest"
+)
+
+var databases pgtest.Pool
+
+func TestMain(m *testing.M) { os.Exit(databases.Main(m)) }
+
+func open(t testing.TB, url string) *postgres.Store {
+	t.Helper()
+	s, err := postgres.Open(t.Context(), postgres.Config{URL: grant.NewSecret(url), Cipher: storetest.Cipher{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+func TestStore(t *testing.T) {
+	storetest.Run(t, func(t *testing.T) grant.Store { return open(t, databases.URL(t)) })
+}
+
+func TestNewerSchemaIsRefused(t *testing.T) {
+	url := databases.URL(t)
+	open(t, url)
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	if _, err := conn.Exec(t.Context(), "INSERT INTO renewd.migrations (version_id, is_applied) VALUES (99999, true)"); err != nil {
+		t.Fatal(err)
+	}
+	_, err = postgres.Open(t.Context(), postgres.Config{URL: grant.NewSecret(url), Cipher: storetest.Cipher{}})
+	if !errors.Is(err, postgres.ErrNewer) {
+		t.Errorf("opened a newer schema: %v", err)
+	}
+}
+
+func TestNoTokenInTheTable(t *testing.T) {
+	url := databases.URL(t)
+	s := open(t, url)
+	g := storetest.Full(grant.Key{Provider: "p", User: "canary"})
+	if _, err := s.Save(t.Context(), g); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	var row string
+	if err := conn.QueryRow(t.Context(), "SELECT g::text FROM renewd.grants g").Scan(&row); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(row, "ref-canary") || strings.Contains(row, "acc-canary") || !strings.Contains(row, "canary") {
+		t.Errorf("the row holds a token, or nothing: %s", row)
+	}
+}
+
+// A row copied over another user's does not open.
+func TestCopiedRowDoesNotOpen(t *testing.T) {
+	url := databases.URL(t)
+	s := open(t, url)
+	for _, user := range []string{"a", "b"} {
+		if _, err := s.Save(t.Context(), storetest.Full(grant.Key{Provider: "p", User: user})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	if _, err := conn.Exec(t.Context(), "UPDATE renewd.grants SET tokens = (SELECT tokens FROM renewd.grants WHERE user_id = 'a') WHERE user_id = 'b'"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Load(t.Context(), grant.Key{Provider: "p", User: "b"}); err == nil {
+		t.Error("the tokens of one user opened for another")
+	}
+	page, _, err := s.List(t.Context(), "", 10)
+	if err != nil || len(page) != 2 || page[1].Err == nil || page[1].User != "b" {
+		t.Errorf("list: %v, %v", page, err)
+	}
+}

@@ -1,0 +1,170 @@
+package postgres
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/schema"
+)
+
+// row is a grant as the table has it.
+type row struct {
+	key           grant.Key
+	was, revision int64 // was 0: insert
+	version       int64
+	status        string
+	fingerprint   string
+	tokens        []byte
+	times         [7]*time.Time // expires, next due, login, refreshed, synced, failed, active
+	attempts      int32
+	outages       int32
+	lastError     string
+	claimNonce    *string
+	claimUntil    *time.Time
+	claim         *string
+	profile       *string
+	state         string
+}
+
+// state is what of a grant has no column of its own.
+type state struct {
+	SavedBy   string         `json:"saved_by,omitempty"`
+	Verdict   *grant.Verdict `json:"verdict,omitempty"`
+	Doubt     *grant.Doubt   `json:"doubt,omitempty"`
+	Cause     schema.Cause   `json:"cause,omitzero"`
+	BeganAt   time.Time      `json:"began_at,omitzero"`
+	Progress  grant.Progress `json:"progress,omitempty"`
+	Pending   *grant.Pending `json:"pending,omitempty"`
+	Refreshed bool           `json:"refreshed,omitempty"`
+	Recovered bool           `json:"recovered,omitempty"`
+	Login     grant.Order    `json:"login,omitzero"`
+}
+
+// claimRest is what of a claim has no column of its own.
+type claimRest struct {
+	Fingerprint string       `json:"fingerprint"`
+	Cause       schema.Cause `json:"cause"`
+	Presented   bool         `json:"presented"`
+}
+
+func rowOf(c grant.Cipher, g grant.Grant) (row, error) {
+	tokens, err := grant.SealPair(c, grant.PurposeStore, g.Key, g.Version, g.Pair)
+	if err != nil {
+		return row{}, err
+	}
+	rest, err := json.Marshal(state{
+		g.SavedBy, g.Verdict, g.Doubt, g.Cause, g.BeganAt, g.Progress, g.Pending, g.Refreshed, g.Recovered, g.Login,
+	})
+	if err != nil {
+		return row{}, err
+	}
+	r := row{
+		key: g.Key, was: int64(g.Revision), revision: int64(g.Revision) + 1, version: g.Version, status: string(g.Status),
+		fingerprint: g.Fingerprint(), tokens: tokens, attempts: int32(g.Attempts), outages: int32(g.Outages), lastError: g.LastError, state: string(rest),
+		times: [7]*time.Time{
+			null(g.Pair.ExpiresAt), null(g.NextDueAt), null(g.LoginAt), null(g.RefreshedAt), null(g.SyncedAt), null(g.FailedAt), null(g.ActiveAt),
+		},
+	}
+	if g.Revision == 0 {
+		// Never again a number that an erased record of this user had: what was read then must not pass for this one.
+		r.revision = time.Now().UnixMicro()
+	}
+	if g.Claim != nil {
+		rest, err := json.Marshal(claimRest{g.Claim.Fingerprint, g.Claim.Cause, g.Claim.Presented})
+		if err != nil {
+			return row{}, err
+		}
+		r.claimNonce, r.claimUntil, r.claim = &g.Claim.Nonce, null(g.Claim.Until), text(rest)
+	}
+	if g.Profile != nil {
+		raw, err := json.Marshal(g.Profile)
+		if err != nil {
+			return row{}, err
+		}
+		r.profile = text(raw)
+	}
+	return r, nil
+}
+
+func text(raw []byte) *string {
+	s := string(raw)
+	return &s
+}
+
+func null(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC()
+	return &t
+}
+
+func orZero(t *time.Time) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return t.UTC()
+}
+
+// columns are those that scan reads, in its order.
+const columns = `g.provider, g.user_id, g.revision, g.version, g.status, g.tokens, g.next_due_at, g.login_at, g.refreshed_at,
+	g.synced_at, g.failed_at, g.active_at, g.attempts, g.outages, g.last_error, g.claim_nonce, g.claim_until, g.claim::text, g.profile::text, g.state::text`
+
+// targets are what one row is scanned into.
+func (r *row) targets() []any {
+	out := []any{&r.key.Provider, &r.key.User, &r.revision, &r.version, &r.status, &r.tokens}
+	for i := 1; i < len(r.times); i++ {
+		out = append(out, &r.times[i])
+	}
+	return append(out, &r.attempts, &r.outages, &r.lastError, &r.claimNonce, &r.claimUntil, &r.claim, &r.profile, &r.state)
+}
+
+func claimOf(nonce *string, until *time.Time, rest *string) (*grant.Claim, error) {
+	if nonce == nil {
+		return nil, nil
+	}
+	c := &grant.Claim{Nonce: *nonce, Until: orZero(until)}
+	if rest != nil {
+		var r claimRest
+		if err := json.Unmarshal([]byte(*rest), &r); err != nil {
+			return nil, fmt.Errorf("claim: %w", err)
+		}
+		c.Fingerprint, c.Cause, c.Presented = r.Fingerprint, r.Cause, r.Presented
+	}
+	return c, nil
+}
+
+// grant is the inverse of rowOf. After an error about the pair the rest is there all the same.
+func (r row) grant(c grant.Cipher) (grant.Grant, error) {
+	g := grant.Grant{
+		Key: r.key, Revision: uint64(r.revision), Version: r.version, Status: grant.Status(r.status), Attempts: int(r.attempts), Outages: int(r.outages),
+		LastError: r.lastError, NextDueAt: orZero(r.times[1]), LoginAt: orZero(r.times[2]), RefreshedAt: orZero(r.times[3]),
+		SyncedAt: orZero(r.times[4]), FailedAt: orZero(r.times[5]), ActiveAt: orZero(r.times[6]),
+	}
+	var s state
+	if err := json.Unmarshal([]byte(r.state), &s); err != nil {
+		return g, fmt.Errorf("record is damaged: state: %w", err)
+	}
+	g.SavedBy, g.Verdict, g.Doubt, g.Cause, g.BeganAt, g.Progress, g.Pending = s.SavedBy, s.Verdict, s.Doubt, s.Cause, s.BeganAt, s.Progress, s.Pending
+	g.Refreshed, g.Recovered, g.Login = s.Refreshed, s.Recovered, s.Login
+	if r.profile != nil {
+		if err := json.Unmarshal([]byte(*r.profile), &g.Profile); err != nil {
+			return g, fmt.Errorf("record is damaged: profile: %w", err)
+		}
+	}
+	var err error
+	if g.Claim, err = claimOf(r.claimNonce, r.claimUntil, r.claim); err != nil {
+		return g, fmt.Errorf("record is damaged: %w", err)
+	}
+	g.Pair, err = grant.OpenPair(c, grant.PurposeStore, g.Key, g.Version, r.tokens)
+	return g, err
+}
+
+func scan(rows pgx.Rows, more ...any) (row, error) {
+	var r row
+	return r, rows.Scan(append(r.targets(), more...)...)
+}

@@ -1,0 +1,344 @@
+package postgres
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/renewd/renewd/internal/grant"
+)
+
+// retried runs a statement, again where the database says that it did nothing and that trying again helps: a deadlock, or
+// a lost serialization.
+func (s *Store) retried(run func(ctx context.Context) error) error {
+	var err error
+	for range 3 {
+		ctx, cancel := context.WithTimeout(context.Background(), s.timeout)
+		err = run(ctx)
+		cancel()
+		pg, ok := errors.AsType[*pgconn.PgError](err)
+		if !ok || pg.Code != "40P01" && pg.Code != "40001" {
+			return err
+		}
+	}
+	return err
+}
+
+func keys(in []grant.Key) (providers, users []string) {
+	for _, k := range in {
+		providers, users = append(providers, k.Provider), append(users, k.User)
+	}
+	return providers, users
+}
+
+type loaded struct {
+	grant grant.Grant
+	err   error
+}
+
+const loadSQL = `SELECT ` + columns + ` FROM renewd.grants g
+	JOIN unnest($1::text[], $2::text[]) AS r(provider, user_id) ON g.provider = r.provider AND g.user_id = r.user_id`
+
+func (s *Store) runLoads(in []grant.Key) ([]loaded, error) {
+	found := make(map[grant.Key]loaded, len(in))
+	err := s.retried(func(ctx context.Context) error {
+		providers, users := keys(in)
+		rows, err := s.pool.Query(ctx, loadSQL, providers, users)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			r, err := scan(rows)
+			if err != nil {
+				return err
+			}
+			g, err := r.grant(s.cipher)
+			found[r.key] = loaded{g, err}
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := make([]loaded, len(in))
+	for i, k := range in {
+		l, ok := found[k]
+		if !ok {
+			l.err = grant.ErrNotFound
+		}
+		out[i] = l
+	}
+	return out, nil
+}
+
+type claim struct {
+	key     grant.Key
+	request grant.ClaimRequest
+}
+
+type claimed struct {
+	grant grant.Grant
+	prior *grant.Claim
+	err   error
+}
+
+// claimSQL locks the rows in one order, so that two batches cannot lock each other out, and claims those that are free.
+const claimSQL = `WITH r AS (
+		SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::text[], $6::bool[])
+			AS r(provider, user_id, nonce, seconds, cause, presented)
+	), old AS (
+		SELECT g.provider, g.user_id, g.claim_nonce, g.claim_until, g.claim FROM renewd.grants g
+			JOIN r ON g.provider = r.provider AND g.user_id = r.user_id ORDER BY g.provider, g.user_id FOR UPDATE OF g
+	)
+	UPDATE renewd.grants g SET revision = g.revision + 1, claim_nonce = r.nonce, claim_until = clock_timestamp() + make_interval(secs => r.seconds),
+		claim = json_build_object('fingerprint', g.fingerprint, 'cause', r.cause::json,
+			'presented', r.presented OR coalesce(old.claim_nonce = r.nonce AND (old.claim->>'presented')::bool, false))
+	FROM r JOIN old ON old.provider = r.provider AND old.user_id = r.user_id
+	WHERE g.provider = r.provider AND g.user_id = r.user_id
+		AND (old.claim_nonce IS NULL OR old.claim_nonce = r.nonce OR old.claim_until <= clock_timestamp())
+	RETURNING ` + columns + `, old.claim_nonce, old.claim_until, old.claim::text`
+
+func (s *Store) runClaims(in []claim) ([]claimed, error) {
+	done := make(map[grant.Key]claimed, len(in))
+	err := s.retried(func(ctx context.Context) error {
+		args, err := claimArgs(in)
+		if err != nil {
+			return err
+		}
+		rows, err := s.pool.Query(ctx, claimSQL, args...)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var nonce, rest *string
+			var until *time.Time
+			r, err := scan(rows, &nonce, &until, &rest)
+			if err != nil {
+				return err
+			}
+			g, err := r.grant(s.cipher)
+			c := claimed{grant: g, err: err}
+			if c.err == nil {
+				c.prior, c.err = claimOf(nonce, until, rest)
+			}
+			done[r.key] = c
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s.unclaimed(in, done)
+}
+
+func claimArgs(in []claim) ([]any, error) {
+	n := len(in)
+	providers, users, nonces, causes := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
+	seconds, presented := make([]float64, n), make([]bool, n)
+	for i, c := range in {
+		cause, err := json.Marshal(c.request.Cause)
+		if err != nil {
+			return nil, err
+		}
+		providers[i], users[i], nonces[i], causes[i] = c.key.Provider, c.key.User, c.request.Nonce, string(cause)
+		seconds[i], presented[i] = c.request.For.Seconds(), c.request.Presented
+	}
+	return []any{providers, users, nonces, seconds, causes, presented}, nil
+}
+
+// unclaimed tells those that are held from those that are not there.
+func (s *Store) unclaimed(in []claim, done map[grant.Key]claimed) ([]claimed, error) {
+	var missing []grant.Key
+	for _, c := range in {
+		if _, ok := done[c.key]; !ok {
+			missing = append(missing, c.key)
+		}
+	}
+	if len(missing) > 0 {
+		there, err := s.runLoads(missing)
+		if err != nil {
+			return nil, err
+		}
+		for i, k := range missing {
+			err := grant.ErrClaimed
+			if errors.Is(there[i].err, grant.ErrNotFound) {
+				err = grant.ErrNotFound
+			}
+			done[k] = claimed{err: err}
+		}
+	}
+	out := make([]claimed, len(in))
+	for i, c := range in {
+		out[i] = done[c.key]
+	}
+	return out, nil
+}
+
+// written are the columns that a save writes, with the type of each.
+var written = [][2]string{
+	{"provider", "text"}, {"user_id", "text"}, {"revision", "bigint"}, {"version", "bigint"}, {"status", "text"}, {"fingerprint", "text"},
+	{"tokens", "bytea"}, {"expires_at", "timestamptz"}, {"next_due_at", "timestamptz"}, {"login_at", "timestamptz"},
+	{"refreshed_at", "timestamptz"}, {"synced_at", "timestamptz"}, {"failed_at", "timestamptz"}, {"active_at", "timestamptz"},
+	{"attempts", "integer"}, {"outages", "integer"}, {"last_error", "text"}, {"claim_nonce", "text"}, {"claim_until", "timestamptz"},
+	{"claim", "json"}, {"profile", "json"}, {"state", "json"},
+}
+
+// updateSQL and insertSQL write the rows whose compare-and-swap holds, and name them.
+var updateSQL, insertSQL = saveSQL()
+
+func saveSQL() (update, insert string) {
+	var names, casts, values, sets []string
+	for i, c := range written {
+		array := c[1]
+		if array == "json" {
+			array = "text" // pgx has no array of json
+		}
+		names = append(names, c[0])
+		casts = append(casts, fmt.Sprintf("$%d::%s[]", i+1, array))
+		value := "r." + c[0]
+		if c[1] == "json" {
+			value += "::json"
+		}
+		values = append(values, value)
+		if i > 1 {
+			sets = append(sets, c[0]+" = "+value)
+		}
+	}
+	list := strings.Join(names, ", ")
+	rows := fmt.Sprintf("r AS (SELECT * FROM unnest(%s, $%d::bigint[]) AS r(%s, was))", strings.Join(casts, ", "), len(written)+1, list)
+	update = "WITH " + rows + `, old AS (
+			SELECT g.provider, g.user_id, g.revision FROM renewd.grants g JOIN r ON g.provider = r.provider AND g.user_id = r.user_id
+			ORDER BY g.provider, g.user_id FOR UPDATE OF g
+		)
+		UPDATE renewd.grants g SET ` + strings.Join(sets, ", ") + `
+		FROM r JOIN old ON old.provider = r.provider AND old.user_id = r.user_id
+		WHERE g.provider = r.provider AND g.user_id = r.user_id AND old.revision = r.was RETURNING g.provider, g.user_id`
+	insert = "WITH " + rows + " INSERT INTO renewd.grants (" + list + ") SELECT " + strings.Join(values, ", ") +
+		" FROM r ORDER BY r.provider, r.user_id ON CONFLICT DO NOTHING RETURNING provider, user_id"
+	return update, insert
+}
+
+// runSaves writes a batch with one commit. A row that the database refuses as such (class 22, malformed data) does not take
+// the others with it.
+func (s *Store) runSaves(in []row) ([]error, error) {
+	out, err := s.trySaves(in)
+	if err == nil || len(in) == 1 || !malformed(err) {
+		return out, err
+	}
+	out = make([]error, len(in))
+	for i := range in {
+		one, err := s.trySaves(in[i : i+1])
+		if err == nil {
+			err = one[0]
+		}
+		out[i] = err
+	}
+	return out, nil
+}
+
+func malformed(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && strings.HasPrefix(pg.Code, "22")
+}
+
+func (s *Store) trySaves(in []row) ([]error, error) {
+	var updates, inserts []row
+	for _, r := range in {
+		if r.was == 0 {
+			inserts = append(inserts, r)
+		} else {
+			updates = append(updates, r)
+		}
+	}
+	stored := make(map[grant.Key]bool, len(in))
+	err := s.retried(func(ctx context.Context) error {
+		batch := &pgx.Batch{}
+		for sql, rows := range map[string][]row{updateSQL: updates, insertSQL: inserts} {
+			if len(rows) > 0 {
+				batch.Queue(sql, saveArgs(rows)...).Query(func(found pgx.Rows) error {
+					var k grant.Key
+					_, err := pgx.ForEachRow(found, []any{&k.Provider, &k.User}, func() error {
+						stored[k] = true
+						return nil
+					})
+					return err
+				})
+			}
+		}
+		return s.pool.SendBatch(ctx, batch).Close()
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := make([]error, len(in))
+	for i, r := range in {
+		if !stored[r.key] {
+			out[i] = grant.ErrConflict
+		}
+	}
+	return out, nil
+}
+
+// saveArgs turns rows into one array a column, in the order of written, and then was.
+func saveArgs(rows []row) []any {
+	n := len(rows)
+	providers, users, statuses, fingerprints := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
+	revisions, versions, was := make([]int64, n), make([]int64, n), make([]int64, n)
+	tokens := make([][]byte, n)
+	var times [7][]*time.Time
+	for i := range times {
+		times[i] = make([]*time.Time, n)
+	}
+	attempts, outages := make([]int32, n), make([]int32, n)
+	lastErrors, states := make([]string, n), make([]string, n)
+	nonces, claims, profiles := make([]*string, n), make([]*string, n), make([]*string, n)
+	untils := make([]*time.Time, n)
+	for i, r := range rows {
+		providers[i], users[i], statuses[i], fingerprints[i] = r.key.Provider, r.key.User, r.status, r.fingerprint
+		revisions[i], versions[i], was[i], tokens[i] = r.revision, r.version, r.was, r.tokens
+		for t := range times {
+			times[t][i] = r.times[t]
+		}
+		attempts[i], outages[i], lastErrors[i], states[i] = r.attempts, r.outages, r.lastError, r.state
+		nonces[i], untils[i], claims[i], profiles[i] = r.claimNonce, r.claimUntil, r.claim, r.profile
+	}
+	return []any{
+		providers, users, revisions, versions, statuses, fingerprints, tokens, times[0], times[1], times[2], times[3], times[4], times[5], times[6],
+		attempts, outages, lastErrors, nonces, untils, claims, profiles, states, was,
+	}
+}
+
+const listSQL = `SELECT ` + columns + ` FROM renewd.grants g WHERE (g.provider, g.user_id) > ($1, $2) ORDER BY g.provider, g.user_id LIMIT $3`
+
+// List implements grant.Store. The cursor is the last key.
+func (s *Store) List(ctx context.Context, cursor string, limit int) (page []grant.Listed, next string, err error) {
+	provider, user, _ := strings.Cut(cursor, "/")
+	rows, err := s.pool.Query(ctx, listSQL, provider, user, limit)
+	if err != nil {
+		return nil, "", fmt.Errorf("list grants: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		r, err := scan(rows)
+		if err != nil {
+			return nil, "", fmt.Errorf("list grants: %w", err)
+		}
+		g, err := r.grant(s.cipher)
+		page = append(page, grant.Listed{Grant: g, Err: err})
+	}
+	if err := rows.Err(); err != nil {
+		return nil, "", fmt.Errorf("list grants: %w", err)
+	}
+	if len(page) == limit {
+		next = page[limit-1].Key.String()
+	}
+	return page, next, nil
+}

@@ -1,0 +1,398 @@
+package storetest
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/schema"
+)
+
+// Cipher is a stand-in for a keyring: it binds to the associated data and hides the plaintext from a search, no more.
+type Cipher struct{}
+
+// Seal implements grant.Cipher.
+func (Cipher) Seal(plain, associated []byte) ([]byte, error) {
+	out := append([]byte(fmt.Sprintf("%d:", len(associated))), associated...)
+	for _, b := range plain {
+		out = append(out, b^0x5a)
+	}
+	return out, nil
+}
+
+// Open implements grant.Cipher.
+func (Cipher) Open(sealed, associated []byte) ([]byte, error) {
+	rest, ok := bytes.CutPrefix(sealed, append([]byte(fmt.Sprintf("%d:", len(associated))), associated...))
+	if !ok {
+		return nil, errors.New("sealed for something else")
+	}
+	out := make([]byte, len(rest))
+	for i, b := range rest {
+		out[i] = b ^ 0x5a
+	}
+	return out, nil
+}
+
+// at is a time as stores keep it: UTC, microseconds.
+func at(n int) time.Time { return time.Date(2026, 3, 1, 12, 0, n, 123456000, time.UTC) }
+
+// Full is a grant with every field set; a field that Full leaves empty fails Run, so that none is forgotten here when it
+// is added there.
+func Full(k grant.Key) grant.Grant {
+	yes, no := true, false
+	cause := schema.Cause{ID: "c\"1", Type: schema.UserRefreshDue, Source: "/billing ü", Time: at(1), Reason: "why \u0000 not"}
+	return grant.Grant{
+		Key: k, Version: 1_700_000_000_123, Status: grant.Live,
+		Pair: grant.Pair{
+			Access: grant.NewSecret("acc-" + k.User), Refresh: grant.NewSecret("ref-" + k.User), ID: grant.NewSecret("id-" + k.User), Scope: "openid email",
+			ExpiresAt: at(2), Lifetime: 30 * time.Minute, SentAt: at(3), Parent: "parent",
+		},
+		Verdict: &grant.Verdict{Reason: schema.ReasonRevoked, Code: "invalid_grant", Fingerprint: "f", At: at(4), Confirmed: true},
+		Claim:   &grant.Claim{Nonce: "n", Until: at(5), Fingerprint: "f", Cause: cause, Presented: true},
+		Doubt:   &grant.Doubt{Fingerprint: "f", Since: at(6)},
+		SavedBy: "nonce", Cause: cause, BeganAt: at(7), Progress: grant.Synced,
+		Pending:   &grant.Pending{ID: "o1", Type: schema.UserSynced, Data: json.RawMessage(`{"a":[1,2,{"b":null}]}`), Stale: true},
+		Refreshed: true, Recovered: true, Attempts: 3, Outages: 4, LastError: "provider_unavailable",
+		Profile: &schema.Profile{
+			ID: k.User, Email: "jane@example.com", EmailVerified: &yes, Name: "Jane Döe", FirstName: "Jane", LastName: "Döe", Username: "jane",
+			Picture: "https://x/y.png", Enabled: &yes, Locked: &no, MFAEnabled: &no, HasPassword: &yes,
+			Organisations: []schema.Organisation{{ID: "o", Name: "O", Role: "Admin", Roles: []string{"Admin", "Member"}, Permissions: []string{"p"}}},
+			Raw:           json.RawMessage(`{"user_id":"x","properties":{"n":1.50,"odd":"\u0000é"}}`),
+		},
+		Login: grant.Order{Stream: at(8), Sequence: 1 << 40}, NextDueAt: at(9), LoginAt: at(10), RefreshedAt: at(11), SyncedAt: at(12), FailedAt: at(13), ActiveAt: at(14),
+	}
+}
+
+// Run holds a store against the contract. open returns an empty store of its own for each call; it is closed by the
+// test's cleanup.
+func Run(t *testing.T, open func(t *testing.T) grant.Store) {
+	for name, test := range map[string]func(*testing.T, grant.Store){
+		"every field comes back":                       testRoundTrip,
+		"odd ids are kept apart":                       testIDs,
+		"only revision zero inserts":                   testInsert,
+		"a save needs the newest revision":             testSave,
+		"a save never brings an erased grant back":     testErased,
+		"a claim is exclusive until it runs out":       testClaim,
+		"a claim makes an older save conflict":         testClaimFences,
+		"100 goroutines lose nothing":                  testContention,
+		"one of many inserts wins":                     testInsertRace,
+		"a walk meets every grant":                     testList,
+		"an ended context ends the call":               testContext,
+		"a second delete says so, a stale one refuses": testDelete,
+	} {
+		t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
+			t.Parallel()
+			test(t, open(t))
+		})
+	}
+}
+
+var jane = grant.Key{Provider: "propelauth", User: "jane@example.com"}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantErr(t *testing.T, err, want error) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Fatalf("error %v, want %v", err, want)
+	}
+}
+
+// insert stores g as new and returns it as stored.
+func insert(t *testing.T, s grant.Store, g grant.Grant) grant.Grant {
+	t.Helper()
+	g.Revision = 0
+	rev, err := s.Save(t.Context(), g)
+	must(t, err)
+	g.Revision = rev
+	return g
+}
+
+func testRoundTrip(t *testing.T, s grant.Store) {
+	want := Full(jane)
+	for v, i := reflect.ValueOf(want), 0; i < v.NumField(); i++ {
+		if name := v.Type().Field(i).Name; v.Field(i).IsZero() && name != "Revision" {
+			t.Errorf("Full leaves %s empty: set it there, and keep it in every store", name)
+		}
+	}
+	want = insert(t, s, want)
+	got, err := s.Load(t.Context(), jane)
+	must(t, err)
+	if a, b := flat(t, want), flat(t, got); a != b {
+		t.Errorf("stored\n%s\nloaded\n%s", a, b)
+	}
+	bare := grant.Grant{Key: grant.Key{Provider: "propelauth", User: "bare"}, Version: 1, Status: grant.ReauthRequired}
+	bare = insert(t, s, bare)
+	got, err = s.Load(t.Context(), bare.Key)
+	must(t, err)
+	if a, b := flat(t, bare), flat(t, got); a != b {
+		t.Errorf("stored\n%s\nloaded\n%s", a, b)
+	}
+	_, err = s.Load(t.Context(), grant.Key{Provider: "propelauth", User: "nobody"})
+	wantErr(t, err, grant.ErrNotFound)
+}
+
+// flat writes a grant, tokens revealed, in a form that compares.
+func flat(t *testing.T, g grant.Grant) string {
+	t.Helper()
+	raw, err := json.MarshalIndent(g, "", " ")
+	must(t, err)
+	p := g.Pair
+	return fmt.Sprintf("%s\n%s %s %s", raw, p.Access.Reveal(), p.Refresh.Reveal(), p.ID.Reveal())
+}
+
+func testIDs(t *testing.T, s grant.Store) {
+	ids := []string{"auth0|abc", "auth0=7Cabc", "a.b", "a b", "ümlaut", "*", ">", "a/b\\c", "100%", "A", "a", "'; drop table x; --", strings.Repeat("x", 256), strings.Repeat("é", 128)}
+	for _, provider := range []string{"p", "p-2"} {
+		for _, id := range ids {
+			insert(t, s, Full(grant.Key{Provider: provider, User: id}))
+		}
+	}
+	for _, provider := range []string{"p", "p-2"} {
+		for _, id := range ids {
+			g, err := s.Load(t.Context(), grant.Key{Provider: provider, User: id})
+			must(t, err)
+			if g.Provider != provider || g.User != id || g.Pair.Refresh.Reveal() != "ref-"+id {
+				t.Errorf("%s/%q came back as %s with another pair", provider, id, g.Key)
+			}
+		}
+	}
+}
+
+func testInsert(t *testing.T, s grant.Store) {
+	g := Full(jane)
+	g.Revision = 5
+	_, err := s.Save(t.Context(), g)
+	wantErr(t, err, grant.ErrConflict)
+	insert(t, s, g)
+	g.Revision = 0
+	_, err = s.Save(t.Context(), g)
+	wantErr(t, err, grant.ErrConflict)
+}
+
+func testSave(t *testing.T, s grant.Store) {
+	old := insert(t, s, Full(jane))
+	next := old
+	next.Version++
+	next.Claim = nil
+	rev, err := s.Save(t.Context(), next)
+	must(t, err)
+	if rev == old.Revision {
+		t.Fatal("a save left the revision as it was")
+	}
+	_, err = s.Save(t.Context(), old)
+	wantErr(t, err, grant.ErrConflict)
+	got, err := s.Load(t.Context(), jane)
+	must(t, err)
+	if got.Revision != rev || got.Version != next.Version || got.Claim != nil {
+		t.Errorf("loaded %+v", got)
+	}
+}
+
+func testErased(t *testing.T, s grant.Store) {
+	old := insert(t, s, Full(jane))
+	must(t, s.Delete(t.Context(), jane, old.Revision))
+	_, err := s.Save(t.Context(), old)
+	wantErr(t, err, grant.ErrConflict)
+	_, _, err = s.Claim(t.Context(), jane, grant.ClaimRequest{Nonce: "n", For: time.Minute})
+	wantErr(t, err, grant.ErrNotFound)
+	again := insert(t, s, Full(jane))
+	if again.Revision == old.Revision {
+		t.Error("a new record has the revision of the erased one")
+	}
+	for range 3 {
+		_, err = s.Save(t.Context(), old)
+		wantErr(t, err, grant.ErrConflict)
+		rev, err := s.Save(t.Context(), again)
+		must(t, err)
+		again.Revision = rev
+	}
+}
+
+func testClaim(t *testing.T, s grant.Store) {
+	g := Full(jane)
+	g.Claim = nil
+	g = insert(t, s, g)
+	cause := schema.Cause{ID: "c", Type: schema.CauseTimer, Time: at(1)}
+	got, prior, err := s.Claim(t.Context(), jane, grant.ClaimRequest{Nonce: "a", For: time.Hour, Cause: cause, Presented: true})
+	must(t, err)
+	if prior != nil || got.Claim.Nonce != "a" || got.Claim.Fingerprint != g.Fingerprint() || got.Claim.Cause != cause || !got.Claim.Presented {
+		t.Fatalf("claimed %+v after %+v", got.Claim, prior)
+	}
+	if got.Pair.Refresh.Reveal() != g.Pair.Refresh.Reveal() || got.Revision == g.Revision {
+		t.Error("the claim did not return the record as it is now")
+	}
+	_, _, err = s.Claim(t.Context(), jane, grant.ClaimRequest{Nonce: "b", For: time.Hour})
+	wantErr(t, err, grant.ErrClaimed)
+	// My own may be extended, or cut short; that it was presented stays.
+	got, prior, err = s.Claim(t.Context(), jane, grant.ClaimRequest{Nonce: "a", For: time.Millisecond, Cause: cause})
+	must(t, err)
+	if prior == nil || prior.Nonce != "a" || !got.Claim.Presented {
+		t.Errorf("extended %+v after %+v", got.Claim, prior)
+	}
+	eventually(t, func() bool {
+		got, prior, err = s.Claim(t.Context(), jane, grant.ClaimRequest{Nonce: "b", For: time.Hour})
+		return err == nil
+	})
+	if prior == nil || prior.Nonce != "a" || !prior.Presented || prior.Fingerprint != g.Fingerprint() || got.Claim.Nonce != "b" || got.Claim.Presented {
+		t.Errorf("after it ran out: %+v, prior %+v", got.Claim, prior)
+	}
+}
+
+// eventually waits for something that only the store's own clock makes true.
+func eventually(t *testing.T, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); <-time.After(5 * time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	t.Fatal("never came true")
+}
+
+func testClaimFences(t *testing.T, s grant.Store) {
+	g := Full(jane)
+	g.Claim = nil
+	g = insert(t, s, g)
+	claimed, _, err := s.Claim(t.Context(), jane, grant.ClaimRequest{Nonce: "a", For: time.Hour})
+	must(t, err)
+	_, err = s.Save(t.Context(), g)
+	wantErr(t, err, grant.ErrConflict)
+	claimed.Claim = nil
+	_, err = s.Save(t.Context(), claimed)
+	must(t, err)
+}
+
+func testContention(t *testing.T, s grant.Store) {
+	const workers, each = 100, 3
+	g := Full(jane)
+	g.Claim, g.Version = nil, 0
+	insert(t, s, g)
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			nonce := fmt.Sprintf("w%d", w)
+			for done := 0; done < each; {
+				g, _, err := s.Claim(t.Context(), jane, grant.ClaimRequest{Nonce: nonce, For: time.Minute})
+				if errors.Is(err, grant.ErrClaimed) {
+					continue
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				g.Version++
+				g.Claim = nil
+				if _, err := s.Save(t.Context(), g); err != nil {
+					t.Errorf("the holder of the claim could not save: %v", err)
+					return
+				}
+				done++
+			}
+		})
+	}
+	wg.Wait()
+	got, err := s.Load(t.Context(), jane)
+	must(t, err)
+	if got.Version != workers*each {
+		t.Errorf("%d of %d changes are left", got.Version, workers*each)
+	}
+}
+
+func testInsertRace(t *testing.T, s grant.Store) {
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var won []int64
+	for n := range 100 {
+		wg.Go(func() {
+			g := Full(jane)
+			g.Version = int64(n)
+			_, err := s.Save(t.Context(), g)
+			if err == nil {
+				mu.Lock()
+				won = append(won, g.Version)
+				mu.Unlock()
+			} else if !errors.Is(err, grant.ErrConflict) {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	got, err := s.Load(t.Context(), jane)
+	must(t, err)
+	if len(won) != 1 || got.Version != won[0] {
+		t.Errorf("winners %v, stored %d", won, got.Version)
+	}
+}
+
+func testList(t *testing.T, s grant.Store) {
+	page, next, err := s.List(t.Context(), "", 10)
+	if err != nil || len(page) != 0 || next != "" {
+		t.Fatalf("an empty store lists %v, %q, %v", page, next, err)
+	}
+	const n = 57
+	for i := range n {
+		g := Full(grant.Key{Provider: "p", User: fmt.Sprintf("user/%02d", i)})
+		g.Claim = nil
+		insert(t, s, g)
+	}
+	gone, err := s.Load(t.Context(), grant.Key{Provider: "p", User: "user/03"})
+	must(t, err)
+	must(t, s.Delete(t.Context(), gone.Key, gone.Revision))
+	seen := map[string]bool{}
+	for cursor, pages := "", 0; ; pages++ {
+		if pages > 200 {
+			t.Fatal("the walk does not end")
+		}
+		page, next, err := s.List(t.Context(), cursor, 10)
+		must(t, err)
+		for _, l := range page {
+			must(t, l.Err)
+			seen[l.User] = true
+			if pages < 5 { // a writer during the walk
+				if _, _, err := s.Claim(t.Context(), l.Key, grant.ClaimRequest{Nonce: "x", For: time.Hour}); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if next == "" {
+			break
+		}
+		cursor = next
+	}
+	if len(seen) != n-1 || seen["user/03"] {
+		t.Errorf("the walk met %d of %d grants", len(seen), n-1)
+	}
+}
+
+func testContext(t *testing.T, s grant.Store) {
+	insert(t, s, Full(jane))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.Load(ctx, jane); err != nil && !errors.Is(err, context.Canceled) {
+		t.Errorf("load: %v", err)
+	}
+	if _, err := s.Save(ctx, Full(jane)); err == nil {
+		t.Error("a save with an ended context went well")
+	}
+}
+
+func testDelete(t *testing.T, s grant.Store) {
+	g := insert(t, s, Full(jane))
+	wantErr(t, s.Delete(t.Context(), jane, g.Revision+1), grant.ErrConflict)
+	must(t, s.Delete(t.Context(), jane, g.Revision))
+	wantErr(t, s.Delete(t.Context(), jane, g.Revision), grant.ErrNotFound)
+}
