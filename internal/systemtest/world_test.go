@@ -1,0 +1,260 @@
+package systemtest_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/http/httptest"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel/metric/noop"
+
+	"github.com/renewd/renewd/consumers"
+	"github.com/renewd/renewd/consumers/login"
+	"github.com/renewd/renewd/consumers/refresh"
+	"github.com/renewd/renewd/consumers/request"
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/idp"
+	"github.com/renewd/renewd/internal/idp/idptest"
+	"github.com/renewd/renewd/internal/natsd"
+	"github.com/renewd/renewd/internal/natskv"
+	"github.com/renewd/renewd/internal/pgtest"
+	"github.com/renewd/renewd/internal/postgres"
+	"github.com/renewd/renewd/internal/seal"
+	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/publishers"
+	"github.com/renewd/renewd/schema"
+)
+
+var databases pgtest.Pool
+
+func TestMain(m *testing.M) { os.Exit(databases.Main(m)) }
+
+const provider = "propelauth"
+
+// world is one NATS server, one provider and one store, with any number of workers on them.
+type world struct {
+	t        *testing.T
+	nats     *natsd.Server
+	js       jetstream.JetStream
+	provider *idptest.Server
+	url      string
+	store    grant.Store
+	keys     *seal.Keyring
+	topology stream.Topology
+	policy   grant.Policy
+	logger   *slog.Logger
+
+	mu       sync.Mutex
+	outcomes map[string][]schema.Event // by user, in order of the stream
+	seen     chan struct{}             // gets a word after each outcome
+}
+
+type options struct {
+	provider    idptest.Options
+	policy      grant.Policy
+	concurrency int
+	postgres    bool
+}
+
+func newWorld(t *testing.T, o options) *world {
+	t.Helper()
+	w := &world{
+		t: t, policy: o.policy.WithDefaults(), outcomes: map[string][]schema.Event{}, seen: make(chan struct{}, 1),
+		logger: slog.New(slog.DiscardHandler), topology: stream.Topology{Providers: []stream.Provider{{ID: provider, Concurrency: o.concurrency}}, Grants: !o.postgres}.WithDefaults(),
+	}
+	var err error
+	w.nats, err = natsd.Start(t.Context(), natsd.Config{StoreDir: t.TempDir()})
+	w.must(err)
+	t.Cleanup(w.nats.Shutdown)
+	w.js = w.connect()
+	_, err = stream.Ensure(t.Context(), w.js, w.topology)
+	w.must(err)
+	w.provider = idptest.New(o.provider)
+	server := httptest.NewServer(w.provider)
+	t.Cleanup(server.Close)
+	w.url = server.URL
+	w.keys, err = seal.NewKeyring(time.Now())
+	w.must(err)
+	w.must(w.engine(w.js).PublishKeys(t.Context(), w.keys.JWKS()))
+	if o.postgres {
+		s, err := postgres.Open(t.Context(), postgres.Config{URL: grant.NewSecret(databases.URL(t)), Cipher: w.keys})
+		w.must(err)
+		t.Cleanup(s.Close)
+		w.store = s
+	} else {
+		s, err := natskv.Open(t.Context(), w.js, natskv.Config{Bucket: stream.BucketGrants, Cipher: w.keys, Now: time.Now})
+		w.must(err)
+		w.store = s
+	}
+	return w
+}
+
+func (w *world) must(err error) {
+	w.t.Helper()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) connect() jetstream.JetStream {
+	w.t.Helper()
+	nc, err := w.nats.Connect()
+	w.must(err)
+	w.t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	w.must(err)
+	return js
+}
+
+func (w *world) engine(js jetstream.JetStream) *stream.Engine {
+	w.t.Helper()
+	e, err := stream.NewEngine(js, stream.Config{})
+	w.must(err)
+	return e
+}
+
+// start runs one worker on a connection of its own until the test ends.
+func (w *world) start(slots int) {
+	w.t.Helper()
+	js := w.connect()
+	e := w.engine(js)
+	client, err := idp.New(idp.Config{ID: provider, BaseURL: w.url, ClientID: "renewd-test", AllowHTTPLoopback: true, MaxConns: slots}, idp.Telemetry{})
+	w.must(err)
+	refresher, err := refresh.New(refresh.Config{
+		Store: w.store, Stream: e, Cipher: w.keys, Parse: e.ParseWork, Rand: rand.Float64, Logger: w.logger, Meter: noop.Meter{},
+		Providers: map[string]refresh.Provider{provider: {Client: client, Policy: w.policy}},
+	})
+	w.must(err)
+	logins, err := js.Stream(w.t.Context(), stream.Logins)
+	w.must(err)
+	login, err := login.New(login.Config{
+		Store: w.store, Stream: e, Policies: map[string]grant.Policy{provider: w.policy}, Open: w.open, Created: logins.CachedInfo().Created,
+		Now: time.Now, Rand: rand.Float64, Logger: w.logger,
+	})
+	w.must(err)
+	request := &request.Consumer{Stream: e, Known: func(id string) bool { return id == provider }}
+	w.run(js, e, stream.Renewals, stream.ConsumerRenew(provider), refresher.Handle, slots)
+	w.run(js, e, stream.Logins, stream.ConsumerLogin, login.Handle, 64)
+	w.run(js, e, stream.Requests, stream.ConsumerRequest, request.Handle, 64)
+}
+
+func (w *world) open(jwe string) (login.Opened, error) {
+	l, err := w.keys.OpenLogin(jwe)
+	return login.Opened{
+		Provider: l.Provider, User: l.User, SealedAt: l.SealedAt, Access: grant.NewSecret(l.Access.Reveal()), Refresh: grant.NewSecret(l.Refresh.Reveal()),
+		ExpiresAt: l.ExpiresAt, ExpiresIn: l.ExpiresIn,
+	}, err
+}
+
+func (w *world) run(js jetstream.JetStream, e *stream.Engine, on, durable string, h consumers.Handler, slots int) {
+	w.t.Helper()
+	r, err := consumers.NewRunner(consumers.Config{
+		JetStream: js, Stream: on, Durable: durable, Handler: h, Slots: slots, Logger: w.logger,
+		Rejected: func(ctx context.Context, m *consumers.Message, reason error) error {
+			return e.Publish(ctx, consumers.Rejected(schema.Subjects{}, m, reason, "/renewd", time.Now()))
+		},
+	})
+	w.must(err)
+	ctx, stop := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := r.Run(ctx); err != nil {
+			w.t.Error(err)
+		}
+	})
+	w.t.Cleanup(func() { stop(); wg.Wait() })
+}
+
+// follow collects all outcomes from now on.
+func (w *world) follow() {
+	w.t.Helper()
+	ctx, stop := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	nc := w.connect().Conn()
+	wg.Go(func() {
+		err := consumers.Subscribe(ctx, nc, consumers.Subscription{StartAll: true}, func(_ context.Context, e schema.Event) error {
+			w.mu.Lock()
+			w.outcomes[e.User] = append(w.outcomes[e.User], e)
+			w.mu.Unlock()
+			select {
+			case w.seen <- struct{}{}:
+			default:
+			}
+			return nil
+		})
+		if err != nil {
+			w.t.Error(err)
+		}
+	})
+	w.t.Cleanup(func() { stop(); wg.Wait() })
+}
+
+// await waits until ok holds of the outcomes so far.
+func (w *world) await(what string, patience time.Duration, ok func(outcomes map[string][]schema.Event) bool) {
+	w.t.Helper()
+	limit := time.NewTimer(patience)
+	defer limit.Stop()
+	for {
+		w.mu.Lock()
+		done := ok(w.outcomes)
+		n := 0
+		for _, list := range w.outcomes {
+			n += len(list)
+		}
+		w.mu.Unlock()
+		if done {
+			return
+		}
+		select {
+		case <-w.seen:
+		case <-limit.C:
+			w.t.Fatalf("%s: not within %v; %d outcomes of %d users; provider %+v", what, patience, n, len(w.outcomes), w.provider.Stats())
+		}
+	}
+}
+
+func user(n int) string { return fmt.Sprintf("user-%05d", n) }
+
+// login signs a user in at the provider and tells renewd, as an app would.
+func (w *world) login(p *publishers.Publisher, name string) publishers.Receipt {
+	w.t.Helper()
+	t := w.provider.Login(name)
+	r, err := p.Login(w.t.Context(), provider, name, publishers.Tokens{
+		AccessToken: t.Access, RefreshToken: t.Refresh, ExpiresIn: time.Duration(t.ExpiresIn) * time.Second,
+	})
+	w.must(err)
+	return r
+}
+
+func (w *world) publisher() *publishers.Publisher {
+	w.t.Helper()
+	p, err := publishers.New(w.connect().Conn(), publishers.WithSource("/app"))
+	w.must(err)
+	return p
+}
+
+// raw publishes as any NATS client would, without the SDK.
+func raw(nc *nats.Conn, subject, body string, header ...string) error {
+	m := &nats.Msg{Subject: subject, Data: []byte(body), Header: nats.Header{}}
+	for i := 0; i < len(header); i += 2 {
+		m.Header[header[i]] = []string{header[i+1]}
+	}
+	return nc.PublishMsg(m)
+}
+
+func decode[T any](t *testing.T, e schema.Event) T {
+	t.Helper()
+	var v T
+	if err := json.Unmarshal(e.Data, &v); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
