@@ -1,0 +1,226 @@
+package systemtest_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/idp/idptest"
+	"github.com/renewd/renewd/internal/seal"
+	"github.com/renewd/renewd/schema"
+)
+
+// Commands that cannot be understood are rejected where an operator sees them, and stop nothing else.
+func TestBadCommandsAreRejected(t *testing.T) {
+	w := newWorld(t, options{provider: idptest.Options{}, concurrency: 8})
+	w.follow()
+	w.start(8)
+	nc := w.connect().Conn()
+	sealed := func(provider, user string, at time.Time) string {
+		jwe, err := seal.SealLogin(w.keys.JWKS(), provider, user, at, seal.Tokens{Access: seal.NewToken("canary-access"), Refresh: seal.NewToken("canary-refresh")})
+		w.must(err)
+		return fmt.Sprintf(`{"tokens":%q}`, jwe)
+	}
+	for i, tt := range []struct {
+		subject, body, reason, field string
+		header                       []string
+	}{
+		{"user.refresh_due.nowhere.u1", "", schema.RejectUnknownProvider, "provider", nil},
+		{"user.login.nowhere.u1", sealed("nowhere", "u1", time.Now()), schema.RejectUnknownProvider, "provider", nil},
+		{"user.refresh_due.propelauth.jane@example.com", "", schema.RejectSubject, "subject", nil},
+		{"user.refresh_due.propelauth", "", schema.RejectSubject, "subject", nil},
+		{"user.refresh_due.Propel.u2", "", schema.RejectSubject, "subject", nil},
+		{"user.refresh_due.propelauth.u3", "not json", schema.RejectData, "data", nil},
+		{"user.refresh_due.propelauth.u4", `[1]`, schema.RejectData, "data", nil},
+		{"user.refresh_due.propelauth.u5", `{"want":"everything"}`, schema.RejectData, "want", nil},
+		{"user.refresh_due.propelauth.u6", `{"min_valid_seconds":-1}`, schema.RejectData, "min_valid_seconds", nil},
+		{"user.refresh_due.propelauth.u7", `{}`, schema.RejectEnvelope, "type", []string{"ce-id", "x", "ce-type", "user.login"}},
+		{"user.refresh_due.propelauth.u8", `{}`, schema.RejectEnvelope, "subject", []string{"ce-id", "x", "ce-subject", "somebody"}},
+		{"user.refresh_due.propelauth.u9", `{"specversion":"1.0"`, schema.RejectEnvelope, "data", []string{"Content-Type", "application/cloudevents+json"}},
+		{"user.login.propelauth.u10", `{}`, schema.RejectData, "tokens", nil},
+		{"user.login.propelauth.u11", `{"tokens":"a.b.c.d.e"}`, schema.RejectSealed, "tokens", nil},
+		{"user.login.propelauth.u12", sealed(provider, "somebody", time.Now()), schema.RejectSealed, "tokens.sub", nil},
+		{"user.login.propelauth.u13", sealed("other", "u13", time.Now()), schema.RejectSealed, "tokens.iss", nil},
+		{"user.login.propelauth.u14", sealed(provider, "u14", time.Now().Add(-time.Hour)), schema.RejectSealed, "tokens.iat", nil},
+	} {
+		w.must(raw(nc, tt.subject, tt.body, tt.header...))
+		w.await(tt.subject, 20*time.Second, func(all map[string][]schema.Event) bool {
+			for _, list := range all {
+				for _, e := range list {
+					d := schema.Rejected{}
+					if e.Type == schema.MessageRejected && json.Unmarshal(e.Data, &d) == nil && d.Subject == tt.subject {
+						if d.Reason != tt.reason || d.Field != tt.field || d.Message == "" || bytes.Contains(e.Data, []byte("canary")) {
+							t.Errorf("%d %s: rejected with %s", i, tt.subject, e.Data)
+						}
+						return true
+					}
+				}
+			}
+			return false
+		})
+	}
+	// The server itself refuses what is larger than its limits, to the publisher's face.
+	w.must(w.publisherIsRefused(strings.Repeat("x", 1<<20)))
+	// And all the while others are served.
+	w.login(w.publisher(), "fine")
+	w.await("a good login after all that", 20*time.Second, func(all map[string][]schema.Event) bool {
+		return len(all["fine"]) == 1 && all["fine"][0].Type == schema.UserSynced
+	})
+}
+
+func (w *world) publisherIsRefused(body string) error {
+	_, err := w.js.Publish(w.t.Context(), "user.refresh_due.propelauth.big", []byte(`{"reason":"`+body+`"}`))
+	if err == nil {
+		return fmt.Errorf("a message of %d bytes was accepted", len(body))
+	}
+	return nil
+}
+
+// What a provider can get wrong fails visibly, is tried again, and signs nobody out.
+func TestBadProviderAnswers(t *testing.T) {
+	for name, tt := range map[string]struct {
+		fault  func(idptest.Request) *idptest.Fault
+		reason string
+	}{
+		"html": {func(r idptest.Request) *idptest.Fault {
+			return &idptest.Fault{Status: 200, Header: http.Header{"Content-Type": {"text/html"}}, Body: "<html>canary</html>"}
+		}, schema.ReasonProviderUnavailable},
+		"wrong client": {func(r idptest.Request) *idptest.Fault {
+			return &idptest.Fault{Status: 401, Body: `{"error":"invalid_client","error_description":"canary"}`}
+		}, schema.ReasonConfig},
+		"throttled": {func(r idptest.Request) *idptest.Fault {
+			return &idptest.Fault{Status: 429, Header: http.Header{"Retry-After": {"1"}}, Body: "canary"}
+		}, schema.ReasonThrottled},
+		"bare 400": {func(r idptest.Request) *idptest.Fault {
+			return &idptest.Fault{Status: 400, Body: `{"status":400,"message":"canary"}`}
+		}, schema.ReasonProviderUnknown},
+		"somebody else": {func(r idptest.Request) *idptest.Fault {
+			if r.Op == "token" {
+				return nil
+			}
+			return &idptest.Fault{Status: 200, Body: `{"user_id":"canary","email":"canary@example.org"}`}
+		}, schema.ReasonSubjectMismatch},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, options{concurrency: 8, policy: grant.Policy{
+				Tries: 2, Floor: time.Millisecond, RetryMin: time.Millisecond, RetryMax: 2 * time.Millisecond, RetryLater: time.Hour,
+			}})
+			var log syncBuffer
+			w.logger = slog.New(slog.NewJSONHandler(&log, nil))
+			w.follow()
+			w.start(8)
+			w.provider.SetFault(tt.fault)
+			tokens := w.provider.Login("u")
+			pair := grant.Pair{Access: grant.NewSecret(tokens.Access), Refresh: grant.NewSecret(tokens.Refresh), ExpiresAt: time.Now(), Lifetime: time.Hour}
+			g, _ := grant.LoggedIn(grant.Grant{}, grant.Key{Provider: provider, User: "u"}, pair, grant.Order{}, grant.Turn{Now: time.Now(), Policy: w.policy})
+			_, err := w.store.Save(t.Context(), g)
+			w.must(err)
+			w.must(raw(w.js.Conn(), "user.refresh_due.propelauth.u", "", "ce-id", "r1"))
+			w.await("the failure is told", 30*time.Second, func(all map[string][]schema.Event) bool { return len(all["u"]) > 0 })
+			e := w.outcomes["u"][0]
+			if d := decode[schema.RefreshFailed](t, e); e.Type != schema.UserRefreshFailed || d.Reason != tt.reason || d.NextAttemptAt == nil || d.Cause.ID != "r1" {
+				t.Errorf("told %s %s", e.Type, e.Data)
+			}
+			if bytes.Contains(e.Data, []byte("canary")) || strings.Contains(log.String(), "canary") {
+				t.Errorf("the provider's body got out: %s %s", e.Data, log.String())
+			}
+			got, err := w.store.Load(t.Context(), g.Key)
+			w.must(err)
+			if got.Status != grant.Live || got.Pair.Refresh.IsZero() || got.Profile != nil {
+				t.Errorf("the grant is %s, profile %v", got.Status, got.Profile)
+			}
+		})
+	}
+}
+
+// syncBuffer is a buffer that a logger and a test may share.
+type syncBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// The four forms of a request, from a client that knows nothing but NATS.
+func TestFourFormsOfARequest(t *testing.T) {
+	w := newWorld(t, options{provider: idptest.Options{}, concurrency: 8})
+	w.follow()
+	w.start(8)
+	w.login(w.publisher(), "u17")
+	w.await("the login", 20*time.Second, func(all map[string][]schema.Event) bool { return len(all["u17"]) == 1 })
+	nc := w.connect().Conn()
+	subject := "user.refresh_due.propelauth.u17"
+	for i, tt := range []struct {
+		name, body string
+		header     []string
+		reason     string
+	}{
+		{"binary", `{"reason":"webhook"}`, []string{"Ce-Id", "b1", "CE-SOURCE", "/crm", "ce-specversion", "1.0", "ce-type", "user.refresh_due", "ce-subject", "u17"}, "webhook"},
+		{"structured", `{"specversion":"1.0","id":"s1","source":"/crm","type":"user.refresh_due","subject":"u17","data":{"reason":"structured"}}`,
+			[]string{"content-type", "application/cloudevents+json"}, "structured"},
+		{"bare JSON", `{"reason":"bare"}`, nil, "bare"},
+		{"empty", "", nil, ""},
+	} {
+		w.must(raw(nc, subject, tt.body, tt.header...))
+		w.await(tt.name, 20*time.Second, func(all map[string][]schema.Event) bool { return len(all["u17"]) == i+2 })
+		e := w.outcomes["u17"][i+1]
+		if d := decode[schema.Synced](t, e); e.Type != schema.UserSynced || d.Cause.Reason != tt.reason || d.Cause.ID == "" {
+			t.Errorf("%s: %s %s", tt.name, e.Type, e.Data)
+		}
+	}
+}
+
+// A due message that two workers hold, one of them stalled past its lease: only one presents the token.
+func TestDoubleDelivery(t *testing.T) {
+	w := newWorld(t, options{provider: idptest.Options{}, concurrency: 8, postgres: true})
+	w.follow()
+	tokens := w.provider.Login("u")
+	pair := grant.Pair{Access: grant.NewSecret(tokens.Access), Refresh: grant.NewSecret(tokens.Refresh), ExpiresAt: time.Now(), Lifetime: time.Hour}
+	g, _ := grant.LoggedIn(grant.Grant{}, grant.Key{Provider: provider, User: "u"}, pair, grant.Order{}, grant.Turn{Now: time.Now(), Policy: w.policy})
+	_, err := w.store.Save(t.Context(), g)
+	w.must(err)
+	// The first worker is stalled inside the provider's answer for as long as it takes the second one to come by.
+	arrived, resume := make(chan struct{}, 8), make(chan struct{})
+	proceed := sync.OnceFunc(func() { close(resume) })
+	t.Cleanup(proceed)
+	w.provider.SetFault(func(r idptest.Request) *idptest.Fault {
+		if r.Op == "token" {
+			arrived <- struct{}{}
+			<-resume
+		}
+		return nil
+	})
+	w.start(8)
+	w.must(raw(w.js.Conn(), "user.refresh_due.propelauth.u", `{"want":"tokens"}`, "ce-id", "first"))
+	<-arrived
+	// A second request replaces the message in hand, and is delivered while the first is being worked on.
+	w.start(8)
+	w.must(raw(w.js.Conn(), "user.refresh_due.propelauth.u", `{"want":"tokens"}`, "ce-id", "second"))
+	w.await("the second delivery steps back", 30*time.Second, func(map[string][]schema.Event) bool {
+		c, err := w.js.Consumer(t.Context(), "RENEWALS", "renew-"+provider)
+		return err == nil && c.CachedInfo().NumRedelivered > 0
+	})
+	proceed()
+	w.await("both are answered", 30*time.Second, func(all map[string][]schema.Event) bool { return len(all["u"]) >= 2 })
+	if s := w.provider.Stats(); s.MaxInFlight != 1 || s.Reuse != 0 {
+		t.Errorf("the provider saw %+v", s)
+	}
+}
