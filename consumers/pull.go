@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -19,9 +18,8 @@ import (
 // body and a Status header, which any publisher can send) is still taken for what it is.
 type puller struct {
 	nc      *nats.Conn
+	sub     *nats.Subscription
 	replies chan *nats.Msg
-	closed  chan struct{}
-	close   func() // may be called at any time, more than once; ends a pull under way
 	inbox   string // replies to request n come to inbox.n
 	subject string
 	expires time.Duration // how long the server keeps a request open
@@ -40,24 +38,42 @@ func newPuller(js jetstream.JetStream, stream, durable string, expires time.Dura
 	nc := js.Conn()
 	p := &puller{
 		nc: nc, inbox: nc.NewInbox(), subject: apiPrefix(js) + "CONSUMER.MSG.NEXT." + stream + "." + durable, expires: expires,
-		replies: make(chan *nats.Msg, 2*limit+16), closed: make(chan struct{}),
+		replies: make(chan *nats.Msg, 2*limit+16),
 	}
 	// A channel, since the synchronous form takes a publisher's "Status: 503" for the server's.
 	sub, err := nc.ChanSubscribe(p.inbox+".*", p.replies)
 	if err != nil {
 		return nil, fmt.Errorf("subscribe to pull replies: %w", err)
 	}
-	p.close = sync.OnceFunc(func() {
-		_ = sub.Unsubscribe()
-		close(p.closed)
-	})
+	p.sub = sub
 	return p, nil
 }
 
+// close ends the request under way, if any. What the server sent meanwhile is lost: with acks, drain first.
+func (p *puller) close() { _ = p.sub.Unsubscribe() }
+
+// drain ends the request under way and hands what the server sent before it knew to take.
+func (p *puller) drain(take func(*nats.Msg)) (got int) {
+	if !p.nc.IsConnected() || p.sub.Drain() != nil || p.nc.FlushTimeout(time.Second) != nil {
+		return 0
+	}
+	for {
+		select {
+		case msg := <-p.replies:
+			if delivered(msg) {
+				got++
+				take(msg)
+			}
+		default:
+			return got
+		}
+	}
+}
+
 // pull asks for n messages and hands each to take as it arrives. It returns nil once n came or the server has closed the
-// request, so that nothing is under way then; how long the server waits is bounded by expires. With acks, do not close it
-// meanwhile: a message that the server has sent to a closed subscription is lost for a whole AckWait.
-func (p *puller) pull(n int, take func(*nats.Msg)) (got int, err error) {
+// request, at the latest when expires has passed: nothing is under way then. When ctx ends it returns with the request open:
+// drain or close it.
+func (p *puller) pull(ctx context.Context, n int, take func(*nats.Msg)) (got int, err error) {
 	p.n++
 	reply := p.inbox + "." + strconv.FormatUint(p.n, 10)
 	request, err := json.Marshal(struct {
@@ -79,8 +95,8 @@ func (p *puller) pull(n int, take func(*nats.Msg)) (got int, err error) {
 		case msg = <-p.replies:
 		case <-late.C:
 			return got, errNoAnswer
-		case <-p.closed:
-			return got, nats.ErrBadSubscription
+		case <-ctx.Done():
+			return got, ctx.Err()
 		}
 		if delivered(msg) {
 			got++

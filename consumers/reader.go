@@ -88,10 +88,8 @@ func (r *reader) batch(ctx context.Context) (messages []*Message, err error) {
 			r.close(ctx)
 		}
 	}()
-	stop := context.AfterFunc(ctx, r.puller.close) // nothing is lost with it: there are no acks
-	defer stop()
 	gap := false
-	_, err = r.puller.pull(readBatch, func(raw *nats.Msg) {
+	_, err = r.puller.pull(ctx, readBatch, func(raw *nats.Msg) {
 		meta, bad := raw.Metadata()
 		if gap = gap || bad != nil || meta.Sequence.Consumer != r.read+1; gap {
 			return

@@ -166,9 +166,13 @@ func (x *run) fetch(ctx, work context.Context, ready func()) error {
 			return nil
 		}
 		asked := x.clock.now()
-		got, err := p.pull(n, func(msg *nats.Msg) {
+		take := func(msg *nats.Msg) {
 			x.take(ctx, work, msg, newLease(x.clock.now, asked, config.AckWait, every))
-		})
+		}
+		got, err := p.pull(ctx, n, take)
+		if ctx.Err() != nil {
+			got += p.drain(take)
+		}
 		x.release(n - got)
 		if err != nil {
 			return err

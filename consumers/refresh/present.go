@@ -220,8 +220,11 @@ func (t *task) faulted(ctx context.Context, g grant.Grant, f *grant.Fault) error
 	doubt := g.Doubt
 	t.heed(f)
 	level := slog.LevelWarn
-	if f.Class == grant.Config {
+	switch f.Class {
+	case grant.Config:
 		level = slog.LevelError
+	case grant.Permanent:
+		level = slog.LevelInfo // users leave
 	}
 	t.Logger.Log(ctx, level, "refresh failed", "grant", t.key, "class", f.Class, "error", f, "hint", hint(f))
 	if f.Class == grant.Unsent && errors.Is(f, consumers.ErrLeaseLost) {

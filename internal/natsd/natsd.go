@@ -102,7 +102,7 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 
 func (s *Server) ready(ctx context.Context, c Config, fatal <-chan string) error {
 	deadline := time.Now().Add(c.ReadyTimeout)
-	for !s.nats.ReadyForConnections(100 * time.Millisecond) {
+	for ready := false; !ready; ready = s.nats.ReadyForConnections(100 * time.Millisecond) {
 		select {
 		case text := <-fatal:
 			return errors.New(text)
@@ -216,3 +216,6 @@ func (c Config) listen(o *server.Options) error {
 	}
 	return nil
 }
+
+// Running reports whether the server serves: false once it was shut down, or ended by itself.
+func (s *Server) Running() bool { return s.nats.Running() }

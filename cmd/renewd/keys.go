@@ -1,0 +1,220 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/renewd/renewd/internal/seal"
+	"github.com/renewd/renewd/internal/stream"
+)
+
+type keysCommand struct {
+	New     keysNew     `cmd:"" help:"Make a keyring where there is none."`
+	List    keysList    `cmd:"" help:"List the keys, without their secrets."`
+	Rotate  keysRotate  `cmd:"" help:"Add fresh keys, which seal from the next start on. The old ones still open what they sealed."`
+	Publish keysPublish `cmd:"" help:"Put this keyring's public key in place of one that another keyring published."`
+}
+
+type keysNew struct {
+	IfMissing bool `help:"Do nothing if there is a keyring already."`
+}
+
+// Run makes a keyring.
+func (k keysNew) Run(a *app, c *cli) error {
+	conf, err := a.load(c)
+	if err != nil {
+		return err
+	}
+	path := conf.keysFile()
+	if _, err := loadKeys(path); err == nil && k.IfMissing {
+		return nil
+	}
+	if _, err := makeKeys(path, time.Now()); err != nil {
+		if errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("%s is there already, and what it sealed would be lost with it: %s keys rotate adds keys", path, a.name)
+		}
+		return err
+	}
+	fmt.Fprintf(a.stdout, "made %s: keep it secret, back it up, and give every renewd of this installation the same\n", path)
+	return nil
+}
+
+type keysList struct {
+	Output string `short:"o" enum:"text,json" default:"text" help:"text or json."`
+}
+
+// Run lists the keys.
+func (k keysList) Run(a *app, c *cli) error {
+	conf, err := a.load(c)
+	if err != nil {
+		return err
+	}
+	ring, err := loadKeys(conf.keysFile())
+	if err != nil {
+		return a.keysHint(err)
+	}
+	if k.Output == "json" {
+		return json.NewEncoder(a.stdout).Encode(ring.Keys())
+	}
+	w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(w, "ID\tUSE\tMADE\tSEALS")
+	for _, key := range ring.Keys() {
+		seals := "no, opens only"
+		if key.Current {
+			seals = "yes"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", key.ID, key.Use, clock(key.Created), seals)
+	}
+	return w.Flush()
+}
+
+type keysRotate struct{}
+
+// Run adds keys.
+func (keysRotate) Run(a *app, c *cli) error {
+	conf, err := a.load(c)
+	if err != nil {
+		return err
+	}
+	path := conf.keysFile()
+	ring, err := loadKeys(path)
+	if err != nil {
+		return a.keysHint(err)
+	}
+	if ring, err = ring.Rotate(time.Now()); err != nil {
+		return err
+	}
+	raw, err := ring.Marshal()
+	if err != nil {
+		return err
+	}
+	if err := replaceFile(path, raw); err != nil {
+		return fmt.Errorf("rotate keys: %w", err)
+	}
+	fmt.Fprintf(a.stdout, "%s has fresh keys: give it to every renewd of this installation, then restart them one after the other\n", path)
+	return nil
+}
+
+type keysPublish struct {
+	clientFlags
+}
+
+// Run replaces the published key.
+func (k keysPublish) Run(ctx context.Context, a *app, c *cli) error {
+	conf, err := a.load(c)
+	if err != nil {
+		return err
+	}
+	ring, err := loadKeys(conf.keysFile())
+	if err != nil {
+		return a.keysHint(err)
+	}
+	nc, err := a.connect(conf, k.Server)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	engine, err := clientEngine(nc, conf)
+	if err != nil {
+		return err
+	}
+	return streamHint(engine.PublishKeys(ctx, ring.JWKS()), a)
+}
+
+func (a *app) keysHint(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: make it with: %s keys new (or set RENEWD_KEYS_FILE to where it is)", err, a.name)
+	}
+	return err
+}
+
+func loadKeys(path string) (*seal.Keyring, error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("load keyring: %w", err)
+	}
+	ring, err := seal.ParseKeyring(raw)
+	if err != nil {
+		return nil, fmt.Errorf("load keyring %s: %w", path, err)
+	}
+	return ring, nil
+}
+
+// makeKeys writes a new keyring to path, which must not exist.
+func makeKeys(path string, now time.Time) (*seal.Keyring, error) {
+	ring, err := seal.NewKeyring(now)
+	if err != nil {
+		return nil, fmt.Errorf("make keyring: %w", err)
+	}
+	raw, err := ring.Marshal()
+	if err != nil {
+		return nil, fmt.Errorf("make keyring: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("make keyring: %w", err)
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("make keyring: %w", err)
+	}
+	if err := finish(f, raw); err != nil {
+		return nil, fmt.Errorf("make keyring: %w", errors.Join(err, os.Remove(path)))
+	}
+	return ring, nil
+}
+
+// finish writes raw to f and closes it, with all on the disk.
+func finish(f *os.File, raw []byte) error {
+	_, err := f.Write(raw)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// replaceFile writes a file that only its owner may read so that either the old or the new content is there at any time.
+func replaceFile(path string, raw []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	if err := finish(f, raw); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
+
+// knows reports whether the keyring has the private part of a key in this key set.
+func knows(ring *seal.Keyring, jwks []byte) bool {
+	var set struct {
+		Keys []struct {
+			ID string `json:"kid"`
+		} `json:"keys"`
+	}
+	if json.Unmarshal(jwks, &set) != nil {
+		return false
+	}
+	for _, published := range set.Keys {
+		if slices.ContainsFunc(ring.Keys(), func(k seal.KeyInfo) bool { return k.ID == published.ID }) {
+			return true
+		}
+	}
+	return len(set.Keys) == 0
+}
+
+// clientEngine is the engine on a command's own connection.
+func clientEngine(nc *nats.Conn, conf *configuration) (*stream.Engine, error) {
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return nil, err
+	}
+	return stream.NewEngine(js, stream.Config{Subjects: conf.subjects()})
+}

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// natsContext is a context of the nats CLI, as far as renewd follows it.
+type natsContext struct {
+	URL         string `json:"url"`
+	Token       string `json:"token"`
+	User        string `json:"user"`
+	Password    string `json:"password"`
+	Creds       string `json:"creds"`
+	NKey        string `json:"nkey"`
+	Cert        string `json:"cert"`
+	Key         string `json:"key"`
+	CA          string `json:"ca"`
+	InboxPrefix string `json:"inbox_prefix"`
+	TLSFirst    bool   `json:"tls_first"`
+
+	// What renewd would have to follow and does not.
+	Domain    string `json:"jetstream_domain"`
+	APIPrefix string `json:"jetstream_api_prefix"`
+	NSC       string `json:"nsc"`
+	Proxy     string `json:"socks_proxy"`
+	UserJWT   string `json:"user_jwt"`
+}
+
+// readNATSContext reads the context with this name from where the nats CLI keeps it, or from a file if name is a path.
+func readNATSContext(name string, environ []string) (natsContext, error) {
+	path := name
+	if !strings.ContainsRune(name, os.PathSeparator) && !strings.HasSuffix(name, ".json") {
+		env := otelEnv(environ)
+		home := env.get("XDG_CONFIG_HOME")
+		if home == "" {
+			home = filepath.Join(env.get("HOME"), ".config")
+		}
+		path = filepath.Join(home, "nats", "context", name+".json")
+	}
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return natsContext{}, fmt.Errorf("%w: see which there are: nats context ls", err)
+	}
+	if err != nil {
+		return natsContext{}, err
+	}
+	var x natsContext
+	if err := json.Unmarshal(data, &x); err != nil {
+		return natsContext{}, fmt.Errorf("%s: no JSON object as the nats CLI writes it", path)
+	}
+	for field, value := range map[string]string{
+		"jetstream_domain": x.Domain, "jetstream_api_prefix": x.APIPrefix, "nsc": x.NSC, "socks_proxy": x.Proxy, "user_jwt": x.UserJWT,
+	} {
+		if value != "" {
+			return natsContext{}, fmt.Errorf("%s: %s: renewd does not support it: use another context", path, field)
+		}
+	}
+	if x.URL == "" {
+		x.URL = natsDefault
+	}
+	return x, checkNATSURL(x.URL)
+}

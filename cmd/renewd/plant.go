@@ -1,0 +1,235 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math/rand/v2"
+	"path/filepath"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/natsd"
+	"github.com/renewd/renewd/internal/seal"
+	"github.com/renewd/renewd/internal/stream"
+)
+
+// plant is all that the running program stands on, once it is up.
+type plant struct {
+	conf   *configuration
+	log    *slog.Logger
+	tel    *telemetry
+	server *natsd.Server // nil: NATS runs elsewhere
+	nc     *nats.Conn
+	js     jetstream.JetStream
+	engine *stream.Engine
+	keys   *seal.Keyring
+	store  store
+}
+
+// store is a grant.Store that can be closed.
+type store struct {
+	grant.Store
+	close func()
+}
+
+// build brings everything up, in the order in which it stands on one another. It waits for NATS and the database as long
+// as the settings say. After an error nothing is left behind.
+func build(ctx context.Context, conf *configuration, environ []string, log *slog.Logger, tel *telemetry, say func(string)) (p *plant, err error) {
+	p = &plant{conf: conf, log: log, tel: tel}
+	defer func() {
+		if err != nil {
+			p.close()
+			p = nil
+		}
+	}()
+	say("the keyring")
+	if p.keys, err = p.loadKeys(); err != nil {
+		return p, err
+	}
+	say(conf.natsText())
+	if err = p.connect(ctx, environ); err != nil {
+		return p, err
+	}
+	if err = p.streams(ctx); err != nil {
+		return p, err
+	}
+	say("the store")
+	if err = patiently(ctx, log, conf.StartTimeout, conf.storeText(), "RENEWD_DATABASE_URL", p.openStore); err != nil {
+		return p, err
+	}
+	return p, nil
+}
+
+// close ends what build brought up, the last first.
+func (p *plant) close() {
+	if p.store.close != nil {
+		p.store.close()
+	}
+	if p.nc != nil {
+		p.nc.Close()
+	}
+	if p.server != nil {
+		p.server.Shutdown()
+	}
+}
+
+// loadKeys reads the keyring. Only where NATS is embedded, and so this process alone, may it make one: two processes that
+// each made their own could not read each other's grants.
+func (p *plant) loadKeys() (*seal.Keyring, error) {
+	path := p.conf.keysFile()
+	ring, err := loadKeys(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && p.conf.embedded():
+		p.log.Info("made a keyring: back it up, without it the stored tokens are lost", "file", path)
+		return makeKeys(path, time.Now())
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, usageError{fmt.Errorf("%w: make it once with `renewd keys new`, and give every renewd of this installation the same (RENEWD_KEYS_FILE)", err)}
+	case err != nil:
+		return nil, usageError{err}
+	}
+	return ring, nil
+}
+
+// connect starts the embedded NATS server, or finds the one of the settings.
+func (p *plant) connect(ctx context.Context, environ []string) (err error) {
+	events := natsEvents(p.log)
+	if p.conf.embedded() {
+		if p.server, err = natsd.Start(ctx, p.natsd()); err != nil {
+			return err
+		}
+		p.nc, err = p.server.Connect(append(events, nats.Name("renewd"))...)
+		return err
+	}
+	url, opts, err := p.conf.natsOptions(environ)
+	if err != nil {
+		return usageError{err}
+	}
+	return patiently(ctx, p.log, p.conf.StartTimeout, "NATS at "+hostOf(url), "RENEWD_NATS_URL", func(context.Context) error {
+		p.nc, err = nats.Connect(url, append(opts, events...)...)
+		return err
+	})
+}
+
+func (p *plant) natsd() natsd.Config {
+	return natsd.Config{
+		StoreDir: filepath.Join(p.conf.DataDir, "nats"), Listen: p.conf.NATSListen, Logger: p.log,
+		// Where NATS holds the grants too, an acknowledged write must be on the disk.
+		SyncAlways: p.conf.DatabaseURL.IsZero(),
+		Auth:       natsd.Auth{User: p.conf.NATSUser, Password: p.conf.NATSPassword, Token: p.conf.NATSToken},
+	}
+}
+
+// streams makes sure that the streams are as the settings want them, and publishes the public key.
+func (p *plant) streams(ctx context.Context) (err error) {
+	if p.js, err = jetstream.New(p.nc); err != nil {
+		return err
+	}
+	if p.server != nil {
+		if err := stream.CheckFolder(ctx, p.js, filepath.Join(p.conf.DataDir, "nats")); err != nil {
+			return err
+		}
+	}
+	p.engine, err = stream.NewEngine(p.js, stream.Config{
+		Subjects: p.conf.subjects(), SyncedTTL: min(p.conf.SyncedAge, p.conf.OutcomeAge), Propagator: p.tel.propagator, Meter: p.tel.meter, Logger: p.log,
+	})
+	if err != nil {
+		return err
+	}
+	return patiently(ctx, p.log, p.conf.StartTimeout, "the streams", "RENEWD_NATS_URL", func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+		defer cancel()
+		if err := p.ensureStreams(ctx); err != nil {
+			return err
+		}
+		if err := p.publishKeys(ctx); err != nil {
+			return err
+		}
+		return p.engine.SyncClock(ctx)
+	})
+}
+
+func (p *plant) ensureStreams(ctx context.Context) error {
+	plan, err := stream.Plan(ctx, p.js, p.conf.topology())
+	if err != nil {
+		return err
+	}
+	if err := plan.Refusal(); err != nil {
+		return usageError{fmt.Errorf("%w\nsee: renewd streams plan", err)}
+	}
+	switch {
+	case !plan.Pending(), brakedOnly(plan):
+		return nil
+	case p.conf.embedded() || p.conf.StreamsApply:
+		return stream.Apply(ctx, p.js, plan)
+	default:
+		return usageError{errors.New("the streams on the NATS server are not as the settings want them:\n" + plan.String() +
+			"run `renewd streams apply`, or set RENEWD_STREAMS_APPLY=true to have it done at start")}
+	}
+}
+
+// brakedOnly reports whether all that differs is how many renewals may be in hand: a provider in trouble is slowed down by
+// that, and its guard puts it right.
+func brakedOnly(plan stream.Changes) bool {
+	for _, i := range plan.Items {
+		for _, d := range i.Differences {
+			if i.Kind != "consumer" || d.Field != "max_ack_pending" {
+				return false
+			}
+		}
+		if i.Action == stream.Create {
+			return false
+		}
+	}
+	return true
+}
+
+// publishKeys puts the public key where publishers find it, unless another keyring's is there: then this process could not
+// open what the others seal, nor they what it does.
+func (p *plant) publishKeys(ctx context.Context) error {
+	there, err := p.engine.Keys(ctx)
+	if err != nil {
+		return err
+	}
+	if there != nil && !knows(p.keys, there) {
+		return usageError{fmt.Errorf("%s is not the keyring that this installation uses: its public key in NATS is another one's: set RENEWD_KEYS_FILE to the right file, or, if that is lost for good, run `renewd keys publish`", p.conf.keysFile())}
+	}
+	return p.engine.PublishKeys(ctx, p.keys.JWKS())
+}
+
+// ready lists what /readyz asks.
+func (p *plant) ready() []probe {
+	return []probe{
+		{"nats", func(context.Context) error {
+			if !p.nc.IsConnected() {
+				return fmt.Errorf("not connected to %s: %s (RENEWD_NATS_URL)", p.conf.natsText(), p.nc.Status())
+			}
+			return nil
+		}},
+		{"streams", func(ctx context.Context) error {
+			_, err := p.js.Stream(ctx, p.conf.subjects().Name(stream.Renewals))
+			return err
+		}},
+		{"clock", func(context.Context) error { return p.engine.Ready() }},
+		{"store", p.askStore},
+	}
+}
+
+// askStore loads a grant that cannot be there: an answer is all that is wanted.
+func (p *plant) askStore(ctx context.Context) error {
+	_, err := p.store.Load(ctx, grant.Key{Provider: "readyz", User: "nobody"})
+	if errors.Is(err, grant.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%s does not answer: %w", p.conf.storeText(), err)
+	}
+	return nil
+}
+
+// draw is the randomness of jitter.
+func draw() float64 { return rand.Float64() }

@@ -1,0 +1,159 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/alecthomas/kong"
+)
+
+// Exit codes.
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2 // of the command line or the settings: the same again fails again
+)
+
+// version is set by the linker.
+var version = "dev"
+
+// app is the world a command runs in.
+type app struct {
+	name    string // how to call this program again
+	environ []string
+	stdin   io.Reader
+	stdout  io.Writer
+	stderr  io.Writer
+	dev     devOptions
+}
+
+// cli is the command line.
+type cli struct {
+	Serve       serveCommand       `cmd:"" help:"Run renewd: handle logins and requests, renew what is due, publish what became of it."`
+	Dev         devCommand         `cmd:"" help:"Try renewd: everything embedded, with users whose tokens live seconds. Needs nothing else."`
+	Publish     publishCommand     `cmd:"" help:"Publish an event, as a service would."`
+	Subscribe   subscribeCommand   `cmd:"" help:"Show outcomes as they happen."`
+	Replay      replayCommand      `cmd:"" help:"Show outcomes of the past, for an audit."`
+	User        userCommand        `cmd:"" help:"Look at what is stored about a user, or erase it."`
+	Streams     streamsCommand     `cmd:"" help:"Compare the NATS streams with the settings, and create or update them."`
+	Keys        keysCommand        `cmd:"" help:"Make, list and rotate the keys that seal logins and stored tokens."`
+	Config      configCommand      `cmd:"" help:"Check and show the settings."`
+	Healthcheck healthcheckCommand `cmd:"" help:"Ask the renewd at http_addr whether it is ready; exit code 1 if not."`
+	StandIn     standInCommand     `cmd:"" help:"Run a stand-in for PropelAuth, with users that it makes up."`
+	Version     versionCommand     `cmd:"" help:"Show the version."`
+
+	File string `name:"config" short:"c" placeholder:"FILE" help:"Settings file (YAML). Default: the one $$RENEWD_CONFIG names."`
+}
+
+// usageError is a mistake in the command line or the settings.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// errSilent ends a command with exit code 1 that has said why already.
+var errSilent = errors.New("failed")
+
+// run is the program: args is the command line with the program's name, the return value is the exit code. It returns
+// when the command is done, or soon after ctx is.
+func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	a := &app{name: callName(args[0]), environ: environ, stdin: stdin, stdout: stdout, stderr: stderr}
+	return a.run(ctx, args[1:])
+}
+
+func (a *app) run(ctx context.Context, args []string) int {
+	var c cli
+	helped := false
+	parser, err := kong.New(&c, kong.Name("renewd"), kong.Writers(a.stdout, a.stderr), kong.Exit(func(int) { helped = true }),
+		kong.Description("Keeps the OAuth tokens and profiles of signed-in users fresh, driven by NATS JetStream."),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}), kong.NamedMapper("duration", kong.MapperFunc(decodeDuration)),
+		kong.Bind(a, &c), kong.BindTo(ctx, (*context.Context)(nil)))
+	if err != nil {
+		panic(err) // the command line is built of constants
+	}
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	command, err := parser.Parse(args)
+	if helped {
+		return exitDone
+	}
+	if err == nil {
+		err = command.Run()
+	} else {
+		err = usageError{fmt.Errorf("%w; see: renewd --help", err)}
+	}
+	return a.exit(err)
+}
+
+// exit says what went wrong and gives the code for it.
+func (a *app) exit(err error) int {
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.Is(err, errSilent):
+		return exitFailed
+	}
+	fmt.Fprintln(a.stderr, "renewd: "+strings.ReplaceAll(err.Error(), "\n", "\n        "))
+	if _, ok := errors.AsType[usageError](err); ok {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+// load reads the settings, with the given file if the command line names one.
+func (a *app) load(c *cli) (*configuration, error) {
+	conf, err := load(c.File, a.environ)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	return conf, nil
+}
+
+// callName is what a person types to call this program again.
+func callName(arg0 string) string {
+	if strings.Contains(arg0, "go-build") {
+		return "go run ./cmd/renewd"
+	}
+	if filepath.Base(arg0) == arg0 || filepath.Dir(arg0) == "." && strings.HasPrefix(arg0, "./") {
+		return arg0
+	}
+	return filepath.Base(arg0)
+}
+
+// decodeDuration lets flags take days too.
+func decodeDuration(ctx *kong.DecodeContext, target reflect.Value) error {
+	var text string
+	if err := ctx.Scan.PopValueInto("duration", &text); err != nil {
+		return err
+	}
+	d, err := parseDuration(text)
+	if err != nil {
+		return fmt.Errorf("%q: want a duration such as 30s, 5m, 12h or 7d", text)
+	}
+	target.Set(reflect.ValueOf(d))
+	return nil
+}
+
+type versionCommand struct{}
+
+// Run prints the version.
+func (versionCommand) Run(a *app) error {
+	_, err := fmt.Fprintln(a.stdout, "renewd "+version)
+	return err
+}
+
+// clockFormat is how times are shown to people, in their own zone.
+const clockFormat = "2006-01-02 15:04:05"
+
+func clock(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return t.Local().Format(clockFormat)
+}

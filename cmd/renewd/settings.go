@@ -1,0 +1,117 @@
+package main
+
+import (
+	"path/filepath"
+	"time"
+
+	"github.com/renewd/renewd/internal/grant"
+)
+
+// settings is all that can be set. A setting is key in the settings file and RENEWD_KEY in the environment, which wins;
+// one that holds a secret can also come from a file, named by key_file or RENEWD_KEY_FILE.
+//
+// The tags are the reference: key, its default, what it means, the values it may have (oneof) or the range (min, max).
+// show:"url" prints a secret as the address it is, without its password.
+type settings struct {
+	NATSURL      string       `key:"nats_url" doc:"NATS servers to use, separated by commas; empty runs one inside this process"`
+	NATSListen   string       `key:"nats_listen" doc:"host:port on which the embedded NATS server listens for other services; empty: nowhere. Beyond loopback it needs nats_user and nats_password, or nats_token"`
+	NATSContext  string       `key:"nats_context" doc:"context of the nats CLI to connect with: its name, or the path of its file"`
+	NATSCreds    string       `key:"nats_creds" doc:"NATS credentials file (user JWT and seed)"`
+	NATSNKey     string       `key:"nats_nkey" doc:"file with the seed of a NATS nkey"`
+	NATSUser     string       `key:"nats_user" doc:"NATS user"`
+	NATSPassword grant.Secret `key:"nats_password" doc:"NATS password"`
+	NATSToken    grant.Secret `key:"nats_token" doc:"NATS token"`
+	NATSCA       string       `key:"nats_ca" doc:"file with the CA certificates that the NATS servers' certificates are checked against; empty: the system's"`
+	NATSCert     string       `key:"nats_cert" doc:"file with the TLS certificate to show to NATS"`
+	NATSKey      string       `key:"nats_key" doc:"file with the private key of nats_cert"`
+	NATSInbox    string       `key:"nats_inbox_prefix" doc:"prefix of the inboxes that answers come to; the NATS roles under deploy/nats want one each"`
+	NATSPrefix   string       `key:"nats_prefix" doc:"put before the name of every stream and subject, to keep installations apart on one NATS account"`
+	NATSReplicas int          `key:"nats_replicas" default:"1" min:"1" max:"3" doc:"copies of every stream; 3 needs a cluster of three servers"`
+
+	StreamsApply bool          `key:"streams_apply" default:"false" doc:"create and update the streams at start also on NATS servers that are not embedded"`
+	OutcomeAge   time.Duration `key:"outcome_age" default:"400d" min:"1h" doc:"how long outcomes are kept for replay"`
+	SyncedAge    time.Duration `key:"synced_age" default:"7d" min:"1m" doc:"how long user.synced is kept, the most frequent outcome by far; never longer than outcome_age"`
+
+	DataDir     string       `key:"data_dir" default:"renewd-data" doc:"folder of the embedded NATS server, and of keys_file"`
+	DatabaseURL grant.Secret `key:"database_url" show:"url" doc:"PostgreSQL that stores the grants; empty: they are stored in NATS KV"`
+	KeysFile    string       `key:"keys_file" doc:"the keyring; empty: keys.json in data_dir. Made at the first start if NATS is embedded, else by: renewd keys new"`
+
+	HTTPAddr  string       `key:"http_addr" default:"127.0.0.1:7460" doc:"host:port of /livez, /readyz, /metrics, /.well-known/jwks.json and /schemas/"`
+	HTTPToken grant.Secret `key:"http_token" doc:"bearer token for all but /livez and /readyz, 16 bytes at least. Without one they are served on loopback only"`
+
+	Workers      int           `key:"workers" default:"32" min:"1" max:"1024" doc:"logins, and requests, handled at the same time"`
+	StartTimeout time.Duration `key:"start_timeout" default:"60s" min:"0s" doc:"how long NATS and the database are waited for at start"`
+	DrainTimeout time.Duration `key:"drain_timeout" default:"25s" min:"1s" doc:"how long work in hand may take to end at a stop"`
+	LogLevel     string        `key:"log_level" default:"info" oneof:"debug,info,warn,error" doc:"what is logged"`
+	LogFormat    string        `key:"log_format" default:"text" oneof:"text,json" doc:"how it is logged, on standard error"`
+
+	// Providers come from the file's list. One of them can be described, or have settings replaced, by the environment.
+	Providers []providerSettings
+}
+
+// providerSettings is one provider: an entry of providers in the settings file, or the env names for the one that the
+// environment describes.
+type providerSettings struct {
+	ID           string        `key:"id" env:"RENEWD_PROVIDER_ID" default:"propelauth" doc:"the provider's name in subjects and stored records: a-z, 0-9 and -; never change it"`
+	Preset       string        `key:"preset" env:"RENEWD_PROVIDER_PRESET" default:"propelauth" doc:"which provider this is: propelauth, or oidc for any with a discovery document"`
+	AuthURL      string        `key:"auth_url" env:"RENEWD_AUTH_URL" doc:"the provider's address: PropelAuth's auth URL, or the OIDC issuer"`
+	ClientID     string        `key:"client_id" env:"RENEWD_CLIENT_ID" doc:"OAuth client id: the one that the users sign in with"`
+	ClientSecret grant.Secret  `key:"client_secret" env:"RENEWD_CLIENT_SECRET" doc:"OAuth client secret; empty for a public client"`
+	ClientAuth   string        `key:"client_auth" env:"RENEWD_CLIENT_AUTH" oneof:",basic,post,none" doc:"how the client shows its secret: basic, post or none; empty: the preset's way"`
+	TokenURL     string        `key:"token_url" env:"RENEWD_TOKEN_URL" doc:"token endpoint; empty: the preset's, or the discovered one"`
+	UserinfoURL  string        `key:"userinfo_url" env:"RENEWD_USERINFO_URL" doc:"userinfo endpoint; empty: the preset's, or the discovered one"`
+	CAFile       string        `key:"ca_file" env:"RENEWD_PROVIDER_CA_FILE" doc:"file with the CA certificates the provider's certificate is checked against; empty: the system's"`
+	AllowHTTP    bool          `key:"allow_http_loopback" env:"RENEWD_ALLOW_HTTP_LOOPBACK" default:"false" doc:"allow plain HTTP to a provider on loopback, for development"`
+	Timeout      time.Duration `key:"timeout" env:"RENEWD_PROVIDER_TIMEOUT" default:"20s" min:"1s" max:"2m" doc:"of one call; keep it longer than the provider's own, since an answer that is not read may cost the user a login"`
+	Concurrency  int           `key:"concurrency" env:"RENEWD_PROVIDER_CONCURRENCY" default:"64" min:"1" max:"10000" doc:"renewals at the same time, over all processes"`
+	Rate         float64       `key:"rate" env:"RENEWD_PROVIDER_RATE" default:"0" min:"0" doc:"calls a second that this process makes at most; 0: no limit"`
+
+	Policy policySettings
+}
+
+// policySettings is when and how one provider's grants are renewed: grant.Policy in the settings file, under policy.
+type policySettings struct {
+	Lifetime     time.Duration `key:"lifetime" default:"30m" min:"1s" doc:"of an access token whose provider does not say"`
+	Margin       time.Duration `key:"margin" default:"5m" min:"1ms" doc:"how long before its expiry a token is renewed"`
+	MarginShare  float64       `key:"margin_share" default:"0.2" min:"0.001" max:"0.9" doc:"the margin's largest share of the lifetime"`
+	JitterShare  float64       `key:"jitter_share" default:"0.1" min:"0.001" max:"0.5" doc:"share of the lifetime that renewals are spread over, before the margin"`
+	Floor        time.Duration `key:"floor" default:"2s" min:"1ms" doc:"least time between two renewals of one user"`
+	ProfileEvery time.Duration `key:"profile_every" default:"0s" min:"0s" doc:"how often profiles are synced between renewals; 0: with each renewal only"`
+	Tries        int           `key:"tries" default:"5" min:"1" max:"100" doc:"failures of one user's own before user.refresh_failed"`
+	RetryMin     time.Duration `key:"retry_min" default:"2s" min:"1ms" doc:"least wait before another try; it doubles with each"`
+	RetryMax     time.Duration `key:"retry_max" default:"5m" min:"1ms" doc:"longest wait before another try"`
+	RetryLater   time.Duration `key:"retry_later" default:"1h" min:"1ms" doc:"wait after user.refresh_failed"`
+	ConfirmMin   time.Duration `key:"confirm_min" default:"30s" min:"1ms" doc:"least wait before a refused refresh token is presented once more, to be sure"`
+	ConfirmMax   time.Duration `key:"confirm_max" default:"60s" min:"1ms" doc:"longest wait before that"`
+	Grace        time.Duration `key:"grace" default:"0s" min:"0s" doc:"how long the provider accepts a refresh token that it has already rotated; 0: not known"`
+}
+
+// policy is p as package grant takes it.
+func (p policySettings) policy() grant.Policy {
+	return grant.Policy{
+		Lifetime: p.Lifetime, Margin: p.Margin, MarginShare: p.MarginShare, JitterShare: p.JitterShare, Floor: p.Floor,
+		ProfileEvery: p.ProfileEvery, Tries: p.Tries, RetryMin: p.RetryMin, RetryMax: p.RetryMax, RetryLater: p.RetryLater,
+		ConfirmMin: p.ConfirmMin, ConfirmMax: p.ConfirmMax, Grace: p.Grace,
+	}
+}
+
+// embedded reports whether NATS runs inside this process.
+func (s *settings) embedded() bool { return s.NATSURL == "" && s.NATSContext == "" }
+
+// keysFile is where the keyring is.
+func (s *settings) keysFile() string {
+	if s.KeysFile != "" {
+		return s.KeysFile
+	}
+	return filepath.Join(s.DataDir, "keys.json")
+}
+
+// provider returns the provider with this id.
+func (s *settings) provider(id string) (providerSettings, bool) {
+	for _, p := range s.Providers {
+		if p.ID == id {
+			return p, true
+		}
+	}
+	return providerSettings{}, false
+}

@@ -1,0 +1,212 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go"
+	"github.com/renewd/renewd/schema"
+)
+
+// check holds the settings against one another and against what their text must be. It lists every mistake.
+func (c *configuration) check() []error {
+	var found []error
+	say := func(key string, err error) {
+		if err != nil {
+			found = append(found, fmt.Errorf("%s: %w", c.name(key), err))
+		}
+	}
+	say("nats_url", checkNATSURL(c.NATSURL))
+	say("nats_listen", c.checkListen())
+	say("nats_context", alone(c.NATSContext, "nats_url", c.NATSURL))
+	say("nats_user", both(c.NATSUser, "nats_password", c.NATSPassword.Reveal()))
+	say("nats_token", alone(c.NATSToken.Reveal(), "nats_user", c.NATSUser))
+	say("nats_cert", both(c.NATSCert, "nats_key", c.NATSKey))
+	for key, path := range map[string]string{
+		"nats_creds": c.NATSCreds, "nats_ca": c.NATSCA, "nats_cert": c.NATSCert, "nats_key": c.NATSKey,
+	} {
+		say(key, readable(path))
+	}
+	if _, err := nats.NkeyOptionFromSeed(c.NATSNKey); c.NATSNKey != "" && err != nil {
+		say("nats_nkey", fmt.Errorf("%s holds no nkey seed", c.NATSNKey))
+	}
+	_, err := schema.NewSubjects(c.NATSPrefix)
+	say("nats_prefix", err)
+	if c.NATSReplicas%2 == 0 {
+		say("nats_replicas", fmt.Errorf("%d: want 1 or 3: two copies survive no more than one", c.NATSReplicas))
+	}
+	if c.embedded() && c.NATSReplicas > 1 {
+		say("nats_replicas", errors.New("more than 1 needs a NATS cluster: set RENEWD_NATS_URL"))
+	}
+	say("database_url", checkDatabaseURL(c.DatabaseURL.Reveal()))
+	say("http_addr", checkAddr(c.HTTPAddr))
+	if n := len(c.HTTPToken.Reveal()); n > 0 && n < 16 {
+		say("http_token", fmt.Errorf("%d bytes: want 16 or more, random; for instance from: openssl rand -hex 24", n))
+	}
+	return append(found, c.checkProviders()...)
+}
+
+// name is how the operator wrote, or would write, a setting.
+func (c *configuration) name(key string) string {
+	origin := c.origins[key]
+	switch {
+	case origin == "":
+		return key
+	case strings.HasPrefix(origin, "RENEWD_"):
+		return origin
+	default:
+		return origin + ": " + key
+	}
+}
+
+func (c *configuration) checkProviders() []error {
+	var found []error
+	seen := map[string]bool{}
+	for i, p := range c.Providers {
+		path := fmt.Sprintf("providers[%d].", i)
+		say := func(key string, err error) {
+			if err != nil {
+				found = append(found, fmt.Errorf("%s: %w", c.name(path+key), err))
+			}
+		}
+		say("id", schema.CheckProvider(p.ID))
+		if seen[p.ID] {
+			say("id", fmt.Errorf("%q: two providers have this id", p.ID))
+		}
+		seen[p.ID] = true
+		if p.AuthURL == "" {
+			say("auth_url", errors.New("missing: the provider's address (in the environment: RENEWD_AUTH_URL)"))
+		}
+		if p.ClientID == "" {
+			say("client_id", errors.New("missing: the OAuth client id (in the environment: RENEWD_CLIENT_ID)"))
+		}
+		for key, text := range map[string]string{"auth_url": p.AuthURL, "token_url": p.TokenURL, "userinfo_url": p.UserinfoURL} {
+			say(key, checkProviderURL(text, p.AllowHTTP))
+		}
+		say("ca_file", readable(p.CAFile))
+		if err := p.Policy.policy().Validate(); err != nil {
+			say("policy", err)
+		}
+	}
+	return found
+}
+
+func alone(value, other, otherValue string) error {
+	if value != "" && otherValue != "" {
+		return fmt.Errorf("set either it or %s", other)
+	}
+	return nil
+}
+
+func both(value, other, otherValue string) error {
+	if (value == "") != (otherValue == "") {
+		return fmt.Errorf("set both it and %s, or neither", other)
+	}
+	return nil
+}
+
+func readable(path string) error {
+	if path == "" {
+		return nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+func checkNATSURL(text string) error {
+	if text == "" {
+		return nil
+	}
+	for part := range strings.SplitSeq(text, ",") {
+		part = strings.TrimSpace(part)
+		u, err := url.Parse(part)
+		if !strings.Contains(part, "://") {
+			u, err = url.Parse("nats://" + part)
+		}
+		if err != nil || u.Host == "" {
+			return errors.New("an address in it is no URL: want nats://host:4222, several separated by commas")
+		}
+		switch u.Scheme {
+		case "nats", "tls", "ws", "wss":
+		default:
+			return fmt.Errorf("%s://: want nats://, tls://, ws:// or wss://", u.Scheme)
+		}
+	}
+	return nil
+}
+
+func (c *configuration) checkListen() error {
+	if c.NATSListen == "" {
+		return nil
+	}
+	if !c.embedded() {
+		return errors.New("is for the embedded NATS server: unset it or nats_url")
+	}
+	if err := checkAddr(c.NATSListen); err != nil {
+		return err
+	}
+	if !loopback(c.NATSListen) && c.NATSUser == "" && c.NATSToken.IsZero() {
+		return fmt.Errorf("%q is beyond loopback: set RENEWD_NATS_USER and RENEWD_NATS_PASSWORD, or RENEWD_NATS_TOKEN, for the services to connect with", c.NATSListen)
+	}
+	return nil
+}
+
+func checkAddr(text string) error {
+	_, port, err := net.SplitHostPort(text)
+	if n, perr := strconv.Atoi(port); err != nil || perr != nil || n < 0 || n > 65535 {
+		return fmt.Errorf("%q: want host:port", text)
+	}
+	return nil
+}
+
+// loopback reports whether only this machine reaches a listener on addr.
+func loopback(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false
+	}
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
+}
+
+// checkDatabaseURL says what is wrong with a database address without repeating it: pgx's own errors quote it.
+func checkDatabaseURL(text string) error {
+	if text == "" {
+		return nil
+	}
+	if _, err := pgxpool.ParseConfig(text); err != nil {
+		return errors.New("is no PostgreSQL address: want postgres://user:password@host:5432/database?sslmode=verify-full, with special characters of the password percent-encoded")
+	}
+	return nil
+}
+
+func checkProviderURL(text string, allowHTTP bool) error {
+	if text == "" {
+		return nil
+	}
+	u, err := url.Parse(text)
+	switch {
+	case err != nil || u.Host == "" || u.User != nil:
+		return errors.New("want an https:// address without user and password")
+	case u.Scheme == "https":
+		return nil
+	case u.Scheme != "http":
+		return fmt.Errorf("%s: want https://", cmp.Or(u.Scheme, "no scheme"))
+	case !loopback(net.JoinHostPort(u.Hostname(), "0")):
+		return errors.New("plain http would show every token to the network: want https://")
+	case !allowHTTP:
+		return errors.New("plain http to loopback is for development: set allow_http_loopback (RENEWD_ALLOW_HTTP_LOOPBACK) to true if you mean it")
+	}
+	return nil
+}

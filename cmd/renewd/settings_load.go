@@ -1,0 +1,282 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// configuration is the settings with where each came from.
+type configuration struct {
+	settings
+	file    string            // the settings file; empty if there is none
+	origins map[string]string // path of a setting ("nats_url", "providers[0].client_id") to its origin; absent: the default
+}
+
+// loader fills in a configuration layer by layer: defaults, file, environment. It gathers every mistake, so that an
+// operator sees all of them at once.
+type loader struct {
+	c        *configuration
+	env      map[string]string
+	mistakes []error
+}
+
+// load reads the settings from the file (if not empty, else the one RENEWD_CONFIG names) and the environment. The error
+// lists every mistake, each with the name of its setting.
+func load(file string, environ []string) (*configuration, error) {
+	l := &loader{c: &configuration{file: file, origins: map[string]string{}}, env: map[string]string{}}
+	for _, kv := range environ {
+		if name, value, ok := strings.Cut(kv, "="); ok && strings.HasPrefix(name, "RENEWD_") {
+			l.env[name] = value
+		}
+	}
+	if file == "" {
+		l.c.file = l.env[configEnv]
+	}
+	l.defaults(reflect.ValueOf(&l.c.settings).Elem(), mainTable())
+	if l.c.file != "" {
+		l.readFile(l.c.file)
+	}
+	l.unknownEnv()
+	l.fromEnv(reflect.ValueOf(&l.c.settings).Elem(), mainTable(), "")
+	l.providerFromEnv()
+	if len(l.mistakes) == 0 {
+		l.mistakes = l.c.check()
+	}
+	if err := errors.Join(l.mistakes...); err != nil {
+		return nil, err
+	}
+	return l.c, nil
+}
+
+func (l *loader) mistake(where, format string, args ...any) {
+	l.mistakes = append(l.mistakes, fmt.Errorf(where+": "+format, args...))
+}
+
+func (l *loader) defaults(target reflect.Value, rows []setting) {
+	for _, r := range rows {
+		if r.def == "" {
+			continue
+		}
+		if err := r.put(target, r.def); err != nil {
+			panic("settings: default of " + r.key + ": " + err.Error()) // a test holds every default
+		}
+	}
+}
+
+func (l *loader) newProvider() providerSettings {
+	var p providerSettings
+	l.defaults(reflect.ValueOf(&p).Elem(), providerTable())
+	l.defaults(reflect.ValueOf(&p.Policy).Elem(), policyTable())
+	return p
+}
+
+// readFile applies the settings file. It walks the document itself rather than decoding it, to name the line and the
+// nearest known setting of each mistake.
+func (l *loader) readFile(path string) {
+	f, err := os.Open(path)
+	if err != nil {
+		l.mistake(configEnv, "%w: point it at the settings file, or unset it", err)
+		return
+	}
+	defer f.Close()
+	var doc yaml.Node
+	if err := yaml.NewDecoder(f).Decode(&doc); err != nil {
+		if !errors.Is(err, io.EOF) {
+			l.mistake(path, "%w", err)
+		}
+		return
+	}
+	l.mapping(doc.Content[0], reflect.ValueOf(&l.c.settings).Elem(), mainTable(), "", map[string]func(*yaml.Node, string){"providers": l.providers})
+}
+
+// mapping applies a YAML mapping to target. nested names the keys that hold more than one value.
+func (l *loader) mapping(n *yaml.Node, target reflect.Value, rows []setting, path string, nested map[string]func(*yaml.Node, string)) {
+	if n.Kind != yaml.MappingNode {
+		l.mistake(l.line(n), "%swant a mapping of settings to values", named(path))
+		return
+	}
+	seen := map[string]bool{}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key, value := n.Content[i], n.Content[i+1]
+		if seen[key.Value] {
+			l.mistake(l.line(key), "%s%s: set twice", path, key.Value)
+		}
+		seen[key.Value] = true
+		if f := nested[key.Value]; f != nil {
+			f(value, path+key.Value)
+			continue
+		}
+		l.scalar(key, value, target, rows, path, nested)
+	}
+	for _, r := range rows {
+		if r.secret && seen[r.key] && seen[r.key+"_file"] {
+			l.mistake(l.line(n), "%s%s: set either it or %s_file", path, r.key, r.key)
+		}
+	}
+}
+
+func (l *loader) scalar(key, value *yaml.Node, target reflect.Value, rows []setting, path string, nested map[string]func(*yaml.Node, string)) {
+	name := path + key.Value
+	i := slices.IndexFunc(rows, func(r setting) bool { return r.key == key.Value || r.secret && r.key+"_file" == key.Value })
+	if i < 0 {
+		var known []string
+		for _, r := range rows {
+			known = append(known, r.key)
+		}
+		for k := range nested {
+			known = append(known, k)
+		}
+		slices.Sort(known)
+		l.mistake(l.line(key), "%s: no such setting%s", name, didYouMean(key.Value, known))
+		return
+	}
+	if value.Kind == yaml.AliasNode {
+		value = value.Alias
+	}
+	if value.Kind != yaml.ScalarNode {
+		l.mistake(l.line(value), "%s: want one value", name)
+		return
+	}
+	if value.Tag == "!!null" {
+		return
+	}
+	text := value.Value
+	if rows[i].key != key.Value {
+		var err error
+		if text, err = secretFile(text); err != nil {
+			l.mistake(l.line(value), "%s: %w", name, err)
+			return
+		}
+	}
+	if err := rows[i].put(target, text); err != nil {
+		l.mistake(l.line(value), "%s: %w", name, err)
+		return
+	}
+	l.c.origins[path+rows[i].key] = l.line(value)
+}
+
+func (l *loader) line(n *yaml.Node) string { return fmt.Sprintf("%s:%d", l.c.file, n.Line) }
+
+func named(path string) string {
+	if path == "" {
+		return ""
+	}
+	return strings.TrimSuffix(path, ".") + ": "
+}
+
+func (l *loader) providers(n *yaml.Node, path string) {
+	if n.Kind != yaml.SequenceNode {
+		l.mistake(l.line(n), "%s: want a list of providers", path)
+		return
+	}
+	for i, item := range n.Content {
+		p := l.newProvider()
+		nested := map[string]func(*yaml.Node, string){"policy": func(n *yaml.Node, path string) {
+			l.mapping(n, reflect.ValueOf(&p.Policy).Elem(), policyTable(), path+".", nil)
+		}}
+		l.mapping(item, reflect.ValueOf(&p).Elem(), providerTable(), fmt.Sprintf("%s[%d].", path, i), nested)
+		l.c.Providers = append(l.c.Providers, p)
+	}
+}
+
+// secretFile reads a secret from a file, without the line break that editors put at its end.
+func secretFile(path string) (string, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	text := strings.TrimRight(string(data), "\r\n")
+	if text == "" {
+		return "", &fs.PathError{Op: "read", Path: path, Err: errors.New("the file is empty")}
+	}
+	return text, nil
+}
+
+// unknownEnv refuses every RENEWD_ variable that is no setting: a mistyped one would else be a default that nobody chose.
+func (l *loader) unknownEnv() {
+	known := []string{configEnv}
+	for _, r := range slices.Concat(mainTable(), providerTable(), policyTable()) {
+		known = append(known, r.env)
+		if r.secret {
+			known = append(known, r.env+"_FILE")
+		}
+	}
+	var unknown []string
+	for name, value := range l.env {
+		if !slices.Contains(known, name) && !serviceLink(name, value) {
+			unknown = append(unknown, name)
+		}
+	}
+	slices.Sort(unknown)
+	for _, name := range unknown {
+		l.mistake(name, "no such setting%s", didYouMean(name, known))
+	}
+}
+
+// serviceLink recognises what Kubernetes puts into the environment of every container beside a service named renewd.
+func serviceLink(name, value string) bool {
+	return strings.HasSuffix(name, "_SERVICE_HOST") || strings.Contains(name+"_", "_SERVICE_PORT_") ||
+		strings.Contains(name+"_", "_PORT_") && (strings.Contains(value, "://") || strings.Contains(name, "_TCP_") || strings.Contains(name, "_UDP_"))
+}
+
+// fromEnv applies the environment to target.
+func (l *loader) fromEnv(target reflect.Value, rows []setting, path string) {
+	for _, r := range rows {
+		text, ok := l.env[r.env]
+		file, fromFile := l.env[r.env+"_FILE"]
+		fromFile = fromFile && r.secret && file != ""
+		// An empty variable is one that is not set: compose files pass those on.
+		ok = ok && text != ""
+		origin := r.env
+		switch {
+		case ok && fromFile:
+			l.mistake(r.env, "set either it or %s_FILE", r.env)
+			continue
+		case fromFile:
+			origin += "_FILE"
+			var err error
+			if text, err = secretFile(file); err != nil {
+				l.mistake(origin, "%w", err)
+				continue
+			}
+		case !ok:
+			continue
+		}
+		if err := r.put(target, text); err != nil {
+			l.mistake(origin, "%w", err)
+			continue
+		}
+		l.c.origins[path+r.key] = origin
+	}
+}
+
+// providerFromEnv applies the environment's provider settings: to the provider of the file with RENEWD_PROVIDER_ID, or
+// the only one there, else to one more.
+func (l *loader) providerFromEnv() {
+	set := func(rows []setting) bool {
+		return slices.ContainsFunc(rows, func(r setting) bool { return l.env[r.env] != "" || r.secret && l.env[r.env+"_FILE"] != "" })
+	}
+	if !set(providerTable()) && !set(policyTable()) {
+		return
+	}
+	id := l.env["RENEWD_PROVIDER_ID"]
+	i := slices.IndexFunc(l.c.Providers, func(p providerSettings) bool { return p.ID == id })
+	if id == "" && len(l.c.Providers) == 1 {
+		i = 0
+	}
+	if i < 0 {
+		i = len(l.c.Providers)
+		l.c.Providers = append(l.c.Providers, l.newProvider())
+	}
+	path := fmt.Sprintf("providers[%d].", i)
+	l.fromEnv(reflect.ValueOf(&l.c.Providers[i]).Elem(), providerTable(), path)
+	l.fromEnv(reflect.ValueOf(&l.c.Providers[i].Policy).Elem(), policyTable(), path+"policy.")
+}

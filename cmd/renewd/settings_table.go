@@ -1,0 +1,172 @@
+package main
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/renewd/renewd/internal/grant"
+)
+
+// setting is one row of the settings table, read from the tags of a field.
+type setting struct {
+	key    string // in the settings file
+	env    string // in the environment
+	def    string
+	doc    string
+	show   string
+	oneof  []string
+	lo, hi string
+	index  int // of the field
+	secret bool
+}
+
+// table lists the settings of a struct: settings, providerSettings or policySettings.
+func table(of reflect.Type, envPrefix string) []setting {
+	var rows []setting
+	for i := range of.NumField() {
+		f := of.Field(i)
+		key := f.Tag.Get("key")
+		if key == "" {
+			continue
+		}
+		row := setting{
+			key: key, env: f.Tag.Get("env"), def: f.Tag.Get("default"), doc: f.Tag.Get("doc"), show: f.Tag.Get("show"),
+			lo: f.Tag.Get("min"), hi: f.Tag.Get("max"), index: i, secret: f.Type == reflect.TypeFor[grant.Secret](),
+		}
+		if row.env == "" {
+			row.env = envPrefix + strings.ToUpper(key)
+		}
+		if v, ok := f.Tag.Lookup("oneof"); ok {
+			row.oneof = strings.Split(v, ",")
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+const configEnv = "RENEWD_CONFIG"
+
+func mainTable() []setting     { return table(reflect.TypeFor[settings](), "RENEWD_") }
+func providerTable() []setting { return table(reflect.TypeFor[providerSettings](), "RENEWD_PROVIDER_") }
+func policyTable() []setting   { return table(reflect.TypeFor[policySettings](), "RENEWD_POLICY_") }
+
+// put parses text into the row's field of target, a settings struct.
+func (r setting) put(target reflect.Value, text string) error {
+	f := target.Field(r.index)
+	if r.oneof != nil && !slices.Contains(r.oneof, text) {
+		return fmt.Errorf("%q: want one of %s%s", text, strings.Join(nonEmpty(r.oneof), ", "), didYouMean(text, r.oneof))
+	}
+	switch v := f.Addr().Interface().(type) {
+	case *string:
+		*v = text
+		return nil
+	case *grant.Secret:
+		*v = grant.NewSecret(text)
+		return nil
+	case *bool:
+		b, err := strconv.ParseBool(text)
+		if err != nil {
+			return fmt.Errorf("%q: want true or false", text)
+		}
+		*v = b
+		return nil
+	case *int:
+		return putNumber(r, v, text, strconv.Atoi, "a whole number")
+	case *float64:
+		return putNumber(r, v, text, func(s string) (float64, error) { return strconv.ParseFloat(s, 64) }, "a number")
+	case *time.Duration:
+		return putNumber(r, v, text, parseDuration, "a duration such as 500ms, 30s, 5m, 12h or 7d")
+	default:
+		panic("settings: " + r.key + ": a field of a type nobody parses")
+	}
+}
+
+func putNumber[T int | float64 | time.Duration](r setting, v *T, text string, parse func(string) (T, error), want string) error {
+	n, err := parse(text)
+	if err != nil || n != n {
+		return fmt.Errorf("%q: want %s", text, want)
+	}
+	bound := func(s string) (T, bool) {
+		b, err := parse(s)
+		return b, err == nil
+	}
+	if lo, ok := bound(r.lo); ok && n < lo {
+		return fmt.Errorf("%s: want %s or more", text, r.lo)
+	}
+	if hi, ok := bound(r.hi); ok && n > hi {
+		return fmt.Errorf("%s: want %s or less", text, r.hi)
+	}
+	*v = n
+	return nil
+}
+
+// parseDuration is time.ParseDuration that also knows days.
+func parseDuration(s string) (time.Duration, error) {
+	days, ok := strings.CutSuffix(s, "d")
+	if !ok {
+		return time.ParseDuration(s)
+	}
+	n, err := strconv.ParseFloat(days, 64)
+	if err != nil || n < -36500 || n > 36500 {
+		return 0, fmt.Errorf("parse %q: want a number of days", s)
+	}
+	return time.Duration(n * float64(24*time.Hour)), nil
+}
+
+// formatDuration writes d as parseDuration reads it, without zero units at its end.
+func formatDuration(d time.Duration) string {
+	if day := 24 * time.Hour; d >= day && d%day == 0 {
+		return strconv.Itoa(int(d/day)) + "d"
+	}
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
+func nonEmpty(in []string) []string {
+	return slices.DeleteFunc(slices.Clone(in), func(s string) bool { return s == "" })
+}
+
+// didYouMean names the known word that is closest to a mistyped one, if any is close.
+func didYouMean(word string, known []string) string {
+	best, distance := "", len(word)/3+2
+	for _, k := range known {
+		if d := editDistance(strings.ToLower(word), strings.ToLower(k)); k != "" && d < distance {
+			best, distance = k, d
+		}
+	}
+	if best == "" {
+		return ""
+	}
+	return fmt.Sprintf(" (did you mean %s?)", best)
+}
+
+// editDistance counts the letters to insert, remove or replace to get from a to b.
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}

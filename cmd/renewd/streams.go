@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/schema"
+)
+
+type streamsCommand struct {
+	Plan  streamsPlan  `cmd:"" help:"Show what apply would do. Exit code 1 if that is anything."`
+	Apply streamsApply `cmd:"" help:"Create and update the streams and consumers as the settings want them."`
+}
+
+type streamsPlan struct {
+	clientFlags
+}
+
+// Run compares.
+func (s streamsPlan) Run(ctx context.Context, a *app, c *cli) error {
+	plan, _, done, err := a.planStreams(ctx, c, s.Server)
+	if err != nil {
+		return err
+	}
+	defer done()
+	fmt.Fprint(a.stdout, plan)
+	if err := plan.Refusal(); err != nil {
+		return err
+	}
+	if plan.Pending() {
+		return fmt.Errorf("changes are wanted: %s streams apply", a.name)
+	}
+	return nil
+}
+
+type streamsApply struct {
+	clientFlags
+	Force bool `help:"Also make the changes that lose messages; plan names them."`
+}
+
+// Run applies.
+func (s streamsApply) Run(ctx context.Context, a *app, c *cli) error {
+	plan, js, done, err := a.planStreams(ctx, c, s.Server)
+	if err != nil {
+		return err
+	}
+	defer done()
+	plan.Force = s.Force
+	fmt.Fprint(a.stdout, plan)
+	return stream.Apply(ctx, js, plan)
+}
+
+func (a *app) planStreams(ctx context.Context, c *cli, server string) (stream.Changes, jetstream.JetStream, func(), error) {
+	conf, err := a.load(c)
+	if err != nil {
+		return stream.Changes{}, nil, nil, err
+	}
+	if conf.embedded() && conf.NATSListen == "" && server == "" {
+		return stream.Changes{}, nil, nil, usageError{errors.New("the settings name no NATS server: set RENEWD_NATS_URL or --server. An embedded one gets its streams when renewd starts")}
+	}
+	nc, err := a.connect(conf, server)
+	if err != nil {
+		return stream.Changes{}, nil, nil, err
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		nc.Close()
+		return stream.Changes{}, nil, nil, err
+	}
+	plan, err := stream.Plan(ctx, js, conf.topology())
+	if err != nil {
+		nc.Close()
+		return stream.Changes{}, nil, nil, err
+	}
+	return plan, js, nc.Close, nil
+}
+
+// subjects are under the settings' prefix.
+func (c *configuration) subjects() schema.Subjects {
+	s, err := schema.NewSubjects(c.NATSPrefix)
+	if err != nil {
+		panic("settings: nats_prefix was not checked: " + err.Error())
+	}
+	return s
+}
+
+// topology is what the settings want on a NATS server.
+func (c *configuration) topology() stream.Topology {
+	t := stream.Topology{
+		Subjects: c.subjects(), Grants: c.DatabaseURL.IsZero(), Replicas: c.NATSReplicas, OutcomeMaxAge: c.OutcomeAge,
+	}
+	for _, p := range c.Providers {
+		t.Providers = append(t.Providers, stream.Provider{ID: p.ID, Concurrency: p.Concurrency})
+	}
+	return t
+}

@@ -1,0 +1,73 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/renewd/renewd/consumers"
+	"github.com/renewd/renewd/schema"
+)
+
+// clientFlags are those of commands that talk to a running renewd through NATS.
+type clientFlags struct {
+	Server string `short:"s" placeholder:"URL" help:"NATS server. Default: the settings', else nats://127.0.0.1:4222."`
+}
+
+type subscribeCommand struct {
+	clientFlags
+	eventFlags
+	Durable string `placeholder:"NAME" help:"Keep the place under this name on the server: events that come while nobody runs this are shown later."`
+	Since   string `placeholder:"WHEN" help:"Begin in the past: 1h (ago), 2026-01-31, or an RFC 3339 time."`
+	Output  string `short:"o" enum:"text,json" default:"text" help:"text or json (CloudEvents, one a line)."`
+}
+
+// Run shows outcomes until it is stopped.
+func (s subscribeCommand) Run(ctx context.Context, a *app, c *cli) error {
+	conf, err := a.load(c)
+	if err != nil {
+		return err
+	}
+	types, err := s.types()
+	if err != nil {
+		return err
+	}
+	if err := s.check(); err != nil {
+		return err
+	}
+	since, err := parseTime(s.Since, time.Now())
+	if err != nil {
+		return usageError{fmt.Errorf("--since %w", err)}
+	}
+	nc, err := a.connect(conf, s.Server)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	colour := colours(a.stdout, a.environ)
+	return consumers.Subscribe(ctx, nc, consumers.Subscription{
+		Prefix: conf.NATSPrefix, Types: types, Provider: s.Provider, User: s.User, Durable: s.Durable, Since: since, Logger: newLogger(a.stderr, &conf.settings),
+	}, func(_ context.Context, e schema.Event) error {
+		if s.Output == "json" {
+			return printJSON(a.stdout, e)
+		}
+		return printLine(a.stdout, colour, e, time.Now())
+	})
+}
+
+// parseTime reads how long ago, a day, or a point in time; empty is the zero time.
+func parseTime(text string, now time.Time) (time.Time, error) {
+	if text == "" {
+		return time.Time{}, nil
+	}
+	if d, err := parseDuration(text); err == nil && d >= 0 {
+		return now.Add(-d), nil
+	}
+	if t, err := time.ParseInLocation(time.DateOnly, text, time.Local); err == nil {
+		return t, nil
+	}
+	if t, err := time.Parse(time.RFC3339, text); err == nil {
+		return t, nil
+	}
+	return time.Time{}, fmt.Errorf("%q: want how long ago (90m, 24h, 7d), a day (2026-01-31), or an RFC 3339 time", text)
+}

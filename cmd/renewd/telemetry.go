@@ -1,0 +1,128 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/exporters/otlp/otlpmetric/otlpmetrichttp"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
+	promexporter "go.opentelemetry.io/otel/exporters/prometheus"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/propagation"
+	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/resource"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+)
+
+const instrumentation = "github.com/renewd/renewd"
+
+// telemetry is what the parts of the program report through.
+type telemetry struct {
+	meter      metric.Meter
+	meters     metric.MeterProvider
+	tracer     trace.Tracer
+	tracers    trace.TracerProvider
+	propagator propagation.TextMapPropagator
+	metrics    http.Handler
+	stop       func(context.Context) error
+}
+
+// newTelemetry sets up metrics for Prometheus, and exports metrics and traces by OTLP where the usual OTEL_ variables say
+// so. Those that the SDK reads itself (endpoint, headers, sampler, resource attributes) are not looked at here.
+func newTelemetry(ctx context.Context, environ []string, logger *slog.Logger) (*telemetry, error) {
+	env := otelEnv(environ)
+	if p := env.get("OTEL_EXPORTER_OTLP_PROTOCOL"); p != "" && p != "http/protobuf" {
+		return nil, usageError{fmt.Errorf("OTEL_EXPORTER_OTLP_PROTOCOL: %q: renewd sends http/protobuf only: unset it, and point OTEL_EXPORTER_OTLP_ENDPOINT at port 4318 of the collector", p)}
+	}
+	res, err := resource.New(ctx, resource.WithTelemetrySDK(), resource.WithAttributes(semconv.ServiceName("renewd"), semconv.ServiceVersion(version)),
+		resource.WithService(), resource.WithFromEnv())
+	if err != nil && !errors.Is(err, resource.ErrPartialResource) {
+		return nil, fmt.Errorf("set up telemetry: %w", err)
+	}
+	if env.get("OTEL_SERVICE_NAME") == "" && !strings.Contains(env.get("OTEL_RESOURCE_ATTRIBUTES"), "service.name=") {
+		res, _ = resource.Merge(res, resource.NewSchemaless(attribute.String("service.name", "renewd")))
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	scrape, err := promexporter.New(promexporter.WithRegisterer(registry))
+	if err != nil {
+		return nil, fmt.Errorf("set up metrics: %w", err)
+	}
+	metricOptions := []sdkmetric.Option{sdkmetric.WithResource(res), sdkmetric.WithReader(scrape)}
+	if env.exports("METRICS") {
+		exporter, err := otlpmetrichttp.New(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("set up OTLP metrics: %w", err)
+		}
+		metricOptions = append(metricOptions, sdkmetric.WithReader(sdkmetric.NewPeriodicReader(exporter)))
+	}
+	meters := sdkmetric.NewMeterProvider(metricOptions...)
+	traceOptions := []sdktrace.TracerProviderOption{sdktrace.WithResource(res)}
+	if env.exports("TRACES") {
+		exporter, err := otlptracehttp.New(ctx)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("set up OTLP traces: %w", err), meters.Shutdown(ctx))
+		}
+		traceOptions = append(traceOptions, sdktrace.WithBatcher(exporter))
+	} else {
+		traceOptions = append(traceOptions, sdktrace.WithSampler(sdktrace.NeverSample()))
+	}
+	tracers := sdktrace.NewTracerProvider(traceOptions...)
+	return &telemetry{
+		meter: meters.Meter(instrumentation), meters: meters, tracer: tracers.Tracer(instrumentation), tracers: tracers,
+		propagator: propagation.TraceContext{},
+		metrics: promhttp.HandlerFor(registry, promhttp.HandlerOpts{
+			ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelWarn), ErrorHandling: promhttp.ContinueOnError,
+		}),
+		stop: func(ctx context.Context) error { return errors.Join(tracers.Shutdown(ctx), meters.Shutdown(ctx)) },
+	}, nil
+}
+
+// otelEnv is the environment as far as OTEL_ variables go.
+type otelEnv []string
+
+func (e otelEnv) get(name string) string {
+	for _, kv := range slices.Backward(e) {
+		if v, ok := strings.CutPrefix(kv, name+"="); ok {
+			return v
+		}
+	}
+	return ""
+}
+
+// exports reports whether a signal (TRACES, METRICS) goes out by OTLP: if an endpoint is set, unless its exporter is set
+// to something else.
+func (e otelEnv) exports(signal string) bool {
+	if strings.EqualFold(e.get("OTEL_SDK_DISABLED"), "true") {
+		return false
+	}
+	if exporter := e.get("OTEL_" + signal + "_EXPORTER"); exporter != "" {
+		return slices.Contains(strings.Split(exporter, ","), "otlp")
+	}
+	return e.get("OTEL_EXPORTER_OTLP_ENDPOINT") != "" || e.get("OTEL_EXPORTER_OTLP_"+signal+"_ENDPOINT") != ""
+}
+
+// newLogger logs to w as the settings say.
+func newLogger(w io.Writer, s *settings) *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(s.LogLevel)); err != nil {
+		panic("settings: log_level was not checked: " + err.Error())
+	}
+	o := &slog.HandlerOptions{Level: level}
+	if s.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, o))
+	}
+	return slog.New(slog.NewTextHandler(w, o))
+}

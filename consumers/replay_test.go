@@ -1,0 +1,243 @@
+package consumers_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/renewd/renewd/consumers"
+	"github.com/renewd/renewd/schema"
+)
+
+// replayed collects the ids of a replay; "!" stands for a message that is no event.
+func replayed(t *testing.T, nc *nats.Conn, q consumers.Query) (ids []string) {
+	t.Helper()
+	for e, err := range consumers.Replay(t.Context(), nc, q) {
+		switch _, malformed := errors.AsType[*schema.Malformed](err); {
+		case malformed:
+			ids = append(ids, "!")
+		case err != nil:
+			t.Fatal(err)
+		default:
+			ids = append(ids, e.ID)
+		}
+	}
+	return ids
+}
+
+// storedAt is when the stream took a message.
+func storedAt(t *testing.T, js jetstream.JetStream, sequence uint64) time.Time {
+	t.Helper()
+	s, err := js.Stream(t.Context(), "OUTCOMES")
+	if err != nil {
+		t.Fatal(err)
+	}
+	msg, err := s.GetMsg(t.Context(), sequence)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return msg.Time
+}
+
+func TestReplay(t *testing.T) {
+	nc := connect(t, start(t, false))
+	js := outcomes(t, nc)
+	say(t, js, "1", schema.UserSynced, "u17", struct{}{})
+	say(t, js, "2", schema.UserSynced, "auth0|abc", struct{}{})
+	say(t, js, "3", schema.UserReauthRequired, "u17", struct{}{})
+	say(t, js, "4", schema.ProviderDegraded, "", struct{}{})
+	say(t, js, "5", schema.UserSynced, "u17", struct{}{})
+	if _, err := js.Publish(t.Context(), "user.synced.propelauth.u17", []byte("<html>")); err != nil {
+		t.Fatal(err)
+	}
+	say(t, js, "7", schema.MessageRejected, "u17", struct{}{})
+	for name, c := range map[string]struct {
+		q    consumers.Query
+		want string
+	}{
+		"all":         {consumers.Query{}, "1 2 3 4 5 ! 7"},
+		"type":        {consumers.Query{Types: []schema.Type{schema.UserReauthRequired, schema.ProviderDegraded}}, "3 4"},
+		"user":        {consumers.Query{Provider: "propelauth", User: "u17"}, "1 3 5 ! 7"},
+		"escaped":     {consumers.Query{Provider: "propelauth", User: "auth0|abc"}, "2"},
+		"nobody":      {consumers.Query{Provider: "propelauth", User: "u18"}, ""},
+		"provider":    {consumers.Query{Provider: "okta"}, ""},
+		"since":       {consumers.Query{Since: storedAt(t, js, 4)}, "4 5 ! 7"},
+		"until":       {consumers.Query{Until: storedAt(t, js, 4)}, "1 2 3"},
+		"between":     {consumers.Query{Since: storedAt(t, js, 2), Until: storedAt(t, js, 5)}, "2 3 4"},
+		"user, since": {consumers.Query{Provider: "propelauth", User: "u17", Since: storedAt(t, js, 2)}, "3 5 ! 7"},
+		"later":       {consumers.Query{Since: time.Now().Add(time.Hour)}, ""},
+	} {
+		if got := strings.Join(replayed(t, nc, c.q), " "); got != c.want {
+			t.Errorf("%s: %s, want %s", name, got, c.want)
+		}
+	}
+	s, err := js.Stream(t.Context(), "OUTCOMES")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := s.CachedInfo().State.Consumers; n != 0 {
+		t.Errorf("%d consumers left behind", n)
+	}
+}
+
+// fill stores n events without waiting for each.
+func fill(t *testing.T, js jetstream.JetStream, n int) (want []string) {
+	t.Helper()
+	for i := range n {
+		of := schema.Outcomes()[i%3]
+		h, body := schema.Encode(schema.Event{ID: fmt.Sprint(i), Source: "/renewd", Type: of, Provider: "propelauth", User: "u17", Time: time.Now()})
+		msg := &nats.Msg{Subject: string(of) + ".propelauth.u17", Header: nats.Header(h), Data: body}
+		if _, err := js.PublishMsgAsync(msg); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, fmt.Sprint(i))
+	}
+	receive(t, js.PublishAsyncComplete())
+	return want
+}
+
+func TestReplayEndsWithWhatWasStoredWhenItBegan(t *testing.T) {
+	nc := connect(t, start(t, false))
+	js := outcomes(t, nc)
+	want := fill(t, js, 3000)
+	var got []string
+	for e, err := range consumers.Replay(t.Context(), nc, consumers.Query{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(got)%500 == 0 {
+			say(t, js, fmt.Sprint("new", len(got)), schema.UserSynced, "u17", struct{}{})
+		}
+		got = append(got, e.ID)
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%d events, want the %d in their order", len(got), len(want))
+	}
+}
+
+func TestReplayMayBeLeftAndRepeated(t *testing.T) {
+	nc := connect(t, start(t, false))
+	fill(t, outcomes(t, nc), 10)
+	all := consumers.Replay(t.Context(), nc, consumers.Query{})
+	for range 2 {
+		for e, err := range all {
+			if err != nil || e.ID != "0" {
+				t.Fatalf("%v, %v", e, err)
+			}
+			break
+		}
+	}
+}
+
+func TestReplayGoesOnAfterACut(t *testing.T) {
+	s := start(t, true)
+	want := fill(t, outcomes(t, connect(t, s)), 3000)
+	wire := newProxy(t, s.Addr().String())
+	var got []string
+	for e, err := range consumers.Replay(t.Context(), wire.through(t), consumers.Query{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got = append(got, e.ID); len(got) == 1000 {
+			wire.hangUp()
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%d events, want the %d in their order", len(got), len(want))
+	}
+}
+
+func TestReplayNeverEndsEarlyWithoutAnError(t *testing.T) {
+	nc := connect(t, start(t, false))
+	fill(t, outcomes(t, nc), 2000)
+	ctx, cancel := context.WithCancel(t.Context())
+	var last error
+	for _, err := range consumers.Replay(ctx, nc, consumers.Query{}) {
+		cancel()
+		last = err
+	}
+	if !errors.Is(last, context.Canceled) {
+		t.Errorf("ended with %v", last)
+	}
+}
+
+func TestQueryNamesTheField(t *testing.T) {
+	nc := connect(t, start(t, false))
+	for field, q := range map[string]consumers.Query{
+		"Provider": {User: "u17"},
+		"Until":    {Since: time.Now(), Until: time.Now().Add(-time.Hour)},
+		"Types":    {Types: []schema.Type{"user.*"}},
+		"stream":   {}, // there is none
+	} {
+		var last error
+		for _, err := range consumers.Replay(t.Context(), nc, q) {
+			last = err
+		}
+		if last == nil || !strings.Contains(last.Error(), field) {
+			t.Errorf("%s: %v", field, last)
+		}
+	}
+}
+
+func TestAwait(t *testing.T) {
+	t.Parallel()
+	accepted := time.Now().UTC()
+	cause := func(id string) schema.Cause { return schema.Cause{ID: id, Type: schema.UserRefreshDue} }
+	for name, c := range map[string]struct {
+		of   schema.Type
+		data any
+	}{
+		"synced":   {schema.UserSynced, schema.Synced{Cause: cause("mine"), BeganAt: accepted.Add(-time.Second)}},
+		"reauth":   {schema.UserReauthRequired, schema.ReauthRequired{Cause: cause("mine")}},
+		"rejected": {schema.MessageRejected, schema.Rejected{Cause: cause("mine")}},
+		"replaced": {schema.UserSynced, schema.Synced{Cause: cause("newer"), BeganAt: accepted}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			nc := connect(t, start(t, false))
+			js := outcomes(t, nc)
+			say(t, js, "before", schema.UserSynced, "u17", schema.Synced{Cause: cause("mine"), BeganAt: accepted.Add(time.Hour)})
+			e, err := consumers.Await(t.Context(), nc, consumers.Whom{Provider: "propelauth", User: "u17"}, func(context.Context) (string, time.Time, error) {
+				// The answer is there before publish returns; around it, what is none.
+				say(t, js, "older work", schema.UserSynced, "u17", schema.Synced{Cause: cause("other"), BeganAt: accepted.Add(-time.Second)})
+				say(t, js, "other user", schema.UserSynced, "u18", schema.Synced{Cause: cause("mine"), BeganAt: accepted})
+				say(t, js, "rejection of another", schema.MessageRejected, "u17", schema.Rejected{Cause: cause("other")})
+				if _, err := js.Publish(t.Context(), "user.synced.propelauth.u17", json.RawMessage(`"odd"`)); err != nil {
+					t.Error(err)
+				}
+				say(t, js, "answer", c.of, "u17", c.data)
+				return "mine", accepted, nil
+			})
+			if err != nil || e.ID != "answer" {
+				t.Errorf("%s, %v", e.ID, err)
+			}
+		})
+	}
+}
+
+func TestAwaitEnds(t *testing.T) {
+	nc := connect(t, start(t, false))
+	outcomes(t, nc)
+	whom := consumers.Whom{Provider: "propelauth", User: "u17"}
+	if _, err := consumers.Await(t.Context(), nc, whom, func(context.Context) (string, time.Time, error) { return "", time.Time{}, errFlaky }); !errors.Is(err, errFlaky) {
+		t.Errorf("publish failed: %v", err)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	_, err := consumers.Await(ctx, nc, whom, func(context.Context) (string, time.Time, error) {
+		cancel(errFlaky)
+		return "mine", time.Now(), nil
+	})
+	if !errors.Is(err, errFlaky) || !strings.Contains(err.Error(), "mine") {
+		t.Errorf("context ended: %v", err)
+	}
+	if _, err := consumers.Await(t.Context(), nc, consumers.Whom{}, nil); !errors.Is(err, schema.ErrSubject) {
+		t.Errorf("nobody: %v", err)
+	}
+}

@@ -1,0 +1,208 @@
+package natsd_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nkeys"
+	"go.uber.org/goleak"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/natsd"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func start(t *testing.T, c natsd.Config) *natsd.Server {
+	t.Helper()
+	if c.StoreDir == "" {
+		c.StoreDir = t.TempDir()
+	}
+	s, err := natsd.Start(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Shutdown)
+	return s
+}
+
+func stored(t *testing.T, nc *nats.Conn) {
+	t.Helper()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.CreateOrUpdateStream(t.Context(), jetstream.StreamConfig{Name: "S", Subjects: []string{"s"}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.Publish(t.Context(), "s", nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestInProcessOnly(t *testing.T) {
+	s := start(t, natsd.Config{})
+	if url := s.ClientURL(); url != "" {
+		t.Errorf("ClientURL = %q of a server that does not listen", url)
+	}
+	nc, err := s.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	stored(t, nc)
+}
+
+func TestAuth(t *testing.T) {
+	pair, err := nkeys.CreateUser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, _ := pair.PublicKey()
+	keys, err := natsd.ParseNkeys([]byte("# services\n\n" + public + "  # billing\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		auth natsd.Auth
+		show nats.Option
+	}{
+		"nothing":  {natsd.Auth{}, nil},
+		"token":    {natsd.Auth{Token: grant.NewSecret("t0ken")}, nats.Token("t0ken")},
+		"password": {natsd.Auth{User: "u", Password: grant.NewSecret("pw")}, nats.UserInfo("u", "pw")},
+		"nkey":     {natsd.Auth{Nkeys: keys}, nats.Nkey(public, pair.Sign)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, natsd.Config{Listen: "127.0.0.1:0", Auth: c.auth})
+			inside, err := s.Connect()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer inside.Close()
+			stored(t, inside)
+			var show []nats.Option
+			if c.show != nil {
+				show = append(show, c.show)
+				if nc, err := nats.Connect(s.ClientURL()); err == nil {
+					nc.Close()
+					t.Error("a client that shows nothing got in")
+				}
+			}
+			outside, err := nats.Connect(s.ClientURL(), show...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer outside.Close()
+			stored(t, outside)
+		})
+	}
+}
+
+func TestStartRefuses(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = taken.Close() }()
+	running := t.TempDir()
+	start(t, natsd.Config{StoreDir: running})
+	token := grant.NewSecret("t")
+	for name, c := range map[string]struct {
+		config natsd.Config
+		says   string
+	}{
+		"no folder":         {natsd.Config{}, "RENEWD_DATA_DIR"},
+		"all interfaces":    {natsd.Config{StoreDir: t.TempDir(), Listen: ":0"}, "RENEWD_NATS_LISTEN"},
+		"beyond loopback":   {natsd.Config{StoreDir: t.TempDir(), Listen: "0.0.0.0:0"}, "clients must authenticate"},
+		"a name":            {natsd.Config{StoreDir: t.TempDir(), Listen: "nats.example.com:4222"}, "RENEWD_NATS_LISTEN"},
+		"no port":           {natsd.Config{StoreDir: t.TempDir(), Listen: "127.0.0.1"}, "want host:port"},
+		"bad port":          {natsd.Config{StoreDir: t.TempDir(), Listen: "127.0.0.1:99999"}, "want a port"},
+		"port in use":       {natsd.Config{StoreDir: t.TempDir(), Listen: taken.Addr().String()}, "address already in use"},
+		"folder in use":     {natsd.Config{StoreDir: running}, "in use by another renewd"},
+		"folder not ours":   {natsd.Config{StoreDir: "/dev/null/x"}, "/dev/null"},
+		"two kinds of auth": {natsd.Config{StoreDir: t.TempDir(), Auth: natsd.Auth{Token: token, Nkeys: []string{"U"}}}, "not several"},
+		"user, no password": {natsd.Config{StoreDir: t.TempDir(), Auth: natsd.Auth{User: "u"}}, "go together"},
+		"JetStream blocked": {natsd.Config{StoreDir: blocked(t)}, "storage directory"},
+		"not ready in time": {natsd.Config{StoreDir: t.TempDir(), ReadyTimeout: -1}, "give it longer"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, err := natsd.Start(t.Context(), c.config)
+			if err == nil {
+				s.Shutdown()
+				t.Fatal("started")
+			}
+			if !strings.Contains(err.Error(), c.says) {
+				t.Errorf("error %q, want one that says %q", err, c.says)
+			}
+		})
+	}
+}
+
+// blocked is a folder in which JetStream cannot make its own.
+func blocked(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := writeFile(filepath.Join(dir, "jetstream")); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func TestParseNkeysKeepsSeedsSecret(t *testing.T) {
+	pair, err := nkeys.CreateUser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seed, _ := pair.Seed()
+	if _, err := natsd.ParseNkeys(append([]byte("#\n"), seed...)); err == nil || !strings.Contains(err.Error(), "line 2") || strings.Contains(err.Error(), string(seed)) {
+		t.Errorf("ParseNkeys of a seed = %v", err)
+	}
+	if _, err := natsd.ParseNkeys([]byte("# nothing\n")); err == nil {
+		t.Error("a file without a key was taken")
+	}
+}
+
+func TestRunEndsWithItsContext(t *testing.T) {
+	dir := t.TempDir()
+	var log strings.Builder
+	s, err := natsd.Start(t.Context(), natsd.Config{StoreDir: dir, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- s.Run(ctx) }()
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	s.Shutdown() // again, does no harm
+	if _, err := s.Connect(nats.Timeout(time.Second)); err == nil {
+		t.Error("connected to a server that has ended")
+	}
+	if text := log.String(); !strings.Contains(text, "embedded NATS server is ready") || strings.Contains(text, "level=ERROR") {
+		t.Errorf("log: %s", text)
+	}
+	start(t, natsd.Config{StoreDir: dir}) // the folder is free again
+}
+
+func TestStartEndsWithItsContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	dir := t.TempDir()
+	if s, err := natsd.Start(ctx, natsd.Config{StoreDir: dir}); !errors.Is(err, context.Canceled) {
+		t.Errorf("Start = %v, %v", s, err)
+	}
+	start(t, natsd.Config{StoreDir: dir}) // nothing was left behind
+}
+
+func writeFile(path string) error { return os.WriteFile(path, nil, 0o600) }

@@ -1,0 +1,108 @@
+package stream_test
+
+import (
+	"fmt"
+	"net"
+	"net/url"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/schema"
+)
+
+// cluster starts three servers that know one another. They listen because a server that does not never starts its routes.
+func cluster(t *testing.T) []*server.Server {
+	t.Helper()
+	var routes []*url.URL
+	var listeners []net.Listener
+	for range 3 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		must(t, err)
+		listeners = append(listeners, l)
+		routes = append(routes, &url.URL{Scheme: "nats", Host: l.Addr().String()})
+	}
+	var servers []*server.Server
+	for i, l := range listeners {
+		port := l.Addr().(*net.TCPAddr).Port
+		must(t, l.Close())
+		s, err := server.NewServer(&server.Options{
+			ServerName: fmt.Sprint("n", i), Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir(),
+			Cluster: server.ClusterOpts{Name: "test", Host: "127.0.0.1", Port: port}, Routes: routes,
+		})
+		must(t, err)
+		var starting sync.WaitGroup
+		starting.Go(s.Start)
+		t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown(); starting.Wait() })
+		servers = append(servers, s)
+	}
+	eventually(t, "the cluster has a leader and all peers", func() bool {
+		for _, s := range servers {
+			if s.JetStreamIsLeader() {
+				return len(s.JetStreamClusterPeers()) == 3
+			}
+		}
+		return false
+	})
+	return servers
+}
+
+// TestThreeNodes is the whole engine on three servers, also over the loss of the one that leads RENEWALS.
+func TestThreeNodes(t *testing.T) {
+	servers := cluster(t)
+	dial := func(s *server.Server) jetstream.JetStream {
+		return connect(t, func(...nats.Option) (*nats.Conn, error) { return nats.Connect("", nats.InProcessServer(s)) })
+	}
+	js := dial(servers[0])
+	want := topology(t, "")
+	want.Replicas = 3
+	ensure(t, js, want)
+	if c, err := stream.Plan(t.Context(), js, want); err != nil || c.Pending() {
+		t.Fatalf("second plan on a cluster: %v\n%s", err, c)
+	}
+	e := engine(t, js, stream.Config{})
+	ctx := t.Context()
+	must(t, e.SyncClock(ctx))
+	for i := range 50 {
+		k := grant.Key{Provider: alice.Provider, User: fmt.Sprint("u", i)}
+		must(t, e.Park(ctx, k, grant.Parcel{Version: int64(i)}))
+		if p, found, err := e.Parked(ctx, k); err != nil || !found || p.Version != int64(i) {
+			t.Fatalf("read right after park: %+v, %v, %v", p, found, err)
+		}
+	}
+
+	must(t, e.Arm(ctx, alice, time.Now().Add(2*time.Second), work("armed before")))
+	s, err := js.Stream(ctx, stream.Renewals)
+	must(t, err)
+	leader := s.CachedInfo().Cluster.Leader
+	for _, s := range servers {
+		if s.Name() == leader {
+			s.Shutdown()
+			s.WaitForShutdown()
+		} else {
+			js = dial(s)
+		}
+	}
+	e = engine(t, js, stream.Config{})
+	var m jetstream.Msg
+	eventually(t, "the timer fires under the new leader", func() bool {
+		c, err := js.Consumer(ctx, stream.Renewals, stream.ConsumerRenew(alice.Provider))
+		if err != nil {
+			return false
+		}
+		m, err = c.Next(jetstream.FetchMaxWait(time.Second))
+		return err == nil
+	})
+	if k, w, err := e.ParseWork(m.Subject(), schema.Header(m.Headers())); err != nil || k != alice || w.Cause.ID != "armed before" {
+		t.Errorf("fired %v %+v %v", k, w, err)
+	}
+	ack(t, m)
+	// A publish while a stream elects its leader waits for it.
+	must(t, e.Wake(ctx, alice, work("after")))
+}

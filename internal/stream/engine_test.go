@@ -1,0 +1,355 @@
+package stream_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/natsd"
+	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/schema"
+)
+
+func TestTimerFiresWithItsWorkAndTrace(t *testing.T) {
+	js, e := fresh(t)
+	want := grant.Work{
+		Cause: schema.Cause{
+			ID: "c 1%\"é", Type: schema.UserRefreshDue, Source: "/billing", Time: time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC),
+			Reason: "plan changed\r\nNats-Rollup: all",
+		},
+		Want: schema.WantTokens, MinValid: 90 * time.Second,
+	}
+	span := trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{1}, SpanID: trace.SpanID{2}, TraceFlags: trace.FlagsSampled})
+	at := time.Now().Add(300 * time.Millisecond)
+	must(t, e.Arm(trace.ContextWithSpanContext(t.Context(), span), alice, at, want))
+
+	m := renewal(t, js)
+	meta, err := m.Metadata()
+	must(t, err)
+	if meta.Timestamp.Before(at) {
+		t.Errorf("fired %v too early", at.Sub(meta.Timestamp))
+	}
+	k, got, err := e.ParseWork(m.Subject(), schema.Header(m.Headers()))
+	if err != nil || k != alice || got != want {
+		t.Errorf("ParseWork = %v, %+v, %v; want %+v", k, got, err, want)
+	}
+	if tp := m.Headers().Get("traceparent"); !strings.Contains(tp, span.TraceID().String()) {
+		t.Errorf("traceparent = %q", tp)
+	}
+	ack(t, m)
+	if n := messages(t, js, stream.Renewals); n != 0 {
+		t.Errorf("%d messages left, the timer should be gone", n)
+	}
+}
+
+func TestArm(t *testing.T) {
+	js, e := fresh(t)
+	ctx := t.Context()
+	must(t, e.Arm(ctx, alice, time.Now().Add(time.Hour), work("far")))
+	must(t, e.Arm(ctx, alice, time.Now().Add(-time.Hour), work("overdue"))) // replaces it, and is due at once
+	m := renewal(t, js)
+	if _, w, err := e.ParseWork(m.Subject(), schema.Header(m.Headers())); err != nil || w.Cause.ID != "overdue" {
+		t.Errorf("fired %+v, %v", w, err)
+	}
+	ack(t, m)
+	if n := messages(t, js, stream.Renewals); n != 0 {
+		t.Errorf("%d messages left, want none", n)
+	}
+}
+
+func TestWake(t *testing.T) {
+	js, e := fresh(t)
+	ctx := t.Context()
+
+	must(t, e.Wake(ctx, alice, work("without a timer")))
+	ack(t, renewal(t, js))
+
+	must(t, e.Arm(ctx, alice, time.Now().Add(time.Hour), work("timer")))
+	must(t, e.Wake(ctx, alice, work("first")))
+	must(t, e.Wake(ctx, alice, work("second")))
+	if n := messages(t, js, stream.Renewals); n != 1 {
+		t.Fatalf("after two wakes of an armed grant %d messages, want 1", n)
+	}
+	inHand := renewal(t, js)
+	if _, w, _ := e.ParseWork(inHand.Subject(), schema.Header(inHand.Headers())); w.Cause.ID != "second" {
+		t.Fatalf("got %+v, want the newer wake", w)
+	}
+
+	// A request while its renewal is in hand gets a renewal of its own, and the first one's ack does not take it away.
+	must(t, e.Wake(ctx, alice, work("third")))
+	ack(t, inHand)
+	again := renewal(t, js)
+	if _, w, _ := e.ParseWork(again.Subject(), schema.Header(again.Headers())); w.Cause.ID != "third" {
+		t.Fatalf("got %+v, want the wake that came meanwhile", w)
+	}
+	ack(t, again)
+
+	must(t, e.Wake(ctx, alice, work("fourth")))
+	must(t, e.Arm(ctx, alice, time.Now().Add(time.Hour), work("timer")))
+	must(t, e.Cancel(ctx, alice))
+	if n := messages(t, js, stream.Renewals); n != 0 {
+		t.Errorf("after Cancel %d messages", n)
+	}
+}
+
+func TestParseWorkRefuses(t *testing.T) {
+	_, e := fresh(t)
+	good := schema.Header{"ce-id": {"1"}, "ce-type": {"renewal.timer"}}
+	for name, c := range map[string]struct {
+		subject string
+		header  schema.Header
+		want    string
+	}{
+		"other subject": {"renewal.timer.propelauth.u1", good, "renewal.due.<provider>.<user>"},
+		"no user":       {"renewal.due.propelauth", good, "renewal.due.<provider>.<user>"},
+		"bad provider":  {"renewal.due.Propel.u1", good, "provider"},
+		"raw user":      {"renewal.due.propelauth.u1.x", good, "u1.x"},
+		"bare":          {"renewal.due.propelauth.u1", nil, "ce-id"},
+		"bad time":      {"renewal.due.propelauth.u1", schema.Header{"ce-id": {"1"}, "ce-type": {"x"}, "ce-time": {"now"}}, "ce-time"},
+		"bad min valid": {"renewal.due.propelauth.u1", schema.Header{"ce-id": {"1"}, "ce-type": {"x"}, "renewd-min-valid": {"5"}}, "renewd-min-valid"},
+		"bad escape":    {"renewal.due.propelauth.u1", schema.Header{"ce-id": {"%"}, "ce-type": {"x"}}, "ce-id"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, _, err := e.ParseWork(c.subject, c.header); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("error %v, want one about %s", err, c.want)
+			}
+		})
+	}
+}
+
+func outcome(id string, of schema.Type) schema.Event {
+	return schema.Event{ID: id, Source: "/renewd", Type: of, Provider: alice.Provider, User: alice.User, Time: time.Now().UTC(), Data: []byte(`{}`)}
+}
+
+func TestOutcomes(t *testing.T) {
+	js := start(t, natsd.Config{})
+	want := topology(t, "")
+	want.Duplicates = 200 * time.Millisecond
+	ensure(t, js, want)
+	e := engine(t, js, stream.Config{SyncedTTL: time.Hour})
+	ctx := t.Context()
+
+	if _, found, err := e.LastOutcome(ctx, alice); found || err != nil {
+		t.Fatalf("LastOutcome of nobody: %v, %v", found, err)
+	}
+	first, other := outcome("o-1", schema.UserSynced), outcome("o-2", schema.UserRefreshFailed)
+	must(t, e.Publish(ctx, first))
+	must(t, e.Publish(ctx, first))
+	must(t, e.Publish(ctx, other))
+	if n := messages(t, js, stream.Outcomes); n != 2 {
+		t.Errorf("%d outcomes stored, want 2: the same id is one", n)
+	}
+	// Beyond the duplicate window the server takes the same id again; what Answered says does not depend on it.
+	filler := outcome("", schema.ProviderDegraded)
+	eventually(t, "the duplicate window of o-2 has passed", func() bool {
+		before := messages(t, js, stream.Outcomes)
+		filler.ID = "filler"
+		must(t, e.Publish(ctx, filler))
+		return messages(t, js, stream.Outcomes) > before && before > 2
+	})
+	for id, want := range map[string]bool{"o-1": true, "o-2": true, "o-3": false} {
+		if got, err := e.Answered(ctx, alice, id); got != want || err != nil {
+			t.Errorf("Answered(%s) = %v, %v", id, got, err)
+		}
+	}
+	if got, found, err := e.LastOutcome(ctx, alice); !found || err != nil || got.ID != "o-2" || got.Type != schema.UserRefreshFailed {
+		t.Errorf("LastOutcome = %+v, %v, %v", got, found, err)
+	}
+	s, err := js.Stream(ctx, stream.Outcomes)
+	must(t, err)
+	for of, ttl := range map[schema.Type]string{schema.UserSynced: "1h0m0s", schema.UserRefreshFailed: ""} {
+		m, err := s.GetLastMsgForSubject(ctx, schema.Subjects{}.Filter(of, alice.Provider, alice.User))
+		must(t, err)
+		if got := m.Header.Get("Nats-TTL"); got != ttl {
+			t.Errorf("%s lives %q, want %q", of, got, ttl)
+		}
+	}
+}
+
+func TestPark(t *testing.T) {
+	js, e := fresh(t)
+	ctx := t.Context()
+	if _, found, err := e.Parked(ctx, alice); found || err != nil {
+		t.Fatalf("Parked of nobody: %v, %v", found, err)
+	}
+	must(t, e.Park(ctx, alice, grant.Parcel{Version: 7, Sealed: []byte("old")}))
+	old, _, err := e.Parked(ctx, alice)
+	must(t, err)
+	must(t, e.Park(ctx, alice, grant.Parcel{Version: 8, Sealed: []byte{0, 1, 2, '\r', '\n'}}))
+	must(t, e.Unpark(ctx, alice, old.Sequence)) // a newer parcel stays
+	p, found, err := e.Parked(ctx, alice)
+	if err != nil || !found || p.Version != 8 || string(p.Sealed) != "\x00\x01\x02\r\n" {
+		t.Fatalf("Parked = %+v, %v, %v", p, found, err)
+	}
+	must(t, e.Unpark(ctx, alice, p.Sequence))
+	must(t, e.Unpark(ctx, alice, p.Sequence))
+	if n := messages(t, js, stream.Parked); n != 0 {
+		t.Errorf("%d parcels left", n)
+	}
+}
+
+func TestErase(t *testing.T) {
+	js, e := fresh(t)
+	ctx := t.Context()
+	bob := grant.Key{Provider: alice.Provider, User: "bob"}
+	subjects := schema.Subjects{}
+	names := []string{stream.Logins, stream.Requests, stream.Renewals, stream.Parked, stream.Outcomes}
+	for _, k := range []grant.Key{alice, bob} {
+		for _, of := range []schema.Type{schema.UserLogin, schema.UserRefreshDue} {
+			_, err := js.Publish(ctx, subjects.Filter(of, k.Provider, k.User), nil)
+			must(t, err)
+		}
+		must(t, e.Arm(ctx, k, time.Now().Add(time.Hour), work("timer")))
+		must(t, e.Park(ctx, k, grant.Parcel{Sealed: []byte("x")}))
+		o := outcome("o-"+k.User, schema.UserSynced)
+		o.User = k.User
+		must(t, e.Publish(ctx, o))
+	}
+	must(t, e.Erase(ctx, alice))
+	must(t, e.Erase(ctx, alice))
+	for _, name := range names {
+		s, err := js.Stream(ctx, name)
+		must(t, err)
+		if n := messages(t, js, name); n != 1 {
+			t.Errorf("%s holds %d messages, want bob's only", name, n)
+		}
+		if _, err := s.GetMsg(ctx, s.CachedInfo().State.LastSeq); err != nil {
+			t.Errorf("%s: bob's message: %v", name, err)
+		}
+	}
+}
+
+func TestKeysArePublishedOnce(t *testing.T) {
+	js, e := fresh(t)
+	ctx := t.Context()
+	if got, err := e.Keys(ctx); got != nil || err != nil {
+		t.Fatalf("Keys before = %s, %v", got, err)
+	}
+	for _, set := range []string{`{"keys":[1]}`, `{"keys":[1]}`, `{"keys":[2]}`} {
+		must(t, e.PublishKeys(ctx, []byte(set)))
+		if got, err := e.Keys(ctx); string(got) != set || err != nil {
+			t.Fatalf("Keys = %s, %v", got, err)
+		}
+	}
+	kv, err := js.KeyValue(ctx, stream.BucketKeys)
+	must(t, err)
+	entry, err := kv.Get(ctx, "jwks")
+	must(t, err)
+	if entry.Revision() != 2 {
+		t.Errorf("revision %d, want 2: the same set writes nothing", entry.Revision())
+	}
+}
+
+func TestClock(t *testing.T) {
+	js, _ := fresh(t)
+	local := func() time.Time { return time.Now().Add(-time.Hour) }
+	e := engine(t, js, stream.Config{Now: local})
+	if err := e.Ready(); err == nil {
+		t.Error("ready before the clock is known")
+	}
+	must(t, e.SyncClock(t.Context()))
+	if off := time.Until(e.Now()).Abs(); off > 10*time.Second {
+		t.Errorf("Now is %v off the server's clock", off)
+	}
+	if err := e.Ready(); err == nil || !strings.Contains(err.Error(), "NTP") {
+		t.Errorf("Ready an hour off = %v", err)
+	}
+	e = engine(t, js, stream.Config{})
+	must(t, e.SyncClock(t.Context()))
+	must(t, e.Ready())
+}
+
+func TestPublishWithoutStream(t *testing.T) {
+	e := engine(t, start(t, natsd.Config{}), stream.Config{})
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	err := e.Wake(ctx, alice, work("w"))
+	if err == nil || !strings.Contains(err.Error(), "propelauth/alice@example.com") {
+		t.Errorf("error %v, want one with the key", err)
+	}
+}
+
+func TestPrefixesAreApart(t *testing.T) {
+	js := start(t, natsd.Config{})
+	engines := map[string]*stream.Engine{}
+	for _, prefix := range []string{"", "acme", "acme.eu"} {
+		want := topology(t, prefix)
+		ensure(t, js, want)
+		engines[prefix] = engine(t, js, stream.Config{Subjects: want.Subjects})
+	}
+	for prefix, e := range engines {
+		must(t, e.Wake(t.Context(), alice, work("of "+prefix)))
+		must(t, e.Publish(t.Context(), outcome("o-"+prefix, schema.UserSynced)))
+		must(t, e.PublishKeys(t.Context(), []byte(prefix+"!")))
+	}
+	for prefix, e := range engines {
+		name := topology(t, prefix).Subjects.Name(stream.Renewals)
+		m := next(t, js, name, stream.ConsumerRenew(alice.Provider), 10*time.Second)
+		if k, w, err := e.ParseWork(m.Subject(), schema.Header(m.Headers())); err != nil || k != alice || w.Cause.ID != "of "+prefix {
+			t.Errorf("prefix %q: %v %+v %v", prefix, k, w, err)
+		}
+		ack(t, m)
+		if n := messages(t, js, name); n != 0 {
+			t.Errorf("prefix %q: %d renewals of others", prefix, n)
+		}
+		if o, found, err := e.LastOutcome(t.Context(), alice); !found || err != nil || o.ID != "o-"+prefix {
+			t.Errorf("prefix %q: outcome %+v, %v", prefix, o, err)
+		}
+		if keys, err := e.Keys(t.Context()); err != nil || string(keys) != prefix+"!" {
+			t.Errorf("prefix %q: keys %s, %v", prefix, keys, err)
+		}
+	}
+}
+
+func TestRestartKeepsTimers(t *testing.T) {
+	dir := t.TempDir()
+	server, err := natsd.Start(t.Context(), natsd.Config{StoreDir: dir})
+	must(t, err)
+	nc, err := server.Connect()
+	must(t, err)
+	js, err := jetstream.New(nc)
+	must(t, err)
+	ensure(t, js, topology(t, ""))
+	e := engine(t, js, stream.Config{})
+	must(t, e.Arm(t.Context(), alice, time.Now().Add(time.Second), work("armed before")))
+	nc.Close()
+	server.Shutdown()
+
+	js = start(t, natsd.Config{StoreDir: dir})
+	e = engine(t, js, stream.Config{})
+	m := renewal(t, js)
+	if _, w, err := e.ParseWork(m.Subject(), schema.Header(m.Headers())); err != nil || w.Cause.ID != "armed before" {
+		t.Errorf("fired %+v, %v", w, err)
+	}
+	ack(t, m)
+}
+
+func TestBrake(t *testing.T) {
+	js, e := fresh(t)
+	ctx := t.Context()
+	must(t, e.Pause(ctx, alice.Provider, time.Now().Add(time.Hour)))
+	must(t, e.Limit(ctx, alice.Provider, 1))
+	must(t, e.Limit(ctx, alice.Provider, 1))
+	must(t, e.Wake(ctx, alice, work("first")))
+	must(t, e.Wake(ctx, grant.Key{Provider: alice.Provider, User: "bob"}, work("second")))
+	if m := next(t, js, stream.Renewals, stream.ConsumerRenew(alice.Provider), 200*time.Millisecond); m != nil {
+		t.Fatal("a paused provider's renewal was delivered")
+	}
+	if n, err := e.Waiting(ctx, alice.Provider); n != 2 || err != nil {
+		t.Errorf("Waiting = %d, %v; want 2", n, err)
+	}
+	must(t, e.Pause(ctx, alice.Provider, time.Now().Add(-time.Second)))
+	ack(t, renewal(t, js))
+	inHand := renewal(t, js)
+	must(t, e.Wake(ctx, alice, work("third")))
+	if m := next(t, js, stream.Renewals, stream.ConsumerRenew(alice.Provider), 200*time.Millisecond); m != nil {
+		t.Error("more than one renewal in hand at limit 1")
+	}
+	ack(t, inHand)
+	ack(t, renewal(t, js))
+}

@@ -1,0 +1,263 @@
+package stream_test
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/natsd"
+	"github.com/renewd/renewd/internal/stream"
+)
+
+func TestPlanIsIdempotent(t *testing.T) {
+	js := start(t, natsd.Config{})
+	for _, prefix := range []string{"", "acme.eu"} {
+		want := topology(t, prefix)
+		c, err := stream.Ensure(t.Context(), js, want)
+		must(t, err)
+		if len(c.Items) != 11 || !c.Pending() {
+			t.Errorf("the first plan has %d items, want 8 streams and 3 consumers to create:\n%s", len(c.Items), c)
+		}
+		for _, i := range c.Items {
+			if i.Action != stream.Create {
+				t.Errorf("%s %s: %s, want create", i.Kind, i.Name, i.Action)
+			}
+		}
+		c, err = stream.Ensure(t.Context(), js, want)
+		must(t, err)
+		if c.Pending() {
+			t.Errorf("the second plan changes something:\n%s", c)
+		}
+	}
+}
+
+func TestBucketsAnswerFromTheLeader(t *testing.T) {
+	js, _ := fresh(t)
+	for _, bucket := range []string{stream.BucketProviders, stream.BucketKeys, stream.BucketGrants} {
+		kv, err := js.KeyValue(t.Context(), bucket)
+		must(t, err)
+		revision, err := kv.Create(t.Context(), "k", []byte("1"))
+		must(t, err)
+		if _, err := kv.Update(t.Context(), "k", []byte("2"), revision+1); err == nil {
+			t.Errorf("%s: an update of another revision went through", bucket)
+		}
+		_, err = kv.Update(t.Context(), "k", []byte("2"), revision)
+		must(t, err)
+		must(t, kv.Delete(t.Context(), "k"))
+		s, err := js.Stream(t.Context(), "KV_"+bucket)
+		must(t, err)
+		if s.CachedInfo().Config.AllowDirect {
+			t.Errorf("%s allows direct reads", bucket)
+		}
+	}
+}
+
+func TestPlanShowsAndMakesChanges(t *testing.T) {
+	js := start(t, natsd.Config{})
+	ctx := t.Context()
+	want := topology(t, "")
+	want.Providers = append(want.Providers, stream.Provider{ID: "okta"})
+	ensure(t, js, want)
+
+	// What an operator set beside our settings stays.
+	s, err := js.Stream(ctx, stream.Outcomes)
+	must(t, err)
+	config := s.CachedInfo().Config
+	config.Metadata = map[string]string{"owner": "platform"}
+	config.AllowDirect = false
+	_, err = js.UpdateStream(ctx, config)
+	must(t, err)
+	until := time.Now().Add(time.Hour)
+	_, err = js.PauseConsumer(ctx, stream.Renewals, stream.ConsumerRenew("propelauth"), until)
+	must(t, err)
+
+	want = topology(t, "")
+	want.Providers[0].Concurrency = 9
+	c, err := stream.Plan(ctx, js, want)
+	must(t, err)
+	const text = `= unchanged stream LOGINS
+= unchanged stream REQUESTS
+= unchanged stream RENEWALS
+~ update    stream OUTCOMES
+    allow_direct: false -> true
+= unchanged stream PARKED
+= unchanged stream KV_renewd_providers
+= unchanged stream KV_renewd_keys
+= unchanged stream KV_renewd_grants
+= unchanged consumer LOGINS/login
+= unchanged consumer REQUESTS/request
+~ update    consumer RENEWALS/renew-propelauth
+    max_ack_pending: 4 -> 9
+! left      consumer RENEWALS/renew-okta
+    provider okta is not in the settings: nobody renews its grants. If that is for good: nats consumer rm RENEWALS renew-okta
+`
+	if got := c.String(); got != text {
+		t.Errorf("plan:\n%s\nwant:\n%s", got, text)
+	}
+	doc, err := json.Marshal(c)
+	must(t, err)
+	if !strings.Contains(string(doc), `{"kind":"stream","name":"OUTCOMES","action":"update","differences":[{"field":"allow_direct","have":"false","want":"true"}]}`) {
+		t.Errorf("plan as JSON: %s", doc)
+	}
+	must(t, stream.Apply(ctx, js, c))
+
+	s, err = js.Stream(ctx, stream.Outcomes)
+	must(t, err)
+	if got := s.CachedInfo().Config; got.Metadata["owner"] != "platform" || !got.AllowDirect {
+		t.Errorf("after apply OUTCOMES has %+v", got)
+	}
+	consumer, err := js.Consumer(ctx, stream.Renewals, stream.ConsumerRenew("propelauth"))
+	must(t, err)
+	if info := consumer.CachedInfo(); !info.Paused || info.Config.MaxAckPending != 9 {
+		t.Errorf("after apply the durable has paused %v and max_ack_pending %d, want true and 9", info.Paused, info.Config.MaxAckPending)
+	}
+	if _, err := js.Consumer(ctx, stream.Renewals, stream.ConsumerRenew("okta")); err != nil {
+		t.Errorf("the durable of a provider that left the settings: %v, want it left alone", err)
+	}
+}
+
+func TestPlanRefusesToDestroy(t *testing.T) {
+	for name, c := range map[string]struct {
+		have     func(*jetstream.StreamConfig)
+		want     func(*stream.Topology)
+		says     string
+		forcible bool
+	}{
+		"shorter audit log": {func(*jetstream.StreamConfig) {}, func(w *stream.Topology) { w.OutcomeMaxAge = time.Hour }, "max_age is 9600h0m0s, the settings want 1h0m0s", true},
+		"subject removed":   {func(s *jetstream.StreamConfig) { s.Subjects = append(s.Subjects, "mine.>") }, nil, "its publishers would find no stream", true},
+		"retention":         {func(s *jetstream.StreamConfig) { s.Retention = jetstream.WorkQueuePolicy }, nil, "nats stream rm OUTCOMES", false},
+		"storage":           {func(s *jetstream.StreamConfig) { s.Storage = jetstream.MemoryStorage }, nil, "storage is Memory, the settings want File", false},
+		"deny purge":        {func(s *jetstream.StreamConfig) { s.DenyPurge = true }, nil, "deny_purge is true", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			js := start(t, natsd.Config{})
+			want := topology(t, "")
+			for _, s := range want.WithDefaults().Streams() {
+				if s.Name == stream.Outcomes {
+					c.have(&s)
+				}
+				_, err := js.CreateStream(t.Context(), s)
+				must(t, err)
+			}
+			if c.want != nil {
+				c.want(&want)
+			}
+			plan, err := stream.Plan(t.Context(), js, want)
+			must(t, err)
+			err = stream.Apply(t.Context(), js, plan)
+			if !errors.Is(err, stream.ErrDestructive) || !strings.Contains(err.Error(), c.says) {
+				t.Fatalf("Apply = %v, want it refused for %q", err, c.says)
+			}
+			if again, err := stream.Plan(t.Context(), js, want); err != nil || again.String() != plan.String() {
+				t.Errorf("a refused plan changed something: %v\n%s", err, again)
+			}
+			plan.Force = true
+			switch err := stream.Apply(t.Context(), js, plan); {
+			case c.forcible && err != nil:
+				t.Errorf("with force: %v", err)
+			case !c.forcible && !errors.Is(err, stream.ErrDestructive):
+				t.Errorf("with force: %v, but a server cannot make this change", err)
+			}
+		})
+	}
+}
+
+func TestRenewalsLosesStrangersLimits(t *testing.T) {
+	js, _ := fresh(t)
+	s, err := js.Stream(t.Context(), stream.Renewals)
+	must(t, err)
+	config := s.CachedInfo().Config
+	config.MaxMsgs, config.MaxAge = 10, time.Hour
+	_, err = js.UpdateStream(t.Context(), config)
+	must(t, err)
+	ensure(t, js, topology(t, ""))
+	s, err = js.Stream(t.Context(), stream.Renewals)
+	must(t, err)
+	if got := s.CachedInfo().Config; got.MaxMsgs != -1 || got.MaxAge != 0 {
+		t.Errorf("limits that evict timers stay: max_msgs %d, max_age %v", got.MaxMsgs, got.MaxAge)
+	}
+}
+
+func TestTopologyValidates(t *testing.T) {
+	for want, change := range map[string]func(*stream.Topology){
+		"replicas":                 func(w *stream.Topology) { w.Replicas = 2 },
+		"outcome_max_age":          func(w *stream.Topology) { w.OutcomeMaxAge = time.Second },
+		"duplicates":               func(w *stream.Topology) { w.Duplicates = time.Millisecond },
+		"providers[1]":             func(w *stream.Topology) { w.Providers = append(w.Providers, w.Providers[0]) },
+		"providers[0]":             func(w *stream.Topology) { w.Providers[0].ID = "A.b" },
+		"providers[0].concurrency": func(w *stream.Topology) { w.Providers[0].Concurrency = -1 },
+	} {
+		w := topology(t, "")
+		change(&w)
+		if _, err := stream.Plan(t.Context(), nil, w); err == nil || !strings.Contains(err.Error(), want+":") {
+			t.Errorf("Plan = %v, want an error that names %s", err, want)
+		}
+	}
+}
+
+func TestReplicasNeedACluster(t *testing.T) {
+	js := start(t, natsd.Config{})
+	want := topology(t, "")
+	want.Replicas = 3
+	if _, err := stream.Ensure(t.Context(), js, want); err == nil || !strings.Contains(err.Error(), "set replicas to 1") {
+		t.Errorf("Ensure = %v", err)
+	}
+}
+
+// TestCommandStreams holds what services rely on: the newest command of a user wins, and a malformed subject is kept.
+func TestCommandStreams(t *testing.T) {
+	js, _ := fresh(t)
+	for _, subject := range []string{
+		"user.refresh_due.propelauth.u1", "user.refresh_due.propelauth.u1", "user.refresh_due.propelauth.jane@example.com", "user.refresh_due.x",
+	} {
+		_, err := js.Publish(t.Context(), subject, nil)
+		must(t, err)
+	}
+	if n := messages(t, js, stream.Requests); n != 3 {
+		t.Errorf("%d requests, want 3", n)
+	}
+	if _, err := js.Publish(t.Context(), "user.login.propelauth.u1", make([]byte, 65<<10)); err == nil {
+		t.Error("a login of 65 KiB was taken")
+	}
+}
+
+func TestCheckFolder(t *testing.T) {
+	dir := t.TempDir()
+	run := func(key string, use func(js jetstream.JetStream)) {
+		t.Helper()
+		s, err := natsd.Start(t.Context(), natsd.Config{StoreDir: dir, Key: grant.NewSecret(key)})
+		must(t, err)
+		defer s.Shutdown()
+		nc, err := s.Connect()
+		must(t, err)
+		defer nc.Close()
+		js, err := jetstream.New(nc)
+		must(t, err)
+		use(js)
+	}
+	run("right", func(js jetstream.JetStream) {
+		must(t, stream.CheckFolder(t.Context(), js, dir))
+		must(t, stream.CheckFolder(t.Context(), js, filepath.Join(dir, "elsewhere")))
+		ensure(t, js, topology(t, ""))
+		must(t, stream.CheckFolder(t.Context(), js, dir))
+	})
+	run("wrong", func(js jetstream.JetStream) {
+		err := stream.CheckFolder(t.Context(), js, dir)
+		if !errors.Is(err, stream.ErrUnreadable) || !strings.Contains(err.Error(), stream.Renewals) {
+			t.Errorf("CheckFolder under a wrong key = %v", err)
+		}
+	})
+	run("right", func(js jetstream.JetStream) {
+		must(t, stream.CheckFolder(t.Context(), js, dir))
+	})
+	if _, err := os.Stat(filepath.Join(dir, "jetstream")); err != nil {
+		t.Errorf("the folder CheckFolder looks into: %v", err)
+	}
+}

@@ -1,0 +1,262 @@
+package stream_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	sdk "go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/metric/metricdata"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/schema"
+)
+
+// listed is a store that only lists, two grants a page.
+type listed struct {
+	grant.Store
+	grants []grant.Listed
+}
+
+func (l listed) List(_ context.Context, cursor string, limit int) ([]grant.Listed, string, error) {
+	at := 0
+	if cursor != "" {
+		if _, err := fmt.Sscan(cursor, &at); err != nil {
+			return nil, "", err
+		}
+	}
+	end := min(at+limit, len(l.grants))
+	if end == len(l.grants) {
+		return l.grants[at:end], "", nil
+	}
+	return l.grants[at:end], fmt.Sprint(end), nil
+}
+
+func record(user string, status grant.Status, due time.Time) grant.Listed {
+	return grant.Listed{Grant: grant.Grant{Key: grant.Key{Provider: alice.Provider, User: user}, Status: status, NextDueAt: due, Version: 3}}
+}
+
+// walks runs r until it has finished n walks.
+func walks(t *testing.T, r stream.Reconciler, n int) []stream.Walk {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	var got []stream.Walk
+	r.Every, r.Poll, r.Pause = time.Millisecond, 5*time.Millisecond, -1
+	r.OnWalk = func(w stream.Walk) {
+		if got = append(got, w); len(got) == n {
+			cancel()
+		}
+	}
+	must(t, r.Run(ctx))
+	if len(got) < n {
+		t.Fatalf("%d walks of %d", len(got), n)
+	}
+	return got
+}
+
+func TestReconcilerRepairs(t *testing.T) {
+	js, e := fresh(t)
+	ctx := t.Context()
+	now := time.Now()
+	claimed := record("claimed", grant.Live, now.Add(-time.Hour))
+	claimed.Claim = &grant.Claim{Until: now.Add(time.Hour)}
+	stale := record("stale-claim", grant.Live, now.Add(-time.Hour))
+	stale.Claim = &grant.Claim{Until: now.Add(-time.Minute)}
+	store := listed{grants: []grant.Listed{
+		record("lost", grant.Live, now.Add(-time.Hour)),
+		record("on-time", grant.Live, now.Add(time.Hour)),
+		record("just-late", grant.Live, now.Add(-time.Second)),
+		record("signed-out", grant.ReauthRequired, now.Add(-time.Hour)),
+		record("suspended", grant.Suspended, now.Add(-time.Hour)),
+		record("untimed", grant.Live, time.Time{}),
+		claimed, stale,
+		{Grant: grant.Grant{Key: grant.Key{Provider: alice.Provider, User: "unreadable"}}, Err: context.DeadlineExceeded},
+	}}
+	reader := sdk.NewManualReader()
+	r := stream.Reconciler{Store: store, Engine: e, Page: 2, Meter: sdk.NewMeterProvider(sdk.WithReader(reader)).Meter("test")}
+
+	// The first walk has not seen this RENEWALS before, so it arms what is not overdue as well.
+	first := walks(t, r, 1)[0]
+	if want := (stream.Walk{Live: 6, Overdue: 2, Woken: 2, Armed: 2, Unreadable: 1}); first != want {
+		t.Errorf("first walk %+v, want %+v", first, want)
+	}
+	if n := messages(t, js, stream.Renewals); n != 4 {
+		t.Errorf("%d messages in RENEWALS, want 4", n)
+	}
+	got := map[string]grant.Work{}
+	for range 3 { // the two overdue ones, and just-late's timer, which is due at once
+		m := renewal(t, js)
+		k, w, err := e.ParseWork(m.Subject(), schema.Header(m.Headers()))
+		must(t, err)
+		got[k.User] = w
+		ack(t, m)
+	}
+	if w := got["lost"]; w.Cause.Type != schema.CauseRepair || !w.Cause.Time.Equal(store.grants[0].NextDueAt) || w.Cause.ID == got["stale-claim"].Cause.ID {
+		t.Errorf("cause of a repair: %+v", w.Cause)
+	}
+
+	// Its timer purged, an overdue grant is woken by the next walk, under the same cause id; the others are left alone.
+	s, err := js.Stream(ctx, stream.Renewals)
+	must(t, err)
+	must(t, s.Purge(ctx, jetstream.WithPurgeSubject("renewal.*.*.lost")))
+	for range 8 { // enough messages that nothing looks lost
+		must(t, e.Arm(ctx, grant.Key{Provider: alice.Provider, User: fmt.Sprint("other", messages(t, js, stream.Renewals))}, now.Add(time.Hour), work("x")))
+	}
+	second := walks(t, r, 1)[0]
+	if want := (stream.Walk{Live: 6, Overdue: 2, Woken: 2, Unreadable: 1}); second != want {
+		t.Errorf("second walk %+v, want %+v", second, want)
+	}
+	m := renewal(t, js)
+	if k, w, err := e.ParseWork(m.Subject(), schema.Header(m.Headers())); err != nil || w != got[k.User] {
+		t.Errorf("the second repair of %s is %+v, the first was %+v (%v)", k, w, got[k.User], err)
+	}
+	if n := total(t, reader, "renewd.reconciler.repaired"); n != 6 {
+		t.Errorf("renewd.reconciler.repaired = %d, want 6", n)
+	}
+	if n := total(t, reader, "renewd.grants.live"); n != 6 {
+		t.Errorf("renewd.grants.live = %d, want 6", n)
+	}
+}
+
+func TestReconcilerArmsAllAfterALoss(t *testing.T) {
+	js, e := fresh(t)
+	var store listed
+	for i := range 40 {
+		store.grants = append(store.grants, record(fmt.Sprint("u", i), grant.Live, time.Now().Add(time.Hour)))
+	}
+	r := stream.Reconciler{Store: store, Engine: e, Page: 7}
+	if w := walks(t, r, 2); w[0].Armed != 40 || w[1].Armed != 0 {
+		t.Errorf("first two walks %+v, want all armed once", w)
+	}
+	s, err := js.Stream(t.Context(), stream.Renewals)
+	must(t, err)
+	must(t, s.Purge(t.Context()))
+	if w := walks(t, r, 1); w[0].Armed != 40 || w[0].Overdue != 0 {
+		t.Errorf("walk after the loss %+v", w)
+	}
+	if n := messages(t, js, stream.Renewals); n != 40 {
+		t.Errorf("%d timers after the repair", n)
+	}
+}
+
+func TestOneReconcilerWalksAtATime(t *testing.T) {
+	_, e := fresh(t)
+	walking, leave := make(chan struct{}), make(chan struct{})
+	first := stream.Reconciler{Engine: e, Holder: "first", Store: blocking{walking, leave}, Every: time.Millisecond}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	finished := make(chan stream.Walk, 1)
+	first.OnWalk = func(w stream.Walk) { finished <- w; cancel() }
+	go func() { done <- first.Run(ctx) }()
+	<-walking
+
+	// While the first one is at it, a second finds the lease taken however often it looks.
+	second := stream.Reconciler{Engine: e, Holder: "second", Store: listed{}, Poll: time.Millisecond}
+	second.OnWalk = func(stream.Walk) { t.Error("two walk at once") }
+	looked, stop := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer stop()
+	must(t, second.Run(looked))
+	close(leave)
+	<-finished
+	must(t, <-done)
+
+	// A walker that died is replaced when its lease has run out.
+	walking = make(chan struct{})
+	dead := stream.Reconciler{Engine: e, Holder: "dead", Store: blocking{walking, nil}, Lease: 200 * time.Millisecond, Poll: time.Millisecond}
+	ctx, cancel = context.WithCancel(t.Context())
+	go func() { done <- dead.Run(ctx) }()
+	<-walking
+	cancel()
+	must(t, <-done)
+	second.OnWalk = nil
+	walks(t, second, 1)
+}
+
+// blocking says that a walk began and waits, for ever if leave is nil.
+type blocking struct {
+	walking chan<- struct{}
+	leave   <-chan struct{}
+}
+
+func (b blocking) List(ctx context.Context, _ string, _ int) ([]grant.Listed, string, error) {
+	b.walking <- struct{}{}
+	select {
+	case <-b.leave:
+		return nil, "", nil
+	case <-ctx.Done():
+		return nil, "", ctx.Err()
+	}
+}
+
+func (blocking) Load(context.Context, grant.Key) (grant.Grant, error) { panic("not asked") }
+func (blocking) Claim(context.Context, grant.Key, grant.ClaimRequest) (grant.Grant, *grant.Claim, error) {
+	panic("not asked")
+}
+func (blocking) Save(context.Context, grant.Grant) (uint64, error) { panic("not asked") }
+func (blocking) Delete(context.Context, grant.Key, uint64) error   { panic("not asked") }
+
+func TestGauges(t *testing.T) {
+	js, _ := fresh(t)
+	reader := sdk.NewManualReader()
+	e := engine(t, js, stream.Config{Meter: sdk.NewMeterProvider(sdk.WithReader(reader)).Meter("test"), DepthEvery: 10 * time.Millisecond})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- e.Run(ctx) }()
+	for i := range 3 {
+		must(t, e.Arm(ctx, grant.Key{Provider: alice.Provider, User: fmt.Sprint(i)}, time.Now().Add(time.Hour), work("x")))
+	}
+	must(t, e.Wake(ctx, alice, work("in hand")))
+	m := renewal(t, js)
+	must(t, e.Wake(ctx, grant.Key{Provider: alice.Provider, User: "bob"}, work("waits")))
+	must(t, e.Park(ctx, alice, grant.Parcel{}))
+	_, err := js.Publish(ctx, "user.refresh_due.propelauth.u1", nil)
+	must(t, err)
+	eventually(t, "the gauges show it", func() bool {
+		return total(t, reader, "renewd.timers") == 3 && total(t, reader, "renewd.parked") == 1 &&
+			total(t, reader, "renewd.queue.waiting") == 2 && total(t, reader, "renewd.queue.in_hand") == 1
+	})
+	must(t, e.Ready())
+	ack(t, m)
+	cancel()
+	must(t, <-done)
+	if got := names(t, reader); strings.Contains(got, "renewd.timers") {
+		t.Errorf("after Run the gauges go on: %s", got)
+	}
+}
+
+func collect(t *testing.T, reader *sdk.ManualReader) map[string]int64 {
+	t.Helper()
+	var rm metricdata.ResourceMetrics
+	must(t, reader.Collect(context.Background(), &rm))
+	sums := map[string]int64{}
+	for _, scope := range rm.ScopeMetrics {
+		for _, m := range scope.Metrics {
+			switch data := m.Data.(type) {
+			case metricdata.Sum[int64]:
+				for _, p := range data.DataPoints {
+					sums[m.Name] += p.Value
+				}
+			case metricdata.Gauge[int64]:
+				for _, p := range data.DataPoints {
+					sums[m.Name] += p.Value
+				}
+			}
+		}
+	}
+	return sums
+}
+
+func total(t *testing.T, reader *sdk.ManualReader, name string) int64 {
+	t.Helper()
+	return collect(t, reader)[name]
+}
+
+func names(t *testing.T, reader *sdk.ManualReader) string {
+	t.Helper()
+	return fmt.Sprint(collect(t, reader))
+}
