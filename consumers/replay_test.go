@@ -158,6 +158,7 @@ func TestReplayNeverEndsEarlyWithoutAnError(t *testing.T) {
 	nc := connect(t, start(t, false))
 	fill(t, outcomes(t, nc), 2000)
 	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	var last error
 	for _, err := range consumers.Replay(ctx, nc, consumers.Query{}) {
 		cancel()
