@@ -65,7 +65,11 @@ func (x *run) settle(ctx context.Context, m *Message, v *verdict) *verdict {
 			x.Logger.Warn("retry cut short: arm a timer for longer waits", "subject", m.Subject, "asked", after, "limit", x.MaxDelay)
 			after = x.MaxDelay
 		}
-		x.log(slog.LevelWarn, "message comes again", m, v.err)
+		level := slog.LevelDebug // once is a matter of course: another worker was there first, a server was away for a moment
+		if m.Deliveries > 2 {
+			level = slog.LevelWarn
+		}
+		x.log(level, "message comes again", m, v.err)
 		x.send(m, nak(after))
 		span.AddEvent("nak")
 	default:

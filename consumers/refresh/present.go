@@ -15,7 +15,7 @@ import (
 )
 
 // refresh claims the grant, presents its refresh token once, and saves what comes back before anything else.
-func (t *task) refresh(ctx context.Context, g grant.Grant) error {
+func (t *task) refresh(ctx context.Context) error {
 	if wait := t.quiet(); wait > 0 {
 		return t.later(ctx, wait)
 	}

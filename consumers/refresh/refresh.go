@@ -185,7 +185,7 @@ func (t *task) step(ctx context.Context, g grant.Grant) error {
 	case grant.SignOut:
 		return t.signOut(ctx, g)
 	case grant.Refresh:
-		return t.refresh(ctx, g)
+		return t.refresh(ctx)
 	case grant.Sync:
 		return t.sync(ctx, g)
 	default:

@@ -23,11 +23,11 @@ func feed(s guard.State, at time.Time, tallies ...guard.Tally) (guard.State, gua
 }
 
 func TestOutageOpensAndOneSuccessCloses(t *testing.T) {
-	s, change, at := feed(guard.State{}, noon, guard.Tally{OK: 100}, guard.Tally{Failed: 9})
+	_, change, _ := feed(guard.State{}, noon, guard.Tally{OK: 100}, guard.Tally{Failed: 9})
 	if change != "" {
 		t.Fatal("nine failures among a hundred successes open the breaker")
 	}
-	s, change, at = feed(guard.State{}, noon, guard.Tally{Failed: 9}, guard.Tally{Failed: 1})
+	s, change, at := feed(guard.State{}, noon, guard.Tally{Failed: 9}, guard.Tally{Failed: 1})
 	if change != guard.Degraded || s.Outage.Reason != guard.ReasonOutage {
 		t.Fatalf("ten failures in a row: %s %+v", change, s.Outage)
 	}

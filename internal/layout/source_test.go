@@ -49,7 +49,9 @@ func (f source) localName(pkg string) string {
 	return ""
 }
 
-func (f source) line(n ast.Node) string { return f.path + ":" + strconv.Itoa(f.set.Position(n.Pos()).Line) }
+func (f source) line(n ast.Node) string {
+	return f.path + ":" + strconv.Itoa(f.set.Position(n.Pos()).Line)
+}
 
 // repository is all Go source of the module, by package folder.
 type repository struct {

@@ -66,7 +66,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	config.MaxConns = int32(max(4, min(c.MaxConns, 1000)))
 	config.ConnConfig.ConnectTimeout = c.Timeout
 	if c.Tracers != nil {
-		config.ConnConfig.Tracer = otelpgx.NewTracer(otelpgx.WithTracerProvider(c.Tracers), otelpgx.WithTrimSQLInSpanName())
+		config.ConnConfig.Tracer = otelpgx.NewTracer(otelpgx.WithTracerProvider(c.Tracers))
 	}
 	if err := migrate(ctx, config.ConnConfig); err != nil {
 		return nil, fmt.Errorf("open database at %s: %w", config.ConnConfig.Host, err)

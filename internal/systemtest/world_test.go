@@ -14,7 +14,10 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/metric/noop"
+	"go.opentelemetry.io/otel/trace"
+	tracenoop "go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/renewd/renewd/consumers"
 	"github.com/renewd/renewd/consumers/login"
@@ -51,6 +54,9 @@ type world struct {
 	topology stream.Topology
 	policy   grant.Policy
 	logger   *slog.Logger
+	tracers  trace.TracerProvider
+	meters   metric.MeterProvider
+	database string // address, where the store is PostgreSQL
 
 	mu       sync.Mutex
 	outcomes map[string][]schema.Event // by user, in order of the stream
@@ -68,7 +74,7 @@ func newWorld(t *testing.T, o options) *world {
 	t.Helper()
 	w := &world{
 		t: t, policy: o.policy.WithDefaults(), outcomes: map[string][]schema.Event{}, seen: make(chan struct{}, 1),
-		logger: slog.New(slog.DiscardHandler), topology: stream.Topology{Providers: []stream.Provider{{ID: provider, Concurrency: o.concurrency}}, Grants: !o.postgres}.WithDefaults(),
+		logger: slog.New(slog.DiscardHandler), tracers: tracenoop.NewTracerProvider(), meters: noop.NewMeterProvider(), topology: stream.Topology{Providers: []stream.Provider{{ID: provider, Concurrency: o.concurrency}}, Grants: !o.postgres}.WithDefaults(),
 	}
 	var err error
 	w.nats, err = natsd.Start(t.Context(), natsd.Config{StoreDir: t.TempDir()})
@@ -85,7 +91,8 @@ func newWorld(t *testing.T, o options) *world {
 	w.must(err)
 	w.must(w.engine(w.js).PublishKeys(t.Context(), w.keys.JWKS()))
 	if o.postgres {
-		s, err := postgres.Open(t.Context(), postgres.Config{URL: grant.NewSecret(databases.URL(t)), Cipher: w.keys})
+		w.database = databases.URL(t)
+		s, err := postgres.Open(t.Context(), postgres.Config{URL: grant.NewSecret(w.database), Cipher: w.keys})
 		w.must(err)
 		t.Cleanup(s.Close)
 		w.store = s
@@ -126,10 +133,10 @@ func (w *world) start(slots int) {
 	w.t.Helper()
 	js := w.connect()
 	e := w.engine(js)
-	client, err := idp.New(idp.Config{ID: provider, BaseURL: w.url, ClientID: "renewd-test", AllowHTTPLoopback: true, MaxConns: slots}, idp.Telemetry{})
+	client, err := idp.New(idp.Config{ID: provider, BaseURL: w.url, ClientID: "renewd-test", AllowHTTPLoopback: true, MaxConns: slots}, idp.Telemetry{Tracers: w.tracers, Meters: w.meters})
 	w.must(err)
 	refresher, err := refresh.New(refresh.Config{
-		Store: w.store, Stream: e, Cipher: w.keys, Parse: e.ParseWork, Rand: rand.Float64, Logger: w.logger, Meter: noop.Meter{},
+		Store: w.store, Stream: e, Cipher: w.keys, Parse: e.ParseWork, Rand: rand.Float64, Logger: w.logger, Meter: w.meters.Meter("test"),
 		Providers: map[string]refresh.Provider{provider: {Client: client, Policy: w.policy}},
 	})
 	w.must(err)
@@ -157,7 +164,7 @@ func (w *world) open(jwe string) (login.Opened, error) {
 func (w *world) run(js jetstream.JetStream, e *stream.Engine, on, durable string, h consumers.Handler, slots int) {
 	w.t.Helper()
 	r, err := consumers.NewRunner(consumers.Config{
-		JetStream: js, Stream: on, Durable: durable, Handler: h, Slots: slots, Logger: w.logger,
+		JetStream: js, Stream: on, Durable: durable, Handler: h, Slots: slots, Logger: w.logger, Tracer: w.tracers.Tracer("test"), Meter: w.meters.Meter("test"),
 		Rejected: func(ctx context.Context, m *consumers.Message, reason error) error {
 			return e.Publish(ctx, consumers.Rejected(schema.Subjects{}, m, reason, "/renewd", time.Now()))
 		},
