@@ -1,0 +1,298 @@
+package idp_test
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/idp"
+	"github.com/renewd/renewd/schema"
+)
+
+const canary = "canary-refresh-token"
+
+// open makes a client of the provider behind url, changed by change.
+func open(t *testing.T, url string, change func(*idp.Config)) *idp.Provider {
+	t.Helper()
+	c := idp.Config{ID: "p", BaseURL: url, ClientID: "client", AllowHTTPLoopback: true, Timeout: 5 * time.Second}
+	if change != nil {
+		change(&c)
+	}
+	p, err := idp.New(c, idp.Telemetry{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// answering is a provider whose token endpoint always gives this answer.
+func answering(t *testing.T, status int, header map[string]string, body string) *httptest.Server {
+	t.Helper()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		for k, v := range header {
+			w.Header().Set(k, v)
+		}
+		w.WriteHeader(status)
+		_, _ = w.Write([]byte(body))
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+// fault is the fault of a refresh that must fail, and says nothing of what was sent or answered.
+func fault(t *testing.T, p *idp.Provider) *grant.Fault {
+	t.Helper()
+	_, err := p.Refresh(t.Context(), grant.NewSecret(canary))
+	f, ok := errors.AsType[*grant.Fault](err)
+	if !ok {
+		t.Fatalf("error %v is no fault", err)
+	}
+	if s := fmt.Sprintf("%v %+v %#v", err, err, f); strings.Contains(s, "canary") {
+		t.Errorf("the error quotes what nobody may see: %s", s)
+	}
+	return f
+}
+
+func TestClasses(t *testing.T) {
+	json := map[string]string{"Content-Type": "application/json"}
+	code := func(c string) string { return fmt.Sprintf(`{"error":%q,"error_description":"canary"}`, c) }
+	type row struct {
+		name   string
+		status int
+		header map[string]string
+		body   string
+		class  grant.Class
+		reason string
+	}
+	rows := []row{
+		{"html with 200", 200, map[string]string{"Content-Type": "text/html"}, "<html>canary</html>", grant.Ambiguous, ""},
+		{"truncated", 200, json, `{"access_token":"canary`, grant.Ambiguous, ""},
+		{"empty", 200, json, "", grant.Ambiguous, ""},
+		{"no access token", 200, json, `{"refresh_token":"canary"}`, grant.Ambiguous, ""},
+		{"10 MB", 200, json, strings.Repeat("x", 10<<20), grant.Ambiguous, ""},
+		{"500", 500, json, "canary", grant.Ambiguous, ""},
+		{"502", 502, nil, "canary", grant.Ambiguous, ""},
+		{"invalid_grant by a broken gateway", 500, json, code("invalid_grant"), grant.Ambiguous, ""},
+		{"503", 503, nil, "", grant.Throttled, ""},
+		{"429", 429, nil, "canary", grant.Throttled, ""},
+		{"408", 408, nil, "", grant.Throttled, ""},
+		{"425", 425, nil, "", grant.Throttled, ""},
+		{"404", 404, nil, "canary", grant.Config, ""},
+		{"405", 405, nil, "", grant.Config, ""},
+		{"301", 301, map[string]string{"Location": "http://127.0.0.1:1/"}, "", grant.Config, ""},
+		{"bare 401", 401, nil, "canary", grant.Config, ""},
+		{"bare 403", 403, nil, "<html>", grant.Config, ""},
+		{"bare 400 (Twitch)", 400, json, `{"status":400,"message":"canary"}`, grant.Unknown, ""},
+		{"unknown code", 400, json, code("out_of_cheese"), grant.Unknown, ""},
+		{"Auth0's 403", 403, json, code("invalid_grant"), grant.Permanent, schema.ReasonRevoked},
+		{"401 with invalid_grant", 401, json, code("invalid_grant"), grant.Permanent, schema.ReasonRevoked},
+		{"GitHub's 200", 200, json, code("bad_refresh_token"), grant.Permanent, schema.ReasonRevoked},
+		{"GitHub's form", 200, map[string]string{"Content-Type": "application/x-www-form-urlencoded"}, "error=bad_refresh_token&error_description=canary", grant.Permanent, schema.ReasonRevoked},
+		{"GitHub's wrong client", 200, json, code("incorrect_client_credentials"), grant.Config, ""},
+		{"Slack's 200", 200, json, `{"ok":false,"error":"token_expired"}`, grant.Permanent, schema.ReasonExpired},
+		{"Slack's not ok", 200, json, `{"ok":false}`, grant.Unknown, ""},
+		{"Slack's internal error", 200, json, `{"ok":false,"error":"internal_error"}`, grant.Throttled, ""},
+	}
+	for _, c := range []string{"invalid_client", "unauthorized_client", "unsupported_grant_type", "invalid_request", "invalid_scope", "invalid_target", "invalid_resource", "bad_client_secret", "invalid_client_id", "deleted_client", "disabled_client"} {
+		rows = append(rows, row{c, 400, json, code(c), grant.Config, ""})
+	}
+	rows = append(rows, row{"invalid_client with 401", 401, json, code("invalid_client"), grant.Config, ""})
+	for _, c := range []string{"temporarily_unavailable", "server_error", "slow_down", "ratelimited", "too_many_requests", "fatal_error"} {
+		rows = append(rows, row{c, 400, json, code(c), grant.Throttled, ""})
+	}
+	for c, reason := range map[string]string{
+		"invalid_grant": schema.ReasonRevoked, "invalid_refresh_token": schema.ReasonRevoked, "token_revoked": schema.ReasonRevoked,
+		"interaction_required": schema.ReasonExpired, "login_required": schema.ReasonExpired, "consent_required": schema.ReasonRevoked, "mfa_required": schema.ReasonExpired,
+	} {
+		rows = append(rows, row{c, 400, json, code(c), grant.Permanent, reason})
+	}
+	for _, tt := range rows {
+		t.Run(tt.name, func(t *testing.T) {
+			f := fault(t, open(t, answering(t, tt.status, tt.header, tt.body).URL, nil))
+			if f.Class != tt.class || f.Reason != tt.reason || f.Status != tt.status {
+				t.Errorf("%+v, want %s %s", f, tt.class, tt.reason)
+			}
+		})
+	}
+}
+
+func TestShapesOfTokens(t *testing.T) {
+	jwt := "h." + base64.RawURLEncoding.EncodeToString([]byte(`{"iat":1000,"exp":2800}`)) + ".s"
+	for name, tt := range map[string]struct {
+		body            string
+		access, refresh string
+		expires         time.Duration
+	}{
+		"plain":              {`{"access_token":"a","refresh_token":"r","expires_in":1800,"new":{"x":1}}`, "a", "r", 30 * time.Minute},
+		"expires as a text":  {`{"access_token":"a","expires_in":"60"}`, "a", "", time.Minute},
+		"nested":             {`{"access_token":{"access_token":"a","expires_at_seconds":99},"refresh_token":"r"}`, "a", "r", 0},
+		"exp of the token":   {fmt.Sprintf(`{"access_token":%q}`, jwt), jwt, "", 30 * time.Minute},
+		"expires_at_seconds": {fmt.Sprintf(`{"access_token":%q,"expires_at_seconds":1060}`, jwt), jwt, "", time.Minute},
+		"nothing said":       {`{"access_token":"a"}`, "a", "", 0},
+		"absurd":             {`{"access_token":"a","expires_in":-5}`, "a", "", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := open(t, answering(t, 200, map[string]string{"Content-Type": "application/json"}, tt.body).URL, nil).Refresh(t.Context(), grant.NewSecret("x"))
+			if err != nil || got.Access.Reveal() != tt.access || got.Refresh.Reveal() != tt.refresh || got.ExpiresIn != tt.expires || got.SentAt.IsZero() {
+				t.Errorf("%q %q %v, %v", got.Access.Reveal(), got.Refresh.Reveal(), got.ExpiresIn, err)
+			}
+		})
+	}
+}
+
+func TestRetryAfter(t *testing.T) {
+	for value, want := range map[string][2]time.Duration{
+		"7": {7 * time.Second, 7 * time.Second}, "0": {0, 0}, "-5": {0, 0}, "soon": {0, 0}, "": {0, 0}, "99999999999": {time.Hour, time.Hour},
+		time.Now().Add(10 * time.Minute).UTC().Format(http.TimeFormat): {9 * time.Minute, 10 * time.Minute},
+		time.Now().Add(-time.Minute).UTC().Format(http.TimeFormat):     {0, 0},
+	} {
+		f := fault(t, open(t, answering(t, 429, map[string]string{"Retry-After": value}, "").URL, nil))
+		if f.RetryAfter < want[0] || f.RetryAfter > want[1] {
+			t.Errorf("Retry-After %q: %v, want %v", value, f.RetryAfter, want)
+		}
+	}
+}
+
+// RFC 6749 section 2.3: one way of client authentication, never two.
+func TestClientAuthentication(t *testing.T) {
+	const id, secret = "the client", "se:cr%t ü"
+	for _, tt := range []struct {
+		auth   idp.ClientAuth
+		secret string
+	}{{idp.AuthNone, ""}, {idp.AuthPost, secret}, {idp.AuthBasic, secret}, {idp.AuthAuto, secret}, {idp.AuthAuto, ""}} {
+		t.Run(string(tt.auth)+tt.secret, func(t *testing.T) {
+			var form url.Values
+			var header string
+			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				_ = r.ParseForm()
+				form, header = r.PostForm, r.Header.Get("Authorization")
+				_, _ = w.Write([]byte(`{"access_token":"a"}`))
+			}))
+			defer s.Close()
+			p := open(t, s.URL, func(c *idp.Config) {
+				c.ClientID, c.ClientSecret, c.ClientAuth = id, grant.NewSecret(tt.secret), tt.auth
+			})
+			if _, err := p.Refresh(t.Context(), grant.NewSecret(canary)); err != nil {
+				t.Fatal(err)
+			}
+			basic := tt.auth == idp.AuthBasic
+			if form.Get("grant_type") != "refresh_token" || form.Get("refresh_token") != canary || basic == form.Has("client_id") ||
+				form.Has("client_secret") != (tt.secret != "" && !basic) || basic != (header != "") {
+				t.Errorf("form %v, Authorization %q", form, header)
+			}
+			if want := "Basic " + base64.StdEncoding.EncodeToString([]byte("the+client:se%3Acr%25t+%C3%BC")); basic && header != want {
+				t.Errorf("Authorization %q, want %q", header, want)
+			}
+		})
+	}
+}
+
+// A redirect is not followed: it would hand the refresh token to whoever the answer names.
+func TestRedirectIsNotFollowed(t *testing.T) {
+	var seen atomic.Int32
+	thief := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { seen.Add(1) }))
+	defer thief.Close()
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		f := fault(t, open(t, answering(t, status, map[string]string{"Location": thief.URL}, "").URL, nil))
+		if f.Class != grant.Config {
+			t.Errorf("%d: %s", status, f.Class)
+		}
+	}
+	if seen.Load() != 0 {
+		t.Error("a redirect was followed")
+	}
+}
+
+func TestNothingSentIsUnsent(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := "http://" + l.Addr().String()
+	l.Close()
+	untrusted := httptest.NewTLSServer(http.NotFoundHandler())
+	defer untrusted.Close()
+	untrusted.Config.ErrorLog = nil
+	for name, url := range map[string]string{"refused": refused, "unknown host": "https://nowhere.invalid", "certificate": untrusted.URL} {
+		if f := fault(t, open(t, url, nil)); f.Class != grant.Unsent {
+			t.Errorf("%s: %v", name, f)
+		}
+	}
+}
+
+// The server reads the request and hangs up: the token may be spent. It is seen once, also on a connection that was used
+// before: net/http must not send it again by itself.
+func TestHangUpIsAmbiguousAndSentOnce(t *testing.T) {
+	var seen atomic.Int32
+	hang := atomic.Bool{}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = r.ParseForm()
+		if hang.Load() {
+			seen.Add(1)
+			panic(http.ErrAbortHandler)
+		}
+		_, _ = w.Write([]byte(`{"access_token":"a"}`))
+	}))
+	defer s.Close()
+	p := open(t, s.URL, nil)
+	if _, err := p.Refresh(t.Context(), grant.NewSecret("warm")); err != nil {
+		t.Fatal(err)
+	}
+	hang.Store(true)
+	if f := fault(t, p); f.Class != grant.Ambiguous || seen.Load() != 1 {
+		t.Errorf("%v, seen %d times", f, seen.Load())
+	}
+}
+
+func TestTimeoutAfterSendingIsAmbiguous(t *testing.T) {
+	release := make(chan struct{})
+	s := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-release }))
+	defer s.Close()
+	defer close(release)
+	if f := fault(t, open(t, s.URL, func(c *idp.Config) { c.Timeout = 50 * time.Millisecond })); f.Class != grant.Ambiguous || !errors.Is(f, context.DeadlineExceeded) {
+		t.Errorf("%v", f)
+	}
+}
+
+func TestRulesComeFirst(t *testing.T) {
+	s := answering(t, 400, nil, `{"error":"gone_fishing"}`)
+	f := fault(t, open(t, s.URL, func(c *idp.Config) {
+		c.Rules = []idp.Rule{{Status: 400, Code: "gone_fishing", Class: grant.Permanent, Reason: schema.ReasonExpired}}
+	}))
+	if f.Class != grant.Permanent || f.Reason != schema.ReasonExpired {
+		t.Errorf("%v", f)
+	}
+}
+
+func TestConfigNamesTheField(t *testing.T) {
+	for field, change := range map[string]func(*idp.Config){
+		"preset":        func(c *idp.Config) { c.Preset = "myspace" },
+		"auth_url":      func(c *idp.Config) { c.BaseURL = "http://example.com" },
+		"token_url":     func(c *idp.Config) { c.TokenURL = "ftp://x/y" },
+		"userinfo_url":  func(c *idp.Config) { c.UserInfoURL = "https://user:pass@x/y" },
+		"client_id":     func(c *idp.Config) { c.ClientID = "" },
+		"client_secret": func(c *idp.Config) { c.ClientAuth = idp.AuthBasic },
+		"client_auth":   func(c *idp.Config) { c.ClientAuth = "jwt" },
+		"timeout":       func(c *idp.Config) { c.Timeout = time.Hour },
+	} {
+		c := idp.Config{ID: "p", BaseURL: "https://auth.example.com", ClientID: "x"}
+		change(&c)
+		if err := c.Validate(); err == nil || !strings.HasPrefix(err.Error(), field+":") {
+			t.Errorf("%s: %v", field, err)
+		}
+	}
+	c := idp.Config{BaseURL: "http://127.0.0.1:1", ClientID: "x"}
+	if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "allow_http_loopback") {
+		t.Errorf("plain http to loopback without leave: %v", err)
+	}
+}

@@ -1,0 +1,275 @@
+package seal_test
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+
+	"github.com/renewd/renewd/internal/seal"
+)
+
+var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+func ring(t testing.TB) *seal.Keyring {
+	t.Helper()
+	k, err := seal.NewKeyring(noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func TestAtRest(t *testing.T) {
+	k := ring(t)
+	plain, bound := []byte("canary"), []byte("propelauth/u17/5")
+	blob, err := k.Seal(plain, bound)
+	if err != nil || bytes.Contains(blob, plain) {
+		t.Fatalf("sealed %q, %v", blob, err)
+	}
+	if got, err := k.Open(blob, bound); err != nil || !bytes.Equal(got, plain) {
+		t.Errorf("opened %q, %v", got, err)
+	}
+	if _, err := k.Open(blob, []byte("propelauth/u18/5")); !errors.Is(err, seal.ErrSealed) {
+		t.Errorf("opened for somebody else: %v", err)
+	}
+	for i := range blob {
+		bad := bytes.Clone(blob)
+		bad[i] ^= 1
+		if got, err := k.Open(bad, bound); err == nil {
+			t.Fatalf("byte %d changed, and it opened: %q", i, got)
+		} else if !errors.Is(err, seal.ErrSealed) && !errors.Is(err, seal.ErrUnknownKey) {
+			t.Fatalf("byte %d: %v", i, err)
+		}
+	}
+	if again, _ := k.Seal(plain, bound); bytes.Equal(again[9:41], blob[9:41]) {
+		t.Error("two blobs share a salt, and so a key and nonce")
+	}
+	if _, err := ring(t).Open(blob, bound); !errors.Is(err, seal.ErrUnknownKey) {
+		t.Errorf("another keyring: %v", err)
+	}
+}
+
+func TestRotationOpensTheOld(t *testing.T) {
+	old := ring(t)
+	blob, err := old.Seal([]byte("x"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	jwe := login(t, old, "p", "u")
+	next, err := old.Rotate(noon.Add(time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := next.Open(blob, nil); err != nil {
+		t.Error(err)
+	}
+	if _, err := next.OpenLogin(jwe); err != nil {
+		t.Error(err)
+	}
+	if len(next.Keys()) != 4 || len(old.Keys()) != 2 || bytes.Equal(next.JWKS(), old.JWKS()) {
+		t.Error("rotation did not add keys, or changed the old ring")
+	}
+	fresh, _ := next.Seal([]byte("x"), nil)
+	if _, err := old.Open(fresh, nil); !errors.Is(err, seal.ErrUnknownKey) {
+		t.Errorf("the new key does not seal: %v", err)
+	}
+}
+
+func TestKeyringRoundTrip(t *testing.T) {
+	k := ring(t)
+	raw, err := k.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := seal.ParseKeyring(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if second, _ := again.Marshal(); !bytes.Equal(raw, second) {
+		t.Error("parse and write gave other bytes")
+	}
+	for _, bad := range []string{"", "{}", "[]", string(raw) + "{}", strings.Replace(string(raw), `"version": 1`, `"version": 2`, 1), strings.Replace(string(raw), `"d":`, `"e":`, 1), strings.Replace(string(raw), `"master": "`, `"master": "AA`, 1)} {
+		if _, err := seal.ParseKeyring([]byte(bad)); !errors.Is(err, seal.ErrKeyring) {
+			t.Errorf("%.40q: %v", bad, err)
+		}
+	}
+}
+
+func login(t testing.TB, k *seal.Keyring, provider, user string) string {
+	t.Helper()
+	jwe, err := seal.SealLogin(k.JWKS(), provider, user, noon, seal.Tokens{
+		Access: seal.NewToken("canary-a"), Refresh: seal.NewToken("canary-r"), ID: seal.NewToken("canary-i"), Scope: "openid", ExpiresIn: time.Hour,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return jwe
+}
+
+func TestLoginRoundTrip(t *testing.T) {
+	k := ring(t)
+	l, err := k.OpenLogin(login(t, k, "propelauth", "auth0|ü"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.Provider != "propelauth" || l.User != "auth0|ü" || !l.SealedAt.Equal(noon) || l.Access.Reveal() != "canary-a" || l.Refresh.Reveal() != "canary-r" ||
+		l.ID.Reveal() != "canary-i" || l.Scope != "openid" || l.ExpiresIn != time.Hour {
+		t.Errorf("opened %+v", l)
+	}
+	js, _ := json.Marshal(l)
+	raw, _ := k.Marshal()
+	text := fmt.Sprintf("%v %+v %#v %s %v %#v %+v", l, l, l, js, k, k, k)
+	if strings.Contains(text, "canary") || strings.Contains(text, string(raw[60:100])) {
+		t.Errorf("a secret was printed: %s", text)
+	}
+}
+
+// A login is refused if anything about it was changed, if it is of another kind, or lacks what it must have.
+func TestLoginRefused(t *testing.T) {
+	k := ring(t)
+	var set jose.JSONWebKeySet
+	if err := json.Unmarshal(k.JWKS(), &set); err != nil {
+		t.Fatal(err)
+	}
+	key := set.Keys[0]
+	make := func(alg jose.KeyAlgorithm, enc jose.ContentEncryption, o *jose.EncrypterOptions, plain string) string {
+		e, err := jose.NewEncrypter(enc, jose.Recipient{Algorithm: alg, Key: key.Key, KeyID: key.KeyID}, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sealed, err := e.Encrypt([]byte(plain))
+		if err != nil {
+			t.Fatal(err)
+		}
+		jwe, err := sealed.CompactSerialize()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return jwe
+	}
+	whom := func() *jose.EncrypterOptions {
+		return new(jose.EncrypterOptions).WithHeader("iss", "p").WithHeader("sub", "u").WithHeader("iat", noon.Unix())
+	}
+	good := `{"access_token":"canary"}`
+	swapped := strings.Split(login(t, k, "p", "u"), ".")
+	swapped[0] = base64.RawURLEncoding.EncodeToString(bytes.Replace(decode(t, swapped[0]), []byte(`"sub":"u"`), []byte(`"sub":"v"`), 1))
+	for name, jwe := range map[string]string{
+		"nothing": "", "no JWE": "a.b.c", "another header": strings.Join(swapped, "."),
+		"another enc":  make(jose.ECDH_ES, jose.A128GCM, whom(), good),
+		"another alg":  make(jose.ECDH_ES_A256KW, jose.A256GCM, whom(), good),
+		"compressed":   make(jose.ECDH_ES, jose.A256GCM, &jose.EncrypterOptions{Compression: jose.DEFLATE, ExtraHeaders: whom().ExtraHeaders}, good),
+		"nobody":       make(jose.ECDH_ES, jose.A256GCM, nil, good),
+		"no time":      make(jose.ECDH_ES, jose.A256GCM, new(jose.EncrypterOptions).WithHeader("iss", "p").WithHeader("sub", "u"), good),
+		"no token":     make(jose.ECDH_ES, jose.A256GCM, whom(), `{"refresh_token":"canary"}`),
+		"no JSON":      make(jose.ECDH_ES, jose.A256GCM, whom(), `canary`),
+		"bad expiry":   make(jose.ECDH_ES, jose.A256GCM, whom(), `{"access_token":"canary","expires_in":"soon"}`),
+		"bad expiry 2": make(jose.ECDH_ES, jose.A256GCM, whom(), `{"access_token":"canary","expires_at":"tomorrow"}`),
+		"too large":    strings.Repeat("x", seal.MaxJWE+1),
+	} {
+		if _, err := k.OpenLogin(jwe); !errors.Is(err, seal.ErrSealed) || strings.Contains(fmt.Sprintf("%#v %v", err, err), "canary") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := ring(t).OpenLogin(login(t, k, "p", "u")); !errors.Is(err, seal.ErrUnknownKey) {
+		t.Errorf("another keyring: %v", err)
+	}
+	for body, want := range map[string]time.Time{
+		`{"access_token":"a","expires_at":1772366400}`: time.Unix(1772366400, 0), `{"access_token":"a","expires_at":"2026-03-01T12:00:00Z"}`: noon,
+		`{"access_token":"a","expires_in":null,"expires_at":""}`: {},
+	} {
+		if l, err := k.OpenLogin(make(jose.ECDH_ES, jose.A256GCM, whom(), body)); err != nil || !l.ExpiresAt.Equal(want) {
+			t.Errorf("%s: %v, %v", body, l.ExpiresAt, err)
+		}
+	}
+}
+
+func decode(t *testing.T, s string) []byte {
+	t.Helper()
+	raw, err := base64.RawURLEncoding.DecodeString(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+func TestSealLoginNeedsAKey(t *testing.T) {
+	for _, jwks := range []string{"", "{}", `{"keys":[{"kty":"oct","k":"AA","use":"enc","kid":"x"}]}`} {
+		if _, err := seal.SealLogin([]byte(jwks), "p", "u", noon, seal.Tokens{Access: seal.NewToken("a")}); err == nil {
+			t.Errorf("sealed to %q", jwks)
+		}
+	}
+	if _, err := seal.SealLogin(ring(t).JWKS(), "p", "u", noon, seal.Tokens{Access: seal.NewToken(strings.Repeat("a", seal.MaxJWE))}); err == nil {
+		t.Error("a login that fits into no message was sealed")
+	}
+}
+
+func FuzzOpenLogin(f *testing.F) {
+	k := ring(f)
+	f.Add(login(f, k, "p", "u"))
+	f.Add("a.b.c.d.e")
+	f.Add("")
+	f.Fuzz(func(t *testing.T, jwe string) {
+		l, err := k.OpenLogin(jwe)
+		if err == nil && (l.Provider == "" || l.User == "" || l.Access.Reveal() == "") {
+			t.Errorf("opened to %+v", l)
+		}
+	})
+}
+
+func FuzzOpen(f *testing.F) {
+	k := ring(f)
+	blob, err := k.Seal([]byte("x"), []byte("y"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(blob, []byte("y"))
+	f.Add([]byte{1}, []byte{})
+	f.Fuzz(func(t *testing.T, b, associated []byte) {
+		if _, err := k.Open(b, associated); err == nil && !(bytes.Equal(b, blob) && bytes.Equal(associated, []byte("y"))) {
+			t.Error("a forged blob opened")
+		}
+	})
+}
+
+func FuzzParseKeyring(f *testing.F) {
+	raw, err := ring(f).Marshal()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(raw)
+	f.Add([]byte("{}"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if k, err := seal.ParseKeyring(b); err == nil {
+			if _, err := k.Seal([]byte("x"), nil); err != nil || len(k.JWKS()) == 0 {
+				t.Errorf("a keyring that does not seal: %v", err)
+			}
+		}
+	})
+}
+
+func BenchmarkSeal(b *testing.B) {
+	k := ring(b)
+	plain := bytes.Repeat([]byte("x"), 1500)
+	for b.Loop() {
+		if _, err := k.Seal(plain, []byte("propelauth/u17/5")); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkOpenLogin(b *testing.B) {
+	k := ring(b)
+	jwe := login(b, k, "p", "u")
+	for b.Loop() {
+		if _, err := k.OpenLogin(jwe); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
