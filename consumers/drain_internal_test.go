@@ -48,6 +48,13 @@ func TestDrainFindsWhatIsUnderWay(t *testing.T) {
 	if _, err := js.Publish(ctx, "work", []byte("x")); err != nil {
 		t.Fatal(err)
 	}
+	c, err := js.Consumer(ctx, "WORK", "worker")
+	for err == nil && c.CachedInfo().NumAckPending == 0 { // until the server has sent it
+		_, err = c.Info(ctx)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	found := ""
 	if got := p.drain(func(m *nats.Msg) { found = string(m.Data) }); got != 1 || found != "x" {
 		t.Errorf("%d found: %q", got, found)
