@@ -52,30 +52,24 @@ func newPuller(js jetstream.JetStream, stream, durable string, expires time.Dura
 // close ends the request under way, if any. What the server sent meanwhile is lost: with acks, drain first.
 func (p *puller) close() { _ = p.sub.Unsubscribe() }
 
-// drain ends the request under way and hands what the server sent before it knew to take.
-func (p *puller) drain(take func(*nats.Msg)) (got int) {
-	if !p.nc.IsConnected() || p.sub.Drain() != nil || p.nc.FlushTimeout(time.Second) != nil {
+// drain waits until the request under way, of which left messages are still to come, has ended, and hands what it brings to
+// take. Unsubscribing instead would lose what the server has counted as delivered but not yet sent.
+func (p *puller) drain(left int, take func(*nats.Msg)) (got int) {
+	if !p.nc.IsConnected() {
 		return 0
 	}
-	for {
-		select {
-		case msg := <-p.replies:
-			if delivered(msg) {
-				got++
-				take(msg)
-			}
-		default:
-			return got
-		}
-	}
+	got, _ = p.collect(context.Background(), p.reply(), left, take) // an end is an end
+	return got
 }
+
+func (p *puller) reply() string { return p.inbox + "." + strconv.FormatUint(p.n, 10) }
 
 // pull asks for n messages and hands each to take as it arrives. It returns nil once n came or the server has closed the
 // request, at the latest when expires has passed: nothing is under way then. When ctx ends it returns with the request open:
 // drain or close it.
 func (p *puller) pull(ctx context.Context, n int, take func(*nats.Msg)) (got int, err error) {
 	p.n++
-	reply := p.inbox + "." + strconv.FormatUint(p.n, 10)
+	reply := p.reply()
 	request, err := json.Marshal(struct {
 		Batch   int           `json:"batch"`
 		Expires time.Duration `json:"expires"`
@@ -87,6 +81,11 @@ func (p *puller) pull(ctx context.Context, n int, take func(*nats.Msg)) (got int
 	if err := p.nc.PublishRequest(p.subject, reply, request); err != nil {
 		return 0, fmt.Errorf("ask for messages: %w", err)
 	}
+	return p.collect(ctx, reply, n, take)
+}
+
+// collect hands what comes to take until n came or the request with this reply subject has ended.
+func (p *puller) collect(ctx context.Context, reply string, n int, take func(*nats.Msg)) (got int, err error) {
 	late := time.NewTimer(p.expires + p.expires/2 + time.Second)
 	defer late.Stop()
 	for got < n {

@@ -171,7 +171,7 @@ func (x *run) fetch(ctx, work context.Context, ready func()) error {
 		}
 		got, err := p.pull(ctx, n, take)
 		if ctx.Err() != nil {
-			got += p.drain(take)
+			got += p.drain(n-got, take)
 		}
 		x.release(n - got)
 		if err != nil {
