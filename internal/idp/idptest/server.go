@@ -140,7 +140,7 @@ func (s *Server) Login(name string) Tokens {
 	ses := &session{id: len(s.sessions), user: name, loginAt: now, rotatedAt: now}
 	s.sessions = append(s.sessions, ses)
 	u.sessions = append(u.sessions, ses)
-	return s.tokens(ses)
+	return s.tokens(ses, true)
 }
 
 func (s *Server) account(name string) *user {
@@ -265,9 +265,9 @@ func (s *Server) parse(kind, token string) (*session, int, bool) {
 	return s.sessions[id], gen, true
 }
 
-func (s *Server) tokens(ses *session) Tokens {
+func (s *Server) tokens(ses *session, refresh bool) Tokens {
 	t := Tokens{Access: s.accessToken(ses), TokenType: "Bearer", ExpiresIn: int(s.options.Lifetime.Seconds())}
-	if !s.options.OmitRefresh || ses.gen == 0 {
+	if refresh {
 		t.Refresh = s.mint("rt", ses)
 	}
 	return t
@@ -303,7 +303,7 @@ func (s *Server) refresh(token string) (t Tokens, name, code string) {
 	s.stats.Rotated++
 	s.users[ses.user].renewals++
 	s.users[ses.user].profile["last_active_at"] = now.Unix()
-	return s.tokens(ses), ses.user, ""
+	return s.tokens(ses, !s.options.OmitRefresh), ses.user, ""
 }
 
 // enter and leave count presentations of one session in flight.

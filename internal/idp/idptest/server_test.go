@@ -1,0 +1,154 @@
+package idptest_test
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/renewd/renewd/internal/idp/idptest"
+)
+
+func start(t *testing.T, o idptest.Options) (*idptest.Server, string) {
+	t.Helper()
+	s := idptest.New(o)
+	h := httptest.NewServer(s)
+	t.Cleanup(h.Close)
+	return s, h.URL
+}
+
+// refresh presents a token; the answer's error is returned as code, a broken answer as "broken".
+func refresh(t *testing.T, base, token string) (idptest.Tokens, string) {
+	t.Helper()
+	res, err := http.PostForm(base+"/propelauth/oauth/token", url.Values{"grant_type": {"refresh_token"}, "client_id": {"renewd-test"}, "refresh_token": {token}})
+	if err != nil {
+		return idptest.Tokens{}, "broken"
+	}
+	defer res.Body.Close()
+	var out struct {
+		idptest.Tokens
+		Error string `json:"error"`
+	}
+	if json.NewDecoder(res.Body).Decode(&out) != nil {
+		return idptest.Tokens{}, "broken"
+	}
+	return out.Tokens, out.Error
+}
+
+func TestStrictRotation(t *testing.T) {
+	s, base := start(t, idptest.Options{})
+	first := s.Login("u")
+	second, code := refresh(t, base, first.Refresh)
+	if code != "" || second.Refresh == first.Refresh || !s.Valid(second.Refresh) || s.Valid(first.Refresh) {
+		t.Fatalf("%+v %s", second, code)
+	}
+	if _, code := refresh(t, base, first.Refresh); code != "invalid_grant" {
+		t.Errorf("a spent token: %s", code)
+	}
+	if _, code := refresh(t, base, second.Refresh); code != "invalid_grant" || s.Live("u") {
+		t.Errorf("the family lives on after a reuse: %s", code)
+	}
+	if st := s.Stats(); st.Reuse != 1 || st.RevokedFamilies != 1 || st.Rotated != 1 || st.Refused != 1 {
+		t.Errorf("%+v", st)
+	}
+}
+
+func TestGraceAndNever(t *testing.T) {
+	now := time.Now()
+	s, base := start(t, idptest.Options{Rotation: idptest.Grace, Grace: 10 * time.Second, Now: func() time.Time { return now }})
+	first := s.Login("u")
+	_, _ = refresh(t, base, first.Refresh)
+	if again, code := refresh(t, base, first.Refresh); code != "" || !s.Valid(again.Refresh) || s.Stats().Replays != 1 {
+		t.Errorf("within the grace: %s", code)
+	}
+	never, base := start(t, idptest.Options{Rotation: idptest.Never, OmitRefresh: true})
+	only := never.Login("u")
+	for range 3 {
+		if got, code := refresh(t, base, only.Refresh); code != "" || got.Refresh != "" {
+			t.Errorf("%+v %s", got, code)
+		}
+	}
+}
+
+func TestEndedUsersAreRefused(t *testing.T) {
+	for name, end := range map[string]func(*idptest.Server){
+		"ended": func(s *idptest.Server) { s.EndSessions("u") }, "disabled": func(s *idptest.Server) { s.Disable("u") }, "deleted": func(s *idptest.Server) { s.Delete("u") },
+	} {
+		s, base := start(t, idptest.Options{})
+		token := s.Login("u").Refresh
+		end(s)
+		if _, code := refresh(t, base, token); code != "invalid_grant" || s.Live("u") {
+			t.Errorf("%s: %s", name, code)
+		}
+	}
+}
+
+func TestLostAnswerHasRotated(t *testing.T) {
+	for name, f := range map[string]idptest.Fault{"dropped": {Act: true, Drop: true}, "truncated": {Truncate: true}} {
+		s, base := start(t, idptest.Options{})
+		first := s.Login("u")
+		var once atomic.Bool
+		s.SetFault(func(r idptest.Request) *idptest.Fault {
+			if r.User != "u" || once.Swap(true) {
+				return nil
+			}
+			return &f
+		})
+		if _, code := refresh(t, base, first.Refresh); code != "broken" || s.Valid(first.Refresh) || s.Stats().Rotated != 1 {
+			t.Errorf("%s: %s %+v", name, code, s.Stats())
+		}
+	}
+}
+
+func TestOneOfManyWins(t *testing.T) {
+	s, base := start(t, idptest.Options{KeepOnReuse: true, Latency: 20 * time.Millisecond})
+	token := s.Login("u").Refresh
+	var won atomic.Int32
+	var wg sync.WaitGroup
+	for range 50 {
+		wg.Go(func() {
+			if _, code := refresh(t, base, token); code == "" {
+				won.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	if st := s.Stats(); won.Load() != 1 || st.Rotated != 1 || st.Reuse != 49 || st.MaxInFlight < 2 {
+		t.Errorf("%d won, %+v", won.Load(), st)
+	}
+}
+
+func TestSaveAndLoad(t *testing.T) {
+	s, base := start(t, idptest.Options{})
+	s.Login("other")
+	token, _ := refresh(t, base, s.Login("u").Refresh)
+	raw, err := s.Save()
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := idptest.New(idptest.Options{})
+	if err := again.Load(raw); err != nil || !again.Valid(token.Refresh) || !again.Live("other") || len(again.Users()) != 2 {
+		t.Errorf("after a restart: %v", err)
+	}
+	if err := again.Load([]byte("{}")); err == nil {
+		t.Error("loaded nothing")
+	}
+}
+
+func TestAdminOnlyWhenTold(t *testing.T) {
+	for _, on := range []bool{false, true} {
+		_, base := start(t, idptest.Options{Admin: on})
+		res, err := http.PostForm(base+"/_admin/login", url.Values{"user": {"u"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if (res.StatusCode == http.StatusOK) != on {
+			t.Errorf("admin %v: status %d", on, res.StatusCode)
+		}
+	}
+}

@@ -1,0 +1,198 @@
+package publishers_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+
+	"github.com/renewd/renewd/internal/natsd"
+	"github.com/renewd/renewd/internal/seal"
+	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/publishers"
+	"github.com/renewd/renewd/schema"
+)
+
+// world is a NATS server with renewd's streams and public key.
+type world struct {
+	nc   *nats.Conn
+	js   jetstream.JetStream
+	keys *seal.Keyring
+}
+
+func newWorld(t *testing.T, prefix string, publishKey bool) world {
+	t.Helper()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := natsd.Start(t.Context(), natsd.Config{StoreDir: t.TempDir()})
+	must(err)
+	t.Cleanup(s.Shutdown)
+	w := world{}
+	w.nc, err = s.Connect()
+	must(err)
+	t.Cleanup(w.nc.Close)
+	w.js, err = jetstream.New(w.nc)
+	must(err)
+	subjects, err := schema.NewSubjects(prefix)
+	must(err)
+	_, err = stream.Ensure(t.Context(), w.js, stream.Topology{Subjects: subjects}.WithDefaults())
+	must(err)
+	w.keys, err = seal.NewKeyring(time.Now())
+	must(err)
+	if publishKey {
+		e, err := stream.NewEngine(w.js, stream.Config{Subjects: subjects})
+		must(err)
+		must(e.PublishKeys(t.Context(), w.keys.JWKS()))
+	}
+	return w
+}
+
+func (w world) publisher(t *testing.T, opts ...publishers.Option) *publishers.Publisher {
+	t.Helper()
+	p, err := publishers.New(w.nc, append([]publishers.Option{publishers.WithSource("/shop")}, opts...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func (w world) stored(t *testing.T, r publishers.Receipt) *jetstream.RawStreamMsg {
+	t.Helper()
+	s, err := w.js.Stream(t.Context(), r.Stream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := s.GetMsg(t.Context(), r.Sequence)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func TestLoginIsSealed(t *testing.T) {
+	for _, prefix := range []string{"", "acme.eu"} {
+		w := newWorld(t, prefix, true)
+		spans := tracetest.NewInMemoryExporter()
+		tracer := sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans)).Tracer("test")
+		p := w.publisher(t, publishers.WithPrefix(prefix), publishers.WithTracer(tracer))
+		r, err := p.Login(t.Context(), "propelauth", "auth0|jane", publishers.Tokens{AccessToken: "canary-a", RefreshToken: "canary-r", ExpiresIn: time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := w.stored(t, r)
+		if want := strings.TrimPrefix(prefix+".user.login.propelauth.auth0=7Cjane", "."); m.Subject != want || strings.Contains(string(m.Data), "canary") {
+			t.Errorf("stored on %s: %s", m.Subject, m.Data)
+		}
+		span := spans.GetSpans()[0]
+		if tp := m.Header["traceparent"]; len(tp) != 1 || !strings.Contains(tp[0], span.SpanContext.SpanID().String()) || span.Name != "publish user.login" {
+			t.Errorf("traceparent %v of span %s", tp, span.Name)
+		}
+		if m.Header["ce-id"][0] != r.ID || m.Header["Nats-Msg-Id"][0] != r.ID || m.Header["ce-source"][0] != "/shop" {
+			t.Errorf("header %v", m.Header)
+		}
+		var data schema.Login
+		if err := json.Unmarshal(m.Data, &data); err != nil {
+			t.Fatal(err)
+		}
+		l, err := w.keys.OpenLogin(data.Tokens)
+		if err != nil || l.Provider != "propelauth" || l.User != "auth0|jane" || l.Refresh.Reveal() != "canary-r" || time.Since(l.SealedAt) > time.Minute {
+			t.Errorf("opened %+v, %v", l, err)
+		}
+	}
+}
+
+func TestPublishedTwiceIsStoredOnce(t *testing.T) {
+	w := newWorld(t, "", true)
+	p := w.publisher(t)
+	first, err := p.RefreshDue(t.Context(), "propelauth", "u", schema.RefreshDue{Reason: "webhook"}, publishers.WithID("w1"))
+	if err != nil || first.ID != "w1" || first.Duplicate {
+		t.Fatal(first, err)
+	}
+	again, err := p.RefreshDue(t.Context(), "propelauth", "u", schema.RefreshDue{Reason: "webhook"}, publishers.WithID("w1"))
+	if err != nil || !again.Duplicate || again.Sequence != first.Sequence {
+		t.Errorf("%+v, %v", again, err)
+	}
+}
+
+func TestMistakesNameTheArgument(t *testing.T) {
+	w := newWorld(t, "", true)
+	p := w.publisher(t)
+	ctx := t.Context()
+	tokens := publishers.Tokens{AccessToken: "canary"}
+	for field, call := range map[string]func() (publishers.Receipt, error){
+		"provider":    func() (publishers.Receipt, error) { return p.Login(ctx, "Propel", "u", tokens) },
+		"user":        func() (publishers.Receipt, error) { return p.Login(ctx, "propelauth", "a\nb", tokens) },
+		"AccessToken": func() (publishers.Receipt, error) { return p.Login(ctx, "propelauth", "u", publishers.Tokens{}) },
+		"want": func() (publishers.Receipt, error) {
+			return p.RefreshDue(ctx, "propelauth", "u", schema.RefreshDue{Want: "all"})
+		},
+		"min_valid_seconds": func() (publishers.Receipt, error) {
+			return p.RefreshDue(ctx, "propelauth", "u", schema.RefreshDue{MinValidSeconds: -1})
+		},
+		"WithID": func() (publishers.Receipt, error) {
+			return p.RefreshDue(ctx, "propelauth", "u", schema.RefreshDue{}, publishers.WithID(strings.Repeat("x", 300)))
+		},
+	} {
+		_, err := call()
+		if m, ok := errors.AsType[*schema.Malformed](err); !ok || m.Field != field {
+			t.Errorf("%s: %v", field, err)
+		}
+	}
+	_, err := p.Login(ctx, "propelauth", "u", publishers.Tokens{AccessToken: strings.Repeat("canary", 20_000)})
+	if err == nil || strings.Contains(err.Error(), "canary") {
+		t.Errorf("too large: %.200v", err)
+	}
+}
+
+func TestMissingKeySaysWhatToDo(t *testing.T) {
+	w := newWorld(t, "", false)
+	_, err := w.publisher(t).Login(t.Context(), "propelauth", "u", publishers.Tokens{AccessToken: "a"})
+	if err == nil || !strings.Contains(err.Error(), "WithJWKS") {
+		t.Errorf("%v", err)
+	}
+	if _, err := w.publisher(t, publishers.WithJWKS(w.keys.JWKS())).Login(t.Context(), "propelauth", "u", publishers.Tokens{AccessToken: "a"}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTokensCannotBePrinted(t *testing.T) {
+	tokens := publishers.Tokens{AccessToken: "canary", RefreshToken: "canary", IDToken: "canary"}
+	js, err := json.Marshal(struct{ T publishers.Tokens }{tokens})
+	if text := fmt.Sprintf("%v %+v %#v %s %s", tokens, tokens, tokens, &tokens, js); err != nil || strings.Contains(text, "canary") {
+		t.Errorf("%s, %v", text, err)
+	}
+}
+
+// A service tells renewd that a user signed in, right after its own OAuth callback.
+func ExamplePublisher_Login() {
+	signedIn := func(ctx context.Context, nc *nats.Conn, userID, access, refresh string, expiresIn time.Duration) error {
+		p, err := publishers.New(nc, publishers.WithSource("/shop"))
+		if err != nil {
+			return err
+		}
+		_, err = p.Login(ctx, "propelauth", userID, publishers.Tokens{AccessToken: access, RefreshToken: refresh, ExpiresIn: expiresIn})
+		return err
+	}
+	_ = signedIn
+}
+
+// A webhook says that a profile changed: the service asks for it to be fresh now.
+func ExamplePublisher_RefreshDue() {
+	profileChanged := func(ctx context.Context, p *publishers.Publisher, userID, webhookID string) error {
+		_, err := p.RefreshDue(ctx, "propelauth", userID, schema.RefreshDue{Reason: "user.updated webhook"}, publishers.WithID(webhookID))
+		return err
+	}
+	_ = profileChanged
+}
