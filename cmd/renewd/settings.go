@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/guard"
 )
 
 // settings is all that can be set. A setting is key in the settings file and RENEWD_KEY in the environment, which wins;
@@ -53,7 +54,7 @@ type settings struct {
 // environment describes.
 type providerSettings struct {
 	ID           string        `key:"id" env:"RENEWD_PROVIDER_ID" default:"propelauth" doc:"the provider's name in subjects and stored records: a-z, 0-9 and -; never change it"`
-	Preset       string        `key:"preset" env:"RENEWD_PROVIDER_PRESET" default:"propelauth" doc:"which provider this is: propelauth, or oidc for any with a discovery document"`
+	Preset       string        `key:"preset" env:"RENEWD_PROVIDER_PRESET" default:"propelauth" doc:"which provider this is: propelauth, auth0, okta, entra, google, keycloak, cognito, github, or oidc for any other with a discovery document"`
 	AuthURL      string        `key:"auth_url" env:"RENEWD_AUTH_URL" doc:"the provider's address: PropelAuth's auth URL, or the OIDC issuer"`
 	ClientID     string        `key:"client_id" env:"RENEWD_CLIENT_ID" doc:"OAuth client id: the one that the users sign in with"`
 	ClientSecret grant.Secret  `key:"client_secret" env:"RENEWD_CLIENT_SECRET" doc:"OAuth client secret; empty for a public client"`
@@ -67,6 +68,7 @@ type providerSettings struct {
 	Rate         float64       `key:"rate" env:"RENEWD_PROVIDER_RATE" default:"0" min:"0" doc:"calls a second that this process makes at most; 0: no limit"`
 
 	Policy policySettings
+	Guard  guardSettings
 }
 
 // policySettings is when and how one provider's grants are renewed: grant.Policy in the settings file, under policy.
@@ -83,7 +85,29 @@ type policySettings struct {
 	RetryLater   time.Duration `key:"retry_later" default:"1h" min:"1ms" doc:"wait after user.refresh_failed"`
 	ConfirmMin   time.Duration `key:"confirm_min" default:"30s" min:"1ms" doc:"least wait before a refused refresh token is presented once more, to be sure"`
 	ConfirmMax   time.Duration `key:"confirm_max" default:"60s" min:"1ms" doc:"longest wait before that"`
-	Grace        time.Duration `key:"grace" default:"0s" min:"0s" doc:"how long the provider accepts a refresh token that it has already rotated; 0: not known"`
+}
+
+// guardSettings is when a provider is not believed, and when it is left alone: guard.Rules in the settings file, under
+// guard.
+type guardSettings struct {
+	Window     time.Duration `key:"window" default:"10m" min:"1s" doc:"in which refused users are weighed against renewed ones"`
+	DeadMin    int           `key:"dead_min" default:"10" min:"1" doc:"refused users in it from which on the provider may be in doubt"`
+	DeadShare  float64       `key:"dead_share" default:"0.5" min:"0.01" doc:"share of refused users in it that puts the provider in doubt: nobody is signed out, its renewals pause; above 1: never"`
+	Release    time.Duration `key:"release" default:"10m" min:"1s" doc:"how long they pause before one tries again"`
+	Hold       time.Duration `key:"hold" default:"24h" min:"1s" doc:"how long a refusal is held back while no renewal has ever succeeded with this client_id"`
+	FailMin    int           `key:"fail_min" default:"10" min:"1" doc:"failed calls in fail_window from which on the provider may be down"`
+	FailWindow time.Duration `key:"fail_window" default:"15s" min:"1s" doc:"in which failed calls are weighed against all"`
+	FailShare  float64       `key:"fail_share" default:"0.8" min:"0.01" doc:"share of failed calls in it from which on the provider is down and its renewals pause; above 1: never"`
+	OpenMin    time.Duration `key:"open_min" default:"5s" min:"100ms" doc:"first such pause; it doubles while the provider stays down"`
+	OpenMax    time.Duration `key:"open_max" default:"1m" min:"100ms" doc:"longest such pause"`
+}
+
+// rules is g as package guard takes it.
+func (g guardSettings) rules() guard.Rules {
+	return guard.Rules{
+		Window: g.Window, DeadMin: g.DeadMin, DeadShare: g.DeadShare, Release: g.Release, Hold: g.Hold, FailMin: g.FailMin,
+		FailWindow: g.FailWindow, FailShare: g.FailShare, OpenMin: g.OpenMin, OpenMax: g.OpenMax,
+	}
 }
 
 // policy is p as package grant takes it.
@@ -91,7 +115,7 @@ func (p policySettings) policy() grant.Policy {
 	return grant.Policy{
 		Lifetime: p.Lifetime, Margin: p.Margin, MarginShare: p.MarginShare, JitterShare: p.JitterShare, Floor: p.Floor,
 		ProfileEvery: p.ProfileEvery, Tries: p.Tries, RetryMin: p.RetryMin, RetryMax: p.RetryMax, RetryLater: p.RetryLater,
-		ConfirmMin: p.ConfirmMin, ConfirmMax: p.ConfirmMax, Grace: p.Grace,
+		ConfirmMin: p.ConfirmMin, ConfirmMax: p.ConfirmMax,
 	}
 }
 

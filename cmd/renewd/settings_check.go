@@ -71,7 +71,7 @@ func (c *configuration) checkProviders() []error {
 	var found []error
 	seen := map[string]bool{}
 	for i, p := range c.Providers {
-		path := fmt.Sprintf("providers[%d].", i)
+		path, before := fmt.Sprintf("providers[%d].", i), len(found)
 		say := func(key string, err error) {
 			if err != nil {
 				found = append(found, fmt.Errorf("%s: %w", c.name(path+key), err))
@@ -94,6 +94,15 @@ func (c *configuration) checkProviders() []error {
 		say("ca_file", readable(p.CAFile))
 		if err := p.Policy.policy().Validate(); err != nil {
 			say("policy", err)
+		}
+		if err := p.Guard.rules().Validate(); err != nil {
+			say("guard", err)
+		}
+		// What is left is the client's to judge: the preset, and how the client shows its secret.
+		if len(found) == before {
+			if err := p.client().Validate(); err != nil {
+				found = append(found, fmt.Errorf("providers[%d] (%s): %w", i, p.ID, err))
+			}
 		}
 	}
 	return found

@@ -75,6 +75,7 @@ func (l *loader) newProvider() providerSettings {
 	var p providerSettings
 	l.defaults(reflect.ValueOf(&p).Elem(), providerTable())
 	l.defaults(reflect.ValueOf(&p.Policy).Elem(), policyTable())
+	l.defaults(reflect.ValueOf(&p.Guard).Elem(), guardTable())
 	return p
 }
 
@@ -179,9 +180,14 @@ func (l *loader) providers(n *yaml.Node, path string) {
 	}
 	for i, item := range n.Content {
 		p := l.newProvider()
-		nested := map[string]func(*yaml.Node, string){"policy": func(n *yaml.Node, path string) {
-			l.mapping(n, reflect.ValueOf(&p.Policy).Elem(), policyTable(), path+".", nil)
-		}}
+		nested := map[string]func(*yaml.Node, string){
+			"policy": func(n *yaml.Node, path string) {
+				l.mapping(n, reflect.ValueOf(&p.Policy).Elem(), policyTable(), path+".", nil)
+			},
+			"guard": func(n *yaml.Node, path string) {
+				l.mapping(n, reflect.ValueOf(&p.Guard).Elem(), guardTable(), path+".", nil)
+			},
+		}
 		l.mapping(item, reflect.ValueOf(&p).Elem(), providerTable(), fmt.Sprintf("%s[%d].", path, i), nested)
 		l.c.Providers = append(l.c.Providers, p)
 	}
@@ -203,7 +209,7 @@ func secretFile(path string) (string, error) {
 // unknownEnv refuses every RENEWD_ variable that is no setting: a mistyped one would else be a default that nobody chose.
 func (l *loader) unknownEnv() {
 	known := []string{configEnv}
-	for _, r := range slices.Concat(mainTable(), providerTable(), policyTable()) {
+	for _, r := range allSettings() {
 		known = append(known, r.env)
 		if r.secret {
 			known = append(known, r.env+"_FILE")
@@ -261,10 +267,8 @@ func (l *loader) fromEnv(target reflect.Value, rows []setting, path string) {
 // providerFromEnv applies the environment's provider settings: to the provider of the file with RENEWD_PROVIDER_ID, or
 // the only one there, else to one more.
 func (l *loader) providerFromEnv() {
-	set := func(rows []setting) bool {
-		return slices.ContainsFunc(rows, func(r setting) bool { return l.env[r.env] != "" || r.secret && l.env[r.env+"_FILE"] != "" })
-	}
-	if !set(providerTable()) && !set(policyTable()) {
+	set := func(r setting) bool { return l.env[r.env] != "" || r.secret && l.env[r.env+"_FILE"] != "" }
+	if !slices.ContainsFunc(slices.Concat(providerTable(), policyTable(), guardTable()), set) {
 		return
 	}
 	id := l.env["RENEWD_PROVIDER_ID"]
@@ -279,4 +283,5 @@ func (l *loader) providerFromEnv() {
 	path := fmt.Sprintf("providers[%d].", i)
 	l.fromEnv(reflect.ValueOf(&l.c.Providers[i]).Elem(), providerTable(), path)
 	l.fromEnv(reflect.ValueOf(&l.c.Providers[i].Policy).Elem(), policyTable(), path+"policy.")
+	l.fromEnv(reflect.ValueOf(&l.c.Providers[i].Guard).Elem(), guardTable(), path+"guard.")
 }

@@ -27,6 +27,8 @@ func (c *configuration) print(w io.Writer) {
 		c.printRows(w, reflect.ValueOf(p), providerTable(), path, "    ")
 		fmt.Fprintln(w, "    policy:")
 		c.printRows(w, reflect.ValueOf(p.Policy), policyTable(), path+"policy.", "      ")
+		fmt.Fprintln(w, "    guard:")
+		c.printRows(w, reflect.ValueOf(p.Guard), guardTable(), path+"guard.", "      ")
 	}
 }
 
@@ -143,6 +145,7 @@ func settingsTable(w io.Writer) {
 	rows(mainTable(), "")
 	rows(providerTable(), "providers[].")
 	rows(policyTable(), "providers[].policy.")
+	rows(guardTable(), "providers[].guard.")
 }
 
 // databaseHost names the server and database of an address, and nothing else of it.

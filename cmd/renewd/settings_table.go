@@ -53,6 +53,12 @@ const configEnv = "RENEWD_CONFIG"
 func mainTable() []setting     { return table(reflect.TypeFor[settings](), "RENEWD_") }
 func providerTable() []setting { return table(reflect.TypeFor[providerSettings](), "RENEWD_PROVIDER_") }
 func policyTable() []setting   { return table(reflect.TypeFor[policySettings](), "RENEWD_POLICY_") }
+func guardTable() []setting    { return table(reflect.TypeFor[guardSettings](), "RENEWD_GUARD_") }
+
+// allSettings is every row there is.
+func allSettings() []setting {
+	return slices.Concat(mainTable(), providerTable(), policyTable(), guardTable())
+}
 
 // put parses text into the row's field of target, a settings struct.
 func (r setting) put(target reflect.Value, text string) error {

@@ -5,12 +5,12 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/guard"
 	"go.yaml.in/yaml/v3"
 )
 
@@ -75,20 +75,24 @@ func TestSettingsMistakesNameTheSetting(t *testing.T) {
 		"secret missing":   {"", []string{"RENEWD_HTTP_TOKEN_FILE=/nowhere/token"}, []string{"RENEWD_HTTP_TOKEN_FILE", "/nowhere/token"}},
 		"secret empty":     {"http_token_file: " + empty + "\n", nil, []string{"http_token_file", "empty"}},
 
-		"provider id":         {strings.Replace(provider, "acme", "Acme!", 1), nil, []string{"providers[0].id", "a-z"}},
-		"two of one id":       {provider + strings.TrimPrefix(provider, "providers:\n"), nil, []string{"providers[1].id", "two providers"}},
-		"no address":          {"", []string{"RENEWD_CLIENT_ID=c"}, []string{"providers[0].auth_url", "RENEWD_AUTH_URL"}},
-		"no client":           {"", []string{"RENEWD_AUTH_URL=https://a.example"}, []string{"providers[0].client_id", "RENEWD_CLIENT_ID"}},
-		"client auth":         {provider + "    client_auth: header\n", nil, []string{"providers[0].client_auth", "basic, post, none"}},
-		"plain http":          {"", []string{"RENEWD_AUTH_URL=http://a.example", "RENEWD_CLIENT_ID=c"}, []string{"RENEWD_AUTH_URL", "https://"}},
-		"plain http loopback": {"", []string{"RENEWD_AUTH_URL=http://127.0.0.1:1", "RENEWD_CLIENT_ID=c"}, []string{"RENEWD_AUTH_URL", "RENEWD_ALLOW_HTTP_LOOPBACK"}},
-		"no address at all":   {"", []string{"RENEWD_AUTH_URL=a.example", "RENEWD_CLIENT_ID=c"}, []string{"RENEWD_AUTH_URL", "https://"}},
-		"password in address": {"", []string{"RENEWD_AUTH_URL=https://u:hunter2@a.example", "RENEWD_CLIENT_ID=c"}, []string{"RENEWD_AUTH_URL", "without user"}},
-		"policy order":        {provider + "    policy: {retry_min: 10s, retry_max: 1s}\n", nil, []string{"policy", "retry_max"}},
-		"policy range":        {provider + "    policy: {margin_share: 0.95}\n", nil, []string{"providers[0].policy.margin_share", "0.9 or less"}},
-		"policy zero":         {provider + "    policy: {floor: 0s}\n", nil, []string{"providers[0].policy.floor", "or more"}},
-		"policy by env":       {provider, []string{"RENEWD_POLICY_TRIES=0"}, []string{"RENEWD_POLICY_TRIES", "1 or more"}},
-		"provider timeout":    {provider + "    timeout: 1h\n", nil, []string{"providers[0].timeout", "2m or less"}},
+		"provider id":                        {strings.Replace(provider, "acme", "Acme!", 1), nil, []string{"providers[0].id", "a-z"}},
+		"two of one id":                      {provider + strings.TrimPrefix(provider, "providers:\n"), nil, []string{"providers[1].id", "two providers"}},
+		"no address":                         {"", []string{"RENEWD_CLIENT_ID=c"}, []string{"providers[0].auth_url", "RENEWD_AUTH_URL"}},
+		"no client":                          {"", []string{"RENEWD_AUTH_URL=https://a.example"}, []string{"providers[0].client_id", "RENEWD_CLIENT_ID"}},
+		"client auth":                        {provider + "    client_auth: header\n", nil, []string{"providers[0].client_auth", "basic, post, none"}},
+		"plain http":                         {"", []string{"RENEWD_AUTH_URL=http://a.example", "RENEWD_CLIENT_ID=c"}, []string{"RENEWD_AUTH_URL", "https://"}},
+		"plain http loopback":                {"", []string{"RENEWD_AUTH_URL=http://127.0.0.1:1", "RENEWD_CLIENT_ID=c"}, []string{"RENEWD_AUTH_URL", "RENEWD_ALLOW_HTTP_LOOPBACK"}},
+		"no address at all":                  {"", []string{"RENEWD_AUTH_URL=a.example", "RENEWD_CLIENT_ID=c"}, []string{"RENEWD_AUTH_URL", "https://"}},
+		"password in address":                {"", []string{"RENEWD_AUTH_URL=https://u:hunter2@a.example", "RENEWD_CLIENT_ID=c"}, []string{"RENEWD_AUTH_URL", "without user"}},
+		"policy order":                       {provider + "    policy: {retry_min: 10s, retry_max: 1s}\n", nil, []string{"policy", "retry_max"}},
+		"policy range":                       {provider + "    policy: {margin_share: 0.95}\n", nil, []string{"providers[0].policy.margin_share", "0.9 or less"}},
+		"policy zero":                        {provider + "    policy: {floor: 0s}\n", nil, []string{"providers[0].policy.floor", "or more"}},
+		"policy by env":                      {provider, []string{"RENEWD_POLICY_TRIES=0"}, []string{"RENEWD_POLICY_TRIES", "1 or more"}},
+		"guard order":                        {provider + "    guard: {open_min: 10s, open_max: 1s}\n", nil, []string{"guard", "open_max"}},
+		"typo in a guard":                    {provider + "    guard: {dead_mix: 1}\n", nil, []string{"providers[0].guard.dead_mix", "dead_min?"}},
+		"preset":                             {strings.Replace(provider, "oidc", "odic", 1), nil, []string{"providers[0] (acme)", "preset", "odic"}},
+		"secret missing for its client_auth": {provider + "    client_auth: basic\n", nil, []string{"providers[0] (acme)", "client_secret"}},
+		"provider timeout":                   {provider + "    timeout: 1h\n", nil, []string{"providers[0].timeout", "2m or less"}},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -187,7 +191,7 @@ database_url: postgres://joe:hunter2@db:5432/app?sslmode=disable
 http_token: hunter2-hunter2-hunter2
 outcome_age: 36h
 providers:
-  - {auth_url: "https://b.example", client_id: c2, client_secret: hunter2, policy: {grace: 90s}}
+  - {auth_url: "https://b.example", client_id: c2, client_secret: hunter2, policy: {retry_later: 90s}, guard: {hold: 2h}}
 `)
 	c, err := load(file, nil)
 	if err != nil {
@@ -229,22 +233,23 @@ func TestRedactURL(t *testing.T) {
 	}
 }
 
-// A policy without any setting is grant's own default, so that the table does not lie.
-func TestPolicyDefaultsAreGrants(t *testing.T) {
+// Without any setting the rules are the packages' own defaults, so that the table does not lie.
+func TestPolicyDefaultsAreThoseOfThePackages(t *testing.T) {
 	t.Parallel()
 	got, want := new(loader).newProvider().Policy.policy(), grant.Policy{}.WithDefaults()
 	if got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	if a, b := reflect.TypeFor[policySettings]().NumField(), reflect.TypeFor[grant.Policy]().NumField(); a != b {
-		t.Errorf("%d settings for %d fields of grant.Policy", a, b)
+	rules, defaults := new(loader).newProvider().Guard.rules(), guard.Rules{}.WithDefaults()
+	if rules != defaults {
+		t.Errorf("got %+v, want %+v", rules, defaults)
 	}
 }
 
 func TestSettingsAreDocumented(t *testing.T) {
 	t.Parallel()
 	var names []string
-	for _, r := range slices.Concat(mainTable(), providerTable(), policyTable()) {
+	for _, r := range allSettings() {
 		if r.doc == "" || !strings.HasPrefix(r.env, "RENEWD_") {
 			t.Errorf("%s: no doc, or the name %q", r.key, r.env)
 		}

@@ -33,12 +33,17 @@ func (p *plant) openStore(ctx context.Context) error {
 // databaseConns is enough for the batches that are under way at a time; more would only wait for one another.
 const databaseConns = 16
 
-// client makes the client of one provider.
-func (p *plant) client(_ context.Context, s providerSettings) (*idp.Provider, error) {
-	c := idp.Config{
-		ID: s.ID, Preset: s.Preset, BaseURL: s.AuthURL, TokenURL: s.TokenURL, UserInfoURL: s.UserinfoURL, ClientID: s.ClientID,
-		ClientSecret: s.ClientSecret, ClientAuth: idp.ClientAuth(s.ClientAuth), Timeout: s.Timeout, AllowHTTPLoopback: s.AllowHTTP, MaxConns: s.Concurrency,
+// client is p as package idp takes it, but for the certificates.
+func (p providerSettings) client() idp.Config {
+	return idp.Config{
+		ID: p.ID, Preset: p.Preset, BaseURL: p.AuthURL, TokenURL: p.TokenURL, UserInfoURL: p.UserinfoURL, ClientID: p.ClientID,
+		ClientSecret: p.ClientSecret, ClientAuth: idp.ClientAuth(p.ClientAuth), Timeout: p.Timeout, AllowHTTPLoopback: p.AllowHTTP, MaxConns: p.Concurrency,
 	}
+}
+
+// client makes the client of one provider.
+func (p *plant) client(s providerSettings) (*idp.Provider, error) {
+	c := s.client()
 	if s.CAFile != "" {
 		pem, err := os.ReadFile(s.CAFile)
 		if err != nil {

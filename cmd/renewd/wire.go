@@ -69,12 +69,12 @@ func (p *plant) providers(ctx context.Context) (map[string]refresh.Provider, []*
 	providers := map[string]refresh.Provider{}
 	var guards []*guard.Guard
 	for _, s := range p.conf.Providers {
-		client, err := p.client(ctx, s)
+		client, err := p.client(s)
 		if err != nil {
 			return nil, nil, fmt.Errorf("provider %s: %w", s.ID, err)
 		}
 		g, err := guard.New(guard.Config{
-			Provider: s.ID, Settings: client.Settings(),
+			Provider: s.ID, Settings: client.Settings(), Rules: s.Guard.rules(),
 			Concurrency: s.Concurrency, Bucket: bucket, Brake: p.engine, Source: source, Now: p.engine.Now, Logger: p.log,
 		})
 		if err != nil {
