@@ -25,7 +25,7 @@ type probe struct {
 
 // surface is what the HTTP server shows.
 type surface struct {
-	probes  []probe
+	probes  func() []probe
 	metrics http.Handler
 	jwks    func() []byte
 	schemas fs.FS
@@ -44,9 +44,14 @@ func (s surface) handler() http.Handler {
 	mux.HandleFunc("GET /readyz", s.ready)
 	mux.Handle("GET /metrics", s.guard(s.metrics))
 	mux.Handle("GET /.well-known/jwks.json", s.guard(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		jwks := s.jwks()
+		if jwks == nil {
+			http.Error(w, "starting: see /readyz", http.StatusServiceUnavailable)
+			return
+		}
 		w.Header().Set("Content-Type", "application/jwk-set+json")
 		w.Header().Set("Cache-Control", "max-age=60")
-		_, _ = w.Write(s.jwks())
+		_, _ = w.Write(jwks)
 	})))
 	mux.Handle("GET /schemas/", s.guard(http.StripPrefix("/schemas/", http.FileServerFS(s.schemas))))
 	return mux
@@ -64,7 +69,7 @@ func (s surface) ready(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), probeLimit)
 	defer cancel()
 	answer, status := readiness{Status: "ok", Checks: map[string]string{}}, http.StatusOK
-	for _, p := range s.probes {
+	for _, p := range s.probes() {
 		answer.Checks[p.name] = "ok"
 		if err := p.check(ctx); err != nil {
 			answer.Checks[p.name] = err.Error()

@@ -19,6 +19,7 @@ import (
 func testSurface() surface {
 	return surface{
 		metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "metrics") }),
+		probes:  func() []probe { return nil },
 		jwks:    func() []byte { return []byte(`{"keys":[]}`) },
 		schemas: fstest.MapFS{"user.synced.json": {Data: []byte(`{}`)}},
 		logger:  slog.New(slog.DiscardHandler),
@@ -73,9 +74,11 @@ func TestHTTPGuard(t *testing.T) {
 func TestHTTPReadyNamesWhatIsNot(t *testing.T) {
 	t.Parallel()
 	s := testSurface()
-	s.probes = []probe{
-		{"nats", func(context.Context) error { return nil }},
-		{"store", func(context.Context) error { return errors.New("no answer from db:5432") }},
+	s.probes = func() []probe {
+		return []probe{
+			{"nats", func(context.Context) error { return nil }},
+			{"store", func(context.Context) error { return errors.New("no answer from db:5432") }},
+		}
 	}
 	code, body := get(t, s.handler(), "/readyz", "")
 	var got readiness
@@ -117,7 +120,7 @@ func TestHealthcheck(t *testing.T) {
 	t.Parallel()
 	s := testSurface()
 	ready := errors.New("no answer")
-	s.probes = []probe{{"store", func(context.Context) error { return ready }}}
+	s.probes = func() []probe { return []probe{{"store", func(context.Context) error { return ready }}} }
 	server := httptest.NewServer(s.handler())
 	defer server.Close()
 	addr := server.Listener.Addr().(*net.TCPAddr)

@@ -3,9 +3,10 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/renewd/renewd/schema"
@@ -25,8 +26,9 @@ func (serveCommand) Run(ctx context.Context, a *app, c *cli) error {
 	return a.serve(ctx, conf, newLogger(a.stderr, &conf.settings), nil)
 }
 
-// serve brings everything up and runs it until ctx ends or a part fails. extra are parts of the command that called.
-func (a *app) serve(ctx context.Context, conf *configuration, log *slog.Logger, extra func(*plant) []part) error {
+// serve brings everything up and runs it until ctx ends or a part fails. extra are parts of the
+// command that called: below what renewd stands on, and above what stands on it.
+func (a *app) serve(ctx context.Context, conf *configuration, log *slog.Logger, extra func(*plant, *front) (below, above []part)) error {
 	tel, err := newTelemetry(ctx, a.environ, log)
 	if err != nil {
 		return err
@@ -42,25 +44,36 @@ func (a *app) serve(ctx context.Context, conf *configuration, log *slog.Logger, 
 	if err != nil {
 		return err
 	}
-	p, err := build(ctx, conf, a.environ, log, tel, func(what string) { log.Info("starting", "part", what) })
-	if err != nil {
-		return errors.Join(unlessStopped(ctx, err), listener.Close())
-	}
-	layers, err := p.layers(ctx)
-	if err != nil {
-		p.close()
-		return errors.Join(err, listener.Close())
-	}
-	layers[0] = append(layers[0], p.http(listener))
-	if extra != nil {
-		layers = append(layers, extra(p))
-	}
-	log.Info("renewd is up", "version", version, "nats", conf.natsText(), "store", conf.storeText(), "providers", len(conf.Providers), "http", listener.Addr().String())
-	err = runLayers(ctx, layers...)
+	// HTTP is there before the rest is, to say what start-up waits for, and goes last.
+	f := &front{conf: conf, metrics: tel.metrics, log: log, addr: listener.Addr().String()}
+	err = runLayers(ctx, []part{f.part(listener)}, []part{func(ctx context.Context) error {
+		return a.work(ctx, conf, log, tel, f, extra)
+	}})
 	if err == nil {
 		log.Info("renewd has stopped; nothing is in hand")
 	}
 	return err
+}
+
+// work builds the plant and runs it.
+func (a *app) work(ctx context.Context, conf *configuration, log *slog.Logger, tel *telemetry, f *front, extra func(*plant, *front) (below, above []part)) error {
+	p, err := build(ctx, conf, a.environ, log, tel, f.waitFor)
+	if err != nil {
+		return unlessStopped(ctx, err)
+	}
+	layers, err := p.layers(ctx)
+	if err != nil {
+		p.close()
+		return unlessStopped(ctx, err)
+	}
+	if extra != nil {
+		below, above := extra(p, f)
+		layers[0] = append(layers[0], below...)
+		layers = append(layers, above)
+	}
+	f.plant.Store(p)
+	log.Info("renewd is up", "version", version, "nats", conf.natsText(), "store", conf.storeText(), "providers", len(conf.Providers), "http", f.addr)
+	return runLayers(ctx, layers...)
 }
 
 // unlessStopped makes no error of being told to stop while starting.
@@ -71,16 +84,45 @@ func unlessStopped(ctx context.Context, err error) error {
 	return err
 }
 
-// http is the HTTP server as a part.
-func (p *plant) http(l net.Listener) part {
-	s := surface{
-		probes: p.ready(), metrics: p.tel.metrics, jwks: p.keys.JWKS, schemas: schema.Files(), token: p.conf.HTTPToken,
-		open: loopback(p.conf.HTTPAddr), logger: p.log,
+// front is the HTTP server's view of a program that is coming up, or is up.
+type front struct {
+	conf    *configuration
+	metrics http.Handler
+	log     *slog.Logger
+	addr    string // where it listens
+	waits   atomic.Pointer[string]
+	plant   atomic.Pointer[plant]
+}
+
+// waitFor notes what start-up is about to wait for.
+func (f *front) waitFor(what string) {
+	f.log.Info("starting", "part", what)
+	f.waits.Store(&what)
+}
+
+func (f *front) probes() []probe {
+	if p := f.plant.Load(); p != nil {
+		return p.ready()
 	}
-	return func(ctx context.Context) error {
-		if err := serveHTTP(ctx, l, s.handler(), p.log); err != nil {
-			return fmt.Errorf("http: %w", err)
+	return []probe{{"start", func(context.Context) error {
+		if what := f.waits.Load(); what != nil {
+			return errors.New("starting, waiting for " + *what)
 		}
-		return nil
+		return errors.New("starting")
+	}}}
+}
+
+func (f *front) jwks() []byte {
+	if p := f.plant.Load(); p != nil {
+		return p.keys.JWKS()
 	}
+	return nil
+}
+
+// part is the HTTP server on l.
+func (f *front) part(l net.Listener) part {
+	s := surface{
+		probes: f.probes, metrics: f.metrics, jwks: f.jwks, schemas: schema.Files(), token: f.conf.HTTPToken, open: loopback(f.conf.HTTPAddr), logger: f.log,
+	}
+	return func(ctx context.Context) error { return serveHTTP(ctx, l, s.handler(), f.log) }
 }

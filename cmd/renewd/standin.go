@@ -2,43 +2,45 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"strings"
 	"time"
 
-	"github.com/renewd/renewd/consumers"
+	"github.com/nats-io/nats.go"
 	"github.com/renewd/renewd/internal/idp/idptest"
-	"github.com/renewd/renewd/publishers"
 	"github.com/renewd/renewd/schema"
 )
 
 type standInCommand struct {
 	clientFlags
-	Listen           string        `default:"127.0.0.1:7470" placeholder:"HOST:PORT" help:"Where to listen. Default: 127.0.0.1:7470."`
-	Lifetime         time.Duration `type:"duration" default:"30s" placeholder:"DURATION" help:"Life of an access token. Default: 30s."`
-	Rotation         string        `enum:"strict,grace,never" default:"strict" help:"What a refresh does to the refresh token: strict, grace or never."`
-	ClientID         string        `default:"renewd-dev" help:"Client id that it takes."`
-	ClientSecretFile string        `placeholder:"FILE" help:"File with the client secret that it wants. Default: none."`
-	Users            int           `default:"0" help:"Be an app too: sign so many users in, publish their logins to NATS, and sign in again who must."`
+	Listen     string        `default:"127.0.0.1:7470" placeholder:"HOST:PORT" help:"Where to listen. Default: 127.0.0.1:7470."`
+	Lifetime   time.Duration `type:"duration" default:"30s" placeholder:"DURATION" help:"Life of an access token. Default: 30s."`
+	Rotation   string        `enum:"strict,grace,never" default:"strict" help:"What a refresh does to the refresh token: strict, grace or never."`
+	ClientID   string        `default:"renewd-dev" help:"Client id that it takes. Default: renewd-dev."`
+	SecretFile string        `name:"client-secret-file" placeholder:"FILE" help:"File with the client secret that it wants. Default: none, a public client."`
+	Users      int           `placeholder:"N" help:"Be an app with N users too: sign them in and publish their logins, again when one must. Default: 0."`
+	Provider   string        `placeholder:"ID" help:"Provider's id in renewd's settings, for --users. Default: the first there, else propelauth."`
+	EndEvery   time.Duration `type:"duration" default:"30s" placeholder:"DURATION" help:"With --users, how often it ends somebody's session. Default: 30s."`
 }
 
 // Run serves the stand-in until ctx ends. Its admin endpoints are on: it is nobody's real provider.
 func (s standInCommand) Run(ctx context.Context, a *app, c *cli) error {
-	o := idptest.Options{Lifetime: s.Lifetime, Rotation: idptest.Rotation(s.Rotation), ClientID: s.ClientID, Admin: true}
-	if s.ClientSecretFile != "" {
-		raw, err := os.ReadFile(s.ClientSecretFile)
-		if err != nil {
+	options := idptest.Options{Lifetime: s.Lifetime, Rotation: idptest.Rotation(s.Rotation), ClientID: s.ClientID, Admin: true}
+	if s.Lifetime < time.Second || s.EndEvery < time.Second || s.Users < 0 {
+		return usageError{errors.New("want --lifetime of 1s or more, --end-every of 1s or more, --users of 0 or more")}
+	}
+	if s.SecretFile != "" {
+		var err error
+		if options.ClientSecret, err = secretFile(s.SecretFile); err != nil {
 			return usageError{fmt.Errorf("--client-secret-file: %w", err)}
 		}
-		o.ClientSecret = strings.TrimSpace(string(raw))
 	}
 	l, err := listen(ctx, s.Listen)
 	if err != nil {
 		return err
 	}
-	server := idptest.New(o)
+	server := idptest.New(options)
 	fmt.Fprintf(a.stdout, `a stand-in for PropelAuth listens on http://%s
 
   sign a user in, and give the tokens to renewd:
@@ -54,33 +56,34 @@ func (s standInCommand) Run(ctx context.Context, a *app, c *cli) error {
 	return runLayers(ctx, parts)
 }
 
-// app signs users in as an app would, and again those who must.
+// app is the app with users.
 func (s standInCommand) app(ctx context.Context, a *app, c *cli, server *idptest.Server) error {
 	conf, err := a.load(c)
 	if err != nil {
 		return err
 	}
-	nc, err := a.connect(conf, s.Server)
-	if err != nil {
+	var nc *nats.Conn
+	err = patiently(ctx, newLogger(a.stderr, &conf.settings), conf.StartTimeout, "NATS", "RENEWD_NATS_URL", func(context.Context) error {
+		nc, err = a.connect(conf, s.Server)
 		return err
+	})
+	if err != nil {
+		return unlessStopped(ctx, err)
 	}
 	defer nc.Close()
-	pub, err := publishers.New(nc, publishers.WithPrefix(conf.NATSPrefix), publishers.WithSource("/demo-app"))
-	if err != nil {
-		return err
+	if s.Provider == "" {
+		s.Provider = conf.defaultProvider()
 	}
-	signIn := func(ctx context.Context, user string) error {
-		t := server.Login(user)
-		_, err := pub.Login(ctx, conf.defaultProvider(), user, publishers.Tokens{
-			AccessToken: t.Access, RefreshToken: t.Refresh, ExpiresIn: time.Duration(t.ExpiresIn) * time.Second,
-		})
-		return err
+	colour := colours(a.stdout, a.environ)
+	d := demo{
+		standIn: server, provider: s.Provider, users: s.Users, endEvery: s.EndEvery, editEvery: s.EndEvery / 2,
+		say: func(text string) { fmt.Fprintln(a.stdout, text) },
+		seen: func(e schema.Event) error {
+			if e.Type == schema.UserSynced {
+				return nil
+			}
+			return printLine(a.stdout, colour, e, time.Now())
+		},
 	}
-	for n := range s.Users {
-		if err := signIn(ctx, devUser(n)); err != nil {
-			return err
-		}
-	}
-	only := consumers.Subscription{Prefix: conf.NATSPrefix, Types: []schema.Type{schema.UserReauthRequired}, Provider: conf.defaultProvider()}
-	return consumers.Subscribe(ctx, nc, only, func(ctx context.Context, e schema.Event) error { return signIn(ctx, e.User) })
+	return d.run(ctx, nc, conf.NATSPrefix)
 }

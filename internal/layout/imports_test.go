@@ -52,6 +52,8 @@ var allowed = map[string]entry{
 	"internal/systemtest": {},
 	"internal/layout":     {},
 
+	"docs/examples/force-logout": {ours: []string{"schema", "consumers"}, modules: []string{nats}}, // quoted in the README
+
 	"internal/idp/idptest": {}, // also a part of the binary: the dev and demo commands
 
 	"cmd/renewd": {

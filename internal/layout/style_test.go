@@ -2,6 +2,7 @@ package layout
 
 import (
 	"go/ast"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -119,5 +120,20 @@ func TestCallsAreFound(t *testing.T) {
 	})
 	if now == 0 || reads == 0 {
 		t.Errorf("time.Now %d times, os.ReadFile %d times", now, reads)
+	}
+}
+
+// The README's program is the one that compiles.
+func TestReadmeQuotesTheProgram(t *testing.T) {
+	program, err := os.ReadFile("../../docs/examples/force-logout/main.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(readme), "```go\n"+string(program)+"```") {
+		t.Error("README.md: the program under \"Listen to renewd\" is not docs/examples/force-logout/main.go")
 	}
 }
