@@ -11,7 +11,7 @@ say() { printf '==> %s\n' "$*"; }
 have() { command -v "$1" >/dev/null; }
 
 packages=()
-compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || packages+=(postgresql)
+compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || have postgres || packages+=(postgresql)
 have node || packages+=(nodejs)
 have npm || packages+=(npm)
 have make || packages+=(make)

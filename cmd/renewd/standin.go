@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -49,7 +50,11 @@ func (s standInCommand) Run(ctx context.Context, a *app, c *cli) error {
   see what it was asked:     curl -s http://%[1]s/_admin/stats
 
 `, l.Addr(), a.name)
-	parts := []part{func(ctx context.Context) error { return serveHTTP(ctx, l, server, slog.New(slog.DiscardHandler)) }}
+	mux := http.NewServeMux()
+	mux.Handle("/", server)
+	// What `renewd healthcheck` asks for, so that one health check serves every container of the image.
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, readiness{Status: "ok"}) })
+	parts := []part{func(ctx context.Context) error { return serveHTTP(ctx, l, mux, slog.New(slog.DiscardHandler)) }}
 	if s.Users > 0 {
 		parts = append(parts, func(ctx context.Context) error { return s.app(ctx, a, c, server) })
 	}

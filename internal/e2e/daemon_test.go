@@ -30,10 +30,68 @@ var binary = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// daemon is a running `renewd serve`.
-type daemon struct {
+// command is renewd with these arguments, only these settings, and a working folder of its own.
+func command(t *testing.T, settings []string, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(must(binary())(t), args...)
+	cmd.Env = append(withoutSettings(os.Environ()), settings...)
+	cmd.Dir = t.TempDir()
+	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
+	return cmd
+}
+
+// process is a running program.
+type process struct {
 	cmd  *exec.Cmd
 	exit chan error // holds the process's end once it came
+}
+
+// start starts a program, which is ended with the test.
+func start(t *testing.T, cmd *exec.Cmd) *process {
+	t.Helper()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p := &process{cmd: cmd, exit: make(chan error, 1)}
+	go func() { p.exit <- cmd.Wait() }()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-p.exit
+	})
+	return p
+}
+
+// running returns an error, after which waiting is in vain, if the program has ended.
+func (p *process) running() error {
+	select {
+	case err := <-p.exit:
+		p.exit <- err
+		return hopeless{fmt.Errorf("%s ended at its start (%v): see what it said", p.cmd, err)}
+	default:
+		return nil
+	}
+}
+
+// stop ends renewd as an operator would and wants a clean end.
+func (p *process) stop(t *testing.T) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-p.exit:
+		p.exit <- err
+		if err != nil {
+			t.Errorf("renewd ended with %v, want exit code 0", err)
+		}
+	case <-time.After(drainTimeout):
+		t.Fatalf("renewd did not end within %v of SIGTERM", drainTimeout)
+	}
+}
+
+// daemon is a running `renewd serve`.
+type daemon struct {
+	*process
 	http string
 	nats string // where its embedded NATS server listens
 	data string
@@ -48,26 +106,14 @@ const (
 // file, and waits until it says that it is ready. It is ended with the test.
 func serve(t *testing.T, settings string, environ ...string) *daemon {
 	t.Helper()
-	path := must(binary())(t)
 	dir := t.TempDir()
 	file := filepath.Join(dir, "renewd.yaml")
 	if err := os.WriteFile(file, []byte(settings), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	d := &daemon{exit: make(chan error, 1), http: freePort(t), nats: freePort(t), data: filepath.Join(dir, "data")}
-	d.cmd = exec.Command(path, "serve")
-	d.cmd.Env = append(withoutSettings(os.Environ()), "RENEWD_CONFIG="+file, "RENEWD_DATA_DIR="+d.data, "RENEWD_HTTP_ADDR="+d.http, "RENEWD_NATS_LISTEN="+d.nats)
-	d.cmd.Env = append(d.cmd.Env, environ...)
-	d.cmd.Dir = dir
-	d.cmd.Stdout, d.cmd.Stderr = t.Output(), t.Output()
-	if err := d.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() { d.exit <- d.cmd.Wait() }()
-	t.Cleanup(func() {
-		_ = d.cmd.Process.Kill()
-		<-d.exit
-	})
+	d := &daemon{http: freePort(t), nats: freePort(t), data: filepath.Join(dir, "data")}
+	environ = append(environ, "RENEWD_CONFIG="+file, "RENEWD_DATA_DIR="+d.data, "RENEWD_HTTP_ADDR="+d.http, "RENEWD_NATS_LISTEN="+d.nats)
+	d.process = start(t, command(t, environ, "serve"))
 	eventually(t, startTimeout, d.ready(t.Context()))
 	return d
 }
@@ -75,11 +121,8 @@ func serve(t *testing.T, settings string, environ ...string) *daemon {
 // ready asks /readyz.
 func (d *daemon) ready(ctx context.Context) func() error {
 	return func() error {
-		select {
-		case err := <-d.exit:
-			d.exit <- err
-			return hopeless{fmt.Errorf("renewd ended at its start (%v): see what it said", err)}
-		default:
+		if err := d.running(); err != nil {
+			return err
 		}
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+d.http+"/readyz", nil)
 		if err != nil {
@@ -94,23 +137,6 @@ func (d *daemon) ready(ctx context.Context) func() error {
 			return fmt.Errorf("/readyz: status %d", res.StatusCode)
 		}
 		return nil
-	}
-}
-
-// stop ends renewd as an operator would and wants a clean end.
-func (d *daemon) stop(t *testing.T) {
-	t.Helper()
-	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case err := <-d.exit:
-		d.exit <- err
-		if err != nil {
-			t.Errorf("renewd ended with %v, want exit code 0", err)
-		}
-	case <-time.After(drainTimeout):
-		t.Fatalf("renewd did not end within %v of SIGTERM", drainTimeout)
 	}
 }
 

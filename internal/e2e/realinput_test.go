@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -19,7 +18,6 @@ import (
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/internal/natsd"
 	"github.com/renewd/renewd/internal/natskv"
-	"github.com/renewd/renewd/internal/pgtest"
 	"github.com/renewd/renewd/internal/postgres"
 	"github.com/renewd/renewd/internal/seal"
 	"github.com/renewd/renewd/internal/stream"
@@ -54,14 +52,7 @@ providers:
 // The built binary against a provider that we did not write.
 func TestRealInput(t *testing.T) {
 	t.Run("postgres", func(t *testing.T) {
-		db, err := pgtest.Start(pgtest.Options{Durable: true})
-		if errors.Is(err, pgtest.ErrMissing) && os.Getenv("CI") == "" {
-			t.Skip(err)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(db.Remove)
+		db := startPostgres(t)
 		realInput(t, func(ctx context.Context, _ *daemon, keys *seal.Keyring) (grant.Store, error) {
 			s, err := postgres.Open(ctx, postgres.Config{URL: grant.NewSecret(db.URL("postgres")), Cipher: keys})
 			if err == nil {
