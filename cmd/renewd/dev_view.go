@@ -134,7 +134,8 @@ func (s *score) add(e schema.Event) {
 			return
 		}
 		s.renewed++
-		if d.Cause.Type == schema.CauseTimer {
+		// What fell due while nothing ran is late by that.
+		if d.Cause.Type == schema.CauseTimer && d.Cause.Time.After(s.began) {
 			s.late(max(0, e.Time.Sub(d.Cause.Time)))
 		}
 	}
