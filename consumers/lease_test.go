@@ -34,7 +34,8 @@ func (b *bench) beats() <-chan *nats.Msg {
 }
 
 func TestFirstActIsABeat(t *testing.T) {
-	b := newBench(t, 30*time.Second)
+	t.Parallel()
+	b := newBench(t, 5*time.Second)
 	beats := b.beats()
 	b.run(b.config(func(ctx context.Context, m *consumers.Message) error {
 		receive(t, beats)
@@ -45,6 +46,7 @@ func TestFirstActIsABeat(t *testing.T) {
 }
 
 func TestBeatsKeepASlowMessage(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, time.Second)
 	beats := b.beats()
 	deliveries := make(chan uint64, 10)
@@ -74,6 +76,7 @@ func TestBeatsKeepASlowMessage(t *testing.T) {
 
 // A connection that swallows everything: beats are sent, none is answered. Another worker takes over.
 func TestLeaseIsLostOnADeadConnection(t *testing.T) {
+	t.Parallel()
 	s := start(t, true)
 	near := connect(t, s)
 	b := &bench{t, s, near, stream(t, near)}
@@ -117,6 +120,7 @@ func TestLeaseIsLostOnADeadConnection(t *testing.T) {
 }
 
 func TestLeaseIsLostWithItsHook(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, time.Second)
 	cause := make(chan error, 1)
 	b.run(b.config(func(ctx context.Context, m *consumers.Message) error {
@@ -136,6 +140,7 @@ func TestLeaseIsLostWithItsHook(t *testing.T) {
 }
 
 func TestRunnerComesBackAfterACut(t *testing.T) {
+	t.Parallel()
 	s := start(t, true)
 	near := connect(t, s)
 	b := &bench{t, s, near, stream(t, near)}

@@ -47,6 +47,7 @@ func storedAt(t *testing.T, js jetstream.JetStream, sequence uint64) time.Time {
 }
 
 func TestReplay(t *testing.T) {
+	t.Parallel()
 	nc := connect(t, start(t, false))
 	js := outcomes(t, nc)
 	say(t, js, "1", schema.UserSynced, "u17", struct{}{})
@@ -104,6 +105,7 @@ func fill(t *testing.T, js jetstream.JetStream, n int) (want []string) {
 }
 
 func TestReplayEndsWithWhatWasStoredWhenItBegan(t *testing.T) {
+	t.Parallel()
 	nc := connect(t, start(t, false))
 	js := outcomes(t, nc)
 	want := fill(t, js, 3000)
@@ -123,6 +125,7 @@ func TestReplayEndsWithWhatWasStoredWhenItBegan(t *testing.T) {
 }
 
 func TestReplayMayBeLeftAndRepeated(t *testing.T) {
+	t.Parallel()
 	nc := connect(t, start(t, false))
 	fill(t, outcomes(t, nc), 10)
 	all := consumers.Replay(t.Context(), nc, consumers.Query{})
@@ -137,6 +140,7 @@ func TestReplayMayBeLeftAndRepeated(t *testing.T) {
 }
 
 func TestReplayGoesOnAfterACut(t *testing.T) {
+	t.Parallel()
 	s := start(t, true)
 	want := fill(t, outcomes(t, connect(t, s)), 3000)
 	wire := newProxy(t, s.Addr().String())
@@ -155,6 +159,7 @@ func TestReplayGoesOnAfterACut(t *testing.T) {
 }
 
 func TestReplayNeverEndsEarlyWithoutAnError(t *testing.T) {
+	t.Parallel()
 	nc := connect(t, start(t, false))
 	fill(t, outcomes(t, nc), 2000)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -170,6 +175,7 @@ func TestReplayNeverEndsEarlyWithoutAnError(t *testing.T) {
 }
 
 func TestQueryNamesTheField(t *testing.T) {
+	t.Parallel()
 	nc := connect(t, start(t, false))
 	for field, q := range map[string]consumers.Query{
 		"Provider": {User: "u17"},
@@ -224,6 +230,7 @@ func TestAwait(t *testing.T) {
 }
 
 func TestAwaitEnds(t *testing.T) {
+	t.Parallel()
 	nc := connect(t, start(t, false))
 	outcomes(t, nc)
 	whom := consumers.Whom{Provider: "propelauth", User: "u17"}

@@ -18,6 +18,7 @@ import (
 var errFlaky = errors.New("flaky")
 
 func TestVerdicts(t *testing.T) {
+	t.Parallel()
 	for name, first := range map[string]func() error{
 		"done":             func() error { return nil },
 		"retry":            func() error { return consumers.Retry(errFlaky, 10*time.Millisecond) },
@@ -28,7 +29,7 @@ func TestVerdicts(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t, 30*time.Second)
+			b := newBench(t, 5*time.Second)
 			seen := make(chan uint64, 10)
 			var logged logs
 			c := b.config(func(_ context.Context, m *consumers.Message) error {
@@ -61,7 +62,8 @@ func TestVerdicts(t *testing.T) {
 }
 
 func TestRetryIsCutToMaxDelay(t *testing.T) {
-	b := newBench(t, 30*time.Second)
+	t.Parallel()
+	b := newBench(t, 5*time.Second)
 	seen := make(chan uint64, 10)
 	var logged logs
 	c := b.config(func(_ context.Context, m *consumers.Message) error {
@@ -82,7 +84,8 @@ func TestRetryIsCutToMaxDelay(t *testing.T) {
 }
 
 func TestRejectedIsRecordedBeforeItGoes(t *testing.T) {
-	b := newBench(t, 30*time.Second)
+	t.Parallel()
+	b := newBench(t, 5*time.Second)
 	terms, err := b.nc.SubscribeSync("$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.WORK.worker")
 	if err != nil {
 		t.Fatal(err)
@@ -116,7 +119,8 @@ func TestRejectedIsRecordedBeforeItGoes(t *testing.T) {
 }
 
 func TestMessageSaysWhereItComesFrom(t *testing.T) {
-	b := newBench(t, 30*time.Second)
+	t.Parallel()
+	b := newBench(t, 5*time.Second)
 	seen := make(chan *consumers.Message, 1)
 	b.run(b.config(func(_ context.Context, m *consumers.Message) error { seen <- m; return nil }))
 	msg := &nats.Msg{Subject: "work.u17", Data: []byte("x"), Header: nats.Header{"Ce-Id": {"e1"}}}
@@ -136,7 +140,8 @@ func TestMessageSaysWhereItComesFrom(t *testing.T) {
 
 // A publisher can send what looks like the server's own word on a pull request.
 func TestStatusHeadersOfPublishersAreNoStatus(t *testing.T) {
-	b := newBench(t, 30*time.Second)
+	t.Parallel()
+	b := newBench(t, 5*time.Second)
 	seen := make(chan string, 10)
 	b.run(b.config(func(_ context.Context, m *consumers.Message) error { seen <- m.Header.Get("Status"); return nil }))
 	codes := []string{"100", "404", "408", "409", "503"}
@@ -156,7 +161,8 @@ func TestStatusHeadersOfPublishersAreNoStatus(t *testing.T) {
 }
 
 func TestNeverMoreInHandThanSlots(t *testing.T) {
-	b := newBench(t, 30*time.Second)
+	t.Parallel()
+	b := newBench(t, 5*time.Second)
 	const slots, messages = 4, 200
 	for range messages {
 		b.publish("work.u17", "")
@@ -187,6 +193,7 @@ func TestNeverMoreInHandThanSlots(t *testing.T) {
 }
 
 func TestRunWaitsForItsStream(t *testing.T) {
+	t.Parallel()
 	s := start(t, false)
 	nc := connect(t, s)
 	b := &bench{t, s, nc, stream(t, nc)}
@@ -199,6 +206,7 @@ func TestRunWaitsForItsStream(t *testing.T) {
 	b.create(30 * time.Second)
 	b.publish("work.u17", "")
 	receive(t, seen)
+	b.empty() // or the acknowledgement would go to a consumer that is gone
 
 	if err := b.js.DeleteConsumer(t.Context(), "WORK", "worker"); err != nil {
 		t.Fatal(err)
@@ -213,6 +221,7 @@ func TestRunWaitsForItsStream(t *testing.T) {
 }
 
 func TestRunRefusesAnUnfitConsumer(t *testing.T) {
+	t.Parallel()
 	s := start(t, false)
 	nc := connect(t, s)
 	b := &bench{t, s, nc, stream(t, nc)}
@@ -232,7 +241,8 @@ func TestRunRefusesAnUnfitConsumer(t *testing.T) {
 }
 
 func TestRunEndsWithItsConnection(t *testing.T) {
-	b := newBench(t, 30*time.Second)
+	t.Parallel()
+	b := newBench(t, 5*time.Second)
 	r, err := consumers.NewRunner(b.config(func(context.Context, *consumers.Message) error { return nil }))
 	if err != nil {
 		t.Fatal(err)
@@ -255,7 +265,8 @@ func waiting(t *testing.T, b *bench) int {
 }
 
 func TestDrain(t *testing.T) {
-	b := newBench(t, 30*time.Second)
+	t.Parallel()
+	b := newBench(t, 5*time.Second)
 	began, finish := make(chan string, 10), make(chan struct{})
 	c := b.config(func(ctx context.Context, m *consumers.Message) error {
 		began <- m.Subject
@@ -289,7 +300,8 @@ func TestDrain(t *testing.T) {
 }
 
 func TestDrainIsOverSomeTime(t *testing.T) {
-	b := newBench(t, 30*time.Second)
+	t.Parallel()
+	b := newBench(t, 5*time.Second)
 	began, cause := make(chan struct{}, 10), make(chan error, 10)
 	c := b.config(func(ctx context.Context, m *consumers.Message) error {
 		if m.Deliveries > 1 {
@@ -314,6 +326,7 @@ func TestDrainIsOverSomeTime(t *testing.T) {
 
 // What the server hands out after the stop goes back at once: long before its AckWait is over.
 func TestWhatIsNotBegunGoesBack(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, 10*time.Minute) // each request then stays open for a second
 	handled := make(chan string, 10)
 	runner := func(name string) consumers.Config {
@@ -339,6 +352,7 @@ func TestWhatIsNotBegunGoesBack(t *testing.T) {
 }
 
 func TestConfigNamesTheField(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, time.Second)
 	good := b.config(func(context.Context, *consumers.Message) error { return nil })
 	for field, spoil := range map[string]func(*consumers.Config){

@@ -18,6 +18,7 @@ import (
 const traceID, spanID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 func TestSpanLinksToThePublisher(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		header nats.Header
 		linked bool
@@ -29,7 +30,8 @@ func TestSpanLinksToThePublisher(t *testing.T) {
 		"none":         {nil, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := newBench(t, 30*time.Second)
+			t.Parallel()
+			b := newBench(t, 5*time.Second)
 			recorder := tracetest.NewSpanRecorder()
 			provider := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(recorder))
 			inner := make(chan trace.SpanContext, 1)
@@ -65,7 +67,8 @@ func TestSpanLinksToThePublisher(t *testing.T) {
 }
 
 func TestMetrics(t *testing.T) {
-	b := newBench(t, 30*time.Second)
+	t.Parallel()
+	b := newBench(t, 5*time.Second)
 	reader := sdkmetric.NewManualReader()
 	c := b.config(func(_ context.Context, m *consumers.Message) error {
 		if m.Deliveries == 1 {
