@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"time"
@@ -120,10 +119,7 @@ func callName(arg0 string) string {
 	if strings.Contains(arg0, "go-build") {
 		return "go run ./cmd/renewd"
 	}
-	if filepath.Base(arg0) == arg0 || filepath.Dir(arg0) == "." && strings.HasPrefix(arg0, "./") {
-		return arg0
-	}
-	return filepath.Base(arg0)
+	return arg0
 }
 
 // decodeDuration lets flags take days too.

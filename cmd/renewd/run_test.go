@@ -45,7 +45,7 @@ func TestExitCodes(t *testing.T) {
 func TestCallName(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{
-		"/tmp/go-build123/b001/exe/renewd": "go run ./cmd/renewd", "renewd": "renewd", "./renewd": "./renewd", "/usr/local/bin/renewd": "renewd",
+		"/tmp/go-build123/b001/exe/renewd": "go run ./cmd/renewd", "renewd": "renewd", "./renewd": "./renewd", "../bin/renewd": "../bin/renewd",
 	} {
 		if got := callName(in); got != want {
 			t.Errorf("%s: got %s, want %s", in, got, want)

@@ -159,8 +159,11 @@ type userForget struct {
 	Yes bool `help:"Do it. Without this flag nothing is erased."`
 }
 
-// forgetClaim is long enough for a presentation in flight to end: nothing may bring the tokens back afterwards.
-const forgetClaim = time.Minute
+// forgetClaim is how long an erasure waits for whoever has the user in hand, and then keeps others away.
+const (
+	forgetClaim = time.Minute
+	forgetRetry = 250 * time.Millisecond
+)
 
 // Run erases a user: claim, delete, purge, tell.
 func (u userForget) Run(ctx context.Context, a *app, c *cli) error {
@@ -196,14 +199,23 @@ func (u userForget) Run(ctx context.Context, a *app, c *cli) error {
 
 // erase takes the record out of the store, once whoever has it in hand is done.
 func (p *plant) erase(ctx context.Context, k grant.Key, cause schema.Cause) error {
-	return patiently(ctx, p.log, forgetClaim, k.String(), "nothing: try again", func(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, forgetClaim, errors.New("it stays in use; try again"))
+	defer cancel()
+	for {
 		g, _, err := p.store.Claim(ctx, k, grant.ClaimRequest{Nonce: cause.ID, For: forgetClaim, Cause: cause})
 		if err == nil {
 			err = p.store.Delete(ctx, k, g.Revision)
 		}
-		if errors.Is(err, grant.ErrNotFound) {
+		switch {
+		case err == nil, errors.Is(err, grant.ErrNotFound):
 			return nil
+		case !errors.Is(err, grant.ErrClaimed) && !errors.Is(err, grant.ErrConflict):
+			return fmt.Errorf("erase %s: %w", k, err)
 		}
-		return err
-	})
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("erase %s: %w: %w", k, context.Cause(ctx), err)
+		case <-time.After(forgetRetry):
+		}
+	}
 }

@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// background runs a command until the test is over, and waits until it has said what pattern matches; it returns the
+// first group.
+func background(t *testing.T, env []string, pattern string, args ...string) string {
+	t.Helper()
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	var out terminal
+	ended := make(chan int, 1)
+	go func() { ended <- run(ctx, append([]string{"renewd"}, args...), env, strings.NewReader(""), &out, &out) }()
+	t.Cleanup(func() {
+		stop()
+		if code := <-ended; code != exitDone {
+			t.Errorf("renewd %s ended with %d:\n%s", args[0], code, out.String())
+		}
+	})
+	want := regexp.MustCompile(pattern)
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); <-time.After(10 * time.Millisecond) {
+		if m := want.FindStringSubmatch(out.String()); m != nil {
+			return m[1]
+		}
+		if len(ended) > 0 {
+			break
+		}
+	}
+	t.Fatalf("renewd %s never said %s:\n%s", args[0], pattern, out.String())
+	return ""
+}
+
+// start starts renewd and returns where its HTTP is.
+func start(t *testing.T, env []string) string {
+	t.Helper()
+	return background(t, env, `renewd is up.* http=(\S+)`, "serve")
+}
+
+// standInProcess is the stand-in command at work.
+type standInProcess struct{ addr string }
+
+func startStandIn(t *testing.T) standInProcess {
+	t.Helper()
+	return standInProcess{background(t, nil, `listens on http://(\S+)`, "stand-in", "--listen", "127.0.0.1:0")}
+}
+
+func (s standInProcess) post(t *testing.T, path, user string) string {
+	t.Helper()
+	res, err := http.PostForm("http://"+s.addr+path, url.Values{"user": {user}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusOK {
+		t.Fatalf("%s: status %d, %v", path, res.StatusCode, err)
+	}
+	return string(body)
+}
+
+func (s standInProcess) login(t *testing.T, user string) string {
+	return s.post(t, "/_admin/login", user)
+}
+func (s standInProcess) end(t *testing.T, user string) { s.post(t, "/_admin/end", user) }
