@@ -97,7 +97,7 @@ func patiently(ctx context.Context, logger *slog.Logger, limit time.Duration, wh
 		}
 		left := time.Until(deadline)
 		if left <= 0 {
-			return fmt.Errorf("%s: not reached within %s (start_timeout): %w: start it, or correct %s", what, formatDuration(limit), err, settings)
+			return fmt.Errorf("%s: not reached within %s (start_timeout): start it, or correct %s: %w", what, formatDuration(limit), settings, err)
 		}
 		logger.Warn("waiting for "+what, "error", err, "setting", settings, "give_up_in", left.Round(time.Second).String())
 		select {

@@ -58,8 +58,12 @@ func build(ctx context.Context, conf *configuration, environ []string, log *slog
 	if err = p.streams(ctx); err != nil {
 		return p, err
 	}
-	say("the store")
-	if err = patiently(ctx, log, conf.StartTimeout, conf.storeText(), "RENEWD_DATABASE_URL", p.openStore); err != nil {
+	what, setting := "the bucket of grants in NATS", "RENEWD_NATS_URL"
+	if !conf.DatabaseURL.IsZero() {
+		what, setting = "PostgreSQL at "+databaseHost(conf.DatabaseURL), "RENEWD_DATABASE_URL"
+	}
+	say(what)
+	if err = patiently(ctx, log, conf.StartTimeout, what, setting, p.openStore); err != nil {
 		return p, err
 	}
 	return p, nil
