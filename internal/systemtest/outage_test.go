@@ -1,0 +1,124 @@
+package systemtest_test
+
+import (
+	"errors"
+	"net/http"
+	"os"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/idp/idptest"
+	"github.com/renewd/renewd/internal/pgtest"
+	"github.com/renewd/renewd/internal/postgres"
+	"github.com/renewd/renewd/schema"
+)
+
+var quick = grant.Policy{Floor: time.Second, ConfirmMin: time.Second, ConfirmMax: time.Second, RetryMin: time.Second, RetryMax: 2 * time.Second}
+
+// renewed waits until each of n users has been renewed so many times more.
+func (w *world) renewed(n, more int) {
+	w.t.Helper()
+	want := make([]int, n)
+	for i := range want {
+		want[i] = w.provider.Renewals(user(i)) + more
+	}
+	w.await("everybody is renewed again", 2*time.Minute, func(map[string][]schema.Event) bool {
+		for i := range want {
+			if w.provider.Renewals(user(i)) < want[i] {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// nobodySignedOut holds the end against the promise: nobody told to sign in, every stored token good.
+func (w *world) nobodySignedOut(n int) {
+	w.t.Helper()
+	w.mu.Lock()
+	for name, list := range w.outcomes {
+		for _, e := range list {
+			if e.Type == schema.UserReauthRequired {
+				w.t.Errorf("%s was signed out: %s", name, e.Data)
+			}
+		}
+	}
+	w.mu.Unlock()
+	for i := range n {
+		if !w.provider.Live(user(i)) {
+			w.t.Errorf("%s has lost its session at the provider", user(i))
+		}
+	}
+	if s := w.provider.Stats(); s.Reuse != 0 || s.RevokedFamilies != 0 {
+		w.t.Errorf("the provider saw %+v", s)
+	}
+	w.t.Logf("provider: %+v", w.provider.Stats())
+}
+
+// The database goes away in the middle of renewals and comes back: no rotated pair is lost.
+func TestDatabaseOutage(t *testing.T) {
+	db, err := pgtest.Start(pgtest.Options{TCP: true, Durable: true}) // what it has acknowledged must survive the kill
+	if errors.Is(err, pgtest.ErrMissing) && os.Getenv("CI") == "" {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Remove)
+	const users = 40
+	w := newWorld(t, options{provider: idptest.Options{Lifetime: 4 * time.Second, Latency: 100 * time.Millisecond}, concurrency: 32, policy: quick})
+	s, err := postgres.Open(t.Context(), postgres.Config{URL: grant.NewSecret(db.URL("postgres")), Cipher: w.keys})
+	w.must(err)
+	t.Cleanup(s.Close)
+	w.store = s
+	w.follow()
+	w.start(16)
+	w.start(16)
+	p := w.publisher()
+	for n := range users {
+		w.login(p, user(n))
+	}
+	w.renewed(users, 1)
+	for range 3 {
+		db.Kill()
+		<-time.After(3 * time.Second) // as long as it takes for many to fall due
+		w.must(db.Restart())
+		w.renewed(users, 1)
+	}
+	w.nobodySignedOut(users)
+	parked, err := w.js.Stream(t.Context(), "PARKED")
+	w.must(err)
+	if n := parked.CachedInfo().State.Msgs; n != 0 {
+		t.Errorf("%d pairs are still parked", n)
+	}
+}
+
+// The provider throttles, fails and refuses the client for a while: nobody is signed out, and all go on when it is over.
+func TestProviderOutage(t *testing.T) {
+	const users = 40
+	w := newWorld(t, options{provider: idptest.Options{Lifetime: 4 * time.Second}, concurrency: 32, policy: quick})
+	w.follow()
+	w.start(16)
+	w.start(16)
+	var fault atomic.Pointer[idptest.Fault]
+	w.provider.SetFault(func(idptest.Request) *idptest.Fault { return fault.Load() })
+	p := w.publisher()
+	for n := range users {
+		w.login(p, user(n))
+	}
+	w.renewed(users, 1)
+	for _, f := range []idptest.Fault{
+		{Status: 503, Body: "down for maintenance"},
+		{Status: 429, Header: http.Header{"Retry-After": {"1"}}},
+		{Status: 401, Body: `{"error":"invalid_client"}`},
+		{Drop: true},
+	} {
+		fault.Store(&f)
+		<-time.After(5 * time.Second) // longer than a token lives
+		fault.Store(nil)
+		w.renewed(users, 1)
+	}
+	w.nobodySignedOut(users)
+}
