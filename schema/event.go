@@ -23,7 +23,7 @@ func (e Event) Address() Address { return Address{Type: e.Type, Provider: e.Prov
 // Cause is the command, or renewd's own timer, that made an outcome happen.
 type Cause struct {
 	ID     string    `json:"id"`
-	Type   Type      `json:"type"` // user.login, user.refresh_due, or CauseTimer, CauseRepair
+	Type   Type      `json:"type"` // open: user.login, user.refresh_due, CauseTimer, CauseRepair, or user.forget for an erasure
 	Source string    `json:"source,omitempty"`
 	Time   time.Time `json:"time,omitzero"`
 	Reason string    `json:"reason,omitempty"`
