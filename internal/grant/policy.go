@@ -31,8 +31,6 @@ type Policy struct {
 	// ConfirmMin and ConfirmMax bound the wait before a refused refresh token is presented once more, to be sure.
 	// Defaults 30 s, 60 s.
 	ConfirmMin, ConfirmMax time.Duration
-	// Grace is how long the provider accepts a refresh token that it has already rotated. 0: not known, treated as none.
-	Grace time.Duration
 }
 
 // WithDefaults returns p with every zero field set to its default.
@@ -80,7 +78,7 @@ func (p Policy) Validate() error {
 	}
 	for name, d := range map[string]time.Duration{
 		"lifetime": p.Lifetime, "margin": p.Margin, "floor": p.Floor, "profile_every": p.ProfileEvery, "retry_min": p.RetryMin,
-		"retry_later": p.RetryLater, "confirm_min": p.ConfirmMin, "grace": p.Grace,
+		"retry_later": p.RetryLater, "confirm_min": p.ConfirmMin
 	} {
 		if d < 0 {
 			return fmt.Errorf("%s: %v: must not be negative", name, d)

@@ -240,7 +240,7 @@ func (g *Guard) write(ctx context.Context, t Tally) (Change, error) {
 				return "", err
 			}
 		}
-		if err := g.put(ctx, next, rev); errors.Is(err, jetstream.ErrKeyExists) {
+		if err := g.put(ctx, next, rev); conflict(err) {
 			continue
 		} else if err != nil {
 			return "", err
@@ -260,10 +260,15 @@ func (g *Guard) put(ctx context.Context, s State, rev uint64) error {
 	} else {
 		_, err = g.Bucket.Update(ctx, g.Provider, raw, rev)
 	}
-	if err != nil && !errors.Is(err, jetstream.ErrKeyExists) {
+	if err != nil && !conflict(err) {
 		return fmt.Errorf("write state of provider %s: %w", g.Provider, err)
 	}
 	return err
+}
+
+// conflict reports whether another worker was faster. A replicated bucket says so in other words than a single one.
+func conflict(err error) bool {
+	return errors.Is(err, jetstream.ErrKeyExists) || errors.Is(err, jetstream.ErrKeyRevisionMismatch)
 }
 
 // stop lets nothing through before until, and one at a time after it.

@@ -52,7 +52,6 @@ type Config struct {
 type Preset struct {
 	// TokenPath and UserInfoPath are fixed; empty: OpenID Connect Discovery is asked.
 	TokenPath, UserInfoPath string
-	Grace                   time.Duration // how long a rotated refresh token is still taken; 0: none is known
 	Rules                   []Rule
 }
 
@@ -62,9 +61,9 @@ func Presets() map[string]Preset {
 		"propelauth": {TokenPath: "/propelauth/oauth/token", UserInfoPath: "/propelauth/oauth/userinfo"},
 		"oidc":       {},
 		"auth0":      {},
-		"okta":       {Grace: 30 * time.Second},
-		"entra":      {Grace: 24 * time.Hour}, // does not revoke the old one
-		"google":     {Grace: 24 * time.Hour}, // does not rotate
+		"okta":       {},
+		"entra":      {},
+		"google":     {},
 		"keycloak":   {},
 		"cognito":    {},
 		"github": {
@@ -98,7 +97,7 @@ func (c Config) withDefaults() Config {
 // Validate names the first field that makes no sense, and what to do.
 func (c Config) Validate() error {
 	c = c.withDefaults()
-	preset, ok := Presets()[c.Preset]
+	_, ok := Presets()[c.Preset]
 	switch {
 	case !ok:
 		return fmt.Errorf("preset: %q: not known; \"oidc\" fits any OpenID Connect provider", c.Preset)
@@ -117,7 +116,6 @@ func (c Config) Validate() error {
 	case c.MaxConns < 1 || c.MaxConns > 10_000:
 		return fmt.Errorf("concurrency: %d: want 1 to 10000", c.MaxConns)
 	}
-	_ = preset
 	for field, raw := range map[string]string{"auth_url": c.BaseURL, "token_url": c.TokenURL, "userinfo_url": c.UserInfoURL} {
 		if raw == "" {
 			continue

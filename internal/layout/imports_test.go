@@ -43,11 +43,12 @@ var allowed = map[string]entry{
 	"internal/idp":        {ours: []string{"schema", "internal/grant"}, modules: []string{"github.com/coreos/go-oidc/v3", otelHTTP, otelM, otelT}},
 	"internal/guard":      {ours: []string{"schema", "internal/grant"}, modules: []string{nats}},
 	"internal/stream":     {ours: []string{"schema", "internal/grant"}, modules: []string{nats, otel, otelM, errgroup, rate}},
-	"internal/natskv":     {ours: []string{"schema", "internal/grant"}, modules: []string{nats}},
+	"internal/natskv":     {ours: []string{"schema", "internal/grant"}, modules: []string{nats, backoff}},
 	"internal/postgres":   {ours: []string{"schema", "internal/grant"}, modules: []string{pgx, "github.com/pressly/goose/v3", "github.com/exaring/otelpgx", otelT}},
 	"internal/natsd":      {ours: []string{"internal/grant"}, modules: []string{nats, "github.com/nats-io/nats-server/v2", "github.com/nats-io/nkeys"}}, // grant.Secret alone
 	"internal/storetest":  {ours: []string{"schema", "internal/grant"}},
 	"internal/pgtest":     {modules: []string{pgx}},
+	"internal/natstest":   {modules: []string{"github.com/nats-io/nats-server/v2"}},
 	"internal/e2e":        {},
 	"internal/systemtest": {},
 	"internal/layout":     {},
@@ -140,7 +141,7 @@ func (r repository) moduleOf(imported string) string {
 
 // The table itself keeps to the rules that it stands for.
 func TestImportTableKeepsTheRules(t *testing.T) {
-	testOnly := []string{"internal/storetest", "internal/pgtest", "internal/systemtest", "internal/e2e", "internal/layout"}
+	testOnly := []string{"internal/storetest", "internal/pgtest", "internal/natstest", "internal/systemtest", "internal/e2e", "internal/layout"}
 	adapters := []string{"internal/postgres", "internal/natskv", "internal/stream", "internal/idp", "internal/guard", "internal/natsd"}
 	consumers := []string{"consumers/login", "consumers/request", "consumers/refresh"}
 	for name, e := range allowed {

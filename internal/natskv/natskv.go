@@ -17,6 +17,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cenkalti/backoff/v4"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/renewd/renewd/internal/grant"
@@ -115,7 +117,7 @@ func (s *Store) Save(ctx context.Context, g grant.Grant) (uint64, error) {
 	} else {
 		rev, err = s.kv.Update(ctx, keyOf(g.Key), raw, g.Revision)
 	}
-	if errors.Is(err, jetstream.ErrKeyExists) {
+	if conflict(err) {
 		return 0, fmt.Errorf("save grant %s: %w", g.Key, grant.ErrConflict)
 	}
 	if err != nil {
@@ -130,7 +132,7 @@ func (s *Store) Delete(ctx context.Context, k grant.Key, revision uint64) error 
 		return fmt.Errorf("delete grant %s: %w", k, grant.ErrNotFound)
 	}
 	err := s.kv.Purge(ctx, keyOf(k), jetstream.LastRevision(revision))
-	if errors.Is(err, jetstream.ErrKeyExists) || wrongLast(err) {
+	if conflict(err) {
 		return fmt.Errorf("delete grant %s: %w", k, grant.ErrConflict)
 	}
 	if err != nil {
@@ -139,9 +141,9 @@ func (s *Store) Delete(ctx context.Context, k grant.Key, revision uint64) error 
 	return nil
 }
 
-func wrongLast(err error) bool {
-	api, ok := errors.AsType[*jetstream.APIError](err)
-	return ok && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence
+// conflict reports whether a compare-and-swap was refused. A replicated bucket says so in other words than a single one.
+func conflict(err error) bool {
+	return errors.Is(err, jetstream.ErrKeyExists) || errors.Is(err, jetstream.ErrKeyRevisionMismatch)
 }
 
 // List implements grant.Store. The cursor is a sequence of the bucket's stream: a grant written during the walk moves
@@ -161,37 +163,66 @@ func (s *Store) List(ctx context.Context, cursor string, limit int) (page []gran
 	if info.State.Msgs == 0 || start > last {
 		return nil, "", nil
 	}
-	c, err := s.js.OrderedConsumer(ctx, "KV_"+s.config.Bucket, jetstream.OrderedConsumerConfig{
-		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: start, InactiveThreshold: 10 * time.Second,
-	})
-	if err != nil {
-		return nil, "", fmt.Errorf("list grants: %w", err)
-	}
-	batch, err := c.Fetch(limit, jetstream.FetchMaxWait(5*time.Second))
-	if err != nil {
-		return nil, "", fmt.Errorf("list grants: %w", err)
-	}
-	seen, at := 0, start
-	for m := range batch.Messages() {
-		meta, err := m.Metadata()
-		if err != nil {
-			return nil, "", fmt.Errorf("list grants: %w", err)
+	// A consumer that was made a moment ago may not be known everywhere in a cluster.
+	policy := backoff.WithContext(backoff.NewExponentialBackOff(
+		backoff.WithInitialInterval(20*time.Millisecond), backoff.WithMaxElapsedTime(5*time.Second)), ctx)
+	var at uint64
+	err = backoff.Retry(func() (err error) {
+		page, at, err = s.page(ctx, start, last, limit)
+		if err != nil && !errors.Is(err, nats.ErrNoResponders) && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+			return backoff.Permanent(err)
 		}
-		seen, at = seen+1, meta.Sequence.Stream
-		if op := m.Headers().Get("KV-Operation"); op == "" || op == "PUT" {
-			page = append(page, s.listed(m.Subject(), m.Data(), at))
-		}
-		if at >= last || seen == limit {
-			break
-		}
-	}
-	if err := batch.Error(); err != nil && ctx.Err() != nil {
+		return err
+	}, policy)
+	switch {
+	case err != nil:
 		return nil, "", fmt.Errorf("list grants: %w", err)
-	}
-	if seen == 0 || at >= last {
+	case at >= last:
 		return page, "", nil
 	}
 	return page, strconv.FormatUint(at+1, 10), nil
+}
+
+// page reads up to limit records from the sequence start on. at is the sequence of the last one looked at, last where there
+// are no more: what was stored when the call began and is not met any more has moved behind last.
+func (s *Store) page(ctx context.Context, start, last uint64, limit int) (page []grant.Listed, at uint64, err error) {
+	c, err := s.js.CreateConsumer(ctx, "KV_"+s.config.Bucket, jetstream.ConsumerConfig{
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: start, AckPolicy: jetstream.AckNonePolicy,
+		MemoryStorage: true, Replicas: 1, InactiveThreshold: 10 * time.Second,
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	waiting := c.CachedInfo().NumPending
+	defer func() {
+		_ = s.js.DeleteConsumer(context.WithoutCancel(ctx), "KV_"+s.config.Bucket, c.CachedInfo().Name)
+	}() // else the server does, later
+	if waiting == 0 {
+		return nil, last, nil
+	}
+	batch, err := c.Fetch(int(min(waiting, uint64(limit))), jetstream.FetchContext(ctx))
+	if err != nil {
+		return nil, 0, err
+	}
+	for m := range batch.Messages() {
+		meta, err := m.Metadata()
+		if err != nil {
+			return nil, 0, err
+		}
+		if at = meta.Sequence.Stream; at > last {
+			return page, last, nil
+		}
+		if op := m.Headers().Get("KV-Operation"); op == "" || op == "PUT" {
+			page = append(page, s.listed(m.Subject(), m.Data(), at))
+		}
+	}
+	if err := batch.Error(); err != nil {
+		return nil, 0, err // rather than half a page that looks like the end
+	}
+	if at == 0 {
+		at = last // all that waited has been written anew meanwhile
+	}
+	return page, at, nil
 }
 
 func (s *Store) listed(subject string, raw []byte, rev uint64) grant.Listed {

@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"errors"
+	"net/url"
 	"os"
 	"strings"
 	"testing"
@@ -30,6 +31,25 @@ func open(t testing.TB, url string) *postgres.Store {
 
 func TestStore(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) grant.Store { return open(t, databases.URL(t)) })
+}
+
+// A save whose reply was lost on the way is found stored.
+func TestSaveWhoseReplyWasLost(t *testing.T) {
+	server, err := pgtest.Start(pgtest.Options{TCP: true})
+	if errors.Is(err, pgtest.ErrMissing) && os.Getenv("CI") == "" {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Remove)
+	address, err := url.Parse(server.URL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := storetest.NewProxy(t, address.Host)
+	address.Host = proxy.Addr()
+	storetest.LostReply(t, open(t, address.String()), proxy)
 }
 
 func TestNewerSchemaIsRefused(t *testing.T) {

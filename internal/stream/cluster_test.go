@@ -2,9 +2,6 @@ package stream_test
 
 import (
 	"fmt"
-	"net"
-	"net/url"
-	"sync"
 	"testing"
 	"time"
 
@@ -13,49 +10,14 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/natstest"
 	"github.com/renewd/renewd/internal/stream"
 	"github.com/renewd/renewd/schema"
 )
 
-// cluster starts three servers that know one another. They listen because a server that does not never starts its routes.
-func cluster(t *testing.T) []*server.Server {
-	t.Helper()
-	var routes []*url.URL
-	var listeners []net.Listener
-	for range 3 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		must(t, err)
-		listeners = append(listeners, l)
-		routes = append(routes, &url.URL{Scheme: "nats", Host: l.Addr().String()})
-	}
-	var servers []*server.Server
-	for i, l := range listeners {
-		port := l.Addr().(*net.TCPAddr).Port
-		must(t, l.Close())
-		s, err := server.NewServer(&server.Options{
-			ServerName: fmt.Sprint("n", i), Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir(),
-			Cluster: server.ClusterOpts{Name: "test", Host: "127.0.0.1", Port: port}, Routes: routes,
-		})
-		must(t, err)
-		var starting sync.WaitGroup
-		starting.Go(s.Start)
-		t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown(); starting.Wait() })
-		servers = append(servers, s)
-	}
-	eventually(t, "the cluster has a leader and all peers", func() bool {
-		for _, s := range servers {
-			if s.JetStreamIsLeader() {
-				return len(s.JetStreamClusterPeers()) == 3
-			}
-		}
-		return false
-	})
-	return servers
-}
-
 // TestThreeNodes is the whole engine on three servers, also over the loss of the one that leads RENEWALS.
 func TestThreeNodes(t *testing.T) {
-	servers := cluster(t)
+	servers := natstest.Cluster(t)
 	dial := func(s *server.Server) jetstream.JetStream {
 		return connect(t, func(...nats.Option) (*nats.Conn, error) { return nats.Connect("", nats.InProcessServer(s)) })
 	}
