@@ -78,7 +78,7 @@ func (p Policy) Validate() error {
 	}
 	for name, d := range map[string]time.Duration{
 		"lifetime": p.Lifetime, "margin": p.Margin, "floor": p.Floor, "profile_every": p.ProfileEvery, "retry_min": p.RetryMin,
-		"retry_later": p.RetryLater, "confirm_min": p.ConfirmMin
+		"retry_later": p.RetryLater, "confirm_min": p.ConfirmMin,
 	} {
 		if d < 0 {
 			return fmt.Errorf("%s: %v: must not be negative", name, d)
