@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/renewd/renewd/consumers"
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/schema"
 )
@@ -239,6 +240,28 @@ func TestUnknownGrantIsAnswered(t *testing.T) {
 	w.settle(work("r1"), 1)
 	if d := data[schema.RefreshFailed](t, w.last(schema.UserRefreshFailed)); d.Reason != schema.ReasonUnknownGrant {
 		t.Errorf("%+v", d)
+	}
+}
+
+// The lease is lost, or the process told to stop, while the provider answers: the answer is read and saved all the same.
+func TestAnswerIsReadAfterTheLeaseIsLost(t *testing.T) {
+	w := newWorld(t)
+	w.login("a", 10*time.Second)
+	ctx, end := context.WithCancelCause(context.Background())
+	w.setAt(func(effect string) error {
+		if effect == "presented" {
+			end(consumers.ErrLeaseLost)
+		}
+		return nil
+	})
+	_ = w.deliver(ctx, work("r1"), 1) // whoever has the message now goes on from the save
+	if g := mustStored(w); !w.accepted(g) || g.Progress == "" {
+		t.Error("the answer was thrown away, and the pair with it")
+	}
+	w.setAt(func(string) error { return nil })
+	w.settle(work("r1"), 2)
+	if w.checkAnswered("r1"); w.refreshed != 1 {
+		t.Errorf("%d rotations", w.refreshed)
 	}
 }
 

@@ -127,7 +127,9 @@ func (t *task) present(ctx context.Context, c *claimed, g grant.Grant) (grant.To
 		return grant.Tokens{}, &grant.Fault{Class: grant.Unsent, Op: "refresh", Err: consumers.ErrLeaseLost}
 	}
 	began := time.Now()
-	tokens, err := t.provider.Client.Refresh(ctx, g.Pair.Refresh)
+	// Once the token has left, nothing calls it back: a lost lease or a shutdown that ended the call would only lose the
+	// answer, and with it the pair. The client's own timeout bounds the call.
+	tokens, err := t.provider.Client.Refresh(context.WithoutCancel(ctx), g.Pair.Refresh)
 	fault := asFault("refresh", err)
 	t.meters.called(ctx, t.key.Provider, "refresh", fault, time.Since(began))
 	t.report(fault)

@@ -318,12 +318,15 @@ func (s streamAt) Parked(_ context.Context, k grant.Key) (grant.Parcel, bool, er
 
 type providerAt struct{ w *world }
 
-func (p providerAt) Refresh(_ context.Context, token grant.Secret) (grant.Tokens, error) {
+func (p providerAt) Refresh(ctx context.Context, token grant.Secret) (grant.Tokens, error) {
 	if err := p.w.at("present"); err != nil {
 		return grant.Tokens{}, &grant.Fault{Class: grant.Unsent, Op: "refresh", Err: err}
 	}
 	t, err := p.w.rotate(token.Reveal())
 	lost := p.w.at("presented")
+	if lost == nil {
+		lost = ctx.Err() // a client stops reading when its context ends
+	}
 	p.w.mu.Lock()
 	p.w.inFlight--
 	p.w.mu.Unlock()

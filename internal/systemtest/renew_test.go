@@ -65,7 +65,7 @@ func (w *world) checkProvider() {
 // four workers with connections of their own: no token is presented twice.
 func TestHerd(t *testing.T) {
 	const grants, workers = 20_000, 4
-	w := newWorld(t, options{provider: idptest.Options{Lifetime: time.Hour}, concurrency: 256, postgres: true})
+	w := newWorld(t, options{provider: idptest.Options{Lifetime: time.Hour}, concurrency: 128, postgres: true})
 	ctx := t.Context()
 	due := time.Now().Add(15 * time.Second).Truncate(time.Second)
 	engine := w.engine(w.js)
@@ -83,7 +83,7 @@ func TestHerd(t *testing.T) {
 	t.Logf("%d grants stored and armed, due in %v", grants, time.Until(due).Round(time.Millisecond))
 	w.follow()
 	for range workers {
-		w.start(64)
+		w.start(32)
 	}
 	<-time.After(time.Until(due.Add(-300 * time.Millisecond)))
 	var clients sync.WaitGroup
