@@ -7,6 +7,8 @@ e2e=$(go list ./internal/e2e)
 mapfile -t others < <(go list ./... | grep -vxF "$e2e")
 
 echo '==> tests'
-go test -race -vet=off -timeout 8m "$@" "${others[@]}"
+go test -race -short -vet=off -timeout 8m "$@" "${others[@]}"
+echo '==> 20,000 grants due at once, without the race detector'
+go test -vet=off -timeout 8m -run '^TestHerd$' ./internal/systemtest
 echo '==> whole-system tests'
 go test -race -vet=off -timeout 8m "$@" "$e2e"
