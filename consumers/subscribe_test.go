@@ -94,8 +94,9 @@ func TestSubscribeFilters(t *testing.T) {
 				say(t, js, "2", schema.UserReauthRequired, "u17", struct{}{})
 				say(t, js, "3", schema.UserSynced, "jane@example.com", struct{}{})
 				say(t, js, "4", schema.ProviderDegraded, "", struct{}{})
-				c.s.StartAll, c.s.Durable = true, durable
-				ids, _ := subscribe(t, nc, c.s, nil)
+				s := c.s
+				s.StartAll, s.Durable = true, durable
+				ids, _ := subscribe(t, nc, s, nil)
 				wantIDs(t, ids, c.want...)
 				subscribed(t, js, 1)
 				if len(ids) > 0 {

@@ -3,6 +3,11 @@
 # Usage: scripts/test.sh [more flags for go test]
 set -euo pipefail
 
+# Debian 12 ships Node 18, which has WebCrypto but no global name for it yet.
+if [[ $(node --version) == v18.* ]]; then
+	export NODE_OPTIONS=--experimental-global-webcrypto
+fi
+
 e2e=$(go list ./internal/e2e)
 mapfile -t others < <(go list ./... | grep -vxF "$e2e")
 

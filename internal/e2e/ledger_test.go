@@ -13,6 +13,7 @@ import (
 // ledger counts what renewd said about each user. Safe for concurrent use.
 type ledger struct {
 	mu        sync.Mutex
+	known     map[string]bool     // has a user.synced of any kind
 	refreshed map[string]int      // user.synced with a rotated pair
 	reauth    map[string][]string // reasons of user.reauth_required
 	complains []string            // everything that should not have happened to anybody
@@ -20,7 +21,7 @@ type ledger struct {
 }
 
 func newLedger() *ledger {
-	return &ledger{refreshed: map[string]int{}, reauth: map[string][]string{}}
+	return &ledger{known: map[string]bool{}, refreshed: map[string]int{}, reauth: map[string][]string{}}
 }
 
 // note takes an event from OUTCOMES.
@@ -33,6 +34,7 @@ func (l *ledger) note(_ context.Context, e schema.Event) error {
 		if err != nil {
 			return err
 		}
+		l.known[e.User] = true
 		if synced.Refreshed {
 			l.refreshed[e.User]++
 		}
@@ -56,6 +58,16 @@ func (l *ledger) note(_ context.Context, e schema.Event) error {
 		}
 	default:
 		l.complains = append(l.complains, fmt.Sprintf("%s of %s: %s", e.Type, e.User, e.Data))
+	}
+	return nil
+}
+
+// signedIn wants every login to have been answered.
+func (l *ledger) signedIn(users []string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.known) < len(users) {
+		return fmt.Errorf("%d of %d users are known; also: %q", len(l.known), len(users), l.complains)
 	}
 	return nil
 }

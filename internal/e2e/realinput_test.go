@@ -106,6 +106,8 @@ func realInput(t *testing.T, reopen func(context.Context, *daemon, *seal.Keyring
 			t.Fatal(err)
 		}
 	}
+	// A request that overtakes its user's login is answered unknown_grant: logins and requests are two streams.
+	eventually(t, time.Minute, func() error { return told.signedIn(users) })
 	stopAsking := ask(t, nc, users)
 	eventually(t, 2*time.Minute, func() error { return told.reached(users, func(string) int { return generations }) })
 
