@@ -1,6 +1,7 @@
 package idp
 
 import (
+	"errors"
 	"net/http"
 	"strconv"
 	"strings"
@@ -12,18 +13,10 @@ import (
 
 // Answer is a provider's answer to a refresh, as far as its class depends on it.
 type Answer struct {
-	Status     int
-	Code       string // of its error body; empty if there is none
-	Usable     bool   // 2xx with an access token
-	RetryAfter string // the header, as it came
-}
-
-// Rule moves answers of one provider to another class: those with this status (0: any) and code ("": none).
-type Rule struct {
 	Status int
-	Code   string
-	Class  grant.Class
-	Reason string // for grant.Permanent
+	Code   string // of its error body; empty if there is none
+	Usable bool   // 2xx with an access token
+	Body   string // for the rules that look into it; it goes nowhere else
 }
 
 // permanent are the codes that say that the grant is dead, with the reason we give. Only these may sign a user out.
@@ -39,13 +32,24 @@ var permanent = map[string]string{
 	"mfa_required":          schema.ReasonExpired, // Auth0
 }
 
-// config are the codes that blame our settings. RFC 6749 section 5.2 and what providers add to it.
-var config = map[string]bool{
-	"invalid_client": true, "unauthorized_client": true, "unsupported_grant_type": true, "invalid_request": true, "invalid_scope": true,
-	"invalid_target": true, "invalid_resource": true,
-	"incorrect_client_credentials": true,                            // GitHub
-	"bad_client_secret":            true, "invalid_client_id": true, // Slack
-	"deleted_client": true, "disabled_client": true, // Google
+// What an operator does about a provider that refuses our settings.
+const (
+	checkClient = "the provider refuses the client, not the user: check client_id, client_secret and client_auth"
+	checkGrant  = "the provider does not let this client refresh: allow it the refresh_token grant there"
+	checkScope  = "the provider refuses what was asked for: check scope"
+	checkDPoP   = "the provider wants proof of possession (DPoP), which renewd does not speak: switch it off for this client"
+	checkAddr   = "no token endpoint is there: check auth_url or token_url"
+)
+
+// config are the codes that blame our settings, with what to do: RFC 6749 section 5.2 and what providers add to it.
+var config = map[string]string{
+	"invalid_client": checkClient, "unauthorized_client": checkGrant, "unsupported_grant_type": checkGrant,
+	"invalid_request": checkClient, "invalid_scope": checkScope,
+	"invalid_target": checkScope, "invalid_resource": checkScope, // RFC 8707, Entra
+	"incorrect_client_credentials": checkClient,                                   // GitHub
+	"bad_client_secret":            checkClient, "invalid_client_id": checkClient, // Slack
+	"deleted_client": checkClient, "disabled_client": checkClient, // Google
+	"use_dpop_nonce": checkDPoP, "invalid_dpop_proof": checkDPoP, // RFC 9449
 }
 
 // throttled are the codes that ask for patience.
@@ -58,13 +62,14 @@ var throttled = map[string]bool{
 // success.
 func Classify(a Answer, rules []Rule) (class grant.Class, reason string) {
 	for _, r := range rules {
-		if (r.Status == 0 || r.Status == a.Status) && r.Code == a.Code && !a.Usable {
+		if r.matches(a) {
 			return r.Class, r.Reason
 		}
 	}
 	if reason, ok := permanent[a.Code]; ok && a.Status < 500 {
 		return grant.Permanent, reason // any 4xx, and 200 too: GitHub, Slack
 	}
+	_, ours := config[a.Code]
 	switch {
 	case a.Usable:
 		return "", ""
@@ -73,20 +78,35 @@ func Classify(a Answer, rules []Rule) (class grant.Class, reason string) {
 		return grant.Throttled, ""
 	case a.Status >= 500, a.Status < 300 && a.Code == "":
 		return grant.Ambiguous, "" // it may have rotated
-	case config[a.Code], a.Status >= 300 && a.Status < 400, a.Status == http.StatusNotFound, a.Status == http.StatusMethodNotAllowed:
+	case ours, a.Status >= 300 && a.Status < 400, a.Status == http.StatusNotFound, a.Status == http.StatusMethodNotAllowed:
 		return grant.Config, ""
-	case a.Code == "" && (a.Status == http.StatusUnauthorized || a.Status == http.StatusForbidden):
+	case a.Status == http.StatusUnauthorized, a.Status == http.StatusForbidden:
 		return grant.Config, "" // client authentication, or a firewall
 	}
 	return grant.Unknown, ""
+}
+
+// advice is the operator's next step where the settings are refused; nil where there is none to give.
+func advice(status int, code string) error {
+	switch hint, ok := config[code]; {
+	case ok:
+		return errors.New(hint)
+	case status >= 300 && status < 400:
+		return errors.New("a redirect, which is never followed: check auth_url or token_url")
+	case status == http.StatusNotFound, status == http.StatusMethodNotAllowed:
+		return errors.New(checkAddr)
+	case status == http.StatusUnauthorized, status == http.StatusForbidden:
+		return errors.New("neither the client nor the user is named as the cause: check client_id, client_secret and client_auth, and what stands in front of the provider")
+	}
+	return nil
 }
 
 // maxRetryAfter caps what a provider may ask for: a typo of theirs must not stop renewals for a year.
 const maxRetryAfter = time.Hour
 
 // retryAfter reads the header as seconds or as an HTTP date (RFC 9110 section 10.2.3); 0 if it says nothing.
-func retryAfter(value string, now time.Time) time.Duration {
-	value = strings.TrimSpace(value)
+func retryAfter(h http.Header, now time.Time) time.Duration {
+	value := strings.TrimSpace(h.Get("Retry-After"))
 	if seconds, err := strconv.ParseInt(value, 10, 64); err == nil {
 		return min(max(0, time.Duration(min(seconds, 1<<32))*time.Second), maxRetryAfter)
 	}
@@ -97,12 +117,14 @@ func retryAfter(value string, now time.Time) time.Duration {
 }
 
 // code cuts an error code to what may stand in a log: 64 printable characters.
-func code(s string) string {
+func code(s string) string { return printable(s, 64) }
+
+func printable(s string, most int) string {
 	s = strings.Map(func(r rune) rune {
 		if r < 0x21 || r > 0x7e {
 			return -1
 		}
 		return r
 	}, s)
-	return s[:min(len(s), 64)]
+	return s[:min(len(s), most)]
 }

@@ -2,9 +2,12 @@ package idp
 
 import (
 	"crypto/x509"
+	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,7 +17,7 @@ import (
 // ClientAuth is how renewd names itself to a token endpoint (RFC 6749 section 2.3).
 type ClientAuth string
 
-// The ways. AuthAuto is AuthPost with a secret, else AuthNone.
+// The ways. AuthAuto is AuthNone without a secret; with one it is AuthPost, but AuthBasic where discovery offers only that.
 const (
 	AuthAuto  ClientAuth = ""
 	AuthNone  ClientAuth = "none"  // client_id in the form
@@ -24,7 +27,7 @@ const (
 
 // Config is one provider's settings. Zero fields take the preset's value.
 type Config struct {
-	ID     string // renewd's id of the provider
+	ID     string // renewd's id of the provider, for errors
 	Preset string // see Presets; default "propelauth"
 
 	// BaseURL is PropelAuth's auth URL, or the issuer of any other provider.
@@ -35,48 +38,40 @@ type Config struct {
 	ClientID     string
 	ClientSecret grant.Secret
 	ClientAuth   ClientAuth
+	// Scope is sent with each refresh; empty: none is, and the grant keeps what it has (RFC 6749 section 6).
+	Scope string
+	// Subject is the member of the profile that names the user; empty: the preset's.
+	Subject string
 
-	// Timeout of a call, the provider's own included. Default 20 s.
+	// Timeout of a call, from the first byte to the last. It should be longer than the provider's own. Default 20 s, up to
+	// 5 min.
 	Timeout time.Duration
 	// AllowHTTPLoopback allows plain http to 127.0.0.0/8, ::1 and localhost; anything else is https, always verified.
 	AllowHTTPLoopback bool
 	// RootCAs are trusted in place of the system's.
 	RootCAs *x509.CertPool
-	// MaxConns is how many connections are kept, for as many calls at a time. Default 64.
+	// ProxyURL is an HTTP proxy to go through; empty: none, whatever the environment says.
+	ProxyURL string
+	// MaxConns is how many connections are kept open, for as many calls at a time. Default 64, 1 to 10,000.
 	MaxConns int
-	// Rules move answers to another class, before the table is asked.
+	// Rules move answers to another class; they come before the preset's.
 	Rules []Rule
 }
 
-// Preset is what is known about a kind of provider.
-type Preset struct {
-	// TokenPath and UserInfoPath are fixed; empty: OpenID Connect Discovery is asked.
-	TokenPath, UserInfoPath string
-	Rules                   []Rule
-}
-
-// Presets are the kinds of providers, by name. See the providers' own documentation for the figures.
-func Presets() map[string]Preset {
-	return map[string]Preset{
-		"propelauth": {TokenPath: "/propelauth/oauth/token", UserInfoPath: "/propelauth/oauth/userinfo"},
-		"oidc":       {},
-		"auth0":      {},
-		"okta":       {},
-		"entra":      {},
-		"google":     {},
-		"keycloak":   {},
-		"cognito":    {},
-		"github": {
-			TokenPath: "/login/oauth/access_token", UserInfoPath: "/user",
-			Rules: []Rule{{Status: 200, Code: "bad_verification_code", Class: grant.Config}},
-		},
-	}
-}
-
-// withDefaults returns c with its zero fields filled in.
-func (c Config) withDefaults() Config {
+// withDefaults returns c with its zero fields filled in, and what is known of its kind.
+func (c Config) withDefaults() (Config, Preset) {
 	if c.Preset == "" {
 		c.Preset = "propelauth"
+	}
+	preset := Presets()[c.Preset]
+	if c.BaseURL == "" {
+		c.BaseURL = preset.BaseURL
+	}
+	if c.Subject == "" {
+		c.Subject = preset.Subject
+	}
+	if c.Subject == "" {
+		c.Subject = "sub"
 	}
 	if c.Timeout == 0 {
 		c.Timeout = 20 * time.Second
@@ -91,24 +86,26 @@ func (c Config) withDefaults() Config {
 		}
 	}
 	c.BaseURL = strings.TrimRight(c.BaseURL, "/")
-	return c
+	return c, preset
 }
 
 // Validate names the first field that makes no sense, and what to do.
 func (c Config) Validate() error {
-	c = c.withDefaults()
-	_, ok := Presets()[c.Preset]
+	given := c.Preset
+	c, _ = c.withDefaults()
+	_, known := Presets()[c.Preset]
 	switch {
-	case !ok:
-		return fmt.Errorf("preset: %q: not known; \"oidc\" fits any OpenID Connect provider", c.Preset)
+	case !known:
+		return fmt.Errorf("preset: %q: not known; want one of %s (oidc fits any OpenID Connect provider)", given,
+			strings.Join(slices.Sorted(maps.Keys(Presets())), ", "))
 	case c.BaseURL == "" && (c.TokenURL == "" || c.UserInfoURL == ""):
-		return fmt.Errorf("auth_url: missing: the provider's address, https://auth.example.com for instance")
+		return errors.New("auth_url: missing: the provider's address, https://auth.example.com for instance")
 	case c.ClientID == "":
-		return fmt.Errorf("client_id: missing: copy it from the provider's dashboard")
+		return errors.New("client_id: missing: copy it from the provider's dashboard")
 	case c.ClientAuth != AuthNone && c.ClientAuth != AuthPost && c.ClientAuth != AuthBasic:
 		return fmt.Errorf("client_auth: %q: want none, post or basic", c.ClientAuth)
 	case c.ClientAuth == AuthNone && !c.ClientSecret.IsZero():
-		return fmt.Errorf("client_auth: none, but a client_secret is set: drop one of them")
+		return errors.New("client_auth: none, but a client_secret is set: drop one of them")
 	case c.ClientAuth != AuthNone && c.ClientSecret.IsZero():
 		return fmt.Errorf("client_secret: missing: client_auth %s needs it", c.ClientAuth)
 	case c.Timeout < 0 || c.Timeout > 5*time.Minute:
@@ -116,13 +113,29 @@ func (c Config) Validate() error {
 	case c.MaxConns < 1 || c.MaxConns > 10_000:
 		return fmt.Errorf("concurrency: %d: want 1 to 10000", c.MaxConns)
 	}
-	for field, raw := range map[string]string{"auth_url": c.BaseURL, "token_url": c.TokenURL, "userinfo_url": c.UserInfoURL} {
-		if raw == "" {
+	for i, r := range c.Rules {
+		if err := r.validate(); err != nil {
+			return fmt.Errorf("rules[%d]: %w", i, err)
+		}
+	}
+	return c.validateURLs()
+}
+
+func (c Config) validateURLs() error {
+	for _, u := range []struct{ field, raw string }{{"auth_url", c.BaseURL}, {"token_url", c.TokenURL}, {"userinfo_url", c.UserInfoURL}} {
+		if u.raw == "" {
 			continue
 		}
-		if err := c.checkURL(raw); err != nil {
-			return fmt.Errorf("%s: %w", field, err)
+		if err := c.checkURL(u.raw); err != nil {
+			return fmt.Errorf("%s: %w", u.field, err)
 		}
+	}
+	if c.ProxyURL == "" {
+		return nil
+	}
+	// Its address is not quoted: it may hold a password.
+	if u, err := url.Parse(c.ProxyURL); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return errors.New("proxy_url: want http://host:port")
 	}
 	return nil
 }
@@ -135,7 +148,9 @@ func (c Config) checkURL(raw string) error {
 	}
 	switch {
 	case u.User != nil:
-		return fmt.Errorf("leave user and password out of the URL: use client_id and client_secret")
+		return errors.New("leave user and password out of the URL: use client_id and client_secret")
+	case u.Fragment != "":
+		return fmt.Errorf("%q: leave out what follows #", raw)
 	case u.Scheme == "https":
 		return nil
 	case u.Scheme != "http":

@@ -1,24 +1,42 @@
 package idp
 
-import "testing"
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/schema"
+)
 
 func FuzzParseTokens(f *testing.F) {
 	for _, seed := range []string{
 		`{"access_token":"a","refresh_token":"r","expires_in":1800}`, `{"access_token":{"access_token":"a","expires_at_seconds":1}}`, `{"ok":false,"error":"x"}`,
-		`{"error":{"code":"x"}}`, `[]`, `null`, `{"expires_in":1e400}`, `{"access_token":"h.e30.s"}`, "",
+		`{"error":{"code":"x"}}`, `[]`, `null`, `{"expires_in":1e400}`, `{"expires_in":1e10}`, `{"expires_in":"NaN"}`, `{"access_token":"h.e30.s"}`, "", "\xef\xbb\xbf{}",
+		`{"access_token":"a","scope":["x"],"refresh_token":7}`, `{"access_token":"h.eyJpYXQiOiJ4IiwiZXhwIjoyfQ.s"}`, `{"error":"invalid_grant"}`,
 	} {
 		f.Add([]byte(seed), "application/json")
 	}
 	f.Add([]byte("access_token=a&expires_in=5&error=%zz"), "application/x-www-form-urlencoded")
 	f.Fuzz(func(t *testing.T, body []byte, contentType string) {
-		tokens, errorCode := parseTokens(body, contentType)
-		if tokens.ExpiresIn < 0 {
+		tokens, errorCode := parseTokens(body, contentType, time.Unix(1763875210, 0))
+		if tokens.ExpiresIn < 0 || tokens.ExpiresIn > maxLifetime {
 			t.Errorf("lifetime %v", tokens.ExpiresIn)
+		}
+		if len(code(errorCode)) > 64 {
+			t.Errorf("code %q", code(errorCode))
 		}
 		for _, r := range code(errorCode) {
 			if r < 0x21 || r > 0x7e {
 				t.Errorf("code %q would reach a log", code(errorCode))
 			}
+		}
+		// Whatever a body says, only codes of the table sign a user out.
+		class, _ := Classify(Answer{Status: 400, Code: errorCode}, nil)
+		if _, known := permanent[errorCode]; class == grant.Permanent && !known || class == "" {
+			t.Errorf("%q: %s", errorCode, class)
 		}
 	})
 }
@@ -26,13 +44,27 @@ func FuzzParseTokens(f *testing.F) {
 func FuzzParseProfile(f *testing.F) {
 	for _, seed := range []string{
 		`{"user_id":"u","org_id_to_org_info":{"o":{"user_role":"r"}}}`, `{"sub":"u","email":7}`, `{"org_id_to_org_info":[1]}`, `[]`, `{}`, ``,
+		`{"id":583231,"login":"octo"}`, `{"ok":false,"error":"token_expired"}`, `{"org_id_to_org_member_info":{"b":{},"a":null}}`,
 	} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		p, ids, err := parseProfile(body)
-		if err == nil && (len(p.Raw) == 0 || len(ids) > 2) {
-			t.Errorf("%+v %v", p, ids)
+		u, raw, err := parseProfile(body)
+		if err != nil {
+			return
+		}
+		if !json.Valid(raw) || raw[0] != '{' {
+			t.Errorf("raw %q", raw)
+		}
+		for _, claim := range []string{"user_id", "sub", "id"} {
+			id := u.subject(raw, claim)
+			p := u.profile(id, raw)
+			if _, err := json.Marshal(p); err != nil {
+				t.Error(err)
+			}
+			if !slices.IsSortedFunc(p.Organisations, func(a, b schema.Organisation) int { return strings.Compare(a.ID, b.ID) }) {
+				t.Errorf("organisations %v", p.Organisations)
+			}
 		}
 	})
 }

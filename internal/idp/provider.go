@@ -1,21 +1,16 @@
 package idp
 
 import (
-	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
-	"net/http/httptrace"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
-	"github.com/coreos/go-oidc/v3/oidc"
 	"github.com/renewd/renewd/internal/grant"
 	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
 	"go.opentelemetry.io/otel/metric"
@@ -24,21 +19,25 @@ import (
 
 // Provider is a client of one provider.
 type Provider struct {
-	config Config
-	preset Preset
-	client *http.Client
-	now    func() time.Time
+	config    Config
+	rules     []Rule // the settings' before the preset's
+	autoAuth  bool   // discovery may choose the client authentication
+	transport *http.Transport
+	round     http.RoundTripper // transport, recorded
+	now       func() time.Time
 
 	mu        sync.Mutex
 	endpoints endpoints
 	found     bool
+	asking    *attempt // the discovery under way, if any
 }
 
-// endpoints are where a provider is called.
+// endpoints are where a provider is called, and how.
 type endpoints struct {
-	Token    string `json:"token_endpoint"`
-	UserInfo string `json:"userinfo_endpoint"`
-	Revoke   string `json:"revocation_endpoint"`
+	Token    string   `json:"token_endpoint"`
+	UserInfo string   `json:"userinfo_endpoint"`
+	Revoke   string   `json:"revocation_endpoint"`
+	Auth     []string `json:"token_endpoint_auth_methods_supported"`
 }
 
 // Telemetry is where calls are recorded: their duration and status, never a query, a body or a token. Nil fields record
@@ -54,15 +53,40 @@ func New(c Config, t Telemetry) (*Provider, error) {
 	if err := c.Validate(); err != nil {
 		return nil, fmt.Errorf("provider %s: %w", c.ID, err)
 	}
-	c = c.withDefaults()
-	p := &Provider{config: c, preset: Presets()[c.Preset], now: time.Now}
-	transport := &http.Transport{
+	autoAuth := c.ClientAuth == AuthAuto && !c.ClientSecret.IsZero()
+	c, preset := c.withDefaults()
+	p := &Provider{config: c, rules: slices.Concat(c.Rules, preset.Rules), autoAuth: autoAuth, transport: newTransport(c), now: time.Now}
+	p.round = t.around(p.transport)
+	p.endpoints = endpoints{Token: c.TokenURL, UserInfo: c.UserInfoURL}
+	if c.BaseURL != "" {
+		p.endpoints.fill(endpoints{Token: below(c.BaseURL, preset.Token), UserInfo: below(c.BaseURL, preset.UserInfo)})
+	}
+	p.found = p.endpoints.Token != "" && p.endpoints.UserInfo != ""
+	return p, nil
+}
+
+func newTransport(c Config) *http.Transport {
+	t := &http.Transport{
 		DialContext:         (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
 		TLSClientConfig:     &tls.Config{RootCAs: c.RootCAs, MinVersion: tls.VersionTLS12},
-		TLSHandshakeTimeout: 10 * time.Second, ForceAttemptHTTP2: true,
-		MaxIdleConns: c.MaxConns, MaxIdleConnsPerHost: c.MaxConns, IdleConnTimeout: 90 * time.Second,
+		TLSHandshakeTimeout: 10 * time.Second,
+		MaxIdleConns:        c.MaxConns, MaxIdleConnsPerHost: c.MaxConns,
+		// Shorter than what servers usually have: a request that meets a closing connection may have arrived, or not.
+		IdleConnTimeout:        30 * time.Second,
 		MaxResponseHeaderBytes: 64 << 10,
+		ForceAttemptHTTP2:      true,
+		// All calls share one HTTP/2 connection; a dead one is to be noticed in seconds, not when TCP gives up.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 5 * time.Second},
 	}
+	if c.ProxyURL != "" {
+		u, err := url.Parse(c.ProxyURL)
+		t.Proxy = func(*http.Request) (*url.URL, error) { return u, err }
+	}
+	return t
+}
+
+// around puts what is wanted of t around a transport.
+func (t Telemetry) around(base http.RoundTripper) http.RoundTripper {
 	var options []otelhttp.Option
 	if t.Tracers != nil {
 		options = append(options, otelhttp.WithTracerProvider(t.Tracers))
@@ -70,31 +94,32 @@ func New(c Config, t Telemetry) (*Provider, error) {
 	if t.Meters != nil {
 		options = append(options, otelhttp.WithMeterProvider(t.Meters))
 	}
-	var round http.RoundTripper = transport
-	if len(options) > 0 {
-		round = otelhttp.NewTransport(transport, options...)
+	if len(options) == 0 {
+		return base
 	}
-	p.client = &http.Client{
-		Transport: round,
-		// A redirected POST would hand the refresh token to whoever the answer names.
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	p.endpoints = endpoints{Token: c.TokenURL, UserInfo: c.UserInfoURL}
-	if p.preset.TokenPath != "" && c.BaseURL != "" {
-		p.endpoints.fill(endpoints{Token: c.BaseURL + p.preset.TokenPath, UserInfo: c.BaseURL + p.preset.UserInfoPath})
-	}
-	p.found = p.endpoints.Token != "" && p.endpoints.UserInfo != ""
-	return p, nil
+	return otelhttp.NewTransport(base, options...)
 }
 
-func (e *endpoints) fill(from endpoints) {
+// below is a preset's address: a path below base, or one of its own.
+func below(base, path string) string {
+	if path == "" || strings.Contains(path, "://") {
+		return path
+	}
+	return base + path
+}
+
+// fill takes from other what e does not have.
+func (e *endpoints) fill(other endpoints) {
 	for _, f := range []struct {
 		to   *string
 		from string
-	}{{&e.Token, from.Token}, {&e.UserInfo, from.UserInfo}, {&e.Revoke, from.Revoke}} {
+	}{{&e.Token, other.Token}, {&e.UserInfo, other.UserInfo}, {&e.Revoke, other.Revoke}} {
 		if *f.to == "" {
 			*f.to = f.from
 		}
+	}
+	if e.Auth == nil {
+		e.Auth = other.Auth
 	}
 }
 
@@ -105,103 +130,5 @@ func (p *Provider) Settings() string {
 	}, "\x00")).Fingerprint()
 }
 
-// discover finds the endpoints, once. What it brings is held against the same rules as the settings.
-func (p *Provider) discover(ctx context.Context) (endpoints, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.found {
-		return p.endpoints, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, p.config.Timeout)
-	defer cancel()
-	provider, err := oidc.NewProvider(oidc.ClientContext(ctx, p.client), p.config.BaseURL)
-	if err != nil {
-		// go-oidc quotes the body of an answer it does not like.
-		return endpoints{}, &grant.Fault{Class: grant.Unsent, Op: "discovery", Err: fmt.Errorf(
-			"no OpenID configuration at %s/.well-known/openid-configuration: %w; is auth_url the issuer, exactly?", p.config.BaseURL, quiet(err))}
-	}
-	var found endpoints
-	if err := provider.Claims(&found); err != nil {
-		return endpoints{}, &grant.Fault{Class: grant.Config, Op: "discovery", Err: errors.New("the OpenID configuration is malformed")}
-	}
-	e := p.endpoints
-	e.fill(found)
-	for _, u := range []string{e.Token, e.UserInfo} {
-		if err := p.config.checkURL(u); err != nil {
-			return endpoints{}, &grant.Fault{Class: grant.Config, Op: "discovery", Err: fmt.Errorf("endpoint: %w", err)}
-		}
-	}
-	p.endpoints, p.found = e, true
-	return e, nil
-}
-
-// quiet keeps of an error what may be logged: which kind of network failure it was.
-func quiet(err error) error {
-	if ue, ok := errors.AsType[*url.Error](err); ok {
-		err = ue.Err // without the URL, whose query could hold anything
-	}
-	if oe, ok := errors.AsType[*net.OpError](err); ok {
-		return oe
-	}
-	for _, known := range []error{context.DeadlineExceeded, context.Canceled, io.EOF, io.ErrUnexpectedEOF} {
-		if errors.Is(err, known) {
-			return known
-		}
-	}
-	if te, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return te
-	}
-	return fmt.Errorf("%T", err)
-}
-
-// reply is what came back, body and all.
-type reply struct {
-	status int
-	header http.Header
-	body   []byte
-	full   bool // the body is larger than the cap
-	sentAt time.Time
-}
-
-// send makes one request, once. written tells whether anything of it may have reached the provider.
-func (p *Provider) send(ctx context.Context, method, target string, header http.Header, form url.Values, limit int64) (_ reply, written bool, _ error) {
-	ctx, cancel := context.WithTimeout(ctx, p.config.Timeout)
-	defer cancel()
-	var wrote atomic.Bool
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		WroteHeaderField: func(string, []string) { wrote.Store(true) },
-		WroteHeaders:     func() { wrote.Store(true) },
-	})
-	// net/http repeats a POST by itself only where not a byte of it was written, which is no second presentation.
-	var body io.Reader
-	if form != nil {
-		body = strings.NewReader(form.Encode())
-	}
-	req, err := http.NewRequestWithContext(ctx, method, target, body)
-	if err != nil {
-		return reply{}, false, errors.New("malformed URL")
-	}
-	if form != nil {
-		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	}
-	req.Header.Set("Accept", "application/json")
-	req.Header.Set("User-Agent", "renewd")
-	for name, values := range header {
-		req.Header[name] = values
-	}
-	sentAt := p.now()
-	resp, err := p.client.Do(req)
-	if err != nil {
-		return reply{}, wrote.Load(), quiet(err)
-	}
-	defer resp.Body.Close()
-	raw, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
-	if err != nil {
-		return reply{status: resp.StatusCode}, true, quiet(err)
-	}
-	r := reply{status: resp.StatusCode, header: resp.Header, body: raw, sentAt: sentAt}
-	if int64(len(raw)) > limit {
-		r.body, r.full = nil, true
-	}
-	return r, true, nil
-}
+// Close drops the connections that are idle. Calls under way end as they would.
+func (p *Provider) Close() { p.transport.CloseIdleConnections() }

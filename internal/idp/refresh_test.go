@@ -32,6 +32,7 @@ func open(t *testing.T, url string, change func(*idp.Config)) *idp.Provider {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(p.Close)
 	return p
 }
 
@@ -94,6 +95,18 @@ func TestClasses(t *testing.T) {
 		{"bare 403", 403, nil, "<html>", grant.Config, ""},
 		{"bare 400 (Twitch)", 400, json, `{"status":400,"message":"canary"}`, grant.Unknown, ""},
 		{"unknown code", 400, json, code("out_of_cheese"), grant.Unknown, ""},
+		{"unknown code with 401", 401, json, code("out_of_cheese"), grant.Config, ""},
+		{"unknown code with 403", 403, json, code("out_of_cheese"), grant.Config, ""},
+		{"unknown code with 200", 200, json, code("out_of_cheese"), grant.Unknown, ""},
+		{"422", 422, json, "canary", grant.Unknown, ""},
+		{"204", 204, json, "", grant.Ambiguous, ""},
+		{"504", 504, nil, "canary", grant.Ambiguous, ""},
+		{"invalid_grant and throttled", 429, json, code("invalid_grant"), grant.Permanent, schema.ReasonRevoked},
+		{"throttled in words, 500", 500, json, code("slow_down"), grant.Throttled, ""},
+		{"tokens beside an error", 200, json, `{"access_token":"canary","error":"invalid_grant"}`, grant.Permanent, schema.ReasonRevoked},
+		{"an error that is an object", 401, json, `{"error":{"code":"invalid_client","message":"canary"}}`, grant.Config, ""},
+		{"an error that is a number", 400, json, `{"error":7}`, grant.Unknown, ""},
+		{"10 MB with 400", 400, json, `{"error":"invalid_grant","x":"` + strings.Repeat("x", 10<<20) + `"}`, grant.Unknown, ""},
 		{"Auth0's 403", 403, json, code("invalid_grant"), grant.Permanent, schema.ReasonRevoked},
 		{"401 with invalid_grant", 401, json, code("invalid_grant"), grant.Permanent, schema.ReasonRevoked},
 		{"GitHub's 200", 200, json, code("bad_refresh_token"), grant.Permanent, schema.ReasonRevoked},
@@ -103,7 +116,7 @@ func TestClasses(t *testing.T) {
 		{"Slack's not ok", 200, json, `{"ok":false}`, grant.Unknown, ""},
 		{"Slack's internal error", 200, json, `{"ok":false,"error":"internal_error"}`, grant.Throttled, ""},
 	}
-	for _, c := range []string{"invalid_client", "unauthorized_client", "unsupported_grant_type", "invalid_request", "invalid_scope", "invalid_target", "invalid_resource", "bad_client_secret", "invalid_client_id", "deleted_client", "disabled_client"} {
+	for _, c := range []string{"invalid_client", "unauthorized_client", "unsupported_grant_type", "invalid_request", "invalid_scope", "invalid_target", "invalid_resource", "bad_client_secret", "invalid_client_id", "deleted_client", "disabled_client", "use_dpop_nonce", "invalid_dpop_proof"} {
 		rows = append(rows, row{c, 400, json, code(c), grant.Config, ""})
 	}
 	rows = append(rows, row{"invalid_client with 401", 401, json, code("invalid_client"), grant.Config, ""})
@@ -140,6 +153,12 @@ func TestShapesOfTokens(t *testing.T) {
 		"expires_at_seconds": {fmt.Sprintf(`{"access_token":%q,"expires_at_seconds":1060}`, jwt), jwt, "", time.Minute},
 		"nothing said":       {`{"access_token":"a"}`, "a", "", 0},
 		"absurd":             {`{"access_token":"a","expires_in":-5}`, "a", "", 0},
+		"beyond time":        {`{"access_token":"a","expires_in":10000000000}`, "a", "", 10 * 365 * 24 * time.Hour},
+		"no number":          {`{"access_token":"a","expires_in":"NaN"}`, "a", "", 0},
+		"a list of scopes":   {`{"access_token":"a","refresh_token":"r","expires_in":60,"scope":["x","y"]}`, "a", "r", time.Minute},
+		"odd members":        {`{"access_token":"a","refresh_token":"r","expires_in":60,"id_token":{},"ok":"yes","scope":7}`, "a", "r", time.Minute},
+		"no refresh token":   {`{"access_token":"a","refresh_token":null,"expires_in":60}`, "a", "", time.Minute},
+		"a byte order mark":  {"\xef\xbb\xbf" + `{"access_token":"a","refresh_token":"r","expires_in":60}`, "a", "r", time.Minute},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := open(t, answering(t, 200, map[string]string{"Content-Type": "application/json"}, tt.body).URL, nil).Refresh(t.Context(), grant.NewSecret("x"))
@@ -147,6 +166,69 @@ func TestShapesOfTokens(t *testing.T) {
 				t.Errorf("%q %q %v, %v", got.Access.Reveal(), got.Refresh.Reveal(), got.ExpiresIn, err)
 			}
 		})
+	}
+}
+
+// What the content type says is not what decides: an answer that can be read is read, since the old token is gone.
+func TestContentTypes(t *testing.T) {
+	const plain, form = `{"access_token":"a","refresh_token":"r","scope":["x","y"],"expires_in":60}`, "access_token=a&refresh_token=r&scope=x+y&expires_in=60"
+	for contentType, body := range map[string]string{
+		"application/json": plain, "": plain, "text/html": plain, "application/x-www-form-urlencoded": plain, "application/x-www-form-urlencoded; charset=utf-8": form,
+	} {
+		got, err := open(t, answering(t, 200, map[string]string{"Content-Type": contentType}, body).URL, nil).Refresh(t.Context(), grant.NewSecret("x"))
+		if err != nil || got.Access.Reveal() != "a" || got.Refresh.Reveal() != "r" || got.Scope != "x y" || got.ExpiresIn != time.Minute {
+			t.Errorf("%q: %q %q %q %v, %v", contentType, got.Access.Reveal(), got.Refresh.Reveal(), got.Scope, got.ExpiresIn, err)
+		}
+	}
+}
+
+// An error's code goes into events and logs: never more of it than fits there, and nothing else of the answer.
+func TestCodesAreCut(t *testing.T) {
+	for body, want := range map[string]string{
+		`{"error":"` + strings.Repeat("x", 500) + `"}`: strings.Repeat("x", 64),
+		`{"error":"a b\n\u001b[31mc\u00e9"}`:           "ab[31mc",
+		`{"message":"canary"}`:                         "",
+	} {
+		if f := fault(t, open(t, answering(t, 400, nil, body).URL, nil)); f.Code != want {
+			t.Errorf("%.40s: %q", body, f.Code)
+		}
+	}
+}
+
+// Who reads that the settings are refused reads what to do, too.
+func TestConfigFaultsSayWhatToDo(t *testing.T) {
+	for body, want := range map[string]string{
+		`{"error":"invalid_client"}`: "client_secret", `{"error":"invalid_scope"}`: "scope", `{"error":"unauthorized_client"}`: "refresh_token", `nothing`: "client_auth",
+	} {
+		if f := fault(t, open(t, answering(t, 401, nil, body).URL, nil)); f.Class != grant.Config || !strings.Contains(f.Error(), want) {
+			t.Errorf("%s: %v", body, f)
+		}
+	}
+	for _, status := range []int{302, 404, 405} {
+		if f := fault(t, open(t, answering(t, status, nil, "").URL, nil)); f.Class != grant.Config || !strings.Contains(f.Error(), "token_url") {
+			t.Errorf("%d: %v", status, f)
+		}
+	}
+}
+
+func TestScopeIsSentWhereSet(t *testing.T) {
+	var form url.Values
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = r.ParseForm()
+		form = r.PostForm
+		if r.UserAgent() != "renewd" || r.Header.Get("Accept") != "application/json" {
+			t.Errorf("header %v", r.Header)
+		}
+		_, _ = w.Write([]byte(`{"access_token":"a"}`))
+	}))
+	defer s.Close()
+	for _, scope := range []string{"", "openid profile"} {
+		if _, err := open(t, s.URL, func(c *idp.Config) { c.Scope = scope }).Refresh(t.Context(), grant.NewSecret(canary)); err != nil {
+			t.Fatal(err)
+		}
+		if form.Get("scope") != scope || form.Has("scope") != (scope != "") {
+			t.Errorf("scope %q: %v", scope, form)
+		}
 	}
 }
 
@@ -261,38 +343,5 @@ func TestTimeoutAfterSendingIsAmbiguous(t *testing.T) {
 	defer close(release)
 	if f := fault(t, open(t, s.URL, func(c *idp.Config) { c.Timeout = 50 * time.Millisecond })); f.Class != grant.Ambiguous || !errors.Is(f, context.DeadlineExceeded) {
 		t.Errorf("%v", f)
-	}
-}
-
-func TestRulesComeFirst(t *testing.T) {
-	s := answering(t, 400, nil, `{"error":"gone_fishing"}`)
-	f := fault(t, open(t, s.URL, func(c *idp.Config) {
-		c.Rules = []idp.Rule{{Status: 400, Code: "gone_fishing", Class: grant.Permanent, Reason: schema.ReasonExpired}}
-	}))
-	if f.Class != grant.Permanent || f.Reason != schema.ReasonExpired {
-		t.Errorf("%v", f)
-	}
-}
-
-func TestConfigNamesTheField(t *testing.T) {
-	for field, change := range map[string]func(*idp.Config){
-		"preset":        func(c *idp.Config) { c.Preset = "myspace" },
-		"auth_url":      func(c *idp.Config) { c.BaseURL = "http://example.com" },
-		"token_url":     func(c *idp.Config) { c.TokenURL = "ftp://x/y" },
-		"userinfo_url":  func(c *idp.Config) { c.UserInfoURL = "https://user:pass@x/y" },
-		"client_id":     func(c *idp.Config) { c.ClientID = "" },
-		"client_secret": func(c *idp.Config) { c.ClientAuth = idp.AuthBasic },
-		"client_auth":   func(c *idp.Config) { c.ClientAuth = "jwt" },
-		"timeout":       func(c *idp.Config) { c.Timeout = time.Hour },
-	} {
-		c := idp.Config{ID: "p", BaseURL: "https://auth.example.com", ClientID: "x"}
-		change(&c)
-		if err := c.Validate(); err == nil || !strings.HasPrefix(err.Error(), field+":") {
-			t.Errorf("%s: %v", field, err)
-		}
-	}
-	c := idp.Config{BaseURL: "http://127.0.0.1:1", ClientID: "x"}
-	if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "allow_http_loopback") {
-		t.Errorf("plain http to loopback without leave: %v", err)
 	}
 }

@@ -2,11 +2,14 @@ package idp
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/renewd/renewd/internal/grant"
@@ -16,77 +19,57 @@ import (
 // maxUserInfo is the largest profile that is read, in bytes: users can be in many organisations.
 const maxUserInfo = 1 << 20
 
-// UserInfo fetches the profile of user with an access token. Errors: grant.ErrAccessRefused for a 401,
-// grant.ErrSubjectMismatch when the answer is about somebody else, else a *grant.Fault; that can be no verdict on the user.
+// UserInfo fetches the profile of user with an access token. Errors: grant.ErrAccessRefused where the token is not taken,
+// grant.ErrSubjectMismatch when the answer is about somebody else, else a *grant.Fault. That is never a verdict on the user:
+// Ambiguous is an answer that broke off or is no profile at all, Unknown one that names nobody.
 func (p *Provider) UserInfo(ctx context.Context, access grant.Secret, user string) (schema.Profile, error) {
 	e, err := p.discover(ctx)
 	if err != nil {
 		return schema.Profile{}, err
 	}
-	header := http.Header{"Authorization": {"Bearer " + access.Reveal()}}
-	r, written, err := p.send(ctx, http.MethodGet, e.UserInfo, header, nil, maxUserInfo)
-	fault := func(class grant.Class, err error) error {
-		f := &grant.Fault{Class: class, Op: "userinfo", Status: r.status, Err: err}
-		if r.header != nil {
-			f.RetryAfter = retryAfter(r.header.Get("Retry-After"), p.now())
-		}
-		return f
+	r, err := p.send(ctx, call{
+		op: "userinfo", method: http.MethodGet, url: e.UserInfo, limit: maxUserInfo,
+		header: http.Header{"Authorization": {"Bearer " + access.Reveal()}},
+	})
+	if err != nil {
+		return schema.Profile{}, err
 	}
-	switch {
-	case err != nil && written:
-		return schema.Profile{}, fault(grant.Ambiguous, err)
-	case err != nil:
-		return schema.Profile{}, fault(grant.Unsent, err)
-	case r.status == http.StatusUnauthorized:
+	fault := func(class grant.Class, err error) (schema.Profile, error) {
+		return schema.Profile{}, &grant.Fault{Class: class, Op: "userinfo", Status: r.status, RetryAfter: p.patience(class, r), Err: err}
+	}
+	if r.status == http.StatusUnauthorized {
 		return schema.Profile{}, grant.ErrAccessRefused
-	case r.status == http.StatusOK && !r.full:
-		return p.profile(r.body, user, fault)
-	case r.full:
-		return schema.Profile{}, fault(grant.Unknown, errors.New("the profile is larger than 1 MiB"))
 	}
-	class, _ := Classify(Answer{Status: r.status}, nil)
-	if class == grant.Permanent || class == "" {
-		class = grant.Unknown
+	if r.full {
+		return fault(grant.Unknown, errors.New("the profile is larger than 1 MiB"))
 	}
-	return schema.Profile{}, fault(class, nil)
+	if r.status != http.StatusOK {
+		class, _ := Classify(Answer{Status: r.status}, nil)
+		if class == "" || class == grant.Permanent {
+			class = grant.Unknown
+		}
+		if class == grant.Config {
+			err = errors.New("check userinfo_url, and that the user's login asked for the scopes that the profile needs")
+		}
+		return fault(class, err)
+	}
+	u, raw, err := parseProfile(r.body)
+	if err != nil {
+		return fault(grant.Ambiguous, errors.New("the profile is no JSON object"))
+	}
+	switch id := u.subject(raw, p.config.Subject); {
+	case id == user && id != "":
+		return u.profile(user, raw), nil
+	case id != "":
+		return schema.Profile{}, grant.ErrSubjectMismatch
+	case refusals[u.Error.or("")]:
+		return schema.Profile{}, grant.ErrAccessRefused
+	}
+	return fault(grant.Unknown, fmt.Errorf("the profile has no %s: it names nobody", p.config.Subject))
 }
 
-// profile reads a userinfo body and holds its subject against user.
-func (p *Provider) profile(body []byte, user string, fault func(grant.Class, error) error) (schema.Profile, error) {
-	profile, ids, err := parseProfile(body)
-	switch {
-	case err != nil:
-		return schema.Profile{}, fault(grant.Ambiguous, errors.New("the profile is no JSON object"))
-	case len(ids) == 0:
-		return schema.Profile{}, fault(grant.Unknown, errors.New("the profile names no user: neither user_id nor sub"))
-	case slices.ContainsFunc(ids, func(id string) bool { return id == user }):
-		profile.ID = user
-		return profile, nil
-	}
-	return schema.Profile{}, grant.ErrSubjectMismatch
-}
-
-// flexible is a JSON value that is a T, or is left out where it is something else: a provider's oddity in one field must
-// not cost the whole profile.
-type flexible[T any] struct{ value *T }
-
-func (f *flexible[T]) UnmarshalJSON(raw []byte) error {
-	var v *T
-	if json.Unmarshal(raw, &v) == nil {
-		f.value = v
-	}
-	return nil
-}
-
-func (f flexible[T]) or(zero T) T {
-	if f.value == nil {
-		return zero
-	}
-	return *f.value
-}
-
-type str = flexible[string]
-type boolean = flexible[bool]
+// refusals are the codes that say in a 200 what others say with a 401: Slack.
+var refusals = map[string]bool{"invalid_auth": true, "not_authed": true, "token_expired": true, "token_revoked": true, "invalid_token": true}
 
 // userInfo is PropelAuth's user and OpenID Connect's standard claims (Core section 5.1) in one.
 type userInfo struct {
@@ -110,6 +93,7 @@ type userInfo struct {
 	HasPassword   boolean                                     `json:"has_password"`
 	Organisations flexible[map[string]flexible[organisation]] `json:"org_id_to_org_info"`
 	Memberships   flexible[map[string]flexible[organisation]] `json:"org_id_to_org_member_info"`
+	Error         str                                         `json:"error"`
 }
 
 // organisation is an entry of PropelAuth's org_id_to_org_info.
@@ -121,41 +105,57 @@ type organisation struct {
 	Permissions flexible[[]string] `json:"user_permissions"`
 }
 
-// parseProfile maps a userinfo body. ids are the ids that it gives the user: sub must match (OpenID Connect Core section
-// 5.3.2), PropelAuth's own is user_id.
-func parseProfile(body []byte) (p schema.Profile, ids []string, err error) {
-	var u userInfo
+// parseProfile reads a userinfo body, and gives it back without its white space.
+func parseProfile(body []byte) (u userInfo, raw json.RawMessage, _ error) {
 	if err := json.Unmarshal(body, &u); err != nil {
-		return p, nil, err
+		return u, nil, err
 	}
-	var raw bytes.Buffer
-	if err := json.Compact(&raw, body); err != nil || raw.Len() == 0 || raw.Bytes()[0] != '{' {
-		return p, nil, errors.New("no object")
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, body); err != nil || compact.Len() == 0 || compact.Bytes()[0] != '{' {
+		return u, nil, errors.New("no object")
 	}
-	for _, id := range []string{u.UserID.or(""), u.Sub.or("")} {
-		if id != "" {
-			ids = append(ids, id)
-		}
+	return u, compact.Bytes(), nil
+}
+
+// subject is whom the profile is about, by the member that the settings name. It alone decides, where it is there: a
+// provider may have an id of its own beside the one that users are known by. Without it the other of the usual two does.
+func (u userInfo) subject(raw json.RawMessage, claim string) string {
+	switch id, sub := u.UserID.or(""), u.Sub.or(""); claim {
+	case "user_id":
+		return cmp.Or(id, sub)
+	case "sub":
+		return cmp.Or(sub, id)
 	}
+	var members map[string]json.RawMessage
+	if json.Unmarshal(raw, &members) != nil {
+		return ""
+	}
+	if s := text(members[claim]); s != "" {
+		return s
+	}
+	if n, err := strconv.ParseInt(string(members[claim]), 10, 64); err == nil {
+		return strconv.FormatInt(n, 10) // GitHub's id
+	}
+	return ""
+}
+
+func (u userInfo) profile(user string, raw json.RawMessage) schema.Profile {
 	first, last := either(u.First, u.Given), either(u.Last, u.Family)
-	p = schema.Profile{
-		Email: u.Email.or(""), FirstName: first, LastName: last, Name: strings.TrimSpace(first + " " + last),
+	p := schema.Profile{
+		ID: user, Email: u.Email.or(""), FirstName: first, LastName: last, Name: strings.TrimSpace(first + " " + last),
 		Username: either(u.Username, u.Preferred), Picture: either(u.PictureURL, u.Picture),
-		EmailVerified: u.Verified.value, Enabled: u.Enabled.value, Locked: u.Locked.value, MFAEnabled: u.MFA.value,
-		HasPassword: u.HasPassword.value, Raw: raw.Bytes(),
+		EmailVerified: cmp.Or(u.Confirmed.value, u.Verified.value), Enabled: u.Enabled.value, Locked: u.Locked.value,
+		MFAEnabled: u.MFA.value, HasPassword: u.HasPassword.value, Raw: raw,
 	}
 	if p.Name == "" {
 		p.Name = strings.TrimSpace(u.Name.or(""))
-	}
-	if u.Confirmed.value != nil {
-		p.EmailVerified = u.Confirmed.value
 	}
 	orgs := u.Organisations.or(nil)
 	if orgs == nil {
 		orgs = u.Memberships.or(nil)
 	}
 	p.Organisations = organisations(orgs)
-	return p, ids, nil
+	return p
 }
 
 func either(a, b str) string {

@@ -92,6 +92,49 @@ func isFault(class grant.Class) func(schema.Profile, error) bool {
 	}
 }
 
+// Which member says whom the profile is about is the preset's or the settings' word, and it alone decides.
+func TestSubject(t *testing.T) {
+	const mismatch = "mismatch"
+	for _, tt := range []struct{ preset, subject, body, want string }{
+		{"propelauth", "", `{"user_id":"u","sub":"other"}`, ""},
+		{"propelauth", "", `{"user_id":"other","sub":"u"}`, mismatch},
+		{"propelauth", "", `{"sub":"u"}`, ""},
+		{"oidc", "", `{"sub":"u","user_id":"17"}`, ""},
+		{"oidc", "", `{"sub":"other","user_id":"u"}`, mismatch},
+		{"oidc", "", `{"user_id":"u"}`, ""},
+		{"oidc", "", `{"sub":"U"}`, mismatch},
+		{"oidc", "", `{"sub":7}`, "fault"},
+		{"oidc", "email", `{"sub":"x","email":"u"}`, ""},
+		{"oidc", "email", `{"sub":"u"}`, "fault"},
+		{"oidc", "email", `{"sub":"u","email":"other"}`, mismatch},
+		{"slack", "", `{"ok":false,"error":"token_revoked"}`, "refused"},
+		{"slack", "", `{"ok":false,"error":"canary"}`, "fault"},
+	} {
+		s := answering(t, 200, nil, tt.body)
+		p, err := open(t, s.URL, func(c *idp.Config) {
+			c.Preset, c.Subject, c.TokenURL, c.UserInfoURL = tt.preset, tt.subject, s.URL, s.URL
+		}).
+			UserInfo(t.Context(), grant.NewSecret(canary), "u")
+		got := "fault"
+		switch {
+		case err == nil && p.ID == "u":
+			got = ""
+		case errors.Is(err, grant.ErrSubjectMismatch):
+			got = mismatch
+		case errors.Is(err, grant.ErrAccessRefused):
+			got = "refused"
+		}
+		if got != tt.want || strings.Contains(fmt.Sprint(err), "canary") {
+			t.Errorf("%s %s %s: %v, want %q", tt.preset, tt.subject, tt.body, err, tt.want)
+		}
+	}
+	octo := answering(t, 200, nil, `{"id":583231,"login":"octocat","name":" The Octocat "}`)
+	p, err := open(t, octo.URL, func(c *idp.Config) { c.Preset, c.UserInfoURL = "github", octo.URL }).UserInfo(t.Context(), grant.NewSecret(canary), "583231")
+	if err != nil || p.ID != "583231" || p.Name != "The Octocat" {
+		t.Errorf("GitHub's user: %+v %v", p, err)
+	}
+}
+
 // A provider that is down keeps nobody from starting, and is asked again when it is back.
 func TestDiscovery(t *testing.T) {
 	var up atomic.Bool

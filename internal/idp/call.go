@@ -1,0 +1,138 @@
+package idp
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/renewd/renewd/internal/grant"
+)
+
+const userAgent = "renewd"
+
+// call is one request to a provider.
+type call struct {
+	op     string // for the fault
+	method string
+	url    string
+	header http.Header
+	form   url.Values // of a POST
+	limit  int64      // largest body that is read, in bytes
+}
+
+// reply is what came back, body and all.
+type reply struct {
+	status int
+	header http.Header
+	body   []byte
+	full   bool // the body is larger than the limit, and left out
+	sentAt time.Time
+}
+
+// errWritten ends net/http's own second try.
+var errWritten = errors.New("not sent again: the request may have arrived")
+
+// send makes one request, once. Its error is a *grant.Fault: Unsent if nothing of the request can have reached the
+// provider, else Ambiguous.
+func (p *Provider) send(ctx context.Context, c call) (reply, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.config.Timeout)
+	defer cancel()
+	var wrote atomic.Bool
+	mark := func() { wrote.Store(true) }
+	req, err := c.request(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		WroteHeaderField: func(string, []string) { mark() }, // a long header is flushed before its end
+		WroteHeaders:     mark,
+	}), &wrote)
+	if err != nil {
+		return reply{}, &grant.Fault{Class: grant.Config, Op: c.op, Err: errors.New("malformed URL")}
+	}
+	fault := func(status int, err error) (reply, error) {
+		class := grant.Unsent
+		if wrote.Load() {
+			class = grant.Ambiguous
+		}
+		if ctx.Err() != nil {
+			err = ctx.Err() // not its cause, which is the caller's and not of the network
+		}
+		return reply{}, &grant.Fault{Class: class, Op: c.op, Status: status, Err: quiet(err)}
+	}
+	r := reply{sentAt: p.now()}
+	// Not through an http.Client: that follows redirects, and a redirected POST would hand the refresh token to whoever the
+	// answer names.
+	resp, err := p.round.RoundTrip(req)
+	if err != nil {
+		return fault(0, err)
+	}
+	defer resp.Body.Close()
+	r.status, r.header = resp.StatusCode, resp.Header
+	if r.body, err = io.ReadAll(io.LimitReader(resp.Body, c.limit+1)); err != nil {
+		mark()
+		return fault(resp.StatusCode, err)
+	}
+	if int64(len(r.body)) > c.limit {
+		r.body, r.full = nil, true
+	}
+	return r, nil
+}
+
+func (c call) request(ctx context.Context, wrote *atomic.Bool) (*http.Request, error) {
+	var body io.Reader
+	var text string
+	if c.form != nil {
+		text = c.form.Encode()
+		body = strings.NewReader(text)
+	}
+	req, err := http.NewRequestWithContext(ctx, c.method, c.url, body)
+	if err != nil {
+		return nil, err
+	}
+	if c.form != nil {
+		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		// net/http tries again by itself where a connection turns out to be closed, and over HTTP/2 also where the server
+		// resets a stream that it may have read to its end. It may, until the first byte of the request is out.
+		req.GetBody = func() (io.ReadCloser, error) {
+			if wrote.Load() {
+				return nil, errWritten
+			}
+			return io.NopCloser(strings.NewReader(text)), nil
+		}
+	}
+	req.Header.Set("Accept", "application/json")
+	req.Header.Set("User-Agent", userAgent)
+	for name, values := range c.header {
+		req.Header[name] = values
+	}
+	return req, nil
+}
+
+// quiet keeps of an error what may be logged: which kind of failure it was. Errors of net/http can quote what the other
+// side sent.
+func quiet(err error) error {
+	if ue, ok := errors.AsType[*url.Error](err); ok {
+		err = ue.Err // without the URL, whose query could hold anything
+	}
+	if oe, ok := errors.AsType[*net.OpError](err); ok {
+		return oe
+	}
+	for _, known := range []error{context.DeadlineExceeded, context.Canceled, io.ErrUnexpectedEOF, io.EOF, errWritten} {
+		if errors.Is(err, known) {
+			return known
+		}
+	}
+	if te, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return te
+	}
+	if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
+		return errors.New("timeout")
+	}
+	return fmt.Errorf("%T", err)
+}

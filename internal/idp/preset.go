@@ -1,0 +1,78 @@
+package idp
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/schema"
+)
+
+// Preset is what is known about a kind of provider. It is data: a provider that needs code of its own has no preset.
+type Preset struct {
+	// BaseURL is where all its customers go; empty: each has an address of their own.
+	BaseURL string
+	// Token and UserInfo are paths below the base, or whole addresses. Without them OpenID Connect Discovery is asked.
+	Token, UserInfo string
+	// Subject is the member of the profile that names the user; empty: "sub" (OpenID Connect Core section 5.3.2).
+	Subject string
+	Rules   []Rule
+}
+
+// Presets are the kinds of providers, by name.
+func Presets() map[string]Preset {
+	return map[string]Preset{
+		// See also tokens.go for the shapes of its answers.
+		"propelauth": {Token: "/propelauth/oauth/token", UserInfo: "/propelauth/oauth/userinfo", Subject: "user_id"},
+		"oidc":       {},
+		"auth0":      {},
+		"okta":       {},
+		"entra":      {},
+		"google":     {BaseURL: "https://accounts.google.com"},
+		"keycloak":   {},
+		"cognito":    {},
+		"github": {
+			BaseURL: "https://github.com", Token: "/login/oauth/access_token", UserInfo: "https://api.github.com/user", Subject: "id",
+			Rules: []Rule{{Status: 200, Code: "bad_verification_code", Class: grant.Config}},
+		},
+		"slack": {
+			BaseURL: "https://slack.com",
+			// Their own words: "possible some aspect of the operation succeeded".
+			Rules: []Rule{{Code: "internal_error", Class: grant.Ambiguous}, {Code: "fatal_error", Class: grant.Ambiguous}},
+		},
+		"twitch": {
+			BaseURL: "https://id.twitch.tv/oauth2",
+			Rules:   []Rule{{Status: 400, Body: "Invalid refresh token", Class: grant.Permanent, Reason: schema.ReasonRevoked}}, // no code
+		},
+	}
+}
+
+// Rule moves answers of one provider to another class, before the table is asked. It never touches a success.
+type Rule struct {
+	Status int    // 0: any
+	Code   string // exactly; empty: the answer has none
+	Body   string // what its body contains, in any case; empty: anything
+	Class  grant.Class
+	Reason string // of user.reauth_required, for grant.Permanent
+}
+
+func (r Rule) matches(a Answer) bool {
+	return !a.Usable && (r.Status == 0 || r.Status == a.Status) && r.Code == a.Code &&
+		(r.Body == "" || strings.Contains(strings.ToLower(a.Body), strings.ToLower(r.Body)))
+}
+
+// validate refuses what no class can be, and what could sign out everybody at once.
+func (r Rule) validate() error {
+	switch {
+	case !slices.Contains(grant.Classes(), r.Class):
+		return fmt.Errorf("class: %q: want one of %q", r.Class, grant.Classes())
+	case r.Class != grant.Permanent:
+		return nil
+	case r.Reason == "":
+		return fmt.Errorf("reason: missing: a permanent answer signs the user out, say why (%q for instance)", schema.ReasonRevoked)
+	case r.Code == "" && r.Body == "":
+		return fmt.Errorf("code: missing: a permanent answer signs the user out, so name its code or a part of its body")
+	}
+	return nil
+}
