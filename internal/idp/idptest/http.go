@@ -5,59 +5,17 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"time"
 )
-
-// Request is what a fault may depend on.
-type Request struct {
-	Op   string // "token" or "userinfo"
-	User string // empty if the token is not known
-}
-
-// Fault is something that goes wrong with one answer. The zero value changes nothing.
-type Fault struct {
-	// Act lets the provider do its part first: the token is rotated, only the answer goes wrong.
-	Act bool
-	// Delay before the answer; the request's own end cuts it short.
-	Delay time.Duration
-	// Drop closes the connection in place of an answer.
-	Drop bool
-	// Truncate sends half of the true answer, then closes the connection. It implies Act.
-	Truncate bool
-	// Status, Header and Body are the answer. Status 0 with the rest unset: the true answer, after Delay.
-	Status int
-	Header http.Header
-	Body   string
-}
-
-// SetFault asks f before each answer; nil, or a nil result, means no fault.
-func (s *Server) SetFault(f func(Request) *Fault) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.fault = f
-}
-
-func (s *Server) faultFor(r Request) *Fault {
-	s.mu.Lock()
-	f := s.fault
-	s.mu.Unlock()
-	if f == nil {
-		return nil
-	}
-	return f(r)
-}
 
 func (s *Server) routes() {
 	s.mux.HandleFunc("POST /propelauth/oauth/token", s.serveToken)
 	s.mux.HandleFunc("GET /propelauth/oauth/userinfo", s.serveUserInfo)
 	s.mux.HandleFunc("GET /.well-known/openid-configuration", s.serveDiscovery)
+	s.mux.HandleFunc("GET /.well-known/jwks.json", s.serveKeys)
+	s.mux.HandleFunc("POST /api/backend/v1/refresh_token", s.serveSessionRefresh)
 	s.mux.HandleFunc("POST /api/backend/v1/logout", s.serveLogout)
 	if s.options.Admin {
-		s.mux.HandleFunc("POST /_admin/login", func(w http.ResponseWriter, r *http.Request) { reply(w, 200, s.Login(r.FormValue("user"))) })
-		s.mux.HandleFunc("POST /_admin/end", func(_ http.ResponseWriter, r *http.Request) { s.EndSessions(r.FormValue("user")) })
-		s.mux.HandleFunc("GET /_admin/stats", func(w http.ResponseWriter, _ *http.Request) { reply(w, 200, s.Stats()) })
-		s.mux.HandleFunc("GET /_admin/users", func(w http.ResponseWriter, _ *http.Request) { reply(w, 200, s.Users()) })
-		s.mux.HandleFunc("GET /_admin/live", func(w http.ResponseWriter, r *http.Request) { reply(w, 200, s.Live(r.FormValue("user"))) })
+		s.adminRoutes()
 	}
 }
 
@@ -73,36 +31,79 @@ func refuse(w http.ResponseWriter, status int, code string) {
 }
 
 func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
+	r.Body = http.MaxBytesReader(w, r.Body, 1<<16)
 	if !s.client(r) {
+		// RFC 6749 section 5.2.
+		if r.Header.Get("Authorization") != "" {
+			w.Header().Set("WWW-Authenticate", `Basic realm="stand-in"`)
+		}
 		refuse(w, http.StatusUnauthorized, "invalid_client")
 		return
 	}
-	if r.FormValue("grant_type") != "refresh_token" {
+	if r.PostFormValue("grant_type") != "refresh_token" {
 		refuse(w, http.StatusBadRequest, "unsupported_grant_type")
 		return
 	}
-	token := r.PostFormValue("refresh_token")
-	leave, name := s.enter(token)
-	defer leave()
-	s.answer(w, r, s.faultFor(Request{Op: "token", User: name}), func(w http.ResponseWriter) {
-		t, _, code := s.refresh(token)
-		switch {
-		case code != "":
-			refuse(w, http.StatusBadRequest, code)
-		case s.options.Nested:
-			reply(w, http.StatusOK, map[string]any{"refresh_token": t.Refresh, "access_token": map[string]any{
-				"access_token": t.Access, "expires_at_seconds": s.options.Now().Add(s.options.Lifetime).Unix(),
-			}})
-		default:
-			reply(w, http.StatusOK, t)
+	s.exchange(w, r, "token", r.PostFormValue("refresh_token"), func(w http.ResponseWriter, t ticket, good bool) {
+		if !good {
+			refuse(w, http.StatusBadRequest, "invalid_grant")
+			return
 		}
+		tokens := s.tokens(t, !s.options.OmitRefresh)
+		if !s.options.Nested {
+			reply(w, http.StatusOK, tokens)
+			return
+		}
+		reply(w, http.StatusOK, map[string]any{"refresh_token": tokens.Refresh, "access_token": map[string]any{
+			"access_token": tokens.Access, "expires_at_seconds": t.at.Add(s.options.Lifetime).Unix(),
+		}})
 	})
+}
+
+// serveSessionRefresh is PropelAuth's other way to refresh: JSON, with the user in the answer, and no OAuth errors.
+func (s *Server) serveSessionRefresh(w http.ResponseWriter, r *http.Request) {
+	token, ok := jsonToken(w, r)
+	if !ok {
+		http.Error(w, "Bad request", http.StatusBadRequest)
+		return
+	}
+	s.exchange(w, r, "session", token, func(w http.ResponseWriter, t ticket, good bool) {
+		if !good {
+			http.Error(w, "Unauthorized", http.StatusUnauthorized)
+			return
+		}
+		tokens, profile := s.tokens(t, true), map[string]any{}
+		_ = json.Unmarshal(s.profile(t.user), &profile) // our own
+		organisations := profile["org_id_to_org_info"]
+		delete(profile, "org_id_to_org_info")
+		reply(w, http.StatusOK, map[string]any{"refresh_token": tokens.Refresh, "access_token": map[string]any{
+			"access_token": tokens.Access, "expires_at_seconds": t.at.Add(s.options.Lifetime).Unix(),
+			"user": profile, "org_id_to_org_member_info": organisations,
+		}})
+	})
+}
+
+// exchange is one presentation. write gives the provider's own answer to it.
+func (s *Server) exchange(w http.ResponseWriter, r *http.Request, op, token string, write func(_ http.ResponseWriter, _ ticket, good bool)) {
+	p, leave := s.enter(token)
+	defer func() { leave(p) }()
+	f := s.faultFor(Request{Op: op, User: p.User})
+	p.Lost = f.wrong() && f.acts() // said now, since a fault may leave by a panic
+	s.answer(w, r, f, func(w http.ResponseWriter) {
+		var t ticket
+		t, p.Verdict = s.present(token)
+		write(w, t, p.Verdict == Renewed || p.Verdict == Replay)
+	})
+	p.Lost = p.Verdict != Unread && (p.Lost || r.Context().Err() != nil)
 }
 
 // client checks how the client names itself: in the one way that it is registered for.
 func (s *Server) client(r *http.Request) bool {
 	id, secret, basic := r.BasicAuth()
 	if basic {
+		if r.PostFormValue("client_secret") != "" {
+			return false // two ways at once
+		}
 		id, _ = url.QueryUnescape(id)
 		secret, _ = url.QueryUnescape(secret)
 	} else {
@@ -115,12 +116,10 @@ func (s *Server) serveUserInfo(w http.ResponseWriter, r *http.Request) {
 	token := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
 	s.mu.Lock()
 	s.stats.UserInfos++
-	u, ok := s.checkAccess(token)
-	var body []byte
+	u, ok := s.opens(token)
 	var name string
 	if ok {
-		body, _ = json.Marshal(u.profile)
-		name, _ = u.profile["user_id"].(string)
+		name = u.name
 	}
 	s.mu.Unlock()
 	s.answer(w, r, s.faultFor(Request{Op: "userinfo", User: name}), func(w http.ResponseWriter) {
@@ -130,75 +129,8 @@ func (s *Server) serveUserInfo(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")
-		_, _ = w.Write(body)
+		_, _ = w.Write(s.profile(name)) // the client is gone: nobody to tell
 	})
-}
-
-// answer gives the true answer, or what the fault makes of it.
-func (s *Server) answer(w http.ResponseWriter, r *http.Request, f *Fault, truth func(http.ResponseWriter)) {
-	if f == nil {
-		f = &Fault{}
-	}
-	if wait := s.options.Latency + f.Delay; wait > 0 && !(f.Act || f.Truncate) {
-		pause(r, wait)
-	}
-	wrong := f.Drop || f.Truncate || f.Status != 0
-	if !wrong && !f.Act {
-		truth(w)
-		return
-	}
-	recorded := &recorder{header: http.Header{}}
-	if f.Act || f.Truncate {
-		truth(recorded)
-		pause(r, s.options.Latency+f.Delay)
-	}
-	switch {
-	case f.Drop:
-		panic(http.ErrAbortHandler)
-	case f.Truncate:
-		w.Header().Set("Content-Type", "application/json")
-		_, _ = w.Write(recorded.body[:len(recorded.body)/2])
-		_ = http.NewResponseController(w).Flush()
-		panic(http.ErrAbortHandler)
-	case f.Status != 0:
-		for name, values := range f.Header {
-			w.Header()[name] = values
-		}
-		w.WriteHeader(f.Status)
-		_, _ = w.Write([]byte(f.Body))
-	default:
-		for name, values := range recorded.header {
-			w.Header()[name] = values
-		}
-		w.WriteHeader(recorded.status)
-		_, _ = w.Write(recorded.body)
-	}
-}
-
-func pause(r *http.Request, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-r.Context().Done():
-	}
-}
-
-// recorder keeps an answer instead of sending it.
-type recorder struct {
-	header http.Header
-	status int
-	body   []byte
-}
-
-func (r *recorder) Header() http.Header { return r.header }
-func (r *recorder) WriteHeader(n int)   { r.status = n }
-func (r *recorder) Write(b []byte) (int, error) {
-	if r.status == 0 {
-		r.status = http.StatusOK
-	}
-	r.body = append(r.body, b...)
-	return len(b), nil
 }
 
 // serveDiscovery says what PropelAuth's document says; like there, refresh works although it is not among the grants.
@@ -207,26 +139,46 @@ func (s *Server) serveDiscovery(w http.ResponseWriter, r *http.Request) {
 	if r.TLS != nil {
 		base = "https://" + r.Host
 	}
-	reply(w, http.StatusOK, map[string]any{
-		"issuer": base, "authorization_endpoint": base + "/propelauth/oauth/authorize", "token_endpoint": base + "/propelauth/oauth/token",
-		"userinfo_endpoint": base + "/propelauth/oauth/userinfo", "jwks_uri": base + "/.well-known/jwks.json",
-		"response_types_supported": []string{"code"}, "subject_types_supported": []string{"public"},
-		"id_token_signing_alg_values_supported": []string{"RS256"}, "grant_types_supported": []string{"authorization_code"},
-		"scopes_supported": []string{"openid", "email", "profile"}, "token_endpoint_auth_methods_supported": []string{"client_secret_basic", "client_secret_post"},
+	alg := s.options.Signing
+	if alg == Opaque {
+		alg = RS256 // of ID tokens, which it does not make; the member is required
+	}
+	s.answer(w, r, s.faultFor(Request{Op: "discovery"}), func(w http.ResponseWriter) {
+		reply(w, http.StatusOK, map[string]any{
+			"issuer": base, "authorization_endpoint": base + "/propelauth/oauth/authorize", "token_endpoint": base + "/propelauth/oauth/token",
+			"userinfo_endpoint": base + "/propelauth/oauth/userinfo", "jwks_uri": base + "/.well-known/jwks.json",
+			"response_types_supported": []string{"code"}, "subject_types_supported": []string{"public"}, "code_challenge_methods_supported": []string{"S256"},
+			"id_token_signing_alg_values_supported": []Signing{alg}, "grant_types_supported": []string{"authorization_code"},
+			"scopes_supported": []string{"openid", "email", "profile"}, "token_endpoint_auth_methods_supported": []string{"client_secret_basic", "client_secret_post"},
+			"claims_supported": []string{"email", "email_verified", "exp", "first_name", "iat", "iss", "last_name", "picture_url"},
+		})
 	})
 }
 
-func (s *Server) serveLogout(w http.ResponseWriter, r *http.Request) {
+func (s *Server) serveKeys(w http.ResponseWriter, _ *http.Request) {
+	s.mu.Lock()
+	signer := s.signer
+	s.mu.Unlock()
+	reply(w, http.StatusOK, signer.jwks())
+}
+
+func jsonToken(w http.ResponseWriter, r *http.Request) (string, bool) {
 	var in struct {
 		Refresh string `json:"refresh_token"`
 	}
-	if json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<16)).Decode(&in) != nil {
+	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<16)).Decode(&in)
+	return in.Refresh, err == nil
+}
+
+func (s *Server) serveLogout(w http.ResponseWriter, r *http.Request) {
+	token, ok := jsonToken(w, r)
+	if !ok {
 		refuse(w, http.StatusBadRequest, "invalid_request")
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if ses, _, ok := s.parse("rt", in.Refresh); ok {
+	if ses, _, ok := s.open("rt", token); ok {
 		ses.dead = true
 	}
 }

@@ -1,12 +1,9 @@
 package idptest
 
 import (
+	"cmp"
 	"crypto/hmac"
 	"crypto/rand"
-	"crypto/sha256"
-	"encoding/base64"
-	"encoding/json"
-	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
@@ -28,10 +25,12 @@ const (
 // minutes, a public client "renewd-test".
 type Options struct {
 	Lifetime     time.Duration // of access tokens; default 30 min
+	Signing      Signing       // of access tokens; default ES256
 	Rotation     Rotation      // default Strict
 	Grace        time.Duration // for Rotation Grace; default 30 s
 	KeepOnReuse  bool          // a reuse is refused, but does not end the session
 	SessionLife  time.Duration // from login; 0: for ever
+	IdleLife     time.Duration // of a session from its last refresh; 0: for ever
 	ClientID     string        // default "renewd-test"
 	ClientSecret string        // "": a public client
 	ClientBasic  bool          // the secret is wanted in the Authorization header, else in the form
@@ -40,79 +39,70 @@ type Options struct {
 	LaxUserInfo  bool          // userinfo looks at the access token only, not at the session
 	Latency      time.Duration // before each answer
 	Admin        bool          // serve /_admin/
-	Now          func() time.Time
+	Issuer       string        // of access tokens; "": they name none
+	// Observe is told of each presentation once it is answered, or will not be; nil: nobody. It may be called from many
+	// goroutines at once, and must not call the Server.
+	Observe func(Presentation)
+	Now     func() time.Time // default time.Now
 }
 
 func (o Options) withDefaults() Options {
-	if o.Lifetime == 0 {
-		o.Lifetime = 30 * time.Minute
-	}
-	if o.Rotation == "" {
-		o.Rotation = Strict
-	}
-	if o.Grace == 0 {
-		o.Grace = 30 * time.Second
-	}
-	if o.ClientID == "" {
-		o.ClientID = "renewd-test"
-	}
+	o.Lifetime = cmp.Or(o.Lifetime, 30*time.Minute)
+	o.Signing = cmp.Or(o.Signing, ES256)
+	o.Rotation = cmp.Or(o.Rotation, Strict)
+	o.Grace = cmp.Or(o.Grace, 30*time.Second)
+	o.ClientID = cmp.Or(o.ClientID, "renewd-test")
 	if o.Now == nil {
 		o.Now = time.Now
 	}
 	return o
 }
 
-// Stats is the truth about what was asked.
-type Stats struct {
-	Refreshes       int `json:"refreshes"`        // presentations of refresh tokens
-	Rotated         int `json:"rotated"`          // of them, answered with fresh tokens
-	Replays         int `json:"replays"`          // of them, of the previous token within its grace
-	Reuse           int `json:"reuse"`            // presentations of a token that was already spent
-	RevokedFamilies int `json:"revoked_families"` // sessions that a reuse ended
-	Refused         int `json:"refused"`          // presentations of a token of an ended session, or unknown
-	UserInfos       int `json:"user_infos"`
-	MaxInFlight     int `json:"max_in_flight"` // most presentations of one session's tokens at once
-	Sessions        int `json:"sessions"`
-	Live            int `json:"live"`
-}
-
-// session is one login of a user and all tokens that came of it: a family.
+// session is one login of a user and all tokens that came of it: a family. It is small, for there may be millions.
 type session struct {
-	id        int
-	user      string
-	gen       int // of the current refresh token
-	rotatedAt time.Time
-	loginAt   time.Time
-	dead      bool
-	inFlight  int
+	user        *user
+	id          int
+	gen         int   // of the current refresh token
+	loginAt     int64 // Unix ns, as is
+	rotatedAt   int64
+	presented   uint32 // how often the current refresh token was
+	inFlight    int16
+	maxInFlight int16
+	dead        bool
 }
 
 // user is an account.
 type user struct {
-	profile  map[string]any
+	name     string
+	edited   map[string]any // the profile, once it was changed; until then it is made when it is asked for
+	created  int64          // Unix s, as is
+	active   int64
 	sessions []*session // newest last
+	truth    UserStats
 	disabled bool
 	deleted  bool
-	renewals int
 }
 
 // Server is the stand-in. It serves HTTP.
 type Server struct {
 	options Options
-	secret  []byte
 	mux     *http.ServeMux
 
 	mu       sync.Mutex
+	secret   []byte // replaced by Load, never changed
+	signer   *signer
 	users    map[string]*user
 	sessions []*session
 	stats    Stats
 	fault    func(Request) *Fault
 }
 
-// New returns a stand-in without users.
+// New returns a stand-in without users. It panics if the options name no way to sign, or there is no randomness.
 func New(o Options) *Server {
 	s := &Server{options: o.withDefaults(), secret: make([]byte, 32), users: map[string]*user{}, mux: http.NewServeMux()}
-	if _, err := rand.Read(s.secret); err != nil {
+	_, _ = rand.Read(s.secret) // never fails
+	var err error
+	if s.signer, err = newSigner(s.options.Signing); err != nil {
 		panic("idptest: " + err.Error())
 	}
 	s.routes()
@@ -133,21 +123,24 @@ type Tokens struct {
 // Login opens a session for a user, who comes to be with a profile of its own the first time.
 func (s *Server) Login(name string) Tokens {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	u := s.account(name)
 	u.deleted = false
-	now := s.options.Now()
-	ses := &session{id: len(s.sessions), user: name, loginAt: now, rotatedAt: now}
+	now := s.options.Now().UnixNano()
+	ses := &session{id: len(s.sessions), user: u, loginAt: now, rotatedAt: now}
 	s.sessions = append(s.sessions, ses)
 	u.sessions = append(u.sessions, ses)
-	return s.tokens(ses, true)
+	u.truth.Logins++
+	t := s.ticket(ses)
+	s.mu.Unlock()
+	return s.tokens(t, true)
 }
 
 func (s *Server) account(name string) *user {
 	u := s.users[name]
 	if u == nil {
-		u = &user{profile: profileOf(name, s.options.Now())}
-		s.users[name] = u
+		now := s.options.Now().Unix()
+		u = &user{name: strings.Clone(name), created: now, active: now}
+		s.users[u.name] = u
 	}
 	return u
 }
@@ -169,12 +162,20 @@ func (s *Server) Disable(name string) { s.set(name, func(u *user) { u.disabled =
 // Enable undoes Disable.
 func (s *Server) Enable(name string) { s.set(name, func(u *user) { u.disabled = false }) }
 
-// Delete removes the account.
-func (s *Server) Delete(name string) { s.set(name, func(u *user) { u.deleted = true }) }
+// Delete removes the account. A later login makes a new one of the same name, none of whose older sessions is alive.
+func (s *Server) Delete(name string) {
+	s.EndSessions(name)
+	s.set(name, func(u *user) { u.deleted, u.edited = true, nil })
+}
 
-// Edit changes the user's profile.
+// Edit changes the user's profile. change must not keep it.
 func (s *Server) Edit(name string, change func(profile map[string]any)) {
-	s.set(name, func(u *user) { change(u.profile) })
+	s.set(name, func(u *user) {
+		if u.edited == nil {
+			u.edited = profileOf(u.name, u.created)
+		}
+		change(u.edited)
+	})
 }
 
 func (s *Server) set(name string, change func(*user)) {
@@ -183,192 +184,74 @@ func (s *Server) set(name string, change func(*user)) {
 	change(s.account(name))
 }
 
-// Stats returns the counts so far.
-func (s *Server) Stats() Stats {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	stats := s.stats
-	stats.Sessions = len(s.sessions)
-	for _, ses := range s.sessions {
-		if !ses.dead {
-			stats.Live++
-		}
-	}
-	return stats
-}
-
-// Renewals counts the user's refreshes that brought fresh tokens.
-func (s *Server) Renewals(name string) int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if u := s.users[name]; u != nil {
-		return u.renewals
-	}
-	return 0
-}
-
-// Users lists the accounts.
-func (s *Server) Users() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	names := make([]string, 0, len(s.users))
-	for name := range s.users {
-		names = append(names, name)
-	}
-	return names
-}
-
-// Valid reports whether the provider would take the refresh token now, as the current one of a live session.
-func (s *Server) Valid(refresh string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	ses, gen, ok := s.parse("rt", refresh)
-	return ok && s.alive(ses) && gen == ses.gen
-}
-
-// Live reports whether the user has a session that would be renewed.
-func (s *Server) Live(name string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	u := s.users[name]
-	return u != nil && len(u.sessions) > 0 && s.alive(u.sessions[len(u.sessions)-1])
-}
-
+// alive reports whether the session is renewed.
 func (s *Server) alive(ses *session) bool {
-	u := s.users[ses.user]
-	old := s.options.SessionLife > 0 && s.options.Now().Sub(ses.loginAt) > s.options.SessionLife
-	return !ses.dead && !old && !u.disabled && !u.deleted
+	now := s.options.Now().UnixNano()
+	over := func(life time.Duration, since int64) bool { return life > 0 && now-since > int64(life) }
+	return !ses.dead && !ses.user.disabled && !ses.user.deleted &&
+		!over(s.options.SessionLife, ses.loginAt) && !over(s.options.IdleLife, ses.rotatedAt)
 }
 
-// A token is kind.session.generation.mac, so that a million sessions need no table of tokens.
-func (s *Server) mint(kind string, ses *session) string {
-	head := kind + "." + strconv.Itoa(ses.id) + "." + strconv.Itoa(ses.gen)
-	return head + "." + s.mac(head)
+// ticket is what a token is made from, so that it can be made without the lock.
+type ticket struct {
+	user    string
+	session int
+	gen     int
+	at      time.Time
+	secret  []byte
+	signer  *signer
 }
 
-func (s *Server) mac(head string) string {
-	h := hmac.New(sha256.New, s.secret)
-	h.Write([]byte(head))
-	return base64.RawURLEncoding.EncodeToString(h.Sum(nil)[:18])
+func (s *Server) ticket(ses *session) ticket {
+	return ticket{user: ses.user.name, session: ses.id, gen: ses.gen, at: s.options.Now(), secret: s.secret, signer: s.signer}
 }
 
-func (s *Server) parse(kind, token string) (*session, int, bool) {
-	parts := strings.Split(token, ".")
-	if len(parts) != 4 || parts[0] != kind {
-		return nil, 0, false
+// sealed is kind.session.generation[.time].mac, so that millions of sessions need no table of tokens.
+func (t ticket) sealed(kind string, more ...int64) string {
+	head := kind + "." + strconv.Itoa(t.session) + "." + strconv.Itoa(t.gen)
+	for _, n := range more {
+		head += "." + strconv.FormatInt(n, 10)
 	}
-	id, err1 := strconv.Atoi(parts[1])
-	gen, err2 := strconv.Atoi(parts[2])
-	if err1 != nil || err2 != nil || id < 0 || id >= len(s.sessions) || !hmac.Equal([]byte(parts[3]), []byte(s.mac(strings.Join(parts[:3], ".")))) {
-		return nil, 0, false
-	}
-	return s.sessions[id], gen, true
+	return head + "." + mac(t.secret, head)
 }
 
-func (s *Server) tokens(ses *session, refresh bool) Tokens {
-	t := Tokens{Access: s.accessToken(ses), TokenType: "Bearer", ExpiresIn: int(s.options.Lifetime.Seconds())}
+func (t ticket) refresh() string { return t.sealed("rt") }
+
+func (s *Server) tokens(t ticket, refresh bool) Tokens {
+	out := Tokens{TokenType: "Bearer", ExpiresIn: int(s.options.Lifetime.Seconds())}
+	out.Access = t.signer.access(t, s.options.Issuer, s.options.ClientID, t.sealed("at", t.at.UnixNano()), s.options.Lifetime)
 	if refresh {
-		t.Refresh = s.mint("rt", ses)
+		out.Refresh = t.refresh()
 	}
-	return t
+	return out
 }
 
-// refresh is the truth about one presentation. code is the OAuth error, empty for success.
-func (s *Server) refresh(token string) (t Tokens, name, code string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.stats.Refreshes++
-	ses, gen, ok := s.parse("rt", token)
-	if !ok || !s.alive(ses) {
-		s.stats.Refused++
-		return Tokens{}, "", "invalid_grant"
+// open finds the session of a token that this server made. numbers are those behind its session: its generation, and for an
+// access token when it was made, in Unix ns.
+func (s *Server) open(kind, token string) (ses *session, numbers []int64, ok bool) {
+	parts := strings.Split(token, ".")
+	last := len(parts) - 1
+	if last < 3 || parts[0] != kind || !hmac.Equal([]byte(parts[last]), []byte(mac(s.secret, token[:len(token)-len(parts[last])-1]))) {
+		return nil, nil, false
 	}
-	now := s.options.Now()
-	switch {
-	case gen == ses.gen:
-	case s.options.Rotation == Grace && gen == ses.gen-1 && now.Sub(ses.rotatedAt) <= s.options.Grace:
-		s.stats.Replays++
-	default:
-		s.stats.Reuse++
-		if !s.options.KeepOnReuse {
-			ses.dead = true
-			s.stats.RevokedFamilies++
+	for _, part := range parts[1:last] {
+		n, err := strconv.ParseInt(part, 10, 64)
+		if err != nil {
+			return nil, nil, false
 		}
-		return Tokens{}, ses.user, "invalid_grant"
+		numbers = append(numbers, n)
 	}
-	if s.options.Rotation != Never {
-		ses.gen++
-		ses.rotatedAt = now
+	if numbers[0] >= int64(len(s.sessions)) {
+		return nil, nil, false // of a state that was replaced
 	}
-	s.stats.Rotated++
-	s.users[ses.user].renewals++
-	s.users[ses.user].profile["last_active_at"] = now.Unix()
-	return s.tokens(ses, !s.options.OmitRefresh), ses.user, ""
+	return s.sessions[numbers[0]], numbers[1:], true
 }
 
-// enter and leave count presentations of one session in flight.
-func (s *Server) enter(token string) (leave func(), name string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	ses, _, ok := s.parse("rt", token)
-	if !ok {
-		return func() {}, ""
+// opens returns the account that an access token opens.
+func (s *Server) opens(token string) (*user, bool) {
+	ses, numbers, ok := s.open("at", idOf(token))
+	if !ok || s.options.Now().Sub(time.Unix(0, numbers[1])) >= s.options.Lifetime || !s.options.LaxUserInfo && !s.alive(ses) {
+		return nil, false
 	}
-	ses.inFlight++
-	s.stats.MaxInFlight = max(s.stats.MaxInFlight, ses.inFlight)
-	return func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		ses.inFlight--
-	}, ses.user
-}
-
-// state is what Save keeps.
-type state struct {
-	Secret   []byte                    `json:"secret"`
-	Sessions []savedSession            `json:"sessions"`
-	Profiles map[string]map[string]any `json:"profiles"`
-}
-
-type savedSession struct {
-	User      string    `json:"user"`
-	Gen       int       `json:"gen"`
-	RotatedAt time.Time `json:"rotated_at"`
-	LoginAt   time.Time `json:"login_at"`
-	Dead      bool      `json:"dead,omitempty"`
-}
-
-// Save returns everything that a later Load needs to go on with the same sessions.
-func (s *Server) Save() ([]byte, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	out := state{Secret: s.secret, Profiles: map[string]map[string]any{}}
-	for _, ses := range s.sessions {
-		out.Sessions = append(out.Sessions, savedSession{ses.user, ses.gen, ses.rotatedAt, ses.loginAt, ses.dead})
-	}
-	for name, u := range s.users {
-		out.Profiles[name] = u.profile
-	}
-	return json.Marshal(out)
-}
-
-// Load replaces all users and sessions by what Save returned.
-func (s *Server) Load(raw []byte) error {
-	var in state
-	if err := json.Unmarshal(raw, &in); err != nil || len(in.Secret) == 0 {
-		return fmt.Errorf("load the stand-in's state: not what Save wrote")
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.secret, s.sessions, s.users = in.Secret, nil, map[string]*user{}
-	for name, profile := range in.Profiles {
-		s.users[name] = &user{profile: profile}
-	}
-	for i, saved := range in.Sessions {
-		ses := &session{id: i, user: saved.User, gen: saved.Gen, rotatedAt: saved.RotatedAt, loginAt: saved.LoginAt, dead: saved.Dead}
-		s.sessions = append(s.sessions, ses)
-		u := s.account(saved.User)
-		u.sessions = append(u.sessions, ses)
-	}
-	return nil
+	return ses.user, true
 }

@@ -5,10 +5,13 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 
 	"github.com/renewd/renewd/internal/idp/idptest"
 )
@@ -19,6 +22,10 @@ func start(t *testing.T, o idptest.Options) (*idptest.Server, string) {
 	h := httptest.NewServer(s)
 	t.Cleanup(h.Close)
 	return s, h.URL
+}
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) { http.DefaultClient.CloseIdleConnections(); os.Exit(code) }))
 }
 
 // refresh presents a token; the answer's error is returned as code, a broken answer as "broken".
