@@ -43,7 +43,7 @@ var allowed = map[string]entry{
 	"internal/idp":        {ours: []string{"schema", "internal/grant"}, modules: []string{"github.com/coreos/go-oidc/v3", otelHTTP, otelM, otelT}},
 	"internal/guard":      {ours: []string{"schema", "internal/grant"}, modules: []string{nats}},
 	"internal/stream":     {ours: []string{"schema", "internal/grant"}, modules: []string{nats, otel, otelM, errgroup, rate}},
-	"internal/natskv":     {ours: []string{"schema", "internal/grant"}, modules: []string{nats, backoff}},
+	"internal/natskv":     {ours: []string{"schema", "internal/grant"}, modules: []string{nats}},
 	"internal/postgres":   {ours: []string{"schema", "internal/grant"}, modules: []string{pgx, "github.com/pressly/goose/v3", "github.com/exaring/otelpgx", otelT}},
 	"internal/natsd":      {ours: []string{"internal/grant"}, modules: []string{nats, "github.com/nats-io/nats-server/v2", "github.com/nats-io/nkeys"}}, // grant.Secret alone
 	"internal/storetest":  {ours: []string{"schema", "internal/grant"}},

@@ -17,8 +17,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cenkalti/backoff/v4"
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/renewd/renewd/internal/grant"
@@ -147,82 +145,29 @@ func conflict(err error) bool {
 }
 
 // List implements grant.Store. The cursor is a sequence of the bucket's stream: a grant written during the walk moves
-// ahead of it and is met again, so none is missed.
+// ahead of it and is met again, so none is missed. Records are read one by one from the stream's leader: a consumer would
+// be quicker, but may sit on a replica that lags behind, and half a walk looks like a whole one.
 func (s *Store) List(ctx context.Context, cursor string, limit int) (page []grant.Listed, next string, err error) {
-	start := uint64(1)
+	at := uint64(1)
 	if cursor != "" {
-		if start, err = strconv.ParseUint(cursor, 10, 64); err != nil {
+		if at, err = strconv.ParseUint(cursor, 10, 64); err != nil {
 			return nil, "", fmt.Errorf("list grants: cursor %q: not one of ours", cursor)
 		}
 	}
-	info, err := s.stream.Info(ctx)
-	if err != nil {
-		return nil, "", fmt.Errorf("list grants: %w", err)
-	}
-	last := info.State.LastSeq
-	if info.State.Msgs == 0 || start > last {
-		return nil, "", nil
-	}
-	// A consumer that was made a moment ago may not be known everywhere in a cluster.
-	policy := backoff.WithContext(backoff.NewExponentialBackOff(
-		backoff.WithInitialInterval(20*time.Millisecond), backoff.WithMaxElapsedTime(5*time.Second)), ctx)
-	var at uint64
-	err = backoff.Retry(func() (err error) {
-		page, at, err = s.page(ctx, start, last, limit)
-		if err != nil && !errors.Is(err, nats.ErrNoResponders) && !errors.Is(err, jetstream.ErrConsumerNotFound) {
-			return backoff.Permanent(err)
+	for range limit {
+		m, err := s.stream.GetMsg(ctx, at, jetstream.WithGetMsgSubject("$KV."+s.config.Bucket+".>"))
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return page, "", nil
 		}
-		return err
-	}, policy)
-	switch {
-	case err != nil:
-		return nil, "", fmt.Errorf("list grants: %w", err)
-	case at >= last:
-		return page, "", nil
-	}
-	return page, strconv.FormatUint(at+1, 10), nil
-}
-
-// page reads up to limit records from the sequence start on. at is the sequence of the last one looked at, last where there
-// are no more: what was stored when the call began and is not met any more has moved behind last.
-func (s *Store) page(ctx context.Context, start, last uint64, limit int) (page []grant.Listed, at uint64, err error) {
-	c, err := s.js.CreateConsumer(ctx, "KV_"+s.config.Bucket, jetstream.ConsumerConfig{
-		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: start, AckPolicy: jetstream.AckNonePolicy,
-		MemoryStorage: true, Replicas: 1, InactiveThreshold: 10 * time.Second,
-	})
-	if err != nil {
-		return nil, 0, err
-	}
-	waiting := c.CachedInfo().NumPending
-	defer func() {
-		_ = s.js.DeleteConsumer(context.WithoutCancel(ctx), "KV_"+s.config.Bucket, c.CachedInfo().Name)
-	}() // else the server does, later
-	if waiting == 0 {
-		return nil, last, nil
-	}
-	batch, err := c.Fetch(int(min(waiting, uint64(limit))), jetstream.FetchContext(ctx))
-	if err != nil {
-		return nil, 0, err
-	}
-	for m := range batch.Messages() {
-		meta, err := m.Metadata()
 		if err != nil {
-			return nil, 0, err
+			return nil, "", fmt.Errorf("list grants: %w", err)
 		}
-		if at = meta.Sequence.Stream; at > last {
-			return page, last, nil
+		if op := m.Header.Get("KV-Operation"); op == "" || op == "PUT" {
+			page = append(page, s.listed(m.Subject, m.Data, m.Sequence))
 		}
-		if op := m.Headers().Get("KV-Operation"); op == "" || op == "PUT" {
-			page = append(page, s.listed(m.Subject(), m.Data(), at))
-		}
+		at = m.Sequence + 1
 	}
-	if err := batch.Error(); err != nil {
-		return nil, 0, err // rather than half a page that looks like the end
-	}
-	if at == 0 {
-		at = last // all that waited has been written anew meanwhile
-	}
-	return page, at, nil
+	return page, strconv.FormatUint(at, 10), nil
 }
 
 func (s *Store) listed(subject string, raw []byte, rev uint64) grant.Listed {
