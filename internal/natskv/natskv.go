@@ -109,11 +109,18 @@ func (s *Store) Save(ctx context.Context, g grant.Grant) (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("save grant %s: %w", g.Key, err)
 	}
-	var rev uint64
-	if g.Revision == 0 {
-		rev, err = s.kv.Create(ctx, keyOf(g.Key), raw)
-	} else {
-		rev, err = s.kv.Update(ctx, keyOf(g.Key), raw, g.Revision)
+	rev, err := s.write(ctx, g, raw)
+	// A replicated bucket also refuses a write while somebody else's is being looked at that will be refused itself. Only
+	// another revision is a conflict.
+	for tries := 0; conflict(err) && tries < claimTries; tries++ {
+		now, lookErr := s.revision(ctx, g.Key)
+		if lookErr != nil {
+			return 0, fmt.Errorf("save grant %s: %w", g.Key, lookErr)
+		}
+		if now != g.Revision {
+			break
+		}
+		rev, err = s.write(ctx, g, raw)
 	}
 	if conflict(err) {
 		return 0, fmt.Errorf("save grant %s: %w", g.Key, grant.ErrConflict)
@@ -122,6 +129,25 @@ func (s *Store) Save(ctx context.Context, g grant.Grant) (uint64, error) {
 		return 0, fmt.Errorf("save grant %s: %w", g.Key, err)
 	}
 	return rev, nil
+}
+
+func (s *Store) write(ctx context.Context, g grant.Grant, raw []byte) (uint64, error) {
+	if g.Revision == 0 {
+		return s.kv.Create(ctx, keyOf(g.Key), raw)
+	}
+	return s.kv.Update(ctx, keyOf(g.Key), raw, g.Revision)
+}
+
+// revision is that of the stored record, 0 if there is none.
+func (s *Store) revision(ctx context.Context, k grant.Key) (uint64, error) {
+	entry, err := s.kv.Get(ctx, keyOf(k))
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	return entry.Revision(), nil
 }
 
 // Delete implements grant.Store. Nothing of the record stays in the bucket but the mark that it was removed.
