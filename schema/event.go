@@ -98,6 +98,8 @@ const (
 	ReasonProviderUnknown     = "provider_answer_unknown"
 	ReasonSubjectMismatch     = "subject_mismatch" // userinfo is about somebody else; nothing was stored
 	ReasonProfile             = "profile_unavailable"
+	ReasonMassFailure         = "mass_failure"      // most of the provider's users are refused at once: nobody is believed to have left
+	ReasonUnproven            = "settings_unproven" // nobody was ever renewed with these settings: the refusal may be their fault
 )
 
 // RefreshFailed is the data of user.refresh_failed: tried and not done; it says nothing against the user.

@@ -48,13 +48,13 @@ func (t *task) later(ctx context.Context, wait time.Duration) error {
 }
 
 // report tells the guard how a presentation ended.
-func (t *task) report(f *grant.Fault) {
+func (t *task) report(g grant.Grant, f *grant.Fault) {
 	switch {
 	case t.provider.Guard == nil:
 	case f == nil:
-		t.provider.Guard.Report("")
+		t.provider.Guard.Report("", false)
 	default:
-		t.provider.Guard.Report(f.Class)
+		t.provider.Guard.Report(f.Class, g.Verdict != nil && g.Verdict.Fingerprint == g.Fingerprint())
 	}
 }
 

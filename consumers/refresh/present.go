@@ -132,7 +132,7 @@ func (t *task) present(ctx context.Context, c *claimed, g grant.Grant) (grant.To
 	tokens, err := t.provider.Client.Refresh(context.WithoutCancel(ctx), g.Pair.Refresh)
 	fault := asFault("refresh", err)
 	t.meters.called(ctx, t.key.Provider, "refresh", fault, time.Since(began))
-	t.report(fault)
+	t.report(g, fault)
 	return tokens, fault
 }
 
@@ -249,7 +249,7 @@ func (t *task) faulted(ctx context.Context, g grant.Grant, f *grant.Fault) error
 		}
 		switch {
 		case held != "":
-			return cur.Failed(t.turn(), grant.Failure{Reason: held, Code: f.Code, Own: true, Final: true}), true
+			return cur.Failed(t.turn(), heldBack(held, f)), true
 		case f.Class == grant.Permanent:
 			cur, final = cur.Refused(t.turn(), f, presented)
 			return cur, true
@@ -265,6 +265,13 @@ func (t *task) faulted(ctx context.Context, g grant.Grant, f *grant.Fault) error
 		t.Logger.Info("user must sign in again", "grant", t.key, "reason", g.Verdict.Reason, "code", g.Verdict.Code)
 	}
 	return t.finish(ctx, g)
+}
+
+// heldBack is how a refusal counts that is not to be believed now. While most users are refused, asking again soon is how
+// one learns that it is over; settings that never worked wait for somebody to look at them.
+func heldBack(reason string, f *grant.Fault) grant.Failure {
+	own := reason != schema.ReasonMassFailure
+	return grant.Failure{Reason: reason, Code: f.Code, Own: own, Final: own}
 }
 
 // failure is how a fault that is no verdict counts.

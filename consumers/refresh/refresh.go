@@ -28,8 +28,8 @@ type Limiter interface {
 
 // Guard is what all workers together know about a provider's health.
 type Guard interface {
-	// Report counts how a refresh ended; the empty class is a success.
-	Report(class grant.Class)
+	// Report counts how a refresh ended; the empty class is a success. again tells that this user was refused before.
+	Report(class grant.Class, again bool)
 	// Wait is how long the provider is to be left alone; 0: it may be called.
 	Wait() time.Duration
 	// Hold says why a refusal first given at since is not to be believed now; empty: it is.

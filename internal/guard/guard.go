@@ -65,18 +65,20 @@ func New(c Config) (*Guard, error) {
 	return g, nil
 }
 
-// Report counts how a refresh ended; the empty class is a success.
-func (g *Guard) Report(class grant.Class) {
+// Report counts how a refresh ended; the empty class is a success. again tells that this user was refused before.
+func (g *Guard) Report(class grant.Class, again bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	switch class {
-	case "":
+	switch {
+	case class == "":
 		g.tally.OK++
-	case grant.Permanent:
+	case class == grant.Permanent && again:
+		g.tally.Again++
+	case class == grant.Permanent:
 		g.tally.Dead++
-	case grant.Config:
+	case class == grant.Config:
 		g.tally.Config++
-	case grant.Unsent, grant.Ambiguous:
+	case class == grant.Unsent, class == grant.Ambiguous:
 		g.tally.Failed++
 	}
 	if t := g.tally; t.Failed+t.Config+t.Dead == g.Rules.FailMin || g.state.Load().Outage != nil {

@@ -13,15 +13,19 @@ package guard
 
 import (
 	"fmt"
+	"slices"
 	"time"
+
+	"github.com/renewd/renewd/schema"
 )
 
 // Rules say when a provider is not to be believed, and when it is to be left alone. Zero fields take their defaults.
 type Rules struct {
 	// Window in which refusals are weighed against successes. Default 10 min.
 	Window time.Duration
-	// DeadMin refusals or more, and at least DeadShare of all answers, trip the mass-failure guard. Defaults 10, 0.5. A
-	// DeadShare above 1 switches it off.
+	// DeadMin refused users or more, and at least DeadShare of all answers, trip the mass-failure guard. The same share of
+	// those between a user's first refusal and its confirmation holds the verdict on this user back. Defaults 10, 0.5. A
+	// DeadShare above 1 switches both off.
 	DeadMin   int
 	DeadShare float64
 	// Release is how long the provider is paused when the guard tripped, before one renewal tries again. Default 10 min.
@@ -32,7 +36,8 @@ type Rules struct {
 	FailMin    int
 	FailWindow time.Duration
 	FailShare  float64
-	// OpenMin and OpenMax bound how long the breaker stays open before each try, doubling. Defaults 5 s, 1 min.
+	// OpenMin and OpenMax bound how long the breaker stays open before each try, doubling. Defaults 1 s, 5 s: a try is one
+	// call over all workers, so that asking often costs the provider nothing, and its return is noticed at once.
 	OpenMin, OpenMax time.Duration
 }
 
@@ -40,7 +45,7 @@ type Rules struct {
 func (r Rules) WithDefaults() Rules {
 	for d, v := range map[*time.Duration]time.Duration{
 		&r.Window: 10 * time.Minute, &r.Release: 10 * time.Minute, &r.Hold: 24 * time.Hour, &r.FailWindow: 15 * time.Second,
-		&r.OpenMin: 5 * time.Second, &r.OpenMax: time.Minute,
+		&r.OpenMin: time.Second, &r.OpenMax: 5 * time.Second,
 	} {
 		if *d == 0 {
 			*d = v
@@ -81,20 +86,35 @@ func (r Rules) Validate() error {
 // Tally counts how calls ended.
 type Tally struct {
 	OK     int `json:"ok,omitempty"`
-	Dead   int `json:"dead,omitempty"`   // refused users
+	Dead   int `json:"dead,omitempty"`   // users refused for the first time
+	Again  int `json:"again,omitempty"`  // users refused once more
 	Failed int `json:"failed,omitempty"` // outages: unsent, ambiguous
 	Config int `json:"config,omitempty"` // our settings refused
 }
 
 func (t Tally) add(u Tally) Tally {
-	return Tally{t.OK + u.OK, t.Dead + u.Dead, t.Failed + u.Failed, t.Config + u.Config}
+	return Tally{t.OK + u.OK, t.Dead + u.Dead, t.Again + u.Again, t.Failed + u.Failed, t.Config + u.Config}
+}
+
+// bucketWidth and bucketCount say how finely the last minutes are remembered, so that a verdict can be weighed against what
+// the provider said to everybody since it was first given.
+const (
+	bucketWidth = 2 * time.Second
+	bucketCount = 60
+)
+
+// Bucket is what happened in one piece of time.
+type Bucket struct {
+	From time.Time `json:"from"`
+	OK   int       `json:"ok,omitempty"`
+	Dead int       `json:"dead,omitempty"`
 }
 
 // Reasons of provider.degraded. The list is open.
 const (
 	ReasonOutage      = "provider_unavailable"
 	ReasonConfig      = "provider_config"
-	ReasonMassFailure = "mass_failure"
+	ReasonMassFailure = schema.ReasonMassFailure
 )
 
 // Outage says that the provider is left alone.
@@ -115,6 +135,8 @@ type State struct {
 	Window   Tally     `json:"window,omitzero"`
 	RecentAt time.Time `json:"recent_at,omitzero"`
 	Recent   Tally     `json:"recent,omitzero"`
+
+	Lately []Bucket `json:"lately,omitempty"` // newest last
 
 	Outage *Outage `json:"outage,omitempty"`
 }
@@ -146,6 +168,7 @@ func (s State) Next(t Tally, settings string, now time.Time, r Rules) (State, Ch
 		s.RecentAt, s.Recent = now, Tally{}
 	}
 	s.Window, s.Recent = s.Window.add(t), s.Recent.add(t)
+	s.Lately = lately(s.Lately, t, now)
 	if t.OK > 0 && s.ProvenAt.IsZero() {
 		s.ProvenAt = now
 	}
@@ -157,7 +180,7 @@ func (s State) Next(t Tally, settings string, now time.Time, r Rules) (State, Ch
 	switch {
 	case s.Window.Dead >= r.DeadMin && share(s.Window.Dead, s.Window.Dead+s.Window.OK) >= r.DeadShare:
 		reason, pause = ReasonMassFailure, r.Release
-	case bad < r.FailMin || share(bad, bad+s.Recent.OK+s.Recent.Dead) < r.FailShare:
+	case bad < r.FailMin || share(bad, bad+s.Recent.answers()) < r.FailShare:
 		return s, ""
 	case s.Recent.Config > s.Recent.Failed:
 		reason = ReasonConfig
@@ -171,11 +194,10 @@ func (s State) Next(t Tally, settings string, now time.Time, r Rules) (State, Ch
 // probe is Next during an outage: answers that were under way when it began change nothing, those after Until decide.
 func (s State) probe(t Tally, now time.Time, r Rules) (State, Change) {
 	o := *s.Outage
-	answers := t.OK + t.Dead
 	switch {
 	case now.Before(o.Until) || t == (Tally{}):
 		return s, ""
-	case o.Reason == ReasonMassFailure && t.OK > 0 && t.OK >= t.Dead, o.Reason != ReasonMassFailure && answers > 0:
+	case o.Reason == ReasonMassFailure && t.OK > 0 && t.OK >= t.Dead+t.Again, o.Reason != ReasonMassFailure && t.answers() > 0:
 		s.Outage = nil
 		s.WindowAt, s.RecentAt, s.Window, s.Recent = now, now, t, Tally{}
 		return s, Recovered
@@ -190,6 +212,35 @@ func (s State) probe(t Tally, now time.Time, r Rules) (State, Change) {
 	return s, Extended
 }
 
+// answers are those that say something about a user.
+func (t Tally) answers() int { return t.OK + t.Dead + t.Again }
+
+// lately is list with t at its end. The list that is shared is left as it is.
+func lately(list []Bucket, t Tally, now time.Time) []Bucket {
+	if t.OK == 0 && t.Dead == 0 {
+		return list
+	}
+	list = slices.Clone(list)
+	if n := len(list); n == 0 || now.Sub(list[n-1].From) >= bucketWidth {
+		list = append(list, Bucket{From: now})
+	}
+	last := &list[len(list)-1]
+	last.OK, last.Dead = last.OK+t.OK, last.Dead+t.Dead
+	return list[max(0, len(list)-bucketCount):]
+}
+
+// most reports whether most users have been refused since: then it is the provider that is out of order, or restored, or
+// taken for another, and none of them has left.
+func (s State) most(since time.Time, r Rules) bool {
+	var ok, dead int
+	for _, b := range s.Lately {
+		if b.From.Add(bucketWidth).After(since) {
+			ok, dead = ok+b.OK, dead+b.Dead
+		}
+	}
+	return dead >= r.DeadMin && share(dead, dead+ok) >= r.DeadShare
+}
+
 func share(part, whole int) float64 {
 	if whole == 0 {
 		return 0
@@ -200,10 +251,10 @@ func share(part, whole int) float64 {
 // Hold says why a refusal that was first given at since is not to be believed yet; empty: it is.
 func (s State) Hold(since, now time.Time, r Rules) string {
 	switch {
-	case s.Outage != nil && s.Outage.Reason == ReasonMassFailure:
+	case s.Outage != nil && s.Outage.Reason == ReasonMassFailure, s.most(since, r):
 		return ReasonMassFailure
 	case s.ProvenAt.IsZero() && now.Sub(since) < r.Hold:
-		return "settings_unproven"
+		return schema.ReasonUnproven
 	}
 	return ""
 }

@@ -85,8 +85,12 @@ func TestMassFailureHoldsVerdicts(t *testing.T) {
 	if s, change = s.Next(guard.Tally{Dead: 1}, "a", s.Outage.Until, rules); change != guard.Extended {
 		t.Errorf("still refused: %s", change)
 	}
-	if s, change = s.Next(guard.Tally{OK: 1}, "a", s.Outage.Until, rules); change != guard.Recovered || s.Hold(noon, at, rules) != "" {
+	if s, change = s.Next(guard.Tally{OK: 1}, "a", s.Outage.Until, rules); change != guard.Recovered {
 		t.Errorf("back again: %s", change)
+	}
+	// A verdict of that time is believed once others are renewed.
+	if s, _, at = feed(s, at, guard.Tally{OK: 2000}); s.Hold(noon, at, rules) != "" {
+		t.Error("a verdict is held though most users are renewed again")
 	}
 }
 
@@ -111,5 +115,32 @@ func TestOldRefusalsAreForgotten(t *testing.T) {
 	s, _, at := feed(guard.State{}, noon, guard.Tally{Dead: 9})
 	if _, change := s.Next(guard.Tally{Dead: 1}, "a", at.Add(rules.Window+time.Second), rules); change != "" {
 		t.Errorf("refusals of different windows are added up: %s", change)
+	}
+}
+
+// In ten minutes of good answers half a minute of nothing but refusals is a small share. Each user refused in it would be
+// signed out by the time the window notices.
+func TestVerdictsOfABadMomentAreHeld(t *testing.T) {
+	s, _, at := feed(guard.State{}, noon, guard.Tally{OK: 3000})
+	first := at.Add(3 * time.Second)
+	s, change, at := feed(s, first.Add(-time.Second), guard.Tally{Dead: 4}, guard.Tally{Dead: 4, Again: 1}, guard.Tally{Dead: 4, Again: 2})
+	if change != "" {
+		t.Fatalf("a dozen refusals among thousands: %s", change)
+	}
+	at = at.Add(30 * time.Second)
+	if got := s.Hold(first.Add(6*time.Second), at, rules); got != "" {
+		t.Errorf("a user refused when all was well again is held: %s", got)
+	}
+	if s.Hold(first, at, rules) != guard.ReasonMassFailure {
+		t.Fatal("a verdict given while everybody was refused is believed")
+	}
+	// Asking again says nothing new; others who are renewed do.
+	s, _, at = feed(s, at, guard.Tally{Again: 50})
+	if s.Hold(first, at, rules) == "" {
+		t.Error("asking again made the verdict true")
+	}
+	s, _, at = feed(s, at, guard.Tally{OK: 13})
+	if got := s.Hold(first, at, rules); got != "" {
+		t.Errorf("most users are renewed since, and the verdict is held: %s", got)
 	}
 }
