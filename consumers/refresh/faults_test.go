@@ -319,3 +319,36 @@ func TestStoreOutageKeepsThePair(t *testing.T) {
 		t.Error("the parked pair is left behind")
 	}
 }
+
+// The store hangs instead of failing: the pair is parked all the same, before anybody knows how the save will end, and
+// not left behind when it ends well.
+func TestAPairIsParkedWhileTheStoreTakesItsTime(t *testing.T) {
+	w := newWorld(t)
+	w.login("a", 10*time.Second)
+	parked := make(chan struct{})
+	held := -1
+	w.setAt(func(effect string) error {
+		switch effect {
+		case "save":
+			<-parked // never, if nothing parks the pair
+			w.mu.Lock()
+			if held < 0 {
+				held = len(w.parkedFor)
+			}
+			w.mu.Unlock()
+		case "parked":
+			close(parked)
+		}
+		return nil
+	})
+	w.settle(work("r1"), 1)
+	if held != 1 {
+		t.Errorf("%d pairs were parked while the save hung", held)
+	}
+	if g := mustStored(w); !w.accepted(g) || w.refreshed != 1 {
+		t.Errorf("accepted %v after %d rotations", w.accepted(g), w.refreshed)
+	}
+	if len(w.parkedFor) != 0 {
+		t.Error("the parked pair is left behind")
+	}
+}

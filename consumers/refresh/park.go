@@ -2,6 +2,8 @@ package refresh
 
 import (
 	"context"
+	"errors"
+	"sync"
 	"time"
 
 	"github.com/renewd/renewd/consumers"
@@ -23,6 +25,46 @@ func (t *task) park(ctx context.Context, version int64, pair grant.Pair, cause e
 	t.Logger.Warn("the store did not take a rotated pair; it is parked in the stream and saved when the store is back", "grant", t.key, "error", cause)
 	t.meters.parked.Add(ctx, 1)
 	return true
+}
+
+// spare is the second place of a fresh pair: the stream, for as long as the store has not taken it.
+type spare struct {
+	task   *task
+	grant  grant.Grant // with the fresh pair
+	late   *time.Timer
+	mu     sync.Mutex
+	parked bool
+	over   bool
+}
+
+var errSlow = errors.New("the store takes its time")
+
+// spare parks the pair of g if it is not dropped within Config.ParkAfter.
+func (t *task) spare(ctx context.Context, g grant.Grant) *spare {
+	s := &spare{task: t, grant: g}
+	s.late = time.AfterFunc(t.ParkAfter, func() { s.keep(ctx, errSlow) })
+	return s
+}
+
+// keep parks the pair, unless it is parked or dropped, and tells whether it is.
+func (s *spare) keep(ctx context.Context, cause error) (parked bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.parked && !s.over {
+		s.parked = s.task.park(ctx, s.grant.Version, s.grant.Pair, cause)
+	}
+	return s.parked
+}
+
+// drop removes the parked pair: the store has it, or a newer one.
+func (s *spare) drop(ctx context.Context) {
+	s.late.Stop()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.over = true
+	if s.parked {
+		s.task.discard(ctx, 0)
+	}
 }
 
 // unpark applies a parked pair when the claim before ours ended unknown. done tells that it did, and g is then saved.

@@ -148,27 +148,23 @@ func asFault(op string, err error) *grant.Fault {
 }
 
 // savePair stores a fresh pair. Nothing may come between the provider's answer and this, and nothing ends it but the
-// store having the pair: a shutdown does not, a lost lease does not. While the store is down the pair is parked.
+// store having the pair: a shutdown does not, a lost lease does not. While the store does not take it, or takes its time,
+// the pair is parked: a worker that is killed then loses nothing.
 func (t *task) savePair(ctx context.Context, g grant.Grant, tokens grant.Tokens) (grant.Grant, error) {
 	presented := g.Fingerprint()
 	work := ctx
 	ctx = context.WithoutCancel(ctx)
 	var waits backoff.BackOff = backoff.NewExponentialBackOff(
 		backoff.WithInitialInterval(50*time.Millisecond), backoff.WithMaxInterval(2*time.Second), backoff.WithMaxElapsedTime(0))
-	var parked bool
+	spare := t.spare(ctx, g.Rotated(t.turn(), tokens, presented))
 	var ended time.Time
 	for {
 		next, err := t.savePairOnce(ctx, &g, tokens, presented)
 		if err == nil || errors.Is(err, errAgain) {
-			if parked {
-				t.discard(ctx, 0)
-			}
+			spare.drop(ctx)
 			return next, err
 		}
-		if !parked {
-			rotated := g.Rotated(t.turn(), tokens, presented)
-			parked = t.park(ctx, rotated.Version, rotated.Pair, err)
-		}
+		parked := spare.keep(ctx, err)
 		if work.Err() != nil && ended.IsZero() {
 			ended = time.Now()
 		}
@@ -177,6 +173,7 @@ func (t *task) savePair(ctx context.Context, g grant.Grant, tokens grant.Tokens)
 				t.Logger.Error("a rotated pair is lost: neither the store nor the stream took it", "grant", t.key, "error", err)
 				t.meters.lost.Add(ctx, 1)
 			}
+			spare.late.Stop()
 			return next, consumers.Retry(err, time.Second)
 		}
 		<-time.After(waits.NextBackOff())

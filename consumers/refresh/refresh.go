@@ -71,6 +71,8 @@ type Config struct {
 	Source string
 	// ClaimFor is how long a claim lasts unless a beat extends it. Default 10 s; keep it at the runner's AckWait.
 	ClaimFor time.Duration
+	// ParkAfter is how long the store may take to save a rotated pair before the pair is parked as well. Default 250 ms.
+	ParkAfter time.Duration
 	// SaveLimit is how long after the work's end a pair that is neither saved nor parked is still offered to the store.
 	// Default 1 min.
 	SaveLimit time.Duration
@@ -101,6 +103,9 @@ func New(c Config) (*Consumer, error) {
 	}
 	if c.ClaimFor == 0 {
 		c.ClaimFor = 10 * time.Second
+	}
+	if c.ParkAfter == 0 {
+		c.ParkAfter = 250 * time.Millisecond
 	}
 	if c.SaveLimit == 0 {
 		c.SaveLimit = time.Minute

@@ -215,14 +215,15 @@ func TestTruthOfAUser(t *testing.T) {
 	}
 	_, _ = refresh(t, base, first)
 	again, _ := refresh(t, base, first)
-	_, _ = refresh(t, base, first) // by now two generations old
+	_, _ = refresh(t, base, again.Refresh)
+	_, _ = refresh(t, base, first) // a newer one was spent since
 	_, _ = refresh(t, base, again.Refresh)
 	_, _ = refresh(t, base, "rt.0.0.made-up")
-	want := idptest.UserStats{Logins: 1, Presented: 4, Renewals: 2, Replays: 1, Reuse: 1, Refused: 1, MaxInFlight: 1}
-	if got := s.User("u"); got != want || s.Renewals("u") != 2 {
+	want := idptest.UserStats{Logins: 1, Presented: 5, Renewals: 3, Replays: 1, Reuse: 1, Refused: 1, MaxInFlight: 1}
+	if got := s.User("u"); got != want || s.Renewals("u") != 3 {
 		t.Errorf("%+v, want %+v", got, want)
 	}
-	if got, total := s.User("bystander"), s.Stats(); got != (idptest.UserStats{Logins: 1}) || total.Refused != 2 || total.Refreshes != 5 || total.MaxPresented != 1 {
+	if got, total := s.User("bystander"), s.Stats(); got != (idptest.UserStats{Logins: 1}) || total.Refused != 2 || total.Refreshes != 6 || total.MaxPresented != 1 {
 		t.Errorf("%+v %+v", got, total)
 	}
 	if s.User("nobody") != (idptest.UserStats{}) {

@@ -86,6 +86,7 @@ func (s *Server) serveSessionRefresh(w http.ResponseWriter, r *http.Request) {
 // exchange is one presentation. write gives the provider's own answer to it.
 func (s *Server) exchange(w http.ResponseWriter, r *http.Request, op, token string, write func(_ http.ResponseWriter, _ ticket, good bool)) {
 	p, leave := s.enter(token)
+	p.From = r.RemoteAddr
 	defer func() { leave(p) }()
 	f := s.faultFor(Request{Op: op, User: p.User})
 	p.Lost = f.wrong() && f.acts() // said now, since a fault may leave by a panic

@@ -17,7 +17,7 @@ type Rotation string
 // The rotations.
 const (
 	Strict Rotation = "strict" // a new token each time, the old one is dead at once
-	Grace  Rotation = "grace"  // the same, but the previous token is taken for Options.Grace more
+	Grace  Rotation = "grace"  // the same, but the previous token is taken for Options.Grace more, however often
 	Never  Rotation = "never"  // the token stays
 )
 
@@ -65,6 +65,8 @@ type session struct {
 	gen         int   // of the current refresh token
 	loginAt     int64 // Unix ns, as is
 	rotatedAt   int64
+	spent       int   // the generation that a replay is taken of, within its grace
+	spentAt     int64 // when it was first presented
 	presented   uint32 // how often the current refresh token was
 	inFlight    int16
 	maxInFlight int16
@@ -126,7 +128,7 @@ func (s *Server) Login(name string) Tokens {
 	u := s.account(name)
 	u.deleted = false
 	now := s.options.Now().UnixNano()
-	ses := &session{id: len(s.sessions), user: u, loginAt: now, rotatedAt: now}
+	ses := &session{id: len(s.sessions), user: u, loginAt: now, rotatedAt: now, spent: -1}
 	s.sessions = append(s.sessions, ses)
 	u.sessions = append(u.sessions, ses)
 	u.truth.Logins++

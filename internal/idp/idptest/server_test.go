@@ -72,6 +72,13 @@ func TestGraceAndNever(t *testing.T) {
 	if again, code := refresh(t, base, first.Refresh); code != "" || !s.Valid(again.Refresh) || s.Stats().Replays != 1 {
 		t.Errorf("within the grace: %s", code)
 	}
+	if last, code := refresh(t, base, first.Refresh); code != "" || !s.Valid(last.Refresh) {
+		t.Errorf("within the grace, once more: %s", code)
+	}
+	now = now.Add(11 * time.Second)
+	if _, code := refresh(t, base, first.Refresh); code == "" || s.Stats().Reuse != 1 {
+		t.Errorf("after the grace: %q", code)
+	}
 	never, base := start(t, idptest.Options{Rotation: idptest.Never, OmitRefresh: true})
 	only := never.Login("u")
 	for range 3 {

@@ -78,7 +78,10 @@ func (s *Server) Load(raw []byte) error {
 	}
 	for i, saved := range in.Sessions {
 		u := s.account(saved.User)
-		ses := &session{id: i, user: u, gen: saved.Gen, rotatedAt: saved.RotatedAt.UnixNano(), loginAt: saved.LoginAt.UnixNano(), dead: saved.Dead}
+		ses := &session{
+			id: i, user: u, gen: saved.Gen, spent: saved.Gen - 1, spentAt: saved.RotatedAt.UnixNano(), rotatedAt: saved.RotatedAt.UnixNano(),
+			loginAt: saved.LoginAt.UnixNano(), dead: saved.Dead,
+		}
 		s.sessions = append(s.sessions, ses)
 		u.sessions = append(u.sessions, ses)
 	}

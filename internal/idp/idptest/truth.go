@@ -23,8 +23,10 @@ type Presentation struct {
 	Session    int    // -1 if the token is not known
 	Generation int    // of the token; the one of the login is 0
 	Verdict    Verdict
-	Lost       bool // its answer did not reach the client: a fault stood in between, or the client was gone by then
+	Lost       bool   // its answer did not reach the client: a fault stood in between, or the client was gone by then
+	From       string // address of the client's end of the connection
 	At         time.Time
+	Took       time.Duration // until it was answered, or was not
 }
 
 // Stats is the truth about what was asked.
@@ -151,6 +153,7 @@ func (s *Server) enter(token string) (p Presentation, leave func(Presentation)) 
 		}
 	}
 	return p, func(p Presentation) {
+		p.Took = s.options.Now().Sub(p.At)
 		if ok {
 			s.mu.Lock()
 			ses.inFlight--
@@ -181,7 +184,8 @@ func (s *Server) present(token string) (ticket, Verdict) {
 	now, gen, verdict := s.options.Now(), int(numbers[0]), Renewed
 	switch {
 	case gen == ses.gen:
-	case s.options.Rotation == Grace && gen == ses.gen-1 && now.UnixNano()-ses.rotatedAt <= int64(s.options.Grace):
+		ses.spent, ses.spentAt = gen, now.UnixNano()
+	case s.options.Rotation == Grace && gen == ses.spent && now.UnixNano()-ses.spentAt <= int64(s.options.Grace):
 		s.stats.Replays++
 		truth.Replays++
 		verdict = Replay
