@@ -141,12 +141,12 @@ func apiPrefix(js jetstream.JetStream) string {
 	}
 }
 
-// backoff doubles from 100 ms to 5 s.
+// backoff doubles from 100 ms to 1 s: a server that is back must not wait for us.
 type backoff struct{ next time.Duration }
 
 // wait waits for the next step, or until ctx ends.
 func (b *backoff) wait(ctx context.Context) {
-	b.next = min(max(2*b.next, 100*time.Millisecond), 5*time.Second)
+	b.next = min(max(2*b.next, 100*time.Millisecond), time.Second)
 	select {
 	case <-ctx.Done():
 	case <-time.After(b.next):

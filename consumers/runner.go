@@ -138,13 +138,19 @@ func hint(err error) string {
 
 var errConfig = errors.New("unfit consumer")
 
+// lookupLimit bounds one look at the durable.
+const lookupLimit = 2 * time.Second
+
 // fetch looks the durable up and takes messages from it until ctx ends or something is wrong. ready is called after each
 // request that the server answered.
 func (x *run) fetch(ctx, work context.Context, ready func()) error {
 	if !x.nc.IsConnected() {
 		return nats.ErrDisconnected
 	}
-	c, err := x.JetStream.Consumer(ctx, x.Stream, x.Durable)
+	// Without a leader nobody answers at all.
+	asking, done := context.WithTimeout(ctx, lookupLimit)
+	c, err := x.JetStream.Consumer(asking, x.Stream, x.Durable)
+	done()
 	if err != nil {
 		return fmt.Errorf("look up consumer %s/%s: %w", x.Stream, x.Durable, err)
 	}

@@ -16,12 +16,15 @@ const (
 	natsDefault       = "nats://127.0.0.1:4222"
 	natsDialLimit     = 5 * time.Second
 	natsReconnectWait = 500 * time.Millisecond
+	// A server that hangs keeps its connections open; nobody else would notice for minutes.
+	natsPing = 5 * time.Second
 )
 
 // natsOptions is how to connect to the NATS servers of the settings, and their addresses.
 func (c *configuration) natsOptions(environ []string) (url string, opts []nats.Option, err error) {
 	url = c.NATSURL
-	opts = []nats.Option{nats.Name("renewd"), nats.Timeout(natsDialLimit), nats.MaxReconnects(-1), nats.ReconnectWait(natsReconnectWait)}
+	opts = []nats.Option{nats.Name("renewd"), nats.Timeout(natsDialLimit), nats.MaxReconnects(-1), nats.ReconnectWait(natsReconnectWait),
+		nats.PingInterval(natsPing), nats.MaxPingsOutstanding(2)}
 	if c.NATSContext != "" {
 		from, err := readNATSContext(c.NATSContext, environ)
 		if err != nil {

@@ -177,14 +177,11 @@ func (u userForget) Run(ctx context.Context, a *app, c *cli) error {
 	}
 	began := time.Now().UTC()
 	cause := schema.Cause{ID: nuid.Next(), Type: "user.forget", Source: "/renewd/cli", Time: began}
-	if err := p.erase(ctx, k, cause); err != nil {
-		return err
+	if err := p.forget(ctx, k, cause); err != nil {
+		return fmt.Errorf("%w; some of it may be erased: run this again", err)
 	}
 	data, err := json.Marshal(schema.Forgotten{Cause: cause, BeganAt: began})
 	if err != nil {
-		return err
-	}
-	if err := p.engine.Erase(ctx, k); err != nil {
 		return err
 	}
 	err = p.engine.Publish(ctx, schema.Event{
@@ -195,6 +192,34 @@ func (u userForget) Run(ctx context.Context, a *app, c *cli) error {
 	}
 	_, err = fmt.Fprintf(a.stdout, "erased %s\n", k)
 	return err
+}
+
+// forget erases what is there, waits for what workers have in hand, and erases what these have left. A login that came
+// later stays.
+func (p *plant) forget(ctx context.Context, k grant.Key, cause schema.Cause) error {
+	newest, err := p.engine.NewestLogin(ctx)
+	if err != nil {
+		return err
+	}
+	if err := p.erase(ctx, k, cause); err != nil {
+		return err
+	}
+	if err := p.engine.Erase(ctx, k, newest); err != nil {
+		return err
+	}
+	settling, cancel := context.WithTimeoutCause(ctx, forgetClaim, errors.New("a worker is busy with it for long"))
+	defer cancel()
+	if err := p.engine.Settle(settling, k.Provider); err != nil {
+		return err
+	}
+	g, err := p.store.Load(ctx, k)
+	if err == nil && !newest.Before(g.Login) { // a login that was in hand
+		err = p.erase(ctx, k, cause)
+	}
+	if err != nil && !errors.Is(err, grant.ErrNotFound) {
+		return err
+	}
+	return p.engine.EraseTraces(ctx, k)
 }
 
 // erase takes the record out of the store, once whoever has it in hand is done.

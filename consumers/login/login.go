@@ -82,7 +82,7 @@ func (c *Consumer) Handle(ctx context.Context, m *consumers.Message) error {
 	}
 	k := grant.Key{Provider: e.Provider, User: e.User}
 	order := grant.Order{Stream: c.c.Created.UTC(), Sequence: m.Sequence}
-	newest, err := c.store(ctx, k, opened, order)
+	newest, err := c.store(ctx, m, k, opened, order)
 	if err != nil {
 		return consumers.Retry(err, time.Second)
 	}
@@ -136,7 +136,7 @@ func (c *Consumer) open(m *consumers.Message) (schema.Event, Opened, error) {
 }
 
 // store writes the grant unless a newer login is there; newest tells that this one is (still) the stored one.
-func (c *Consumer) store(ctx context.Context, k grant.Key, o Opened, order grant.Order) (newest bool, err error) {
+func (c *Consumer) store(ctx context.Context, m *consumers.Message, k grant.Key, o Opened, order grant.Order) (newest bool, err error) {
 	policy := c.c.Policies[k.Provider].WithDefaults()
 	pair := pairOf(o, policy)
 	for {
@@ -148,6 +148,10 @@ func (c *Consumer) store(ctx context.Context, k grant.Key, o Opened, order grant
 		next, stale := grant.LoggedIn(cur, k, pair, order, t)
 		if stale {
 			return cur.Login.Stream.Equal(order.Stream) && cur.Login.Sequence == order.Sequence, nil
+		}
+		if !m.Held() {
+			// Stalled: the user may have been erased meanwhile, by somebody who waited for us and took us for dead.
+			return false, consumers.ErrLeaseLost
 		}
 		_, err = c.c.Store.Save(ctx, next)
 		if errors.Is(err, grant.ErrConflict) && ctx.Err() == nil {

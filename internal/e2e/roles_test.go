@@ -109,7 +109,8 @@ func TestRoleRenewdSuffices(t *testing.T) {
 		t.Errorf("ack: %v", err)
 	}
 	must(js.PauseConsumer(ctx, stream.Renewals, stream.ConsumerRenew("acme"), time.Now().Add(time.Second)))(t)
-	if err := errors.Join(engine.Unpark(ctx, key, 0), engine.Cancel(ctx, key), engine.Erase(ctx, key)); err != nil {
+	newest := must(engine.NewestLogin(ctx))(t)
+	if err := errors.Join(engine.Unpark(ctx, key, 0), engine.Cancel(ctx, key), engine.Erase(ctx, key, newest), engine.Settle(ctx, "acme")); err != nil {
 		t.Errorf("erase: %v", err)
 	}
 	grants := must(js.KeyValue(ctx, stream.BucketGrants))(t)

@@ -118,47 +118,8 @@ func (e *Engine) Wake(ctx context.Context, k grant.Key, w grant.Work) error {
 
 // Cancel removes the grant's timer and the renewal that waits, if any.
 func (e *Engine) Cancel(ctx context.Context, k grant.Key) error {
-	if err := e.purge(ctx, Renewals, e.timer(k), e.due(k)); err != nil {
+	if err := e.purge(ctx, Renewals, []string{e.timer(k), e.due(k)}); err != nil {
 		return fmt.Errorf("cancel %s: %w", k, err)
-	}
-	return nil
-}
-
-// Erase removes everything about the user at this provider from the streams: commands, timer, parked pair, outcomes. Call
-// it after the store's record is gone; a second call does what is left to do.
-func (e *Engine) Erase(ctx context.Context, k grant.Key) error {
-	user := func(t schema.Type) string { return e.config.Subjects.Filter(t, k.Provider, k.User) }
-	outcomes := []string{user(schema.MessageRejected)}
-	for _, t := range append(userOutcomes(), schema.UserForgotten) {
-		outcomes = append(outcomes, user(t))
-	}
-	for _, s := range []struct {
-		stream   string
-		subjects []string
-	}{
-		{Logins, []string{user(schema.UserLogin)}},
-		{Requests, []string{user(schema.UserRefreshDue)}},
-		{Renewals, []string{e.timer(k), e.due(k)}},
-		{Parked, []string{e.parked(k)}},
-		{Outcomes, outcomes},
-	} {
-		if err := e.purge(ctx, s.stream, s.subjects...); err != nil {
-			return fmt.Errorf("erase %s: %w", k, err)
-		}
-	}
-	return nil
-}
-
-func (e *Engine) purge(ctx context.Context, base string, subjects ...string) error {
-	name := e.config.Subjects.Name(base)
-	s, err := e.js.Stream(ctx, name)
-	if err != nil {
-		return fmt.Errorf("stream %s: %w", name, err)
-	}
-	for _, subject := range subjects {
-		if err := s.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
-			return fmt.Errorf("purge %s: %w", subject, err)
-		}
 	}
 	return nil
 }

@@ -210,8 +210,10 @@ func TestErase(t *testing.T) {
 		o.User = k.User
 		must(t, e.Publish(ctx, o))
 	}
-	must(t, e.Erase(ctx, alice))
-	must(t, e.Erase(ctx, alice))
+	newest, err := e.NewestLogin(ctx)
+	must(t, err)
+	must(t, e.Erase(ctx, alice, newest))
+	must(t, e.Erase(ctx, alice, newest))
 	for _, name := range names {
 		s, err := js.Stream(ctx, name)
 		must(t, err)
@@ -222,6 +224,43 @@ func TestErase(t *testing.T) {
 			t.Errorf("%s: bob's message: %v", name, err)
 		}
 	}
+}
+
+// A login newer than the erasure is not the erasure's to remove.
+func TestEraseLeavesANewerLogin(t *testing.T) {
+	js, e := fresh(t)
+	ctx := t.Context()
+	subject := schema.Subjects{}.Filter(schema.UserLogin, alice.Provider, alice.User)
+	newest, err := e.NewestLogin(ctx)
+	must(t, err)
+	_, err = js.Publish(ctx, subject, nil)
+	must(t, err)
+	must(t, e.Erase(ctx, alice, newest))
+	if n := messages(t, js, stream.Logins); n != 1 {
+		t.Errorf("%d logins are left, want the one that came later", n)
+	}
+}
+
+// Settle waits for what a worker has in hand.
+func TestSettleWaitsForWhatIsInHand(t *testing.T) {
+	js, e := fresh(t)
+	ctx := t.Context()
+	must(t, e.Settle(ctx, alice.Provider))
+	_, err := js.Publish(ctx, schema.Subjects{}.Filter(schema.UserLogin, alice.Provider, alice.User), nil)
+	must(t, err)
+	c, err := js.Consumer(ctx, stream.Logins, stream.ConsumerLogin)
+	must(t, err)
+	inHand, err := c.Next(jetstream.FetchMaxWait(10 * time.Second))
+	must(t, err)
+	impatient, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
+	defer cancel()
+	if err := e.Settle(impatient, alice.Provider); err == nil {
+		t.Fatal("settled while a login was in hand")
+	}
+	settled := make(chan error, 1)
+	go func() { settled <- e.Settle(ctx, alice.Provider) }()
+	must(t, inHand.DoubleAck(ctx))
+	must(t, <-settled)
 }
 
 func TestKeysArePublishedOnce(t *testing.T) {

@@ -43,7 +43,7 @@ func (e *Engine) Parked(ctx context.Context, k grant.Key) (p grant.Parcel, found
 // Unpark removes the parcel that Parked returned, and leaves a newer one. Sequence 0 removes whatever there is.
 func (e *Engine) Unpark(ctx context.Context, k grant.Key, sequence uint64) error {
 	if sequence == 0 {
-		if err := e.purge(ctx, Parked, e.parked(k)); err != nil {
+		if err := e.purge(ctx, Parked, []string{e.parked(k)}); err != nil {
 			return fmt.Errorf("unpark pair of %s: %w", k, err)
 		}
 		return nil
