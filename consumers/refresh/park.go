@@ -10,31 +10,16 @@ import (
 	"github.com/renewd/renewd/internal/grant"
 )
 
-// park seals a pair that the store would not take into the stream, where another process finds it if this one dies.
-func (t *task) park(ctx context.Context, version int64, pair grant.Pair, cause error) bool {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	sealed, err := grant.SealPair(t.Cipher, grant.PurposePark, t.key, version, pair)
-	if err == nil {
-		err = t.Stream.Park(ctx, t.key, grant.Parcel{Version: version, Sealed: sealed})
-	}
-	if err != nil {
-		t.Logger.Error("a rotated pair can be neither saved nor parked; both are tried on", "grant", t.key, "save_error", cause, "park_error", err)
-		return false
-	}
-	t.Logger.Warn("the store did not take a rotated pair; it is parked in the stream and saved when the store is back", "grant", t.key, "error", cause)
-	t.meters.parked.Add(ctx, 1)
-	return true
-}
-
-// spare is the second place of a fresh pair: the stream, for as long as the store has not taken it.
+// spare is the second place of a fresh pair: the stream, where another process finds it if this one dies, for as long as
+// the store has not taken it.
 type spare struct {
-	task   *task
-	grant  grant.Grant // with the fresh pair
-	late   *time.Timer
-	mu     sync.Mutex
-	parked bool
-	over   bool
+	task  *task
+	grant grant.Grant // with the fresh pair
+	late  *time.Timer
+
+	mu       sync.Mutex
+	sequence uint64 // of the parked pair; 0: it is not parked
+	over     bool
 }
 
 var errSlow = errors.New("the store takes its time")
@@ -50,20 +35,41 @@ func (t *task) spare(ctx context.Context, g grant.Grant) *spare {
 func (s *spare) keep(ctx context.Context, cause error) (parked bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.parked && !s.over {
-		s.parked = s.task.park(ctx, s.grant.Version, s.grant.Pair, cause)
+	if s.sequence != 0 || s.over {
+		return s.sequence != 0
 	}
-	return s.parked
+	t := s.task
+	sequence, err := s.park(ctx)
+	if err != nil {
+		t.Logger.Error("a rotated pair can be neither saved nor parked; both are tried on", "grant", t.key, "save_error", cause, "park_error", err)
+		return false
+	}
+	s.sequence = sequence
+	t.Logger.Warn("the store did not take a rotated pair; it is parked in the stream and saved when the store is back", "grant", t.key, "error", cause)
+	t.meters.parked.Add(ctx, 1)
+	return true
 }
 
-// drop removes the parked pair: the store has it, or a newer one.
+// park seals the pair into the stream.
+func (s *spare) park(ctx context.Context) (sequence uint64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	pair := s.grant.Pair
+	sealed, err := grant.SealPair(s.task.Cipher, grant.PurposePark, s.task.key, s.grant.Version, pair)
+	if err != nil {
+		return 0, err
+	}
+	return s.task.Stream.Park(ctx, s.task.key, grant.Parcel{Version: s.grant.Version, Parent: pair.Parent, Sealed: sealed})
+}
+
+// drop removes the parked pair: the store has it, or a newer one. Another worker's is left alone.
 func (s *spare) drop(ctx context.Context) {
 	s.late.Stop()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.over = true
-	if s.parked {
-		s.task.discard(ctx, 0)
+	if s.sequence != 0 {
+		s.task.discard(ctx, s.sequence)
 	}
 }
 
@@ -103,7 +109,7 @@ func (t *task) unpark(ctx context.Context, c *claimed, g grant.Grant) (_ grant.G
 	return g, true, nil
 }
 
-// discard removes the grant's parked pair, any for sequence 0. If that fails it does no harm: its parent is spent.
+// discard removes the grant's parked pair. If that fails it does no harm, since its parent is spent: the reconciler will.
 func (t *task) discard(ctx context.Context, sequence uint64) {
 	if err := t.Stream.Unpark(ctx, t.key, sequence); err != nil {
 		t.Logger.Warn("a parked pair that was saved is still in the stream; it is harmless", "grant", t.key, "error", err)

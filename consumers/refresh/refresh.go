@@ -52,7 +52,7 @@ type Stream interface {
 	Arm(ctx context.Context, k grant.Key, at time.Time, w grant.Work) error
 	Publish(ctx context.Context, e schema.Event) error
 	Answered(ctx context.Context, k grant.Key, id string) (bool, error)
-	Park(ctx context.Context, k grant.Key, p grant.Parcel) error
+	Park(ctx context.Context, k grant.Key, p grant.Parcel) (sequence uint64, err error)
 	Parked(ctx context.Context, k grant.Key) (p grant.Parcel, found bool, err error)
 	Unpark(ctx context.Context, k grant.Key, sequence uint64) error
 	Now() time.Time

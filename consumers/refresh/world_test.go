@@ -295,8 +295,8 @@ func (s streamAt) Publish(_ context.Context, e schema.Event) error {
 	})
 }
 
-func (s streamAt) Park(_ context.Context, k grant.Key, p grant.Parcel) error {
-	return s.write("park", "parked", func() { s.w.parkedFor[k] = p })
+func (s streamAt) Park(_ context.Context, k grant.Key, p grant.Parcel) (uint64, error) {
+	return 1, s.write("park", "parked", func() { s.w.parkedFor[k] = p })
 }
 
 func (s streamAt) Unpark(_ context.Context, k grant.Key, _ uint64) error {

@@ -85,7 +85,10 @@ func TestRoleRenewdSuffices(t *testing.T) {
 		"keys":    func() error { return engine.PublishKeys(ctx, []byte(`{"keys":[]}`)) },
 		"publish": func() error { return engine.Publish(ctx, event) },
 		"arm":     func() error { return engine.Arm(ctx, key, time.Now().Add(time.Hour), grant.Work{}) },
-		"park":    func() error { return engine.Park(ctx, key, grant.Parcel{Version: 1, Sealed: []byte("sealed")}) },
+		"park": func() error {
+			_, err := engine.Park(ctx, key, grant.Parcel{Version: 1, Sealed: []byte("sealed")})
+			return err
+		},
 	} {
 		if err := do(); err != nil {
 			t.Errorf("%s: %v", name, err)

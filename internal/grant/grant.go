@@ -156,7 +156,9 @@ const (
 // Parcel is a pair that the store would not take, sealed with PurposePark and set aside in a stream.
 type Parcel struct {
 	Version int64 // that the pair was sealed for
-	Sealed  []byte
+	// Parent is the fingerprint of the refresh token that the pair was got with.
+	Parent string
+	Sealed []byte
 	// Sequence and Time are where and when it was set aside.
 	Sequence uint64
 	Time     time.Time

@@ -33,7 +33,7 @@ func TestThreeNodes(t *testing.T) {
 	must(t, e.SyncClock(ctx))
 	for i := range 50 {
 		k := grant.Key{Provider: alice.Provider, User: fmt.Sprint("u", i)}
-		must(t, e.Park(ctx, k, grant.Parcel{Version: int64(i)}))
+		park(t, e, k, grant.Parcel{Version: int64(i)})
 		if p, found, err := e.Parked(ctx, k); err != nil || !found || p.Version != int64(i) {
 			t.Fatalf("read right after park: %+v, %v, %v", p, found, err)
 		}

@@ -177,10 +177,10 @@ func TestPark(t *testing.T) {
 	if _, found, err := e.Parked(ctx, alice); found || err != nil {
 		t.Fatalf("Parked of nobody: %v, %v", found, err)
 	}
-	must(t, e.Park(ctx, alice, grant.Parcel{Version: 7, Sealed: []byte("old")}))
+	park(t, e, alice, grant.Parcel{Version: 7, Sealed: []byte("old")})
 	old, _, err := e.Parked(ctx, alice)
 	must(t, err)
-	must(t, e.Park(ctx, alice, grant.Parcel{Version: 8, Sealed: []byte{0, 1, 2, '\r', '\n'}}))
+	park(t, e, alice, grant.Parcel{Version: 8, Sealed: []byte{0, 1, 2, '\r', '\n'}})
 	must(t, e.Unpark(ctx, alice, old.Sequence)) // a newer parcel stays
 	p, found, err := e.Parked(ctx, alice)
 	if err != nil || !found || p.Version != 8 || string(p.Sealed) != "\x00\x01\x02\r\n" {
@@ -205,7 +205,7 @@ func TestErase(t *testing.T) {
 			must(t, err)
 		}
 		must(t, e.Arm(ctx, k, time.Now().Add(time.Hour), work("timer")))
-		must(t, e.Park(ctx, k, grant.Parcel{Sealed: []byte("x")}))
+		park(t, e, k, grant.Parcel{Sealed: []byte("x")})
 		o := outcome("o-"+k.User, schema.UserSynced)
 		o.User = k.User
 		must(t, e.Publish(ctx, o))

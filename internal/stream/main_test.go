@@ -152,3 +152,9 @@ func must(t *testing.T, err error) {
 		t.Fatal(err)
 	}
 }
+
+func park(t *testing.T, e *stream.Engine, k grant.Key, p grant.Parcel) {
+	t.Helper()
+	_, err := e.Park(t.Context(), k, p)
+	must(t, err)
+}

@@ -12,16 +12,21 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-const headerVersion = "renewd-version"
+const (
+	headerVersion = "renewd-version"
+	headerParent  = "renewd-parent"
+)
 
-// Park stores the parcel in place of any other of this grant.
-func (e *Engine) Park(ctx context.Context, k grant.Key, p grant.Parcel) error {
+// Park stores the parcel in place of any other of this grant, and returns its sequence.
+func (e *Engine) Park(ctx context.Context, k grant.Key, p grant.Parcel) (sequence uint64, err error) {
 	h := schema.Header{}
 	h.Set(headerVersion, strconv.FormatInt(p.Version, 10))
-	if _, err := e.publish(ctx, Parked, e.parked(k), h, p.Sealed); err != nil {
-		return fmt.Errorf("park pair of %s: %w", k, err)
+	h.Set(headerParent, p.Parent)
+	ack, err := e.publish(ctx, Parked, e.parked(k), h, p.Sealed)
+	if err != nil {
+		return 0, fmt.Errorf("park pair of %s: %w", k, err)
 	}
-	return nil
+	return ack.Sequence, nil
 }
 
 // Parked returns the grant's parcel; found is false if there is none. It asks the leader, so what Park stored is seen.
@@ -33,11 +38,19 @@ func (e *Engine) Parked(ctx context.Context, k grant.Key) (p grant.Parcel, found
 	if err != nil {
 		return grant.Parcel{}, false, fmt.Errorf("look for parked pair of %s: %w", k, err)
 	}
-	version, err := strconv.ParseInt(schema.Header(m.Header).Get(headerVersion), 10, 64)
-	if err != nil {
-		return grant.Parcel{}, false, fmt.Errorf("parked pair of %s: header %s: %w", k, headerVersion, err)
+	if p, err = parcelOf(m); err != nil {
+		return grant.Parcel{}, false, fmt.Errorf("parked pair of %s: %w", k, err)
 	}
-	return grant.Parcel{Version: version, Sealed: m.Data, Sequence: m.Sequence, Time: m.Time}, true, nil
+	return p, true, nil
+}
+
+func parcelOf(m *jetstream.RawStreamMsg) (grant.Parcel, error) {
+	h := schema.Header(m.Header)
+	version, err := strconv.ParseInt(h.Get(headerVersion), 10, 64)
+	if err != nil {
+		return grant.Parcel{}, fmt.Errorf("header %s: %w", headerVersion, err)
+	}
+	return grant.Parcel{Version: version, Parent: h.Get(headerParent), Sealed: m.Data, Sequence: m.Sequence, Time: m.Time}, nil
 }
 
 // Unpark removes the parcel that Parked returned, and leaves a newer one. Sequence 0 removes whatever there is.

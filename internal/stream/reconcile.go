@@ -57,6 +57,8 @@ type Walk struct {
 	Woken      int `json:"woken"`      // of them, woken
 	Armed      int `json:"armed"`      // timers set anew, because RENEWALS had been lost
 	Unreadable int `json:"unreadable"` // records that no key opens
+	Parked     int `json:"parked"`     // pairs that wait in PARKED for longer than Reconciler.Overdue
+	Unparked   int `json:"unparked"`   // pairs removed from there, because the store has a newer one
 }
 
 func (r Reconciler) withDefaults() Reconciler {
@@ -189,7 +191,7 @@ func (w *walker) walk(ctx context.Context, l *lease, rebuild bool) (Walk, error)
 			return walk, err
 		}
 		if next == "" {
-			return walk, nil
+			return walk, w.parked(ctx, &walk)
 		}
 		cursor = next
 		if err := w.extend(ctx, l); err != nil {

@@ -144,6 +144,35 @@ func TestReconcilerArmsAllAfterALoss(t *testing.T) {
 	}
 }
 
+func (l listed) Load(_ context.Context, k grant.Key) (grant.Grant, error) {
+	for _, g := range l.grants {
+		if g.Key == k {
+			return g.Grant, nil
+		}
+	}
+	return grant.Grant{}, grant.ErrNotFound
+}
+
+// A pair that nobody came back for: its grant is woken, unless the store has gone on without it.
+func TestReconcilerLooksAfterParkedPairs(t *testing.T) {
+	js, e := fresh(t)
+	later := time.Now().Add(time.Hour)
+	waits, saved := record("waits", grant.Live, later), record("saved", grant.Live, later)
+	waits.Pair.Refresh, saved.Pair.Refresh = grant.NewSecret("parent"), grant.NewSecret("newer")
+	for _, user := range []string{"waits", "saved", "gone"} {
+		parent := grant.NewSecret("parent").Fingerprint()
+		park(t, e, grant.Key{Provider: alice.Provider, User: user}, grant.Parcel{Version: 1, Parent: parent, Sealed: []byte("x")})
+	}
+	r := stream.Reconciler{Store: listed{grants: []grant.Listed{waits, saved}}, Engine: e, Overdue: time.Millisecond}
+	got := walks(t, r, 1)[0]
+	if got.Parked != 1 || got.Unparked != 2 || messages(t, js, stream.Parked) != 1 {
+		t.Errorf("%+v, %d left", got, messages(t, js, stream.Parked))
+	}
+	if m := renewal(t, js); m.Subject() != "renewal.due."+alice.Provider+".waits" {
+		t.Errorf("woken: %s", m.Subject())
+	}
+}
+
 func TestOneReconcilerWalksAtATime(t *testing.T) {
 	_, e := fresh(t)
 	walking, leave := make(chan struct{}), make(chan struct{})
@@ -213,7 +242,7 @@ func TestGauges(t *testing.T) {
 	must(t, e.Wake(ctx, alice, work("in hand")))
 	m := renewal(t, js)
 	must(t, e.Wake(ctx, grant.Key{Provider: alice.Provider, User: "bob"}, work("waits")))
-	must(t, e.Park(ctx, alice, grant.Parcel{}))
+	park(t, e, alice, grant.Parcel{})
 	_, err := js.Publish(ctx, "user.refresh_due.propelauth.u1", nil)
 	must(t, err)
 	eventually(t, "the gauges show it", func() bool {

@@ -258,7 +258,12 @@ var errKey = errors.New("malformed renewal subject")
 
 // parseRenewal is the inverse of Engine.due.
 func parseRenewal(subjects schema.Subjects, subject string) (provider, user string, err error) {
-	front := prefixed(subjects, dueSubject) + "."
+	return parseUser(subjects, dueSubject, subject)
+}
+
+// parseUser is the inverse of Engine.user.
+func parseUser(subjects schema.Subjects, front, subject string) (provider, user string, err error) {
+	front = prefixed(subjects, front) + "."
 	rest, ok := strings.CutPrefix(subject, front)
 	provider, token, two := strings.Cut(rest, ".")
 	if !ok || !two {

@@ -65,8 +65,8 @@ type session struct {
 	gen         int   // of the current refresh token
 	loginAt     int64 // Unix ns, as is
 	rotatedAt   int64
-	spent       int   // the generation that a replay is taken of, within its grace
-	spentAt     int64 // when it was first presented
+	spent       int    // the generation that a replay is taken of, within its grace
+	spentAt     int64  // when it was first presented
 	presented   uint32 // how often the current refresh token was
 	inFlight    int16
 	maxInFlight int16
