@@ -8,6 +8,7 @@ SHELL := /bin/bash
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 TOOLS := $(CURDIR)/.cache/bin
 TEST_FLAGS ?=
+CHAOS_FLAGS ?=
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +27,10 @@ lint: ## Check format, go vet and staticcheck, and that everything builds
 fuzz: ## Run every fuzz target for a minute
 	@scripts/fuzz.sh 60s
 
+chaos: ## Kill, stall, cut off and restart everything for 20 minutes, and count what must not happen
+	@scripts/setup.sh $(TOOLS)
+	@go run ./cmd/chaos $(CHAOS_FLAGS)
+
 build: ## Build a static ./renewd
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o renewd ./cmd/renewd
 
@@ -35,4 +40,4 @@ image: ## Build the container image renewd:<version>
 fmt: ## Format the code
 	gofmt -w .
 
-.PHONY: help test lint fuzz build image fmt
+.PHONY: help test lint fuzz chaos build image fmt

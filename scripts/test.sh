@@ -9,11 +9,14 @@ if [[ $(node --version) == v18.* ]]; then
 fi
 
 e2e=$(go list ./internal/e2e)
-mapfile -t others < <(go list ./... | grep -vxF "$e2e")
+chaos=$(go list ./cmd/chaos)
+mapfile -t others < <(go list ./... | grep -vxF -e "$e2e" -e "$chaos")
 
 echo '==> tests'
 go test -race -short -vet=off -timeout 8m "$@" "${others[@]}"
 echo '==> 20,000 grants due at once, without the race detector'
 go test -vet=off -timeout 8m -run '^TestHerd$' ./internal/systemtest
+echo '==> each fault once, on processes of their own'
+go test -vet=off -timeout 8m "$@" "$chaos"
 echo '==> whole-system tests'
 go test -race -vet=off -timeout 8m "$@" "$e2e"

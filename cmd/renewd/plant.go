@@ -145,7 +145,8 @@ func (p *plant) streams(ctx context.Context) (err error) {
 		return err
 	}
 	return patiently(ctx, p.log, p.conf.StartTimeout, "the streams", "RENEWD_NATS_URL", func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+		// A request that no leader hears is never answered: short, so that it is asked again as soon as there is one.
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
 		if err := p.ensureStreams(ctx); err != nil {
 			return err

@@ -99,7 +99,7 @@ type guardSettings struct {
 	FailWindow time.Duration `key:"fail_window" default:"15s" min:"1s" doc:"in which failed calls are weighed against all"`
 	FailShare  float64       `key:"fail_share" default:"0.8" min:"0.01" doc:"share of failed calls in it from which on the provider is down and its renewals pause; above 1: never"`
 	OpenMin    time.Duration `key:"open_min" default:"1s" min:"100ms" doc:"first such pause; it doubles while the provider stays down"`
-	OpenMax    time.Duration `key:"open_max" default:"5s" min:"100ms" doc:"longest such pause"`
+	OpenMax    time.Duration `key:"open_max" default:"4s" min:"100ms" doc:"longest such pause"`
 }
 
 // rules is g as package guard takes it.

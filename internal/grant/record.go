@@ -202,11 +202,13 @@ func (g Grant) Refused(t Turn, f *Fault, presented string) (next Grant, done boo
 	if v.Reason == "" {
 		v.Reason = schema.ReasonRevoked
 	}
-	if g.Doubt != nil && g.Doubt.Fingerprint == presented {
-		v.Reason = schema.ReasonRotationLost
-	}
 	if g.Verdict != nil && g.Verdict.Fingerprint == presented {
 		v.At, v.Reason = g.Verdict.At, g.Verdict.Reason
+	}
+	if g.Doubt != nil && g.Doubt.Fingerprint == presented {
+		v.Reason = schema.ReasonRotationLost // also if the doubt came after the first refusal
+	}
+	if g.Verdict != nil && g.Verdict.Fingerprint == presented {
 		if t.Policy.confirms(*g.Verdict, t.Now) {
 			return g.SignedOut(t, v), true
 		}

@@ -36,7 +36,7 @@ type Rules struct {
 	FailMin    int
 	FailWindow time.Duration
 	FailShare  float64
-	// OpenMin and OpenMax bound how long the breaker stays open before each try, doubling. Defaults 1 s, 5 s: a try is one
+	// OpenMin and OpenMax bound how long the breaker stays open before each try, doubling. Defaults 1 s, 4 s: a try is one
 	// call over all workers, so that asking often costs the provider nothing, and its return is noticed at once.
 	OpenMin, OpenMax time.Duration
 }
@@ -45,7 +45,7 @@ type Rules struct {
 func (r Rules) WithDefaults() Rules {
 	for d, v := range map[*time.Duration]time.Duration{
 		&r.Window: 10 * time.Minute, &r.Release: 10 * time.Minute, &r.Hold: 24 * time.Hour, &r.FailWindow: 15 * time.Second,
-		&r.OpenMin: time.Second, &r.OpenMax: 5 * time.Second,
+		&r.OpenMin: time.Second, &r.OpenMax: 4 * time.Second,
 	} {
 		if *d == 0 {
 			*d = v

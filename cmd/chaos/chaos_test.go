@@ -1,0 +1,80 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/renewd/renewd/internal/idp/idptest"
+	"github.com/renewd/renewd/internal/pgtest"
+)
+
+func TestMain(m *testing.M) {
+	runNode()
+	os.Exit(m.Run())
+}
+
+// Each fault of workers and servers once, one after the other, in the order of the table: the built binary, three NATS
+// servers, PostgreSQL, real signals, cut connections. After each, everybody is renewed again; at the end the audit finds
+// nothing that must not happen. What providers do wrong is tested step by step in consumers/refresh.
+func TestEachFault(t *testing.T) {
+	o := options{Seed: 1, Users: 40, Life: 8 * time.Second, Store: storePostgres, Nodes: 3, Workers: 3, Dir: t.TempDir()}
+	trial, err := begin(t.Context(), o, t.Output())
+	if errors.Is(err, pgtest.ErrMissing) && os.Getenv("CI") == "" {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer trial.world.close()
+	for i, k := range kinds(true, 3) {
+		if k.lane == providerLane {
+			continue
+		}
+		t.Run(k.name, func(t *testing.T) {
+			x := &strike{world: trial.world, rand: rand.New(rand.NewPCG(o.Seed, uint64(i))), worker: trial.world.workers[i%3]}
+			trial.plan.strike(t.Context(), k, x)
+			if err := renewedAgain(t.Context(), trial); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	r, err := trial.finish(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range r.Counts {
+		if c.Found > c.Limit {
+			t.Errorf("%s: %d %q", c.Name, c.Found, c.Cases)
+		}
+	}
+	for _, e := range r.Errors {
+		t.Error(e)
+	}
+	if r.Facts.Renewals < 2*len(trial.folks.all) || r.Facts.Presentations < r.Facts.Renewals {
+		t.Errorf("%+v", r.Facts)
+	}
+}
+
+// renewedAgain waits until a tenth of all people were renewed from now on: by whoever has their renewals now.
+func renewedAgain(ctx context.Context, t *trial) error {
+	from := time.Now()
+	return eventually(ctx, time.Minute, func() error {
+		seen := map[string]bool{}
+		for id, p := range t.world.providers {
+			for _, shown := range p.seen.list() {
+				if shown.Verdict == idptest.Renewed && shown.At.After(from) {
+					seen[id+shown.User] = true
+				}
+			}
+		}
+		if len(seen) < len(t.folks.all)/10 {
+			return fmt.Errorf("%d of %d people were renewed since the fault", len(seen), len(t.folks.all))
+		}
+		return nil
+	})
+}

@@ -1,0 +1,279 @@
+// Command chaos puts renewd to the test: it starts providers, a NATS cluster, PostgreSQL and several `renewd serve`, has
+// thousands of users renewed while it kills, stalls, cuts off and restarts all of them by a seeded schedule, and at the end
+// holds the provider's truth, the store, the streams and what was asked against one another.
+//
+// It prints one table and exits with 1 if anything happened that must not. It touches no process and no file that it did
+// not make, and removes what it made. The same seed draws the same faults; when they strike is up to the machine.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/alecthomas/kong"
+)
+
+// Where grants are kept.
+const (
+	storePostgres = "postgres"
+	storeKV       = "natskv"
+)
+
+// options say what runs, and how long.
+type options struct {
+	For         time.Duration `default:"20m" help:"How long faults strike."`
+	Strikes     int           `help:"End after this many faults, if that comes first."`
+	Seed        uint64        `help:"Draws the faults. Default: a new one each time."`
+	Users       int           `default:"1000" help:"Users of each of the two providers."`
+	Life        time.Duration `default:"45s" help:"Life of an access token."`
+	Store       string        `enum:"postgres,natskv" default:"postgres" help:"Where grants are kept: postgres or natskv."`
+	Nodes       int           `enum:"1,3" default:"3" help:"NATS servers: 1 or 3."`
+	Workers     int           `default:"3" help:"Processes of renewd serve."`
+	Only        []string      `placeholder:"TEXT" help:"Only faults with one of these in their name, for instance: killed."`
+	WorkerGap   time.Duration `default:"2500ms" help:"Middle pause between faults of workers."`
+	ServerGap   time.Duration `default:"5s" help:"Middle pause between faults of NATS and PostgreSQL."`
+	ProviderGap time.Duration `default:"15s" help:"Middle pause between faults of one provider."`
+	Outage      time.Duration `help:"Begin with an outage of both providers of this length, which workers and servers are struck in as well."`
+	Binary      string        `placeholder:"FILE" help:"The renewd to test. Default: built from this module."`
+	Dir         string        `placeholder:"DIR" help:"Folder to work in. Default: the system's for temporary files."`
+	Verbose     bool          `short:"v" help:"Tell of each fault."`
+	Keep        bool          `help:"Leave logs and data behind."`
+	Output      string        `short:"o" enum:"text,json" default:"text" help:"text or json."`
+}
+
+func main() {
+	runNode()
+	var o options
+	kong.Parse(&o, kong.Description("Kill, stall, cut off and restart everything that renewd runs on, and count what must not happen."))
+	if o.Seed == 0 {
+		o.Seed = rand.Uint64N(1_000_000)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	r, err := run(ctx, o, os.Stderr)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "chaos:", err)
+		os.Exit(1)
+	}
+	if o.Output == "json" {
+		err = json.NewEncoder(os.Stdout).Encode(r)
+	} else {
+		r.print(os.Stdout)
+	}
+	if err != nil || r.failed() > 0 {
+		os.Exit(1)
+	}
+}
+
+// run lets it all happen and returns what it came to.
+func run(ctx context.Context, o options, progress io.Writer) (*report, error) {
+	chosen := o.choose(kinds(o.Store == storePostgres, o.Nodes))
+	if len(chosen) == 0 {
+		return nil, fmt.Errorf("--only %s: no fault has such a name", strings.Join(o.Only, ","))
+	}
+	t, err := begin(ctx, o, progress)
+	if err != nil {
+		return nil, err
+	}
+	defer t.world.close()
+	t.plan.kinds = chosen
+	t.plan.disturb(ctx, t.folks, t.eyes)
+	return t.finish(ctx)
+}
+
+// trial is one run.
+type trial struct {
+	began time.Time
+	say   func(string, ...any)
+	world *world
+	folks *people
+	eyes  *witness
+	plan  *schedule
+	deaf  context.CancelFunc // ends the witness
+	heard chan error
+}
+
+// begin starts everything, and has everybody sign in.
+func begin(ctx context.Context, o options, progress io.Writer) (*trial, error) {
+	t := &trial{began: time.Now(), heard: make(chan error, 1)}
+	t.say = func(format string, args ...any) {
+		fmt.Fprintf(progress, "%s %6.1fs  %s\n", time.Now().Format("15:04:05"), time.Since(t.began).Seconds(), fmt.Sprintf(format, args...))
+	}
+	var err error
+	if t.world, err = newWorld(ctx, o, t.say); err != nil {
+		return nil, err
+	}
+	if t.folks, err = newPeople(t.world, t.say); err != nil {
+		t.world.close()
+		return nil, err
+	}
+	t.eyes = &witness{people: t.folks, ids: map[string]bool{}}
+	t.plan = &schedule{world: t.world, say: t.say, busy: map[*worker]bool{}}
+	ctx, t.deaf = context.WithCancel(context.WithoutCancel(ctx))
+	go func() { t.heard <- t.eyes.listen(ctx) }()
+	t.say("seed %d: %d users sign in", o.Seed, len(t.folks.all))
+	t.folks.everybodySignsIn(ctx)
+	return t, nil
+}
+
+// finish waits until all has settled, and holds everything against everything.
+func (t *trial) finish(ctx context.Context) (*report, error) {
+	t.world.ended = time.Now()
+	a := &audit{world: t.world, people: t.folks, schedule: t.plan}
+	settled, err := a.settle(ctx, t.say)
+	t.plan.errs = append(t.plan.errs, err)
+	t.deaf()
+	if err := <-t.heard; err != nil {
+		t.plan.errs = append(t.plan.errs, fmt.Errorf("listening to outcomes: %w", err))
+	}
+	a.heard = t.eyes.snapshot()
+	if err := a.everything(ctx, t.eyes); err != nil {
+		return nil, err
+	}
+	return a.report(time.Since(t.began), settled), nil
+}
+
+func (o options) choose(all []kind) []kind {
+	if len(o.Only) == 0 {
+		return all
+	}
+	return slices.DeleteFunc(all, func(k kind) bool {
+		return !slices.ContainsFunc(o.Only, func(text string) bool { return strings.Contains(k.name, text) })
+	})
+}
+
+// disturb strikes while people live, and says how it goes.
+func (s *schedule) disturb(ctx context.Context, folks *people, eyes *witness) {
+	o := s.world.options
+	ctx, cancel := context.WithTimeout(ctx, o.For)
+	defer cancel()
+	var wg sync.WaitGroup
+	wg.Go(func() { folks.live(ctx, o.Seed) })
+	wg.Go(func() { s.outage(ctx, o.Outage); s.run(ctx, o.Seed) })
+	tick := time.NewTicker(10 * time.Second)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+			eyes.mu.Lock()
+			n, wrong := len(eyes.heard), len(eyes.wrong)
+			eyes.mu.Unlock()
+			renewals := 0
+			for _, p := range s.world.providers {
+				renewals += p.Stats().Rotated
+			}
+			s.say("%d faults, %d renewals, %d outcomes, %d signed out by mistake", s.count(), renewals, n, wrong)
+			if o.Strikes > 0 && s.count() >= o.Strikes {
+				cancel()
+			}
+		}
+	}
+	wg.Wait()
+}
+
+// outage has both providers answer 503 for so long; workers and servers go on being struck.
+func (s *schedule) outage(ctx context.Context, length time.Duration) {
+	if length == 0 {
+		return
+	}
+	s.say("both providers are out of order for %v", length)
+	within, cancel := context.WithTimeout(ctx, length)
+	defer cancel()
+	part := &schedule{world: s.world, say: s.say, busy: s.busy, kinds: slices.DeleteFunc(slices.Clone(s.kinds), func(k kind) bool { return k.lane == providerLane })}
+	var wg sync.WaitGroup
+	for id, p := range s.world.providers {
+		wg.Go(func() {
+			s.strike(within, kind{name: "provider answers 503 for " + length.String(), strike: long503}, &strike{world: s.world, provider: p})
+			s.say("%s is back", id)
+		})
+	}
+	wg.Go(func() { part.run(within, s.world.Seed+1) })
+	wg.Wait()
+	s.mu.Lock()
+	s.strikes, s.errs = append(s.strikes, part.strikes...), append(s.errs, part.errs...)
+	s.mu.Unlock()
+}
+
+// settle waits until nothing is late, refused or in doubt any more.
+func (a *audit) settle(ctx context.Context, say func(string, ...any)) (time.Duration, error) {
+	say("everything is healed; waiting until it has settled")
+	for _, k := range a.world.workers {
+		if err := k.start(); err != nil {
+			return 0, err
+		}
+	}
+	if err := a.world.workersReady(ctx, time.Minute); err != nil {
+		return 0, err
+	}
+	s, closeStore, err := a.world.openStore(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer closeStore()
+	said := time.Now()
+	err = eventually(ctx, 3*time.Minute, func() error {
+		err := a.settled(ctx, s)
+		if err != nil && time.Since(said) > 10*time.Second {
+			said = time.Now()
+			say("%v", err)
+		}
+		return err
+	})
+	return time.Since(a.world.ended), err
+}
+
+// everything stops the workers in order, and looks.
+func (a *audit) everything(ctx context.Context, eyes *witness) error {
+	leaked := a.leaks(ctx)
+	var wg sync.WaitGroup
+	errs := make([]error, len(a.world.workers))
+	for i, k := range a.world.workers {
+		wg.Go(func() { errs[i] = k.stop(40 * time.Second) })
+	}
+	wg.Wait()
+	a.schedule.errs = append(a.schedule.errs, errs...)
+	if err := errors.Join(leaked, a.load(ctx)); err != nil {
+		return err
+	}
+	a.presentations()
+	a.commands()
+	a.verdicts(eyes)
+	a.store(ctx)
+	a.facts.Erasures = a.people.erasures
+	return nil
+}
+
+func (a *audit) report(took, settled time.Duration) *report {
+	w := a.world
+	r := &report{
+		Seed: w.Seed, Took: took, Users: len(a.people.all), Store: w.Store, Nodes: len(w.nodes), Workers: len(w.workers), Faults: map[string]int{},
+		Facts: a.facts, Settled: settled, Counts: a.counts, Recovery: a.recovery(),
+	}
+	for _, x := range a.schedule.strikes {
+		r.Faults[x.kind]++
+	}
+	for _, name := range slices.Collect(maps.Keys(r.Recovery)) {
+		if len(r.Recovery[name]) == 0 {
+			delete(r.Recovery, name)
+		}
+	}
+	for _, err := range a.schedule.errs {
+		if err != nil {
+			r.Errors = append(r.Errors, err.Error())
+		}
+	}
+	return r
+}

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+)
+
+// owners knows which worker is at the other end of a provider's connection: the audit must know whose presentation it was.
+type owners struct {
+	workers func() []*worker
+
+	mu     sync.Mutex
+	byAddr map[string]*worker
+}
+
+// note looks the owner up while the connection is new, and surely there.
+func (o *owners) note(ctx context.Context, c net.Conn) context.Context {
+	addr, ok := c.RemoteAddr().(*net.TCPAddr)
+	if !ok {
+		return ctx
+	}
+	w := o.find(addr)
+	o.mu.Lock()
+	o.byAddr[addr.String()] = w // a port that is used again is another's now
+	o.mu.Unlock()
+	return ctx
+}
+
+// of is the worker that has the connection from this address; nil if it was gone before anybody looked.
+func (o *owners) of(addr string) *worker {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.byAddr[addr]
+}
+
+func (o *owners) find(addr *net.TCPAddr) *worker {
+	inode := inodeOf(addr)
+	if inode == "" {
+		return nil
+	}
+	for _, w := range o.workers() {
+		if w.hasSocket(inode) {
+			return w
+		}
+	}
+	return nil
+}
+
+// inodeOf finds the socket bound to an IPv4 address in the kernel's table (proc(5), /proc/net/tcp).
+func inodeOf(addr *net.TCPAddr) string {
+	table, err := os.ReadFile("/proc/net/tcp")
+	if err != nil {
+		return ""
+	}
+	want := fmt.Sprintf("%08X:%04X", binary.NativeEndian.Uint32(addr.IP.To4()), addr.Port)
+	for line := range strings.Lines(string(table)) {
+		if f := strings.Fields(line); len(f) > 9 && f[1] == want {
+			return f[9]
+		}
+	}
+	return ""
+}
+
+func (w *worker) hasSocket(inode string) bool {
+	dir := fmt.Sprintf("/proc/%d/fd", w.pid())
+	open, err := os.ReadDir(dir)
+	if err != nil {
+		return false // it is dead by now
+	}
+	for _, fd := range open {
+		if to, err := os.Readlink(filepath.Join(dir, fd.Name())); err == nil && to == "socket:["+inode+"]" {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,184 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"github.com/renewd/renewd/internal/idp/idptest"
+)
+
+// report is the result of a run.
+type report struct {
+	Seed     uint64           `json:"seed"`
+	Took     time.Duration    `json:"took_ns"`
+	Users    int              `json:"users"`
+	Store    string           `json:"store"`
+	Nodes    int              `json:"nats_servers"`
+	Workers  int              `json:"workers"`
+	Faults   map[string]int   `json:"faults"`
+	Facts    facts            `json:"facts"`
+	Settled  time.Duration    `json:"settled_ns"` // from the last fault's end until nothing was late
+	Recovery map[string]spans `json:"recovery"`
+	Counts   []*count         `json:"counts"`
+	Errors   []string         `json:"errors,omitempty"`
+}
+
+// spans are how long something took, of which only the middle and the longest are told.
+type spans []time.Duration
+
+func (s spans) MarshalJSON() ([]byte, error) {
+	return json.Marshal(map[string]any{"n": len(s), "median_ns": s.median(), "max_ns": s.longest()})
+}
+
+func (s spans) median() time.Duration {
+	if len(s) == 0 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(s))
+	return sorted[len(sorted)/2]
+}
+
+func (s spans) longest() time.Duration {
+	if len(s) == 0 {
+		return 0
+	}
+	return slices.Max(s)
+}
+
+// recovery measures how long after each outage renewals went on, and how long a killed worker's took.
+func (a *audit) recovery() map[string]spans {
+	out := map[string]spans{}
+	all := map[string][]time.Time{}
+	for id, p := range a.world.providers {
+		for _, seen := range p.seen.list() {
+			if seen.Verdict == idptest.Renewed {
+				all[id] = append(all[id], seen.At)
+			}
+		}
+		slices.SortFunc(all[id], time.Time.Compare)
+	}
+	for _, x := range a.schedule.strikes {
+		if !x.outage {
+			continue
+		}
+		name := x.kind + ", until the next renewal"
+		for id, p := range a.world.providers {
+			if x.provider != nil && x.provider != p {
+				continue
+			}
+			took := after(all[id], x.healed, a.world.ended)
+			if len(took) == 1 && !a.disturbed(p, x.healed, x.healed.Add(took[0]), x) {
+				out[name] = append(out[name], took[0])
+			}
+		}
+	}
+	out["renewals in a killed worker's hand, until their outcome"] = a.pickedUp()
+	return out
+}
+
+// after is how long after t the next of times came; nothing if the run ended first.
+func after(times []time.Time, t, end time.Time) spans {
+	i, _ := slices.BinarySearchFunc(times, t, time.Time.Compare)
+	if i == len(times) || t.IsZero() || times[i].After(end) {
+		return nil
+	}
+	return spans{times[i].Sub(t)}
+}
+
+// pickedUp is how long it took others to finish what a killed worker had presented and not yet answered, where nothing
+// else was out of order meanwhile.
+func (a *audit) pickedUp() (took spans) {
+	outcomes := map[string][]time.Time{}
+	for _, o := range a.heard {
+		outcomes[o.provider+"/"+o.user] = append(outcomes[o.provider+"/"+o.user], o.time)
+	}
+	for _, times := range outcomes {
+		slices.SortFunc(times, time.Time.Compare)
+	}
+	for _, x := range a.schedule.strikes {
+		if x.kind != killed {
+			continue
+		}
+		for id, p := range a.world.providers {
+			for _, shown := range p.seen.list() {
+				if shown.by != x.worker || shown.At.After(x.to) || shown.At.Add(patience).Before(x.from) {
+					continue
+				}
+				first := after(outcomes[id+"/"+shown.User], shown.At, a.world.ended)
+				if len(first) == 1 && shown.At.Add(first[0]).After(x.to) && !a.disturbed(p, x.to, shown.At.Add(first[0]), nil) {
+					took = append(took, shown.At.Add(first[0]).Sub(x.to))
+				}
+			}
+		}
+	}
+	return took
+}
+
+// patience is how late a renewal may be after its worker was killed.
+const patience = 15 * time.Second
+
+// disturbed reports whether a server, or this provider, was out of order between two moments by any other fault than but.
+func (a *audit) disturbed(p *standIn, from, to time.Time, but *strike) bool {
+	return slices.ContainsFunc(a.schedule.strikes, func(x *strike) bool {
+		end := x.to
+		if x.healed.After(end) {
+			end = x.healed
+		}
+		return x != but && x.worker == nil && (x.provider == nil || x.provider == p) && x.from.Before(to) && end.After(from)
+	})
+}
+
+func (r *report) failed() (n int) {
+	for _, c := range r.Counts {
+		if c.Found > c.Limit {
+			n++
+		}
+	}
+	return n + len(r.Errors)
+}
+
+func (r *report) print(to io.Writer) {
+	w := tabwriter.NewWriter(to, 0, 8, 2, ' ', 0)
+	fmt.Fprintf(w, "\nseed %d, %v, %d users, %s, %d NATS servers, %d workers\n\n", r.Seed, r.Took.Round(time.Second), r.Users, r.Store, r.Nodes, r.Workers)
+	fmt.Fprintf(w, "FAULTS\t\n")
+	for _, name := range slices.Sorted(maps.Keys(r.Faults)) {
+		fmt.Fprintf(w, "%s\t%d\n", name, r.Faults[name])
+	}
+	f := r.Facts
+	fmt.Fprintf(w, "\nWORK\t\n")
+	for _, row := range []struct {
+		name string
+		n    int
+	}{
+		{"refresh tokens presented", f.Presentations}, {"renewals", f.Renewals}, {"replays inside the grace window", f.Replays},
+		{"commands accepted", f.Commands}, {"of them logins", f.Logins}, {"outcomes in the log", f.Outcomes}, {"user.reauth_required", f.Reauth},
+		{"users erased", f.Erasures}, {"renewals in flight at a worker's kill or long stall", f.InFlight},
+		{"pairs lost with it, provider without a grace window", f.LostWithWorker}, {"pairs lost by the provider's own lost answers, no grace window", f.LostOnTheWay},
+	} {
+		fmt.Fprintf(w, "%s\t%d\n", row.name, row.n)
+	}
+	fmt.Fprintf(w, "\nRECOVERY\tmedian\tlongest\tof\n")
+	for _, name := range slices.Sorted(maps.Keys(r.Recovery)) {
+		s := r.Recovery[name]
+		fmt.Fprintf(w, "%s\t%v\t%v\t%d\n", name, s.median().Round(10*time.Millisecond), s.longest().Round(10*time.Millisecond), len(s))
+	}
+	fmt.Fprintf(w, "all settled after the last fault\t%v\t\t\n", r.Settled.Round(time.Second))
+	fmt.Fprintf(w, "\nMUST NOT HAPPEN\tfound\tpromised\n")
+	for _, c := range r.Counts {
+		fmt.Fprintf(w, "%s\t%d\t%d\n", c.Name, c.Found, c.Limit)
+		for _, one := range c.Cases {
+			if c.Found > c.Limit {
+				fmt.Fprintf(w, "  %s\t\t\n", one)
+			}
+		}
+	}
+	for _, e := range r.Errors {
+		fmt.Fprintf(w, "error: %s\n", e)
+	}
+	_ = w.Flush() // to a terminal or a buffer
+}

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/renewd/renewd/consumers"
+	"github.com/renewd/renewd/schema"
+)
+
+// outcome is what services were told, as far as the audit needs it.
+type outcome struct {
+	kind      schema.Type
+	provider  string
+	user      string
+	id        string
+	time      time.Time
+	cause     schema.Cause
+	beganAt   time.Time
+	version   int64
+	refreshed bool
+	reason    string
+}
+
+// witness hears every outcome while it happens, as a service would.
+type witness struct {
+	people *people
+
+	mu    sync.Mutex
+	heard []outcome
+	ids   map[string]bool
+	wrong []string // users who were told to sign in again and need not
+	wg    sync.WaitGroup
+}
+
+// listen follows the outcomes until ctx ends.
+func (w *witness) listen(ctx context.Context) error {
+	err := consumers.Subscribe(ctx, w.people.world.nc, consumers.Subscription{StartAll: true}, func(ctx context.Context, e schema.Event) error {
+		o, err := read(e)
+		if err == nil {
+			w.hear(ctx, o)
+		}
+		return err
+	})
+	w.wg.Wait()
+	return err
+}
+
+// read takes out of an event what the audit needs.
+func read(e schema.Event) (outcome, error) {
+	o := outcome{kind: e.Type, provider: e.Provider, user: e.User, id: e.ID, time: e.Time}
+	switch e.Type {
+	case schema.UserSynced:
+		d, err := schema.Data[schema.Synced](e)
+		o.cause, o.beganAt, o.version, o.refreshed = d.Cause, d.BeganAt, d.Version, d.Refreshed
+		return o, err
+	case schema.UserReauthRequired:
+		d, err := schema.Data[schema.ReauthRequired](e)
+		o.cause, o.beganAt, o.version, o.reason = d.Cause, d.BeganAt, d.Version, d.Reason
+		return o, err
+	case schema.UserRefreshFailed:
+		d, err := schema.Data[schema.RefreshFailed](e)
+		o.cause, o.beganAt, o.version, o.reason = d.Cause, d.BeganAt, d.Version, d.Reason
+		return o, err
+	case schema.UserForgotten:
+		d, err := schema.Data[schema.Forgotten](e)
+		o.cause, o.beganAt = d.Cause, d.BeganAt
+		return o, err
+	case schema.MessageRejected:
+		d, err := schema.Data[schema.Rejected](e)
+		o.cause, o.reason = d.Cause, d.Reason
+		return o, err
+	default:
+		return o, nil
+	}
+}
+
+func (w *witness) hear(ctx context.Context, o outcome) {
+	w.mu.Lock()
+	known := w.ids[o.id]
+	w.ids[o.id] = true
+	if !known {
+		w.heard = append(w.heard, o)
+	}
+	w.mu.Unlock()
+	x := w.people.byName[o.provider+"/"+o.user]
+	if x == nil || known {
+		return
+	}
+	w.wg.Go(func() { w.judge(ctx, x, o) })
+}
+
+// judge holds an outcome against the provider's truth, at once: later the user may have signed in again.
+func (w *witness) judge(ctx context.Context, x *person, o outcome) {
+	x.mu.Lock()
+	if x.accepted && (o.cause.ID == x.login.id || !o.beganAt.Before(x.login.accepted)) {
+		x.answered = true
+	}
+	told := o.kind == schema.UserReauthRequired
+	if told && x.answered && o.beganAt.After(x.opened) && x.provider.Live(x.name) {
+		w.mu.Lock()
+		w.wrong = append(w.wrong, fmt.Sprintf("%s/%s was told %s (%s) at %s, and the provider honours the session of %s",
+			o.provider, o.user, o.kind, o.reason, o.time.Format(clockFormat), x.opened.Format(clockFormat)))
+		w.mu.Unlock()
+	}
+	x.mu.Unlock()
+	if told {
+		w.people.backAgain(ctx, x, o.time)
+	}
+}
+
+func (w *witness) snapshot() []outcome {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return append([]outcome(nil), w.heard...)
+}
+
+const clockFormat = "15:04:05.000"
