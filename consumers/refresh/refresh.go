@@ -164,6 +164,12 @@ var errAgain = errors.New("grant was changed meanwhile")
 const rounds = 8
 
 func (t *task) run(ctx context.Context) error {
+	if t.m.Deliveries <= 1 && t.work.Cause.Type == schema.CauseTimer && t.provider.Policy.ProfileEvery == 0 {
+		// The timer was set for when tokens are due, so the claim will most likely be wanted: it loads the record too.
+		if err := t.refresh(ctx); !errors.Is(err, errAgain) {
+			return err
+		}
+	}
 	for range rounds {
 		g, err := t.Store.Load(ctx, t.key)
 		if errors.Is(err, grant.ErrNotFound) {
