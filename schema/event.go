@@ -89,9 +89,12 @@ type ReauthRequired struct {
 
 // Reasons of a user.refresh_failed. The list is open.
 const (
-	ReasonUnknownGrant        = "unknown_grant"        // no login of this user was ever seen, or it was erased
-	ReasonReauthRequired      = "reauth_required"      // the user was already told to sign in again
-	ReasonSuspended           = "suspended"            // an operator suspended the grant
+	ReasonUnknownGrant   = "unknown_grant"   // no login of this user was ever seen, or it was erased
+	ReasonReauthRequired = "reauth_required" // the user was already told to sign in again
+	ReasonSuspended      = "suspended"       // an operator suspended the grant
+	// ReasonSuperseded: the store holds an older refresh token than was in use, as after a restored backup. It is not
+	// presented; the user's next login, or an operator, ends this.
+	ReasonSuperseded          = "superseded"
 	ReasonProviderUnavailable = "provider_unavailable" // unreachable, timing out, or answering 5xx
 	ReasonThrottled           = "throttled"
 	ReasonConfig              = "provider_config" // the provider refuses our settings, not the user

@@ -177,16 +177,18 @@ func (u userForget) Run(ctx context.Context, a *app, c *cli) error {
 	}
 	began := time.Now().UTC()
 	cause := schema.Cause{ID: nuid.Next(), Type: "user.forget", Source: "/renewd/cli", Time: began}
-	if err := p.forget(ctx, k, cause); err != nil {
+	version, err := p.forget(ctx, k, cause)
+	if err != nil {
 		return fmt.Errorf("%w; some of it may be erased: run this again", err)
 	}
 	data, err := json.Marshal(schema.Forgotten{Cause: cause, BeganAt: began})
 	if err != nil {
 		return err
 	}
-	err = p.engine.Publish(ctx, schema.Event{
+	// The mark keeps a record that comes back with an older backup from being renewed.
+	err = p.engine.PublishMarked(ctx, schema.Event{
 		ID: grant.OutcomeID(k, cause.ID), Source: source, Type: schema.UserForgotten, Provider: k.Provider, User: k.User, Time: began, Data: data,
-	})
+	}, grant.Mark{Version: version + 1})
 	if err != nil {
 		return err
 	}
@@ -195,35 +197,41 @@ func (u userForget) Run(ctx context.Context, a *app, c *cli) error {
 }
 
 // forget erases what is there, waits for what workers have in hand, and erases what these have left. A login that came
-// later stays.
-func (p *plant) forget(ctx context.Context, k grant.Key, cause schema.Cause) error {
+// later stays. It returns the latest version that the record had.
+func (p *plant) forget(ctx context.Context, k grant.Key, cause schema.Cause) (version int64, err error) {
 	newest, err := p.engine.NewestLogin(ctx)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	if err := p.erase(ctx, k, cause); err != nil {
-		return err
+	published, err := p.engine.Newest(ctx, k)
+	if err != nil {
+		return 0, err
 	}
+	if version, err = p.erase(ctx, k, cause); err != nil {
+		return 0, err
+	}
+	version = max(version, published.Version)
 	if err := p.engine.Erase(ctx, k, newest); err != nil {
-		return err
+		return 0, err
 	}
 	settling, cancel := context.WithTimeoutCause(ctx, forgetClaim, errors.New("a worker is busy with it for long"))
 	defer cancel()
 	if err := p.engine.Settle(settling, k.Provider); err != nil {
-		return err
+		return 0, err
 	}
 	g, err := p.store.Load(ctx, k)
 	if err == nil && !newest.Before(g.Login) { // a login that was in hand
-		err = p.erase(ctx, k, cause)
+		version = max(version, g.Version)
+		_, err = p.erase(ctx, k, cause)
 	}
 	if err != nil && !errors.Is(err, grant.ErrNotFound) {
-		return err
+		return 0, err
 	}
-	return p.engine.EraseTraces(ctx, k)
+	return version, p.engine.EraseTraces(ctx, k)
 }
 
-// erase takes the record out of the store, once whoever has it in hand is done.
-func (p *plant) erase(ctx context.Context, k grant.Key, cause schema.Cause) error {
+// erase takes the record out of the store, once whoever has it in hand is done, and returns its version.
+func (p *plant) erase(ctx context.Context, k grant.Key, cause schema.Cause) (version int64, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, forgetClaim, errors.New("it stays in use; try again"))
 	defer cancel()
 	for {
@@ -233,13 +241,13 @@ func (p *plant) erase(ctx context.Context, k grant.Key, cause schema.Cause) erro
 		}
 		switch {
 		case err == nil, errors.Is(err, grant.ErrNotFound):
-			return nil
+			return g.Version, nil
 		case !errors.Is(err, grant.ErrClaimed) && !errors.Is(err, grant.ErrConflict):
-			return fmt.Errorf("erase %s: %w", k, err)
+			return 0, fmt.Errorf("erase %s: %w", k, err)
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("erase %s: %w: %w", k, context.Cause(ctx), err)
+			return 0, fmt.Errorf("erase %s: %w: %w", k, context.Cause(ctx), err)
 		case <-time.After(forgetRetry):
 		}
 	}

@@ -34,16 +34,19 @@ type Opened struct {
 	ExpiresIn time.Duration // 0 if not said; counts from SealedAt
 }
 
-// Waker makes a grant due now, for the given work.
-type Waker interface {
+// Stream is the engine.
+type Stream interface {
+	// Wake makes a grant due now, for the given work.
 	Wake(ctx context.Context, k grant.Key, w grant.Work) error
+	// Newest is the latest mark that the stream knows of the grant's record.
+	Newest(ctx context.Context, k grant.Key) (grant.Mark, error)
 }
 
 // Config is what a Consumer stands on.
 type Config struct {
 	Subjects schema.Subjects
 	Store    grant.Store
-	Stream   Waker
+	Stream   Stream
 	// Policies of the providers in the settings; a login at any other is rejected.
 	Policies map[string]grant.Policy
 	// Open opens the sealed tokens; its errors must not quote them.
@@ -81,8 +84,8 @@ func (c *Consumer) Handle(ctx context.Context, m *consumers.Message) error {
 		return consumers.Reject(err)
 	}
 	k := grant.Key{Provider: e.Provider, User: e.User}
-	order := grant.Order{Stream: c.c.Created.UTC(), Sequence: m.Sequence}
-	newest, err := c.store(ctx, m, k, opened, order)
+	order := grant.Order{Stream: c.c.Created.UTC(), Sequence: m.Sequence, Time: m.Time.UTC()}
+	g, newest, err := c.store(ctx, m, k, opened, order)
 	if err != nil {
 		return consumers.Retry(err, time.Second)
 	}
@@ -94,7 +97,7 @@ func (c *Consumer) Handle(ctx context.Context, m *consumers.Message) error {
 			"field", "refresh_token", "hint", "ask the provider for offline access, or seal refresh_token too")
 	}
 	cause := schema.Cause{ID: e.ID, Type: e.Type, Source: e.Source, Time: e.Time}
-	if err := c.c.Stream.Wake(ctx, k, grant.Work{Cause: cause}); err != nil {
+	if err := c.c.Stream.Wake(ctx, k, grant.Work{Cause: cause, Mark: g.Mark()}); err != nil {
 		return consumers.Retry(err, time.Second)
 	}
 	return nil
@@ -135,29 +138,35 @@ func (c *Consumer) open(m *consumers.Message) (schema.Event, Opened, error) {
 	return e, o, nil
 }
 
-// store writes the grant unless a newer login is there; newest tells that this one is (still) the stored one.
-func (c *Consumer) store(ctx context.Context, m *consumers.Message, k grant.Key, o Opened, order grant.Order) (newest bool, err error) {
+// store writes the grant unless a newer login is there, and returns it as it is stored; newest tells that this login is
+// (still) the stored one. Its version goes beyond all that was published of the user, also where the store has none of it:
+// else subscribers would take its outcomes for older than what they know.
+func (c *Consumer) store(ctx context.Context, m *consumers.Message, k grant.Key, o Opened, order grant.Order) (g grant.Grant, newest bool, err error) {
 	policy := c.c.Policies[k.Provider].WithDefaults()
 	pair := pairOf(o, policy)
+	published, err := c.c.Stream.Newest(ctx, k)
+	if err != nil {
+		return g, false, err
+	}
 	for {
 		cur, err := c.c.Store.Load(ctx, k)
 		if err != nil && !errors.Is(err, grant.ErrNotFound) {
-			return false, err
+			return g, false, err
 		}
-		t := grant.Turn{Nonce: nuid.Next(), Now: c.c.Now(), Draw: c.c.Rand(), Policy: policy}
+		t := grant.Turn{Work: grant.Work{Mark: published}, Nonce: nuid.Next(), Now: c.c.Now(), Draw: c.c.Rand(), Policy: policy}
 		next, stale := grant.LoggedIn(cur, k, pair, order, t)
 		if stale {
-			return cur.Login.Stream.Equal(order.Stream) && cur.Login.Sequence == order.Sequence, nil
+			return cur, cur.Login.Stream.Equal(order.Stream) && cur.Login.Sequence == order.Sequence, nil
 		}
 		if !m.Held() {
 			// Stalled: the user may have been erased meanwhile, by somebody who waited for us and took us for dead.
-			return false, consumers.ErrLeaseLost
+			return g, false, consumers.ErrLeaseLost
 		}
 		_, err = c.c.Store.Save(ctx, next)
 		if errors.Is(err, grant.ErrConflict) && ctx.Err() == nil {
 			continue // also when the reply of our own save was lost: then it is found stored
 		}
-		return err == nil, err
+		return next, err == nil, err
 	}
 }
 

@@ -19,11 +19,12 @@ type meters struct {
 	parked     metric.Int64Counter
 	lost       metric.Int64Counter
 	superseded metric.Int64Counter
+	outdated   metric.Int64Counter
 }
 
 func newMeters(m metric.Meter) (meters, error) {
 	var out meters
-	var errs [6]error
+	var errs [7]error
 	seconds := metric.WithExplicitBucketBoundaries(.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300)
 	out.outcomes, errs[0] = m.Int64Counter("renewd.renewals", metric.WithDescription("Renewals finished, by provider, outcome and reason."))
 	out.calls, errs[1] = m.Float64Histogram("renewd.provider.duration", metric.WithUnit("s"), seconds,
@@ -34,6 +35,8 @@ func newMeters(m metric.Meter) (meters, error) {
 	out.lost, errs[4] = m.Int64Counter("renewd.pairs.lost", metric.WithDescription("Rotated pairs that could be neither saved nor parked. Must be 0."))
 	out.superseded, errs[5] = m.Int64Counter("renewd.pairs.superseded",
 		metric.WithDescription("Fresh pairs dropped because a newer login was stored meanwhile."))
+	out.outdated, errs[6] = m.Int64Counter("renewd.grants.outdated", metric.WithDescription(
+		"Grants found older in the store than what was published, by what became of them: the store was restored, or lost writes. Must be 0."))
 	return out, errors.Join(errs[:]...)
 }
 
@@ -44,6 +47,11 @@ func (m meters) called(ctx context.Context, provider, op string, f *grant.Fault,
 	}
 	m.calls.Record(ctx, took.Seconds(), metric.WithAttributes(
 		attribute.String("provider", provider), attribute.String("operation", op), attribute.String("class", class)))
+}
+
+// found counts a grant that the store has gone back on.
+func (m meters) found(ctx context.Context, provider, result string) {
+	m.outdated.Add(ctx, 1, metric.WithAttributes(attribute.String("provider", provider), attribute.String("result", result)))
 }
 
 func (m meters) finished(ctx context.Context, w grant.Work, g grant.Grant, now time.Time) {

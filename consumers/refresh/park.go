@@ -98,15 +98,21 @@ func (t *task) unpark(ctx context.Context, c *claimed, g grant.Grant) (_ grant.G
 		return g, false, nil
 	}
 	c.release()
-	g, err = t.savePair(ctx, g, grant.Tokens{
+	g, err = t.applyParked(ctx, g, parcel, pair)
+	return g, err == nil, err
+}
+
+// applyParked stores a parked pair.
+func (t *task) applyParked(ctx context.Context, g grant.Grant, parcel grant.Parcel, pair grant.Pair) (grant.Grant, error) {
+	g, err := t.savePair(ctx, g, grant.Tokens{
 		Access: pair.Access, Refresh: pair.Refresh, ID: pair.ID, Scope: pair.Scope, ExpiresIn: pair.Lifetime, SentAt: pair.SentAt,
 	})
 	if err != nil {
-		return g, false, err
+		return g, err
 	}
 	t.Logger.Info("applied a parked pair", "grant", t.key)
 	t.discard(ctx, parcel.Sequence)
-	return g, true, nil
+	return g, nil
 }
 
 // discard removes the grant's parked pair. If that fails it does no harm, since its parent is spent: the reconciler will.

@@ -88,6 +88,7 @@ func (t *task) claim(ctx context.Context) (*claimed, grant.Grant, error) {
 		return nil, g, consumers.Retry(err, time.Second)
 	}
 	g = g.Resumed(t.turn())
+	t.work.Mark = t.work.Mark.Newest(g.Mark())
 	if prior != nil && prior.Nonce != t.nonce && prior.Presented && prior.Fingerprint == g.Fingerprint() {
 		t.Logger.Warn("a presentation of this refresh token ended unknown", "grant", t.key, "cause", prior.Cause.ID)
 		g = g.Doubted(prior.Until)
@@ -180,7 +181,8 @@ func (t *task) savePair(ctx context.Context, g grant.Grant, tokens grant.Tokens)
 	}
 }
 
-// savePairOnce tries to store the pair on top of *g, and moves *g to the newest record on a conflict.
+// savePairOnce tries to store the pair on top of *g, and moves *g to the newest record on a conflict. A record with an older
+// version than *g is no newer login: the store was restored meanwhile, and this pair is the newest there is.
 func (t *task) savePairOnce(ctx context.Context, g *grant.Grant, tokens grant.Tokens, presented string) (grant.Grant, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -189,6 +191,7 @@ func (t *task) savePairOnce(ctx context.Context, g *grant.Grant, tokens grant.To
 		rev, err := t.Store.Save(ctx, next)
 		if err == nil {
 			next.Revision = rev
+			t.rotated, t.work.Mark = &rotated{next.Mark(), tokens}, next.Mark()
 			return next, nil
 		}
 		if !errors.Is(err, grant.ErrConflict) {
@@ -203,7 +206,7 @@ func (t *task) savePairOnce(ctx context.Context, g *grant.Grant, tokens grant.To
 			return *g, err
 		case cur.SavedBy == t.nonce && cur.Pair.Parent == presented && cur.Pair.Refresh.Equal(next.Pair.Refresh):
 			return cur, nil // the save had worked, its reply was lost
-		case !cur.Accepts(presented, tokens.SentAt):
+		case cur.Version >= g.Version && !cur.Accepts(presented, tokens.SentAt):
 			// Never revoke it: at some providers that would end the newer login too.
 			t.Logger.Info("dropped a fresh pair: a newer login or answer is stored", "grant", t.key)
 			t.meters.superseded.Add(ctx, 1)

@@ -50,7 +50,10 @@ type Provider struct {
 // Stream is the engine: timers, outcomes, and the place where a pair waits that the store would not take.
 type Stream interface {
 	Arm(ctx context.Context, k grant.Key, at time.Time, w grant.Work) error
-	Publish(ctx context.Context, e schema.Event) error
+	// PublishMarked stores an outcome with the mark of the record it was made from.
+	PublishMarked(ctx context.Context, e schema.Event, m grant.Mark) error
+	// Newest is the latest mark that the stream knows of the grant's record.
+	Newest(ctx context.Context, k grant.Key) (grant.Mark, error)
 	Answered(ctx context.Context, k grant.Key, id string) (bool, error)
 	Park(ctx context.Context, k grant.Key, p grant.Parcel) (sequence uint64, err error)
 	Parked(ctx context.Context, k grant.Key) (p grant.Parcel, found bool, err error)
@@ -155,6 +158,7 @@ type task struct {
 	nonce    string
 	began    time.Time
 	resumed  bool // an earlier delivery of this work left its outcome in the record
+	rotated  *rotated
 }
 
 // errAgain says that the record has changed under our feet: load it and decide anew.
@@ -164,7 +168,7 @@ var errAgain = errors.New("grant was changed meanwhile")
 const rounds = 8
 
 func (t *task) run(ctx context.Context) error {
-	if t.m.Deliveries <= 1 && t.work.Cause.Type == schema.CauseTimer && t.provider.Policy.ProfileEvery == 0 {
+	if t.m.Deliveries <= 1 && t.work.Cause.Type == schema.CauseTimer && t.work.Mark.Version > 0 && t.provider.Policy.ProfileEvery == 0 {
 		// The timer was set for when tokens are due, so the claim will most likely be wanted: it loads the record too.
 		if err := t.refresh(ctx); !errors.Is(err, errAgain) {
 			return err
@@ -173,10 +177,13 @@ func (t *task) run(ctx context.Context) error {
 	for range rounds {
 		g, err := t.Store.Load(ctx, t.key)
 		if errors.Is(err, grant.ErrNotFound) {
-			return t.answer(ctx, 0, schema.ReasonUnknownGrant)
+			return t.missing(ctx)
 		}
 		if err != nil {
 			return consumers.Retry(err, time.Second)
+		}
+		if err := t.look(ctx, g); err != nil {
+			return err
 		}
 		if err := t.step(ctx, g.Resumed(t.turn())); !errors.Is(err, errAgain) {
 			return err
@@ -189,7 +196,9 @@ func (t *task) run(ctx context.Context) error {
 func (t *task) step(ctx context.Context, g grant.Grant) error {
 	switch grant.Decide(g, t.work, t.provider.Policy, t.Stream.Now()) {
 	case grant.Refuse:
-		return t.answer(ctx, g.Version, string(g.Status))
+		return t.answer(ctx, g.Mark(), g.Refusal())
+	case grant.Suspend:
+		return t.suspend(ctx, g)
 	case grant.Publish:
 		t.resumed = true
 		return t.finish(ctx, g)
@@ -224,15 +233,20 @@ func (t *task) signOut(ctx context.Context, g grant.Grant) error {
 }
 
 // answer says why a command cannot be worked on. A timer has nobody to answer.
-func (t *task) answer(ctx context.Context, version int64, reason string) error {
+func (t *task) answer(ctx context.Context, m grant.Mark, reason string) error {
 	if !grant.IsCommand(t.work.Cause) {
 		return nil
 	}
-	e, err := grant.Answer(t.key, t.turn(), version, reason, t.Source)
+	return t.fail(ctx, m, reason)
+}
+
+// fail publishes a user.refresh_failed that is not stored.
+func (t *task) fail(ctx context.Context, m grant.Mark, reason string) error {
+	e, err := grant.Answer(t.key, t.turn(), m.Version, reason, t.Source)
 	if err != nil {
 		return err
 	}
-	return t.publish(ctx, e)
+	return t.publish(ctx, e, m)
 }
 
 // update saves what change makes of the record, again on each conflict, until it is stored or change says that it no

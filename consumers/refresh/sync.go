@@ -129,12 +129,12 @@ func (t *task) publishOutcome(ctx context.Context, g grant.Grant) error {
 	if err != nil {
 		return err
 	}
-	return t.publish(ctx, e)
+	return t.publish(ctx, e, g.Mark())
 }
 
 // publish stores an outcome once. The stream drops a second one of the same id within its duplicate window; for a
 // redelivery beyond that the user's last outcomes are looked at.
-func (t *task) publish(ctx context.Context, e schema.Event) error {
+func (t *task) publish(ctx context.Context, e schema.Event, m grant.Mark) error {
 	if t.m.Deliveries > 1 || t.resumed {
 		answered, err := t.Stream.Answered(ctx, t.key, e.ID)
 		if err != nil {
@@ -144,7 +144,7 @@ func (t *task) publish(ctx context.Context, e schema.Event) error {
 			return nil
 		}
 	}
-	if err := t.Stream.Publish(ctx, e); err != nil {
+	if err := t.Stream.PublishMarked(ctx, e, m); err != nil {
 		return consumers.Retry(err, time.Second)
 	}
 	return nil
@@ -166,6 +166,7 @@ func (t *task) arm(ctx context.Context, g grant.Grant) error {
 		}
 	}
 	at, work := g.NextDueAt, t.work
+	work.Mark = g.Mark()
 	if g.Pending != nil {
 		if every := t.provider.Policy.ProfileEvery; every > 0 {
 			at = earlier(at, t.Stream.Now().Add(every))

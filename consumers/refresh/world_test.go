@@ -38,7 +38,10 @@ type world struct {
 	// The stream.
 	timers    map[grant.Key]armed
 	outcomes  []schema.Event
+	published grant.Mark // the latest of them
 	parkedFor map[grant.Key]grant.Parcel
+
+	looks     int // at what was published
 
 	// The provider: one-time refresh tokens, a reuse ends the family.
 	families  map[string]*family // by any token of theirs
@@ -286,13 +289,20 @@ func (s streamAt) Arm(_ context.Context, k grant.Key, at time.Time, work grant.W
 	return s.write("arm", "armed", func() { s.w.timers[k] = armed{at, work} })
 }
 
-func (s streamAt) Publish(_ context.Context, e schema.Event) error {
+func (s streamAt) PublishMarked(_ context.Context, e schema.Event, m grant.Mark) error {
 	return s.write("publish", "published", func() {
 		// As the stream does within its duplicate window.
 		if !slices.ContainsFunc(s.w.outcomes, func(o schema.Event) bool { return o.ID == e.ID }) {
-			s.w.outcomes = append(s.w.outcomes, e)
+			s.w.outcomes, s.w.published = append(s.w.outcomes, e), s.w.published.Newest(m)
 		}
 	})
+}
+
+func (s streamAt) Newest(_ context.Context, k grant.Key) (grant.Mark, error) {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	s.w.looks++
+	return s.w.published.Newest(grant.Mark{Version: s.w.parkedFor[k].Version, Token: "parked"}), nil
 }
 
 func (s streamAt) Park(_ context.Context, k grant.Key, p grant.Parcel) (uint64, error) {

@@ -18,6 +18,7 @@ const (
 	Sync    Step = "sync"    // fetch the profile with the access token
 	Publish Step = "publish" // the outcome is stored already: publish it again under the same id
 	SignOut Step = "signout" // tokens are wanted and there is no refresh token: user.reauth_required
+	Suspend Step = "suspend" // the refresh token is superseded: never present it, user.refresh_failed
 )
 
 // slack covers timers that fire up to a second early and the calls that follow.
@@ -28,6 +29,9 @@ func IsCommand(c schema.Cause) bool { return slices.Contains(schema.Commands(), 
 
 // Decide says what to do with g for w at now. It is the whole rule of when a refresh token is presented.
 func Decide(g Grant, w Work, p Policy, now time.Time) Step {
+	if w.Mark.Supersedes(g) {
+		return Suspend
+	}
 	if g.Cause.ID == w.Cause.ID && w.Cause.ID != "" {
 		switch g.Progress {
 		case Saved:

@@ -31,7 +31,7 @@ type Pair struct {
 // Status says whether a grant is renewed.
 type Status string
 
-// The three states. Only a login leads out of ReauthRequired, only an operator in and out of Suspended.
+// The three states. Only a login leads out of ReauthRequired, a login or an operator out of Suspended.
 const (
 	Live           Status = "live"
 	ReauthRequired Status = "reauth_required"
@@ -87,12 +87,22 @@ type Pending struct {
 type Order struct {
 	Stream   time.Time `json:"stream,omitzero"`
 	Sequence uint64    `json:"sequence,omitempty"`
+	// Time is when the stream took the login, by the server's clock.
+	Time time.Time `json:"time,omitzero"`
 }
 
-// Before reports whether o is an older login than p.
+// rewound is how much later a login must have been taken to be newer than one with a higher sequence: more than the
+// clocks of a cluster's servers may be apart.
+const rewound = time.Minute
+
+// Before reports whether p is a newer login than o, the stored one. A stream restored from a backup gives sequences out
+// again; there the time tells.
 func (o Order) Before(p Order) bool {
-	if !o.Stream.Equal(p.Stream) {
+	switch {
+	case !o.Stream.Equal(p.Stream):
 		return o.Stream.Before(p.Stream)
+	case !o.Time.IsZero() && p.Time.Sub(o.Time) > rewound:
+		return true
 	}
 	return o.Sequence < p.Sequence
 }

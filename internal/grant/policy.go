@@ -137,4 +137,6 @@ type Work struct {
 	Cause    schema.Cause
 	Want     string        // schema.WantProfile (the default) or schema.WantTokens
 	MinValid time.Duration // rotate if less validity than this is left
+	// Mark is the latest known of the grant's record when the work was made. Zero: made without looking at a record.
+	Mark Mark
 }

@@ -20,9 +20,10 @@ type Turn struct {
 	Policy  Policy
 }
 
-// change returns the start of a new version of g, written by t. Another worker's claim is left alone.
+// change returns the start of a new version of g, written by t: later than all that is known to have been published, also
+// where the store has gone back. Another worker's claim is left alone.
 func (g Grant) change(t Turn) Grant {
-	g.Version++
+	g.Version = max(g.Version, t.Work.Mark.Version) + 1
 	g.SavedBy = t.Nonce
 	if g.Claim != nil && g.Claim.Nonce == t.Nonce {
 		g.Claim = nil
@@ -86,7 +87,8 @@ func (g Grant) Resumed(t Turn) Grant {
 func (g Grant) WithProfile(t Turn, p schema.Profile) (next Grant, write bool) {
 	changed := Changed(g.Profile, &p)
 	next = g
-	if write = len(changed) > 0 || g.Profile == nil || g.Progress == "" && g.Recovered; write {
+	behind := t.Work.Mark.Version > g.Version
+	if write = len(changed) > 0 || g.Profile == nil || g.Progress == "" && g.Recovered || behind; write {
 		next = next.change(t)
 		next.Profile, next.SyncedAt = &p, t.Now
 		if g.failing() && g.Verdict == nil {
@@ -227,16 +229,16 @@ func Answer(k Key, t Turn, version int64, reason, source string) (schema.Event, 
 	return g.Event(source, t.Now)
 }
 
-// LoggedIn is the record after a login: cur is what is stored (the zero Grant if nothing is). stale tells that cur already
-// has this login or a newer one.
+// LoggedIn is the record after a login: cur is what is stored (the zero Grant if nothing is), and the mark of t's work the
+// latest that is known of it. stale tells that cur already has this login or a newer one.
 func LoggedIn(cur Grant, k Key, pair Pair, order Order, t Turn) (next Grant, stale bool) {
 	if cur.Revision != 0 && !cur.Login.Before(order) {
 		return cur, true
 	}
 	next = cur
 	next.Key = k
-	next.Version = max(cur.Version+1, t.Now.UnixMilli())
-	next.Recovered = cur.Status == ReauthRequired
+	next.Version = max(cur.Version+1, t.Work.Mark.Version+1, t.Now.UnixMilli())
+	next.Recovered = cur.Status == ReauthRequired || cur.Status == Suspended
 	f := pair.Refresh.Fingerprint()
 	// The same tokens published again: what we have since made of them is newer, and they are spent.
 	if replay := cur.Status == Live && f != "" && (f == cur.Pair.Parent || f == cur.Fingerprint()); !replay {
@@ -290,5 +292,5 @@ func (g Grant) Event(source string, now time.Time) (schema.Event, error) {
 func (g Grant) NextTimer(at time.Time) Work {
 	return Work{Cause: schema.Cause{
 		ID: fmt.Sprintf("timer-%d-%d", g.Version, at.Unix()), Type: schema.CauseTimer, Source: "/renewd", Time: at.UTC(), Reason: "due",
-	}}
+	}, Mark: g.Mark()}
 }

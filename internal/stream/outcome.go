@@ -23,7 +23,13 @@ func userOutcomes() []schema.Type {
 // Publish stores the outcome in OUTCOMES. A second one with the same id within the duplicate window is dropped; beyond it
 // see Answered.
 func (e *Engine) Publish(ctx context.Context, event schema.Event) error {
+	return e.PublishMarked(ctx, event, grant.Mark{})
+}
+
+// PublishMarked is Publish for an outcome made from a record, whose mark it carries (Newest).
+func (e *Engine) PublishMarked(ctx context.Context, event schema.Event, m grant.Mark) error {
 	h, data := schema.Encode(event)
+	setMark(h, m)
 	e.config.Propagator.Inject(ctx, h)
 	if event.Type == schema.UserSynced && e.config.SyncedTTL > 0 {
 		h.Set(jetstream.MsgTTLHeader, e.config.SyncedTTL.String())

@@ -11,8 +11,8 @@ import (
 )
 
 // parked looks after the pairs that wait in PARKED for long: whoever parked them is gone. One whose parent is no longer
-// the stored token was saved, or a newer login is there: it goes. For any other the grant is woken, and its renewal applies
-// the pair.
+// the stored token was saved, or a newer login is there: it goes. For any other, and where the record is older than the
+// pair because the store was restored, the grant is woken, and its renewal applies the pair.
 func (w *walker) parked(ctx context.Context, walk *Walk) error {
 	name := w.Engine.config.Subjects.Name(Parked)
 	s, err := w.Engine.js.Stream(ctx, name)
@@ -51,7 +51,7 @@ func (w *walker) parcel(ctx context.Context, m *jetstream.RawStreamMsg, walk *Wa
 	switch {
 	case err != nil && !gone:
 		return fmt.Errorf("look at the grant of a parked pair: %w", err)
-	case gone || p.Parent != "" && p.Parent != g.Fingerprint():
+	case gone || p.Parent != "" && p.Parent != g.Fingerprint() && p.Version <= g.Version:
 		walk.Unparked++
 		return w.Engine.Unpark(ctx, k, m.Sequence)
 	}

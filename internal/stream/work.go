@@ -19,6 +19,8 @@ const (
 	headerReason   = "renewd-reason"
 	headerWant     = "renewd-want"
 	headerMinValid = "renewd-min-valid"
+
+	headerRecord = "renewd-record" // the mark of the record that a timer or an outcome was made from
 )
 
 func workHeader(w grant.Work) schema.Header {
@@ -39,7 +41,14 @@ func workHeader(w grant.Work) schema.Header {
 	if w.MinValid != 0 {
 		h.Set(headerMinValid, w.MinValid.String())
 	}
+	setMark(h, w.Mark)
 	return h
+}
+
+func setMark(h schema.Header, m grant.Mark) {
+	if m != (grant.Mark{}) {
+		h.Set(headerRecord, m.String())
+	}
 }
 
 // ParseWork reads a message of RENEWALS back into what Arm or Wake was given. An error means that somebody else wrote it:
@@ -82,6 +91,9 @@ func parseWork(h schema.Header) (w grant.Work, err error) {
 		if w.MinValid, err = time.ParseDuration(v); err != nil {
 			return w, fmt.Errorf("header %s: %w", headerMinValid, err)
 		}
+	}
+	if w.Mark, err = grant.ParseMark(h.Get(headerRecord)); err != nil {
+		return w, fmt.Errorf("header %s: %w", headerRecord, err)
 	}
 	return w, nil
 }
