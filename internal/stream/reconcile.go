@@ -156,6 +156,11 @@ func (w *walker) turn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if rebuild && walk.Live > 0 {
+		if n, err := w.Engine.outcomes(ctx); err == nil && n == 0 {
+			w.Logger.WarnContext(ctx, "the streams are new and hold no outcomes: if the store was restored from a backup, nothing tells which of its refresh tokens are superseded")
+		}
+	}
 	lease.Last, lease.Created = walk, created
 	if err := w.release(ctx, lease); err != nil {
 		return err

@@ -1,0 +1,127 @@
+package grant_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/schema"
+)
+
+func TestMarkIsReadBack(t *testing.T) {
+	for _, m := range []grant.Mark{{Version: 1}, {Version: 1_700_000_000_123, Token: live(0).Fingerprint()}} {
+		if got, err := grant.ParseMark(m.String()); err != nil || got != m {
+			t.Errorf("%q was read as %+v, %v", m, got, err)
+		}
+	}
+	if got, err := grant.ParseMark(""); err != nil || got != (grant.Mark{}) {
+		t.Errorf("nothing was read as %+v, %v", got, err)
+	}
+	for _, bad := range []string{"x", " ", "0 x", "-1 x", "1x"} {
+		if got, err := grant.ParseMark(bad); err == nil {
+			t.Errorf("%q was read as %+v", bad, got)
+		}
+	}
+}
+
+// What a mark of the timer or the outcomes makes of a record at version 100.
+func TestMarkDecides(t *testing.T) {
+	own := live(0).Fingerprint()
+	for name, tt := range map[string]struct {
+		mark   grant.Mark
+		status grant.Status
+		unsure bool
+		want   grant.Step
+	}{
+		"the same record":                {grant.Mark{Version: 100, Token: own}, grant.Live, false, grant.Refresh},
+		"an older one: the timer's late": {grant.Mark{Version: 90, Token: "other"}, grant.Live, false, grant.Refresh},
+		"later, the same token":          {grant.Mark{Version: 105, Token: own}, grant.Live, true, grant.Refresh},
+		"later, another token":           {grant.Mark{Version: 101, Token: "other"}, grant.Live, true, grant.Suspend},
+		"later, no token":                {grant.Mark{Version: 101}, grant.Live, true, grant.Suspend},
+		"not known":                      {grant.Mark{}, grant.Live, true, grant.Refresh},
+		"not known, nothing to present":  {grant.Mark{}, grant.ReauthRequired, false, grant.Drop},
+		"signed in since":                {grant.Mark{Version: 101, Token: "other"}, grant.ReauthRequired, true, grant.Suspend},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := live(0)
+			g.Status = tt.status
+			w := grant.Work{Cause: due, Mark: tt.mark}
+			if got := w.Unsure(g); got != tt.unsure {
+				t.Errorf("unsure %v", got)
+			}
+			if got := grant.Decide(g, w, policy, noon); got != tt.want {
+				t.Errorf("decided %s", got)
+			}
+		})
+	}
+}
+
+// Whatever is made of a record that is behind, its version goes beyond what was published.
+func TestChangesGoBeyondWhatWasPublished(t *testing.T) {
+	turn := turn(due, noon)
+	turn.Work.Mark = grant.Mark{Version: noon.UnixMilli() + 500, Token: live(0).Fingerprint()}
+	g := live(0)
+	profiled := g.Resumed(turn)
+	profiled.Profile = &schema.Profile{ID: "u"}
+	synced, write := profiled.WithProfile(turn, schema.Profile{ID: "u"})
+	if !write {
+		t.Error("a record that is behind is not written")
+	}
+	refused, _ := g.Refused(turn, &grant.Fault{Class: grant.Permanent}, g.Fingerprint())
+	loggedIn, _ := grant.LoggedIn(g, g.Key, g.Pair, grant.Order{Sequence: 99}, turn)
+	first, _ := grant.LoggedIn(grant.Grant{}, g.Key, g.Pair, grant.Order{Sequence: 99}, turn)
+	for name, next := range map[string]grant.Grant{
+		"rotated": g.Rotated(turn, tokens(1), g.Fingerprint()), "synced": synced, "failed": g.Failed(turn, grant.Failure{Reason: "x"}), "refused": refused,
+		"signed out": g.SignedOut(turn, grant.Verdict{}), "superseded": g.Superseded(turn), "accepted": g.Accepted(turn), "logged in": loggedIn,
+		"logged in again after it was lost": first,
+	} {
+		if next.Version != turn.Work.Mark.Version+1 {
+			t.Errorf("%s: version %d, published %d", name, next.Version, turn.Work.Mark.Version)
+		}
+	}
+}
+
+func TestSupersededKeepsTheTokensAndWaits(t *testing.T) {
+	g := live(0)
+	g.NextDueAt = noon
+	next := g.Superseded(turn(due, noon))
+	if next.Status != grant.Suspended || !next.IsSuperseded() || next.Refusal() != schema.ReasonSuperseded || !next.NextDueAt.IsZero() ||
+		!next.Pair.Refresh.Equal(g.Pair.Refresh) || next.Pending.Type != schema.UserRefreshFailed {
+		t.Errorf("%+v", next)
+	}
+	if again := grant.Decide(next, grant.Work{Cause: due}, policy, noon); again != grant.Publish {
+		t.Errorf("delivered again: %s", again)
+	}
+	pair := g.Pair
+	pair.Refresh = grant.NewSecret("of the login")
+	in, stale := grant.LoggedIn(next, g.Key, pair, grant.Order{Sequence: 1 << 30}, turn(due, noon))
+	if stale || in.Status != grant.Live || !in.Recovered || !in.Pair.Refresh.Equal(pair.Refresh) {
+		t.Errorf("after a login %+v", in)
+	}
+	if on := next.Accepted(turn(due, noon)); on.Status != grant.Live || !on.NextDueAt.Equal(noon) || on.IsSuperseded() {
+		t.Errorf("accepted %+v", on)
+	}
+}
+
+// A LOGINS stream that was restored gives out sequences again that the store has seen already.
+func TestLoginOrderAfterARestoredStream(t *testing.T) {
+	order := func(seq uint64, minute int) grant.Order {
+		return grant.Order{Stream: noon, Sequence: seq, Time: noon.Add(time.Duration(minute) * time.Minute)}
+	}
+	for name, tt := range map[string]struct {
+		stored, login grant.Order
+		newer         bool
+	}{
+		"the next one":                       {order(5, 10), order(6, 11), true},
+		"delivered again":                    {order(5, 10), order(5, 10), false},
+		"an older one, late":                 {order(5, 10), order(4, 9), false},
+		"of the same time, by another clock": {order(5, 10), order(4, 11), false},
+		"after a restore":                    {order(50, 10), order(41, 20), true},
+		"after the clock was set back":       {order(5, 10), order(6, 2), true},
+		"of a time that nobody noted":        {grant.Order{Stream: noon, Sequence: 5}, order(4, 20), false},
+	} {
+		if got := tt.stored.Before(tt.login); got != tt.newer {
+			t.Errorf("%s: newer %v", name, got)
+		}
+	}
+}
