@@ -40,6 +40,7 @@ type cli struct {
 	Subscribe   subscribeCommand   `cmd:"" help:"Show outcomes as they happen."`
 	Replay      replayCommand      `cmd:"" help:"Show outcomes of the past, for an audit."`
 	User        userCommand        `cmd:"" help:"Look at what is stored about a user, or erase it."`
+	Store       storeCommand       `cmd:"" help:"After a restore: compare the store with what was published, and decide about what is superseded."`
 	Streams     streamsCommand     `cmd:"" help:"Compare the NATS streams with the settings, and create or update them."`
 	Keys        keysCommand        `cmd:"" help:"Make, list and rotate the keys that seal logins and stored tokens."`
 	Config      configCommand      `cmd:"" help:"Check and show the settings."`

@@ -29,7 +29,7 @@ type userFlags struct {
 	Provider string `placeholder:"ID" help:"Provider's id in renewd's settings. Default: the first there, else propelauth."`
 }
 
-// open connects to the store and the streams of the settings, as serve does, but changes nothing.
+// open connects to the store and the streams, and names the user.
 func (f userFlags) open(ctx context.Context, a *app, c *cli) (*plant, grant.Key, error) {
 	conf, err := a.load(c)
 	if err != nil {
@@ -41,16 +41,22 @@ func (f userFlags) open(ctx context.Context, a *app, c *cli) (*plant, grant.Key,
 	if err := (eventFlags{Provider: f.Provider, User: f.User}).check(); err != nil {
 		return nil, grant.Key{}, err
 	}
+	p, err := a.openPlant(ctx, conf, f.Server)
+	return p, grant.Key{Provider: f.Provider, User: f.User}, err
+}
+
+// openPlant connects to the store and the streams of the settings, as serve does, but changes nothing.
+func (a *app) openPlant(ctx context.Context, conf *configuration, server string) (*plant, error) {
 	tel, err := newTelemetry(ctx, nil, slog.New(slog.DiscardHandler))
 	if err != nil {
-		return nil, grant.Key{}, err
+		return nil, err
 	}
 	p := &plant{conf: conf, log: slog.New(slog.DiscardHandler), tel: tel}
 	if p.keys, err = loadKeys(conf.keysFile()); err != nil {
-		return nil, grant.Key{}, a.keysHint(err)
+		return nil, a.keysHint(err)
 	}
-	if p.nc, err = a.connect(conf, f.Server); err != nil {
-		return nil, grant.Key{}, err
+	if p.nc, err = a.connect(conf, server); err != nil {
+		return nil, err
 	}
 	if p.js, err = jetstream.New(p.nc); err == nil {
 		if p.engine, err = clientEngine(p.nc, conf); err == nil {
@@ -59,9 +65,9 @@ func (f userFlags) open(ctx context.Context, a *app, c *cli) (*plant, grant.Key,
 	}
 	if err != nil {
 		p.close()
-		return nil, grant.Key{}, streamHint(err, a)
+		return nil, streamHint(err, a)
 	}
-	return p, grant.Key{Provider: f.Provider, User: f.User}, nil
+	return p, nil
 }
 
 type userShow struct {

@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"text/tabwriter"
+	"time"
+
+	"github.com/nats-io/nuid"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/schema"
+)
+
+type storeCommand struct {
+	Check  storeCheck  `cmd:"" help:"Compare the store with what was published, as after a restore. Exit code 1 if it holds superseded tokens."`
+	Accept storeAccept `cmd:"" help:"Present superseded tokens all the same. A provider that takes them for stolen ends those sessions."`
+}
+
+type storeCheck struct {
+	clientFlags
+	Users  bool   `help:"Name each user whose token is superseded."`
+	Output string `short:"o" enum:"text,json" default:"text" help:"text or json."`
+}
+
+// Run compares. It changes nothing and may run at any time, best before renewd is started again.
+func (s storeCheck) Run(ctx context.Context, a *app, c *cli) error {
+	conf, err := a.load(c)
+	if err != nil {
+		return err
+	}
+	p, err := a.openPlant(ctx, conf, s.Server)
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	var mu sync.Mutex
+	got, err := stream.Compare(ctx, p.store, p.engine, func(_ context.Context, g grant.Grant, _ grant.Mark) error {
+		if s.Users && s.Output == "text" {
+			mu.Lock()
+			defer mu.Unlock()
+			fmt.Fprintln(a.stdout, printable(g.Key.String()))
+		}
+		return nil
+	})
+	if err != nil {
+		return streamHint(err, a)
+	}
+	if s.Output == "json" {
+		err = json.NewEncoder(a.stdout).Encode(got)
+	} else {
+		err = printComparison(a.stdout, got)
+	}
+	switch {
+	case err != nil:
+		return err
+	case got.Superseded > 0:
+		return fmt.Errorf("%d users hold a refresh token that was replaced since: it is not presented, and they wait for their next login; to present it all the same: %s store accept", got.Superseded, a.name)
+	case got.Unreadable > 0:
+		return fmt.Errorf("%d grants cannot be opened: is this the keyring they were written with (RENEWD_KEYS_FILE)?", got.Unreadable)
+	}
+	return nil
+}
+
+func printComparison(to io.Writer, c stream.Comparison) error {
+	w := tabwriter.NewWriter(to, 0, 8, 2, ' ', 0)
+	fmt.Fprintf(w, "grants\t%d\t%d of them live\n", c.Grants, c.Live)
+	fmt.Fprintf(w, "outcomes\t%d\t", c.Outcomes)
+	if c.Outcomes == 0 {
+		fmt.Fprint(w, "nothing to compare the store with")
+	}
+	fmt.Fprintf(w, "\nsuperseded\t%d\ttheir refresh token was replaced since; %d wait already\n", c.Superseded, c.Waiting)
+	fmt.Fprintf(w, "behind\t%d\tolder than what was published, with the same refresh token: they go on\n", c.Behind)
+	fmt.Fprintf(w, "unreadable\t%d\tno key of the keyring opens them\n", c.Unreadable)
+	return w.Flush()
+}
+
+type storeAccept struct {
+	clientFlags
+	User     string `placeholder:"ID" help:"Only this user. Default: everybody whose token is superseded."`
+	Provider string `placeholder:"ID" help:"Only users of this provider. Default: all."`
+	Yes      bool   `help:"Do it. Without this flag nothing is changed."`
+}
+
+// Run makes superseded grants live again, and wakes them.
+func (s storeAccept) Run(ctx context.Context, a *app, c *cli) error {
+	conf, err := a.load(c)
+	if err != nil {
+		return err
+	}
+	if !s.Yes {
+		return usageError{errors.New("this presents refresh tokens that were replaced since, which makes some providers end the users' sessions: " +
+			"see who they are with `" + a.name + " store check --users`, then add --yes")}
+	}
+	p, err := a.openPlant(ctx, conf, s.Server)
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	var mu sync.Mutex
+	accepted := 0
+	_, err = stream.Compare(ctx, p.store, p.engine, func(ctx context.Context, g grant.Grant, newest grant.Mark) error {
+		if s.User != "" && g.User != s.User || s.Provider != "" && g.Provider != s.Provider {
+			return nil
+		}
+		if err := p.accept(ctx, g, newest); err != nil {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		accepted++
+		return nil
+	})
+	if err != nil {
+		return streamHint(err, a)
+	}
+	_, err = fmt.Fprintf(a.stdout, "accepted %d\n", accepted)
+	return err
+}
+
+// accept makes g live again. Whoever changed it meanwhile knows better: then it stays as it is.
+func (p *plant) accept(ctx context.Context, g grant.Grant, newest grant.Mark) error {
+	now := time.Now().UTC()
+	cause := schema.Cause{ID: nuid.Next(), Type: "store.accept", Source: "/renewd/cli", Time: now}
+	g = g.Accepted(grant.Turn{Work: grant.Work{Cause: cause, Mark: newest}, Nonce: cause.ID, Now: now})
+	_, err := p.store.Save(ctx, g)
+	if errors.Is(err, grant.ErrConflict) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return p.engine.Wake(ctx, g.Key, grant.Work{Cause: cause, Mark: g.Mark()})
+}
