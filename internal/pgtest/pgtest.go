@@ -129,6 +129,11 @@ func (s *Server) command(name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
+// Tool is one of the client programs beside the server, such as pg_dump. It runs as this process does.
+func (s *Server) Tool(ctx context.Context, name string, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, filepath.Join(s.bin, name), args...)
+}
+
 // Restart starts the server again after Stop or Kill, on the same data, and waits until it answers.
 func (s *Server) Restart() error {
 	s.mu.Lock()
@@ -280,4 +285,13 @@ func (p *Pool) URL(t testing.TB) string {
 		}
 	})
 	return p.server.URL(name)
+}
+
+// Run runs one of the client programs, such as pg_dump, and fails the test with what it said if it fails. The test must
+// have a database (URL).
+func (p *Pool) Run(t testing.TB, name string, args ...string) {
+	t.Helper()
+	if out, err := p.server.Tool(t.Context(), name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v: %s", name, err, out)
+	}
 }

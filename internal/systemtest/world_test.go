@@ -57,6 +57,8 @@ type world struct {
 	tracers  trace.TracerProvider
 	meters   metric.MeterProvider
 	database string // address, where the store is PostgreSQL
+	folder   string // of the NATS server
+	workers  []func() // end what start began
 
 	mu       sync.Mutex
 	outcomes map[string][]schema.Event // by user, in order of the stream
@@ -76,32 +78,72 @@ func newWorld(t *testing.T, o options) *world {
 		t: t, policy: o.policy.WithDefaults(), outcomes: map[string][]schema.Event{}, seen: make(chan struct{}, 1),
 		logger: slog.New(slog.DiscardHandler), tracers: tracenoop.NewTracerProvider(), meters: noop.NewMeterProvider(), topology: stream.Topology{Providers: []stream.Provider{{ID: provider, Concurrency: o.concurrency}}, Grants: !o.postgres}.WithDefaults(),
 	}
-	var err error
-	w.nats, err = natsd.Start(t.Context(), natsd.Config{StoreDir: t.TempDir()})
-	w.must(err)
-	t.Cleanup(w.nats.Shutdown)
-	w.js = w.connect()
-	_, err = stream.Ensure(t.Context(), w.js, w.topology)
-	w.must(err)
+	w.boot(t.TempDir())
 	w.provider = idptest.New(o.provider)
 	server := httptest.NewServer(w.provider)
 	t.Cleanup(server.Close)
 	w.url = server.URL
+	var err error
 	w.keys, err = seal.NewKeyring(time.Now())
 	w.must(err)
 	w.must(w.engine(w.js).PublishKeys(t.Context(), w.keys.JWKS()))
 	if o.postgres {
-		w.database = databases.URL(t)
-		s, err := postgres.Open(t.Context(), postgres.Config{URL: grant.NewSecret(w.database), Cipher: w.keys})
-		w.must(err)
-		t.Cleanup(s.Close)
-		w.store = s
+		w.openPostgres(databases.URL(t))
 	} else {
-		s, err := natskv.Open(t.Context(), w.js, natskv.Config{Bucket: stream.BucketGrants, Cipher: w.keys, Now: time.Now})
-		w.must(err)
-		w.store = s
+		w.openKV()
 	}
 	return w
+}
+
+// boot starts the NATS server on a folder.
+func (w *world) boot(folder string) {
+	w.t.Helper()
+	var err error
+	w.folder = folder
+	w.nats, err = natsd.Start(w.t.Context(), natsd.Config{StoreDir: folder})
+	w.must(err)
+	w.t.Cleanup(w.nats.Shutdown)
+	w.js = w.connect()
+	_, err = stream.Ensure(w.t.Context(), w.js, w.topology)
+	w.must(err)
+}
+
+func (w *world) openPostgres(url string) {
+	w.t.Helper()
+	w.database = url
+	s, err := postgres.Open(w.t.Context(), postgres.Config{URL: grant.NewSecret(url), Cipher: w.keys})
+	w.must(err)
+	w.t.Cleanup(s.Close)
+	w.store = s
+}
+
+func (w *world) openKV() {
+	w.t.Helper()
+	s, err := natskv.Open(w.t.Context(), w.js, natskv.Config{Bucket: stream.BucketGrants, Cipher: w.keys, Now: time.Now})
+	w.must(err)
+	w.store = s
+}
+
+// background runs f until the test ends, or stop is called.
+func (w *world) background(f func(ctx context.Context) error) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := f(ctx); err != nil {
+			w.t.Error(err)
+		}
+	})
+	stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
+	w.t.Cleanup(stop)
+	return stop
+}
+
+// stop ends all workers.
+func (w *world) stop() {
+	for _, stop := range w.workers {
+		stop()
+	}
+	w.workers = nil
 }
 
 func (w *world) must(err error) {
@@ -133,8 +175,7 @@ func (w *world) start(slots int) {
 	w.t.Helper()
 	js := w.connect()
 	e := w.engine(js)
-	client, err := idp.New(idp.Config{ID: provider, BaseURL: w.url, ClientID: "renewd-test", AllowHTTPLoopback: true, MaxConns: slots}, idp.Telemetry{Tracers: w.tracers, Meters: w.meters})
-	w.must(err)
+	client := w.client(slots)
 	refresher, err := refresh.New(refresh.Config{
 		Store: w.store, Stream: e, Cipher: w.keys, Parse: e.ParseWork, Rand: rand.Float64, Logger: w.logger, Meter: w.meters.Meter("test"),
 		Providers: map[string]refresh.Provider{provider: {Client: client, Policy: w.policy}},
@@ -151,6 +192,13 @@ func (w *world) start(slots int) {
 	w.run(js, e, stream.Renewals, stream.ConsumerRenew(provider), refresher.Handle, slots)
 	w.run(js, e, stream.Logins, stream.ConsumerLogin, login.Handle, 64)
 	w.run(js, e, stream.Requests, stream.ConsumerRequest, request.Handle, 64)
+}
+
+func (w *world) client(conns int) *idp.Provider {
+	w.t.Helper()
+	p, err := idp.New(idp.Config{ID: provider, BaseURL: w.url, ClientID: "renewd-test", AllowHTTPLoopback: true, MaxConns: conns}, idp.Telemetry{Tracers: w.tracers, Meters: w.meters})
+	w.must(err)
+	return p
 }
 
 func (w *world) open(jwe string) (login.Opened, error) {
@@ -170,24 +218,15 @@ func (w *world) run(js jetstream.JetStream, e *stream.Engine, on, durable string
 		},
 	})
 	w.must(err)
-	ctx, stop := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		if err := r.Run(ctx); err != nil {
-			w.t.Error(err)
-		}
-	})
-	w.t.Cleanup(func() { stop(); wg.Wait() })
+	w.workers = append(w.workers, w.background(r.Run))
 }
 
-// follow collects all outcomes from now on.
-func (w *world) follow() {
+// follow collects all outcomes until the test ends, or stop is called.
+func (w *world) follow() (stop func()) {
 	w.t.Helper()
-	ctx, stop := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
 	nc := w.connect().Conn()
-	wg.Go(func() {
-		err := consumers.Subscribe(ctx, nc, consumers.Subscription{StartAll: true}, func(_ context.Context, e schema.Event) error {
+	return w.background(func(ctx context.Context) error {
+		return consumers.Subscribe(ctx, nc, consumers.Subscription{StartAll: true}, func(_ context.Context, e schema.Event) error {
 			w.mu.Lock()
 			w.outcomes[e.User] = append(w.outcomes[e.User], e)
 			w.mu.Unlock()
@@ -197,11 +236,7 @@ func (w *world) follow() {
 			}
 			return nil
 		})
-		if err != nil {
-			w.t.Error(err)
-		}
 	})
-	w.t.Cleanup(func() { stop(); wg.Wait() })
 }
 
 // await waits until ok holds of the outcomes so far.

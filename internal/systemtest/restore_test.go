@@ -1,0 +1,288 @@
+package systemtest_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/idp/idptest"
+	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/schema"
+)
+
+// backup copies the store the way docs/backup.md says; restore, with no worker running, puts the copy in its place.
+func (w *world) backup() (restore func()) {
+	w.t.Helper()
+	if w.database == "" {
+		copied := w.backupStream("KV_" + stream.BucketGrants)
+		return func() {
+			w.restoreStream("KV_"+stream.BucketGrants, copied)
+			w.openKV()
+		}
+	}
+	file := filepath.Join(w.t.TempDir(), "renewd.dump")
+	databases.Run(w.t, "pg_dump", "--format=custom", "--schema=renewd", "--file="+file, w.database)
+	return func() {
+		fresh := databases.URL(w.t)
+		databases.Run(w.t, "pg_restore", "--exit-on-error", "--no-owner", "--dbname="+fresh, file)
+		w.openPostgres(fresh)
+	}
+}
+
+func keyOf(n int) grant.Key { return grant.Key{Provider: provider, User: user(n)} }
+
+// rotate asks for fresh tokens of some users and returns how each request was answered.
+func (w *world) rotate(id string, users ...int) map[int]schema.Event {
+	w.t.Helper()
+	for _, n := range users {
+		w.must(raw(w.js.Conn(), "user.refresh_due."+provider+"."+user(n), `{"want":"tokens"}`, "ce-id", id))
+	}
+	answers := map[int]schema.Event{}
+	w.await("every request "+id+" is answered", time.Minute, func(all map[string][]schema.Event) bool {
+		for _, n := range users {
+			for _, e := range all[user(n)] {
+				if e.ID == grant.OutcomeID(keyOf(n), id) {
+					answers[n] = e
+				}
+			}
+		}
+		return len(answers) == len(users)
+	})
+	return answers
+}
+
+// signIn signs users in and waits until each is synced once more.
+func (w *world) signIn(users ...int) {
+	w.t.Helper()
+	p := w.publisher()
+	ids := map[int]string{}
+	for _, n := range users {
+		ids[n] = grant.OutcomeID(keyOf(n), w.login(p, user(n)).ID)
+	}
+	w.await("everybody is in", time.Minute, func(all map[string][]schema.Event) bool {
+		in := 0
+		for n, id := range ids {
+			for _, e := range all[user(n)] {
+				if e.ID == id && e.Type == schema.UserSynced {
+					in++
+				}
+			}
+		}
+		return in == len(users)
+	})
+}
+
+// parkedPair renews a user by hand and sets the pair aside, as a worker does whose store is gone.
+func (w *world) parkedPair(n int) {
+	w.t.Helper()
+	ctx := w.t.Context()
+	g, err := w.store.Load(ctx, keyOf(n))
+	w.must(err)
+	tokens, err := w.client(1).Refresh(ctx, g.Pair.Refresh)
+	w.must(err)
+	next := g.Rotated(grant.Turn{Now: time.Now(), Policy: w.policy}, tokens, g.Fingerprint())
+	sealed, err := grant.SealPair(w.keys, grant.PurposePark, next.Key, next.Version, next.Pair)
+	w.must(err)
+	w.must(w.engine(w.js).Park(ctx, next.Key, grant.Parcel{Version: next.Version, Sealed: sealed}))
+}
+
+// erase does what `renewd user forget` does.
+func (w *world) erase(n int) {
+	w.t.Helper()
+	ctx := w.t.Context()
+	g, err := w.store.Load(ctx, keyOf(n))
+	w.must(err)
+	w.must(w.store.Delete(ctx, g.Key, g.Revision))
+	w.must(w.engine(w.js).Erase(ctx, g.Key))
+	w.must(w.engine(w.js).PublishMarked(ctx, schema.Event{
+		ID: "forgotten", Source: "/test", Type: schema.UserForgotten, Provider: provider, User: g.User, Time: time.Now(), Data: []byte(`{}`),
+	}, grant.Mark{Version: g.Version + 1}))
+}
+
+// versions returns the highest version that was told of each user.
+func (w *world) versions() map[string]int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	highest := map[string]int64{}
+	for name, list := range w.outcomes {
+		for _, e := range list {
+			highest[name] = max(highest[name], versionOf(w.t, e))
+		}
+	}
+	return highest
+}
+
+func versionOf(t *testing.T, e schema.Event) int64 {
+	return decode[struct{ Version int64 }](t, e).Version
+}
+
+// A store that was restored from a backup, next to streams that went on: what is superseded is not presented and told,
+// what is not goes on, and a login heals the rest.
+func TestRestoredStore(t *testing.T) {
+	for _, store := range []string{"postgres", "natskv"} {
+		t.Run(store, func(t *testing.T) {
+			w := newWorld(t, options{provider: idptest.Options{Lifetime: time.Hour}, concurrency: 8, postgres: store == "postgres", policy: quick})
+			w.follow()
+			w.start(8)
+			rotated, untouched, late := []int{0, 1, 2, 3, 4}, []int{5, 6, 7, 8, 9}, []int{10, 11}
+			const ended, parked, erased = 12, 13, 14
+			w.signIn(append(append([]int{ended, parked, erased}, rotated...), untouched...)...)
+			restore := w.backup()
+
+			w.rotate("before", append([]int{ended, parked, erased}, rotated...)...)
+			w.signIn(late...)
+			w.provider.EndSessions(user(ended))
+			w.rotate("ended", ended)
+			w.stop()
+			w.parkedPair(parked)
+			w.erase(erased)
+			before := w.versions()
+			restore()
+
+			compared, err := stream.Compare(t.Context(), w.store, w.engine(w.js), nil)
+			if want := (stream.Comparison{Grants: 13, Live: 13, Superseded: 8, Outcomes: compared.Outcomes}); err != nil || compared != want {
+				t.Errorf("compared %+v, %v; want %+v", compared, err, want)
+			}
+			w.start(8)
+			w.checkRestored(before, map[string][]int{
+				schema.ReasonSuperseded: append([]int{ended, erased}, rotated...), "": append([]int{parked}, untouched...), schema.ReasonUnknownGrant: late,
+			})
+			before = w.versions()
+			again := append(append([]int{ended, erased}, rotated...), late...)
+			w.signIn(again...)
+			for n, e := range w.rotate("healed", again...) {
+				if e.Type != schema.UserSynced || versionOf(t, e) <= before[user(n)] {
+					t.Errorf("%s after signing in: %s %s, before it version %d", user(n), e.Type, e.Data, before[user(n)])
+				}
+			}
+			w.noReuse()
+		})
+	}
+}
+
+// checkRestored asks for fresh tokens of users, by how that is to be refused; "" is for those who get them.
+func (w *world) checkRestored(before map[string]int64, want map[string][]int) {
+	w.t.Helper()
+	for reason, users := range want {
+		for n, e := range w.rotate("after", users...) {
+			if reason == "" {
+				if d := decode[schema.Synced](w.t, e); e.Type != schema.UserSynced || !d.Refreshed || d.Version <= before[user(n)] {
+					w.t.Errorf("%s: %s %s, before it version %d", user(n), e.Type, e.Data, before[user(n)])
+				}
+				continue
+			}
+			d := decode[schema.RefreshFailed](w.t, e)
+			if e.Type != schema.UserRefreshFailed || d.Reason != reason || d.NextAttemptAt != nil {
+				w.t.Errorf("%s: %s %s, want %s", user(n), e.Type, e.Data, reason)
+			}
+			if reason == schema.ReasonSuperseded && d.Version <= before[user(n)] {
+				w.t.Errorf("%s: version %d, before it %d", user(n), d.Version, before[user(n)])
+			}
+		}
+	}
+	w.noReuse()
+}
+
+func (w *world) noReuse() {
+	w.t.Helper()
+	if s := w.provider.Stats(); s.Reuse != 0 || s.RevokedFamilies != 0 {
+		w.t.Errorf("the provider saw %+v", s)
+	}
+}
+
+// Nobody asks: the timers that outlived the restore, or the reconciler where they are lost as well, find out.
+func TestRestoredStoreIsFoundOut(t *testing.T) {
+	for _, by := range []string{"timers", "reconciler"} {
+		t.Run(by, func(t *testing.T) {
+			const users = 10
+			w := newWorld(t, options{provider: idptest.Options{Lifetime: 4 * time.Second}, concurrency: 8, postgres: true, policy: quick})
+			w.follow()
+			w.start(8)
+			everybody := make([]int, users)
+			for n := range users {
+				everybody[n] = n
+			}
+			w.signIn(everybody...)
+			restore := w.backup()
+			w.renewed(users, 1)
+			w.stop()
+			restore()
+			if by == "reconciler" {
+				s, err := w.js.Stream(t.Context(), stream.Renewals)
+				w.must(err)
+				w.must(s.Purge(t.Context()))
+				e := w.engine(w.js)
+				w.background(func(ctx context.Context) error {
+					return stream.Reconciler{Store: w.store, Engine: e, Every: time.Second, Poll: time.Second, Overdue: time.Second}.Run(ctx)
+				})
+			}
+			w.start(8)
+			w.await("everybody is told", time.Minute, func(all map[string][]schema.Event) bool {
+				for n := range users {
+					list := all[user(n)]
+					last := list[len(list)-1]
+					if last.Type != schema.UserRefreshFailed || decode[schema.RefreshFailed](t, last).Reason != schema.ReasonSuperseded {
+						return false
+					}
+				}
+				return true
+			})
+			w.noReuse()
+			w.signIn(everybody...)
+			w.renewed(users, 1)
+			w.nobodySignedOut(users)
+		})
+	}
+}
+
+// Streams that were restored from a copy of the server's folder, next to a database that went on: old timers, commands and
+// sequences do no harm, and a login counts.
+func TestRestoredStreams(t *testing.T) {
+	const users = 10
+	w := newWorld(t, options{provider: idptest.Options{Lifetime: 5 * time.Second}, concurrency: 8, postgres: true, policy: quick})
+	unfollow := w.follow()
+	w.start(8)
+	for n := range users {
+		w.signIn(n)
+	}
+	w.stop()
+	unfollow()
+	w.nats.Shutdown()
+	backup := filepath.Join(t.TempDir(), "nats")
+	w.must(os.CopyFS(backup, os.DirFS(w.folder)))
+
+	w.boot(w.folder)
+	unfollow = w.follow()
+	w.start(8)
+	for range 3 {
+		w.signIn(1, 2, 3) // their sequences in LOGINS are given out again below
+	}
+	w.renewed(users, 2)
+	w.stop()
+	unfollow()
+	w.nats.Shutdown()
+
+	w.boot(backup)
+	for n := range users { // as if some minutes had passed
+		g, err := w.store.Load(t.Context(), keyOf(n))
+		w.must(err)
+		g.Login.Time = g.Login.Time.Add(-5 * time.Minute)
+		_, err = w.store.Save(t.Context(), g)
+		w.must(err)
+	}
+	w.follow()
+	w.start(8)
+	w.renewed(users, 2)
+	for n := range 4 {
+		w.signIn(n)
+		g, err := w.store.Load(t.Context(), keyOf(n))
+		w.must(err)
+		if age := time.Since(g.LoginAt); age > time.Minute || !w.provider.Valid(g.Pair.Refresh.Reveal()) {
+			t.Errorf("%s: the login after the restore did not count: stored is one of %v ago", user(n), age)
+		}
+	}
+	w.nobodySignedOut(users)
+}
