@@ -60,9 +60,9 @@ func (s storeCheck) Run(ctx context.Context, a *app, c *cli) error {
 	case err != nil:
 		return err
 	case got.Superseded > 0:
-		return fmt.Errorf("%d users hold a refresh token that was replaced since: it is not presented, and they wait for their next login; to present it all the same: %s store accept", got.Superseded, a.name)
+		return fmt.Errorf("superseded refresh tokens: %d: they are not presented, and their users wait for the next login; to present them all the same: %s store accept", got.Superseded, a.name)
 	case got.Unreadable > 0:
-		return fmt.Errorf("%d grants cannot be opened: is this the keyring they were written with (RENEWD_KEYS_FILE)?", got.Unreadable)
+		return fmt.Errorf("unreadable grants: %d: is this the keyring they were written with (RENEWD_KEYS_FILE)?", got.Unreadable)
 	}
 	return nil
 }
