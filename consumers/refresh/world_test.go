@@ -41,7 +41,7 @@ type world struct {
 	published grant.Mark // the latest of them
 	parkedFor map[grant.Key]grant.Parcel
 
-	looks     int // at what was published
+	looks int // at what was published
 
 	// The provider: one-time refresh tokens, a reuse ends the family.
 	families  map[string]*family // by any token of theirs

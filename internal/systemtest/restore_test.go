@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,6 +13,8 @@ import (
 	"github.com/renewd/renewd/internal/stream"
 	"github.com/renewd/renewd/schema"
 )
+
+const dumpFlags, restoreFlags = "--format=custom --schema=renewd", "--exit-on-error --no-owner"
 
 // backup copies the store the way docs/backup.md says; restore, with no worker running, puts the copy in its place.
 func (w *world) backup() (restore func()) {
@@ -24,11 +27,24 @@ func (w *world) backup() (restore func()) {
 		}
 	}
 	file := filepath.Join(w.t.TempDir(), "renewd.dump")
-	databases.Run(w.t, "pg_dump", "--format=custom", "--schema=renewd", "--file="+file, w.database)
+	databases.Run(w.t, "pg_dump", append(strings.Fields(dumpFlags), "--file="+file, w.database)...)
 	return func() {
 		fresh := databases.URL(w.t)
-		databases.Run(w.t, "pg_restore", "--exit-on-error", "--no-owner", "--dbname="+fresh, file)
+		databases.Run(w.t, "pg_restore", append(strings.Fields(restoreFlags), "--dbname="+fresh, file)...)
 		w.openPostgres(fresh)
+	}
+}
+
+// The page tells operators to do what these tests do.
+func TestBackupPageIsWhatIsTested(t *testing.T) {
+	page, err := os.ReadFile("../../docs/backup.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range []string{"pg_dump " + dumpFlags, "pg_restore " + restoreFlags, "nats stream backup KV_" + stream.BucketGrants} {
+		if !strings.Contains(string(page), command) {
+			t.Errorf("docs/backup.md does not say %q", command)
+		}
 	}
 }
 

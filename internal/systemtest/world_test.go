@@ -56,8 +56,8 @@ type world struct {
 	logger   *slog.Logger
 	tracers  trace.TracerProvider
 	meters   metric.MeterProvider
-	database string // address, where the store is PostgreSQL
-	folder   string // of the NATS server
+	database string   // address, where the store is PostgreSQL
+	folder   string   // of the NATS server
 	workers  []func() // end what start began
 
 	mu       sync.Mutex
