@@ -18,6 +18,10 @@ import (
 func TestNewest(t *testing.T) {
 	_, e := fresh(t)
 	ctx := t.Context()
+	park := func(version int64) error {
+		_, err := e.Park(ctx, alice, grant.Parcel{Version: version})
+		return err
+	}
 	for i, step := range []struct {
 		do   func() error
 		want grant.Mark
@@ -30,12 +34,12 @@ func TestNewest(t *testing.T) {
 		{func() error {
 			return e.PublishMarked(ctx, outcome("failed", schema.UserRefreshFailed), grant.Mark{Version: 6, Token: "b"})
 		}, grant.Mark{Version: 7, Token: "a"}},
-		{func() error { return e.Park(ctx, alice, grant.Parcel{Version: 7}) }, grant.Mark{Version: 7, Token: "a"}},
-		{func() error { return e.Park(ctx, alice, grant.Parcel{Version: 8}) }, grant.Mark{Version: 8, Token: "parked"}},
+		{func() error { return park(7) }, grant.Mark{Version: 7, Token: "a"}},
+		{func() error { return park(8) }, grant.Mark{Version: 8, Token: "parked"}},
 		{func() error {
 			return e.PublishMarked(ctx, outcome("out", schema.UserReauthRequired), grant.Mark{Version: 9})
 		}, grant.Mark{Version: 9}},
-		{func() error { return e.Erase(ctx, alice) }, grant.Mark{}},
+		{func() error { return e.EraseTraces(ctx, alice) }, grant.Mark{}},
 		{func() error {
 			return e.PublishMarked(ctx, outcome("gone", schema.UserForgotten), grant.Mark{Version: 10})
 		}, grant.Mark{Version: 10}},

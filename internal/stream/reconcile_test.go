@@ -163,9 +163,13 @@ func TestReconcilerLooksAfterParkedPairs(t *testing.T) {
 		parent := grant.NewSecret("parent").Fingerprint()
 		park(t, e, grant.Key{Provider: alice.Provider, User: user}, grant.Parcel{Version: 1, Parent: parent, Sealed: []byte("x")})
 	}
-	r := stream.Reconciler{Store: listed{grants: []grant.Listed{waits, saved}}, Engine: e, Overdue: time.Millisecond}
+	// The store was restored: what it has is older than the pair's parent.
+	restored := record("restored", grant.Live, later)
+	restored.Pair.Refresh = grant.NewSecret("older")
+	park(t, e, restored.Key, grant.Parcel{Version: restored.Version + 5, Parent: grant.NewSecret("parent").Fingerprint(), Sealed: []byte("x")})
+	r := stream.Reconciler{Store: listed{grants: []grant.Listed{waits, saved, restored}}, Engine: e, Overdue: time.Millisecond}
 	got := walks(t, r, 1)[0]
-	if got.Parked != 1 || got.Unparked != 2 || messages(t, js, stream.Parked) != 1 {
+	if got.Parked != 2 || got.Unparked != 2 || messages(t, js, stream.Parked) != 2 {
 		t.Errorf("%+v, %d left", got, messages(t, js, stream.Parked))
 	}
 	if m := renewal(t, js); m.Subject() != "renewal.due."+alice.Provider+".waits" {

@@ -102,7 +102,8 @@ func (w *world) parkedPair(n int) {
 	next := g.Rotated(grant.Turn{Now: time.Now(), Policy: w.policy}, tokens, g.Fingerprint())
 	sealed, err := grant.SealPair(w.keys, grant.PurposePark, next.Key, next.Version, next.Pair)
 	w.must(err)
-	w.must(w.engine(w.js).Park(ctx, next.Key, grant.Parcel{Version: next.Version, Sealed: sealed}))
+	_, err = w.engine(w.js).Park(ctx, next.Key, grant.Parcel{Version: next.Version, Parent: next.Pair.Parent, Sealed: sealed})
+	w.must(err)
 }
 
 // erase does what `renewd user forget` does.
@@ -112,8 +113,11 @@ func (w *world) erase(n int) {
 	g, err := w.store.Load(ctx, keyOf(n))
 	w.must(err)
 	w.must(w.store.Delete(ctx, g.Key, g.Revision))
-	w.must(w.engine(w.js).Erase(ctx, g.Key))
-	w.must(w.engine(w.js).PublishMarked(ctx, schema.Event{
+	e := w.engine(w.js)
+	newest, err := e.NewestLogin(ctx)
+	w.must(err)
+	w.must(e.Erase(ctx, g.Key, newest))
+	w.must(e.PublishMarked(ctx, schema.Event{
 		ID: "forgotten", Source: "/test", Type: schema.UserForgotten, Provider: provider, User: g.User, Time: time.Now(), Data: []byte(`{}`),
 	}, grant.Mark{Version: g.Version + 1}))
 }
