@@ -29,7 +29,7 @@ func (t *task) look(ctx context.Context, g grant.Grant) error {
 	if t.work.Mark.Version > g.Version && !t.work.Mark.Supersedes(g) {
 		t.Logger.Warn("the stored record is older than what was published; its refresh token is the same, so it goes on from there", "grant", t.key,
 			"stored", g.Version, "published", t.work.Mark.Version)
-		t.meters.found(ctx, t.key.Provider, "went on")
+		t.meters.found(ctx, t.key.Provider, "continued")
 	}
 	return nil
 }

@@ -145,32 +145,45 @@ func TestUnrotatedTokenGoesOnAfterARestore(t *testing.T) {
 // The store goes back while a renewal is under way, at any point: no token is presented twice, and the pair that is at
 // hand is not lost.
 func TestStoreRestoredAtEachStep(t *testing.T) {
-	for _, since := range []string{"this renewal", "the one before"} {
-		t.Run("backed up before "+since, func(t *testing.T) {
-			atEachN(t, func(t *testing.T, w *world, n int, strike func(func() error)) {
-				backup := w.backup()
-				w.settle(work("r0"), 1)
-				if since == "this renewal" {
-					backup = w.backup()
-				}
-				w.advance(90 * time.Second)
-				strike(func() error { w.restore(backup); return nil })
-				w.settle(work("r1"), 1)
-				w.setAt(func(string) error { return nil })
-				w.checkAnswered("r1")
-				g := mustStored(w)
-				if n > 3 && n < 7 && !w.accepted(g) {
-					t.Error("the pair at hand was not saved")
-				}
-				if !g.IsSuperseded() && !w.accepted(g) {
-					w.fire() // restored after its last save: the timer finds out
-					g = mustStored(w)
-				}
-				if w.reuse != 0 || !g.IsSuperseded() && !w.accepted(g) {
-					t.Errorf("the grant is %s with a token that the provider does not take, %d reuses", g.Status, w.reuse)
-				}
+	for _, by := range []schema.Type{schema.UserRefreshDue, schema.CauseTimer} {
+		for _, since := range []string{"this renewal", "the one before"} {
+			t.Run(string(by)+" backed up before "+since, func(t *testing.T) {
+				atEachN(t, func(t *testing.T, w *world, n int, strike func(func() error)) {
+					backup := w.backup()
+					w.settle(work("r0"), 1)
+					if since == "this renewal" {
+						backup = w.backup()
+					}
+					w.advance(90 * time.Second)
+					r1 := work("r1")
+					if r1.Cause.Type = by; by == schema.CauseTimer {
+						r1.Mark = mustStored(w).Mark()
+						n += 2 // it claims without a load
+					}
+					strike(func() error { w.restore(backup); return nil })
+					w.settle(r1, 1)
+					w.setAt(func(string) error { return nil })
+					w.checkRestoredAt(n)
+				})
 			})
-		})
+		}
+	}
+}
+
+// checkRestoredAt holds what is left after a store was restored in the midst of r1.
+func (w *world) checkRestoredAt(n int) {
+	w.t.Helper()
+	w.checkAnswered("r1")
+	g := mustStored(w)
+	if n > 3 && n < 7 && !w.accepted(g) {
+		w.t.Error("the pair at hand was not saved")
+	}
+	if !g.IsSuperseded() && !w.accepted(g) {
+		w.fire() // restored after its last save: the timer finds out
+		g = mustStored(w)
+	}
+	if w.reuse != 0 || !g.IsSuperseded() && !w.accepted(g) {
+		w.t.Errorf("the grant is %s with a token that the provider does not take, %d reuses", g.Status, w.reuse)
 	}
 }
 
