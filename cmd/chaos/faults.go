@@ -83,8 +83,8 @@ func kinds(postgres bool, nodes int) []kind {
 		{"worker stalled shortly", workerLane, 2, stallWorker(time.Second, 5*time.Second, false)},
 		{"worker stalled past its lease", workerLane, 2, stallWorker(12*time.Second, 16*time.Second, true)},
 		{"worker stopped in order", workerLane, 2, stopWorker},
-		{"NATS server killed", serverLane, 3, killNode},
-		{"all NATS servers killed", serverLane, 2, killNodes},
+		{"NATS server killed", serverLane, 4, killNode},
+		{"all NATS servers killed", serverLane, 3, killNodes},
 		{"NATS server stalled", serverLane, 2, stallNode},
 		{"provider answers 503", providerLane, 3, answers(5*time.Second, 15*time.Second, idptest.Fault{Status: 503})},
 		{"provider hangs", providerLane, 1, answers(4*time.Second, 10*time.Second, idptest.Fault{Hang: true})},
@@ -100,13 +100,13 @@ func kinds(postgres bool, nodes int) []kind {
 	}
 	if nodes == 3 {
 		all = append(all,
-			kind{"NATS leader killed", serverLane, 3, killLeader},
+			kind{"NATS leader killed", serverLane, 4, killLeader},
 			kind{"NATS server cut off", serverLane, 3, partition})
 	}
 	if postgres {
 		all = append(all,
-			kind{"PostgreSQL killed", serverLane, 5, restartDatabase((*pgtest.Server).Kill)},
-			kind{"PostgreSQL stopped", serverLane, 4, restartDatabase((*pgtest.Server).Stop)},
+			kind{"PostgreSQL killed", serverLane, 6, restartDatabase((*pgtest.Server).Kill)},
+			kind{"PostgreSQL stopped", serverLane, 5, restartDatabase((*pgtest.Server).Stop)},
 			kind{"PostgreSQL refuses connections", serverLane, 2, cutDatabase(refusing)},
 			kind{"PostgreSQL hangs", serverLane, 2, cutDatabase(hanging)},
 			kind{"worker cut off from PostgreSQL", serverLane, 2, cutWorker})

@@ -43,7 +43,7 @@ type options struct {
 	Workers     int           `default:"3" help:"Processes of renewd serve."`
 	Only        []string      `placeholder:"TEXT" help:"Only faults with one of these in their name, for instance: killed."`
 	WorkerGap   time.Duration `default:"2500ms" help:"Middle pause between faults of workers."`
-	ServerGap   time.Duration `default:"5s" help:"Middle pause between faults of NATS and PostgreSQL."`
+	ServerGap   time.Duration `default:"3s" help:"Middle pause between faults of NATS and PostgreSQL."`
 	ProviderGap time.Duration `default:"15s" help:"Middle pause between faults of one provider."`
 	Outage      time.Duration `help:"Begin with an outage of both providers of this length, which workers and servers are struck in as well."`
 	Binary      string        `placeholder:"FILE" help:"The renewd to test. Default: built from this module."`

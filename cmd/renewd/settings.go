@@ -83,7 +83,7 @@ type policySettings struct {
 	RetryMin     time.Duration `key:"retry_min" default:"2s" min:"1ms" doc:"least wait before another try; it doubles with each"`
 	RetryMax     time.Duration `key:"retry_max" default:"5m" min:"1ms" doc:"longest wait before another try"`
 	RetryLater   time.Duration `key:"retry_later" default:"1h" min:"1ms" doc:"wait after user.refresh_failed"`
-	ConfirmMin   time.Duration `key:"confirm_min" default:"30s" min:"1ms" doc:"least wait before a refused refresh token is presented once more, to be sure"`
+	ConfirmMin   time.Duration `key:"confirm_min" default:"30s" min:"1ms" doc:"least wait before a refused refresh token is presented once more, to be sure; a third of it later it is presented for the last time"`
 	ConfirmMax   time.Duration `key:"confirm_max" default:"60s" min:"1ms" doc:"longest wait before that"`
 }
 

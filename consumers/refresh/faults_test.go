@@ -85,6 +85,10 @@ func TestEndedSessionIsConfirmedThenTold(t *testing.T) {
 		t.Errorf("asked again after %v", wait)
 	}
 	w.fire()
+	if len(w.outcomes) != 0 {
+		t.Fatalf("told before anybody knows what others were told: %v", w.outcomes)
+	}
+	w.fire()
 	d := data[schema.ReauthRequired](t, w.last(schema.UserReauthRequired))
 	if d.Reason != schema.ReasonRevoked || d.ProviderError != "invalid_grant" || d.Cause.ID != "r1" {
 		t.Errorf("told %+v", d)
@@ -194,6 +198,7 @@ func TestLostReplyWithoutGraceIsToldHonestly(t *testing.T) {
 	w.login("a", 10*time.Second)
 	w.lose = 1
 	w.settle(work("r1"), 1)
+	w.fire()
 	w.fire()
 	if d := data[schema.ReauthRequired](t, w.last(schema.UserReauthRequired)); d.Reason != schema.ReasonRotationLost {
 		t.Errorf("told %+v", d)

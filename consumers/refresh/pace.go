@@ -60,10 +60,11 @@ func (t *task) report(g grant.Grant, f *grant.Fault) {
 
 // hold asks why a refusal must not end the grant now: the first one never does, a second one needs the guard's word.
 func (t *task) hold(ctx context.Context, g grant.Grant, f *grant.Fault, presented string) (string, error) {
-	if t.provider.Guard == nil || f.Class != grant.Permanent || g.Verdict == nil || g.Verdict.Fingerprint != presented {
+	v := g.Verdict
+	if t.provider.Guard == nil || f.Class != grant.Permanent || v == nil || v.Fingerprint != presented || !t.provider.Policy.Final(*v, t.Stream.Now()) {
 		return "", nil
 	}
-	return t.provider.Guard.Hold(ctx, g.Verdict.At)
+	return t.provider.Guard.Hold(ctx, *v)
 }
 
 // pace waits for the provider's rate limit.

@@ -249,7 +249,7 @@ func (t *task) faulted(ctx context.Context, g grant.Grant, f *grant.Fault) error
 		}
 		switch {
 		case held != "":
-			return cur.Failed(t.turn(), heldBack(held, f)), true
+			return cur.Held(t.turn(), heldBack(held, f)), cur.Verdict != nil
 		case f.Class == grant.Permanent:
 			cur, final = cur.Refused(t.turn(), f, presented)
 			return cur, true

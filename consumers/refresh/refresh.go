@@ -32,8 +32,8 @@ type Guard interface {
 	Report(class grant.Class, again bool)
 	// Wait is how long the provider is to be left alone; 0: it may be called.
 	Wait() time.Duration
-	// Hold says why a refusal first given at since is not to be believed now; empty: it is.
-	Hold(ctx context.Context, since time.Time) (reason string, err error)
+	// Hold says why a refusal of a token that was refused before, as v tells, is not to be believed now; empty: it is.
+	Hold(ctx context.Context, v grant.Verdict) (reason string, err error)
 }
 
 // Provider is one provider as this package needs it.

@@ -127,6 +127,7 @@ func (w *world) checkRecovered(grace time.Duration) {
 			w.t.Fatalf("verdict %+v with %d reuses", g.Verdict, w.reuse)
 		}
 		w.fire()
+		w.fire()
 		if e, ok := w.outcome("r1"); !ok || e.Type != schema.UserReauthRequired {
 			w.t.Errorf("the lost rotation ends in %v", e.Type)
 		}

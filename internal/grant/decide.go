@@ -81,8 +81,24 @@ func (g Grant) inDoubt() bool {
 		g.Claim != nil && g.Claim.Presented && g.Claim.Fingerprint == f
 }
 
-// confirms reports whether a second refusal at now makes v final. Timers are cut to whole seconds, hence the slack.
-func (p Policy) confirms(v Verdict, now time.Time) bool { return now.Sub(v.At) >= p.ConfirmMin-slack/2 }
+// confirms reports whether a refusal at now says more than v does: a second one some time after the first, and a third one
+// a little later, when it is known what the provider said to everybody else around the second. Timers may be early, hence
+// the slack.
+func (p Policy) confirms(v Verdict, now time.Time) bool {
+	if v.Again.IsZero() {
+		return now.Sub(v.At) >= p.ConfirmMin-slack/2
+	}
+	return now.Sub(v.Again) >= p.hindsight()-min(slack/2, p.hindsight()/2)
+}
+
+// Final reports whether one more refusal of the token at now makes v final. It must be soon after the second: of what the
+// provider said long ago nobody knows enough.
+func (p Policy) Final(v Verdict, now time.Time) bool {
+	return !v.Again.IsZero() && p.confirms(v, now) && now.Sub(v.Again) <= 3*p.hindsight()+slack
+}
+
+// hindsight is the time between the second refusal and the third.
+func (p Policy) hindsight() time.Duration { return p.ConfirmMin / 3 }
 
 // Accepts reports whether tokens that came from presenting the refresh token with this fingerprint, asked for at sentAt,
 // are still the newest when the record has become g: nobody has stored the answer to a later presentation, and no newer

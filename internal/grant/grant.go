@@ -64,6 +64,7 @@ type Verdict struct {
 	Code        string    `json:"code,omitempty"` // the provider's error code
 	Fingerprint string    `json:"fingerprint"`    // of the refresh token judged
 	At          time.Time `json:"at"`             // when first refused
+	Again       time.Time `json:"again,omitzero"` // when refused once more, to be sure
 	Confirmed   bool      `json:"confirmed,omitempty"`
 }
 

@@ -28,7 +28,8 @@ type Policy struct {
 	RetryMin, RetryMax time.Duration
 	// RetryLater is the wait after the tries are used up. Default 1 h.
 	RetryLater time.Duration
-	// ConfirmMin and ConfirmMax bound the wait before a refused refresh token is presented once more, to be sure.
+	// ConfirmMin and ConfirmMax bound the wait before a refused refresh token is presented once more, to be sure. A third
+	// of ConfirmMin later it is presented for the last time.
 	// Defaults 30 s, 60 s.
 	ConfirmMin, ConfirmMax time.Duration
 }

@@ -196,30 +196,44 @@ func (g Grant) Doubted(now time.Time) Grant {
 	return g
 }
 
-// Refused is g after a permanent fault on presenting the token with this fingerprint. The first refusal is written down
-// and asked again after the policy's confirm wait; done tells that this one confirms it and g is signed out. A refusal
+// Refused is g after a permanent fault on presenting the token with this fingerprint. The first refusal is written down and
+// asked again after the policy's confirm wait, the second likewise; done tells that this one is final and g is signed out. A refusal
 // of a token that is no longer the stored one says nothing: the caller must check Accepts first.
 func (g Grant) Refused(t Turn, f *Fault, presented string) (next Grant, done bool) {
 	v := Verdict{Reason: f.Reason, Code: f.Code, Fingerprint: presented, At: t.Now}
 	if v.Reason == "" {
 		v.Reason = schema.ReasonRevoked
 	}
-	if g.Verdict != nil && g.Verdict.Fingerprint == presented {
-		v.At, v.Reason = g.Verdict.At, g.Verdict.Reason
+	before := g.Verdict != nil && g.Verdict.Fingerprint == presented
+	if before {
+		v.At, v.Again, v.Reason = g.Verdict.At, g.Verdict.Again, g.Verdict.Reason
 	}
 	if g.Doubt != nil && g.Doubt.Fingerprint == presented {
 		v.Reason = schema.ReasonRotationLost // also if the doubt came after the first refusal
 	}
-	if g.Verdict != nil && g.Verdict.Fingerprint == presented {
-		if t.Policy.confirms(*g.Verdict, t.Now) {
-			return g.SignedOut(t, v), true
-		}
+	switch {
+	case before && t.Policy.Final(v, t.Now):
+		return g.SignedOut(t, v), true
+	case before && t.Policy.confirms(v, t.Now):
+		v.Again = t.Now
 	}
 	next = g.change(t).turnKeep(t, "")
 	next.Verdict = &v
 	next.LastError, next.FailedAt = v.Reason, t.Now
 	next.NextDueAt = v.At.Add(t.Policy.Confirm(t.Draw))
+	if !v.Again.IsZero() {
+		next.NextDueAt = v.Again.Add(t.Policy.hindsight())
+	}
 	return next, false
+}
+
+// Held is g when a refusal that would have been final is not to be believed: it is asked for a last time once more.
+func (g Grant) Held(t Turn, f Failure) Grant {
+	next := g.Failed(t, f)
+	v := *g.Verdict
+	v.Again = t.Now
+	next.Verdict = &v
+	return next
 }
 
 // Answer is the user.refresh_failed of a command that cannot be worked on: there is no grant, or it is not live.

@@ -96,7 +96,14 @@ func TestRefusedNeedsConfirmation(t *testing.T) {
 	if early, done := first.Refused(turn(asked, noon.Add(5*time.Second)), fault, presented); done || !early.Verdict.At.Equal(noon) {
 		t.Error("a second refusal right after the first confirms it, or starts the wait anew")
 	}
-	final, done := first.Refused(turn(due, first.NextDueAt), fault, presented)
+	second, done := first.Refused(turn(due, first.NextDueAt), fault, presented)
+	if done || second.Status != grant.Live || !second.NextDueAt.After(first.NextDueAt) {
+		t.Fatalf("the second refusal is final: %+v", second)
+	}
+	if again, done := second.Refused(turn(due, second.NextDueAt.Add(time.Hour)), fault, presented); done || !again.Verdict.Again.After(second.Verdict.Again) {
+		t.Error("a refusal long after the second is final, though nobody knows any more what others were told then")
+	}
+	final, done := second.Refused(turn(due, second.NextDueAt), fault, presented)
 	if !done || final.Status != grant.ReauthRequired || final.Pending.Type != schema.UserReauthRequired {
 		t.Fatalf("a confirmed refusal is no verdict: %+v", final)
 	}

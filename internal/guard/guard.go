@@ -101,9 +101,8 @@ func (g *Guard) Wait() time.Duration {
 	return 0
 }
 
-// Hold asks, before a user is signed out over a refusal first given at since, whether the provider is to be believed. It
-// returns after everything this worker has counted is in the shared record. A reason means: not now.
-func (g *Guard) Hold(ctx context.Context, since time.Time) (reason string, err error) {
+// Hold asks, before a user who was refused as v tells is signed out, whether the provider is to be believed. It returns after everything this worker has counted is in the shared record. A reason means: not now.
+func (g *Guard) Hold(ctx context.Context, v grant.Verdict) (reason string, err error) {
 	done := make(chan error, 1)
 	g.mu.Lock()
 	g.waiters = append(g.waiters, done)
@@ -114,7 +113,7 @@ func (g *Guard) Hold(ctx context.Context, since time.Time) (reason string, err e
 		if err != nil {
 			return "", err
 		}
-		return g.state.Load().Hold(since, g.Now(), g.Rules), nil
+		return g.state.Load().Hold(v, g.Now(), g.Rules), nil
 	case <-ctx.Done():
 		return "", fmt.Errorf("ask the guard of %s: %w", g.Provider, context.Cause(ctx))
 	}

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/schema"
 )
 
@@ -108,6 +109,8 @@ type Bucket struct {
 	From time.Time `json:"from"`
 	OK   int       `json:"ok,omitempty"`
 	Dead int       `json:"dead,omitempty"`
+	// Again are those refused once more.
+	Again int `json:"again,omitempty"`
 }
 
 // Reasons of provider.degraded. The list is open.
@@ -217,7 +220,7 @@ func (t Tally) answers() int { return t.OK + t.Dead + t.Again }
 
 // lately is list with t at its end. The list that is shared is left as it is.
 func lately(list []Bucket, t Tally, now time.Time) []Bucket {
-	if t.OK == 0 && t.Dead == 0 {
+	if t.answers() == 0 {
 		return list
 	}
 	list = slices.Clone(list)
@@ -225,20 +228,28 @@ func lately(list []Bucket, t Tally, now time.Time) []Bucket {
 		list = append(list, Bucket{From: now})
 	}
 	last := &list[len(list)-1]
-	last.OK, last.Dead = last.OK+t.OK, last.Dead+t.Dead
+	last.OK, last.Dead, last.Again = last.OK+t.OK, last.Dead+t.Dead, last.Again+t.Again
 	return list[max(0, len(list)-bucketCount):]
 }
 
-// most reports whether most users have been refused since: then it is the provider that is out of order, or restored, or
-// taken for another, and none of them has left.
-func (s State) most(since time.Time, r Rules) bool {
-	var ok, dead int
+// most reports whether most users have been refused since v was first given, or most answers are refusals since it was
+// given again: then it is the provider that is out of order, or restored, or taken for another, and none of them has left.
+// Over the longer time each user counts once: those who are held back ask again and again.
+func (s State) most(v grant.Verdict, r Rules) bool {
+	var since, again Tally
 	for _, b := range s.Lately {
-		if b.From.Add(bucketWidth).After(since) {
-			ok, dead = ok+b.OK, dead+b.Dead
+		end := b.From.Add(bucketWidth)
+		if t := (Tally{OK: b.OK, Dead: b.Dead, Again: b.Again}); end.After(v.Again) {
+			again = again.add(t)
+		}
+		if end.After(v.At) {
+			since = since.add(Tally{OK: b.OK, Dead: b.Dead})
 		}
 	}
-	return dead >= r.DeadMin && share(dead, dead+ok) >= r.DeadShare
+	refused := func(t Tally) bool {
+		return t.Dead+t.Again >= r.DeadMin && share(t.Dead+t.Again, t.answers()) >= r.DeadShare
+	}
+	return refused(since) || refused(again)
 }
 
 func share(part, whole int) float64 {
@@ -248,12 +259,12 @@ func share(part, whole int) float64 {
 	return float64(part) / float64(whole)
 }
 
-// Hold says why a refusal that was first given at since is not to be believed yet; empty: it is.
-func (s State) Hold(since, now time.Time, r Rules) string {
+// Hold says why v is not to be believed yet; empty: it is.
+func (s State) Hold(v grant.Verdict, now time.Time, r Rules) string {
 	switch {
-	case s.Outage != nil && s.Outage.Reason == ReasonMassFailure, s.most(since, r):
+	case s.Outage != nil && s.Outage.Reason == ReasonMassFailure, s.most(v, r):
 		return ReasonMassFailure
-	case s.ProvenAt.IsZero() && now.Sub(since) < r.Hold:
+	case s.ProvenAt.IsZero() && now.Sub(v.At) < r.Hold:
 		return schema.ReasonUnproven
 	}
 	return ""

@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/internal/guard"
 )
 
@@ -11,6 +12,9 @@ var (
 	noon  = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	rules = guard.Rules{}.WithDefaults()
 )
+
+// given is a verdict that was first given at a time, and again half a minute later.
+func given(at time.Time) grant.Verdict { return grant.Verdict{At: at, Again: at.Add(30 * time.Second)} }
 
 // feed applies tallies a second apart and returns the last change.
 func feed(s guard.State, at time.Time, tallies ...guard.Tally) (guard.State, guard.Change, time.Time) {
@@ -72,14 +76,14 @@ func TestWrongSettingsAreNamed(t *testing.T) {
 
 func TestMassFailureHoldsVerdicts(t *testing.T) {
 	s, change, at := feed(guard.State{}, noon, guard.Tally{OK: 1000}, guard.Tally{Dead: 500})
-	if change != "" || s.Hold(noon, at, rules) != "" {
+	if change != "" || s.Hold(given(noon), at, rules) != "" {
 		t.Fatal("a third of the users gone trips the guard")
 	}
 	s, change, at = feed(s, at, guard.Tally{Dead: 600})
 	if change != guard.Degraded || s.Outage.Reason != guard.ReasonMassFailure {
 		t.Fatalf("most users gone: %s %+v", change, s.Outage)
 	}
-	if s.Hold(noon, at, rules) != guard.ReasonMassFailure {
+	if s.Hold(given(noon), at, rules) != guard.ReasonMassFailure {
 		t.Error("a verdict is believed while most users are refused")
 	}
 	if s, change = s.Next(guard.Tally{Dead: 1}, "a", s.Outage.Until, rules); change != guard.Extended {
@@ -89,24 +93,24 @@ func TestMassFailureHoldsVerdicts(t *testing.T) {
 		t.Errorf("back again: %s", change)
 	}
 	// A verdict of that time is believed once others are renewed.
-	if s, _, at = feed(s, at, guard.Tally{OK: 2000}); s.Hold(noon, at, rules) != "" {
+	if s, _, at = feed(s, at, guard.Tally{OK: 2000}); s.Hold(given(noon), at, rules) != "" {
 		t.Error("a verdict is held though most users are renewed again")
 	}
 }
 
 func TestUnprovenSettingsHoldVerdicts(t *testing.T) {
 	s, _, at := feed(guard.State{}, noon, guard.Tally{Dead: 1})
-	if s.Hold(noon, at, rules) == "" {
+	if s.Hold(given(noon), at, rules) == "" {
 		t.Error("a refusal under settings that never worked is believed")
 	}
-	if s.Hold(noon, noon.Add(rules.Hold), rules) != "" {
+	if s.Hold(given(noon), noon.Add(rules.Hold), rules) != "" {
 		t.Error("it is held back for ever")
 	}
 	s, _, at = feed(s, at, guard.Tally{OK: 1})
-	if s.Hold(noon, at, rules) != "" {
+	if s.Hold(given(noon), at, rules) != "" {
 		t.Error("a refusal under proven settings is not believed")
 	}
-	if s, _ = s.Next(guard.Tally{}, "b", at, rules); s.Hold(noon, at, rules) == "" {
+	if s, _ = s.Next(guard.Tally{}, "b", at, rules); s.Hold(given(noon), at, rules) == "" {
 		t.Error("new settings are taken as proven")
 	}
 }
@@ -128,19 +132,37 @@ func TestVerdictsOfABadMomentAreHeld(t *testing.T) {
 		t.Fatalf("a dozen refusals among thousands: %s", change)
 	}
 	at = at.Add(30 * time.Second)
-	if got := s.Hold(first.Add(6*time.Second), at, rules); got != "" {
+	if got := s.Hold(given(first.Add(6*time.Second)), at, rules); got != "" {
 		t.Errorf("a user refused when all was well again is held: %s", got)
 	}
-	if s.Hold(first, at, rules) != guard.ReasonMassFailure {
+	if s.Hold(given(first), at, rules) != guard.ReasonMassFailure {
 		t.Fatal("a verdict given while everybody was refused is believed")
 	}
 	// Asking again says nothing new; others who are renewed do.
 	s, _, at = feed(s, at, guard.Tally{Again: 50})
-	if s.Hold(first, at, rules) == "" {
+	if s.Hold(given(first), at, rules) == "" {
 		t.Error("asking again made the verdict true")
 	}
-	s, _, at = feed(s, at, guard.Tally{OK: 13})
-	if got := s.Hold(first, at, rules); got != "" {
+	v := given(first)
+	v.Again = at.Add(3 * time.Second)
+	s, _, at = feed(s, v.Again, guard.Tally{OK: 13})
+	if got := s.Hold(v, at, rules); got != "" {
 		t.Errorf("most users are renewed since, and the verdict is held: %s", got)
+	}
+}
+
+// Users wait for their last refusal while all is well again, and get it when the next bad moment begins.
+func TestVerdictsConfirmedInABadMomentAreHeld(t *testing.T) {
+	s, _, at := feed(guard.State{}, noon, guard.Tally{Dead: 3, OK: 100})
+	v := grant.Verdict{At: noon}
+	s, _, at = feed(s, at.Add(30*time.Second), guard.Tally{OK: 100}, guard.Tally{OK: 100})
+	v.Again = at.Add(3 * time.Second)
+	s, _, at = feed(s, v.Again, guard.Tally{Again: 8}, guard.Tally{Again: 8})
+	if s.Hold(v, at, rules) != guard.ReasonMassFailure {
+		t.Error("a verdict confirmed while everybody is refused is believed")
+	}
+	s, _, at = feed(s, at, guard.Tally{OK: 20})
+	if got := s.Hold(v, at, rules); got != "" {
+		t.Errorf("most are renewed, and the verdict is held: %s", got)
 	}
 }
