@@ -20,7 +20,6 @@ import (
 type count struct {
 	Name  string   `json:"name"`
 	Found int      `json:"found"`
-	Limit int      `json:"limit"` // most that is promised
 	Cases []string `json:"cases,omitempty"`
 }
 
@@ -37,6 +36,7 @@ type audit struct {
 	people   *people
 	schedule *schedule
 	heard    []outcome
+	ids      map[string]bool // of all that was heard
 	stored   map[string]int // times that an outcome's id is in OUTCOMES
 	grants   map[string]grant.Grant
 	counts   []*count
@@ -56,6 +56,7 @@ type facts struct {
 	InFlight       int `json:"in_flight_at_a_kill"`  // presentations answered just before, or not yet
 	LostWithWorker int `json:"pairs_lost_by_a_kill"` // without a grace window
 	LostOnTheWay   int `json:"pairs_lost_on_the_way_from_the_provider"`
+	LostInStorm    int `json:"pairs_lost_with_a_grace_window_that_ended_before_the_servers_were_back"`
 }
 
 func (a *audit) count(name string) *count {
@@ -81,14 +82,14 @@ func (a *audit) presentations() {
 	twice := a.count("refresh tokens presented twice, other than a replay of an ambiguous one")
 	overlap := a.count("presentations of one session's tokens at the same time, other than by a worker stalled past its lease")
 	revoked := a.count("sessions ended by reuse, other than by a replay of an ambiguous one")
-	kept := a.count("pairs lost with a grace window of 30 s")
+	kept := a.count("pairs lost with a grace window of 30 s, in which all servers were there for 3 s")
 	for _, p := range a.world.providers {
 		for session, list := range p.seen.bySession() {
 			for i, this := range list {
 				a.facts.Presentations++
 				if this.Verdict == idptest.Renewed {
 					a.facts.Renewals++
-					if a.struck(this) {
+					if this.by != nil && a.struck(this) {
 						a.facts.InFlight++
 					}
 				}
@@ -108,6 +109,8 @@ func (a *audit) presentations() {
 				}
 				if this.Verdict == idptest.Reuse {
 					switch {
+					case p.grace && !a.calm(p, a.spent(list[:i], this)):
+						a.facts.LostInStorm++
 					case p.grace:
 						kept.add("%s session %d of %s, spent at %s, shown again at %s (%s); meanwhile: %s", p.id, session, this.User,
 							a.spent(list[:i], this).Format(clockFormat), this.At.Format(clockFormat), why, a.during(a.spent(list[:i], this), this.At))
@@ -166,10 +169,29 @@ func (a *audit) during(from, to time.Time) string {
 	return strings.Join(all, ", ")
 }
 
+// calm reports whether there was a stretch, after a worker's death can have been noticed and before the grace window of a
+// token spent at from ended, in which neither a server nor the provider was out of order.
+func (a *audit) calm(p *standIn, from time.Time) bool {
+	const step, enough = 100 * time.Millisecond, 3 * time.Second
+	run := time.Duration(0)
+	for at := from.Add(12 * time.Second); at.Before(from.Add(30 * time.Second)); at = at.Add(step) {
+		if run += step; a.disturbed(p, at, at.Add(step), nil) {
+			run = 0
+		}
+		if run >= enough {
+			return true
+		}
+	}
+	return false
+}
+
+// noticed is how long a provider may take to see that a client has gone.
+const noticed = 100 * time.Millisecond
+
 func (a *audit) overlaps(c *count, p *standIn, list []shown) {
 	for i := 1; i < len(list); i++ {
 		before := list[i-1]
-		if before.At.Add(before.Took).After(list[i].At) && !a.struck(before) {
+		if before.At.Add(before.Took-noticed).After(list[i].At) && !a.struck(before) {
 			c.add("%s: %s at %s for %v, and at %s", p.id, before.User, before.At.Format(clockFormat), before.Took, list[i].At.Format(clockFormat))
 		}
 	}
@@ -204,6 +226,12 @@ func (a *audit) commands() {
 		}
 	}
 	a.facts.Outcomes = len(a.stored)
+	unheard := a.count("outcomes in the log that a subscriber never heard of")
+	for id := range a.stored {
+		if !a.ids[id] {
+			unheard.add("%s", id)
+		}
+	}
 	rejected := a.count("commands rejected, though nothing was wrong with them")
 	for _, o := range a.heard {
 		if o.kind == schema.MessageRejected {

@@ -48,7 +48,7 @@ func TestEachFault(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range r.Counts {
-		if c.Found > c.Limit {
+		if c.Found > 0 {
 			t.Errorf("%s: %d %q", c.Name, c.Found, c.Cases)
 		}
 	}

@@ -138,7 +138,7 @@ func (t *trial) finish(ctx context.Context) (*report, error) {
 	if err := <-t.heard; err != nil {
 		t.plan.errs = append(t.plan.errs, fmt.Errorf("listening to outcomes: %w", err))
 	}
-	a.heard = t.eyes.snapshot()
+	a.heard, a.ids = t.eyes.snapshot(), t.eyes.ids
 	if err := a.everything(ctx, t.eyes); err != nil {
 		return nil, err
 	}

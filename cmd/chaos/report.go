@@ -135,7 +135,7 @@ func (a *audit) disturbed(p *standIn, from, to time.Time, but *strike) bool {
 
 func (r *report) failed() (n int) {
 	for _, c := range r.Counts {
-		if c.Found > c.Limit {
+		if c.Found > 0 {
 			n++
 		}
 	}
@@ -157,8 +157,9 @@ func (r *report) print(to io.Writer) {
 	}{
 		{"refresh tokens presented", f.Presentations}, {"renewals", f.Renewals}, {"replays inside the grace window", f.Replays},
 		{"commands accepted", f.Commands}, {"of them logins", f.Logins}, {"outcomes in the log", f.Outcomes}, {"user.reauth_required", f.Reauth},
-		{"users erased", f.Erasures}, {"renewals in flight at a worker's kill or long stall", f.InFlight},
+		{"users erased", f.Erasures}, {"renewals answered in the last 0.75 s of a worker, or later", f.InFlight},
 		{"pairs lost with it, provider without a grace window", f.LostWithWorker}, {"pairs lost by the provider's own lost answers, no grace window", f.LostOnTheWay},
+		{"pairs lost with a grace window that ended before the servers were back", f.LostInStorm},
 	} {
 		fmt.Fprintf(w, "%s\t%d\n", row.name, row.n)
 	}
@@ -168,17 +169,17 @@ func (r *report) print(to io.Writer) {
 		fmt.Fprintf(w, "%s\t%v\t%v\t%d\n", name, s.median().Round(10*time.Millisecond), s.longest().Round(10*time.Millisecond), len(s))
 	}
 	fmt.Fprintf(w, "all settled after the last fault\t%v\t\t\n", r.Settled.Round(time.Second))
-	fmt.Fprintf(w, "\nMUST NOT HAPPEN\tfound\tpromised\n")
+	fmt.Fprintf(w, "\nMUST NOT HAPPEN\tfound\n")
 	for _, c := range r.Counts {
-		fmt.Fprintf(w, "%s\t%d\t%d\n", c.Name, c.Found, c.Limit)
+		fmt.Fprintf(w, "%s\t%d\n", c.Name, c.Found)
+	}
+	_ = w.Flush() // to a terminal or a buffer
+	for _, c := range r.Counts {
 		for _, one := range c.Cases {
-			if c.Found > c.Limit {
-				fmt.Fprintf(w, "  %s\t\t\n", one)
-			}
+			fmt.Fprintf(to, "%s: %s\n", c.Name, one)
 		}
 	}
 	for _, e := range r.Errors {
-		fmt.Fprintf(w, "error: %s\n", e)
+		fmt.Fprintf(to, "error: %s\n", e)
 	}
-	_ = w.Flush() // to a terminal or a buffer
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
@@ -56,16 +57,34 @@ func mayReplay(f *grant.Fault) bool { return f.Class == grant.Ambiguous && f.Sta
 
 // claimed is a claim in hand. Beats extend it until release.
 type claimed struct {
-	mu    sync.Mutex
-	since time.Time // just before it was last taken or extended
+	since atomic.Pointer[time.Time] // just before it was last taken or extended
+	mu    sync.Mutex                // held while it is extended
 	over  bool
 }
 
 // live reports whether the claim is surely still ours at now: it counts from before it was asked for, less a margin.
 func (c *claimed) live(now time.Time, lasts time.Duration) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return now.Sub(c.since) < lasts-lasts/5
+	return now.Sub(*c.since.Load()) < lasts-lasts/5
+}
+
+// watch calls end when the claim is about to run out unextended, unless stop is called before.
+func (c *claimed) watch(now func() time.Time, lasts time.Duration, end func()) (stop func()) {
+	left := func() time.Duration { return c.since.Load().Add(lasts - lasts/20).Sub(now()) }
+	over := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-over:
+				return
+			case <-time.After(left()):
+			}
+			if left() <= 0 {
+				end()
+				return
+			}
+		}
+	}()
+	return func() { close(over) }
 }
 
 // release ends the extending; when it returns no extension is under way, so that none can come after the save that clears
@@ -78,7 +97,9 @@ func (c *claimed) release() {
 
 // claim takes the grant for one presentation, and decides again on the record as it is under the claim.
 func (t *task) claim(ctx context.Context) (*claimed, grant.Grant, error) {
-	c := &claimed{since: t.Stream.Now()}
+	c := &claimed{}
+	asked := t.Stream.Now()
+	c.since.Store(&asked)
 	request := grant.ClaimRequest{Nonce: t.nonce, For: t.ClaimFor, Cause: t.work.Cause, Presented: true}
 	g, prior, err := t.Store.Claim(ctx, t.key, request)
 	switch {
@@ -111,7 +132,7 @@ func (t *task) claim(ctx context.Context) (*claimed, grant.Grant, error) {
 		before := t.Stream.Now()
 		_, _, err := t.Store.Claim(ctx, t.key, request)
 		if err == nil {
-			c.since = before
+			c.since.Store(&before)
 		}
 		if errors.Is(err, grant.ErrClaimed) || errors.Is(err, grant.ErrNotFound) {
 			return fmt.Errorf("%w: %w", consumers.ErrLeaseLost, err)
@@ -121,6 +142,8 @@ func (t *task) claim(ctx context.Context) (*claimed, grant.Grant, error) {
 	return c, g, nil
 }
 
+var errClaimOver = errors.New("the claim ran out before the provider answered, and could not be extended")
+
 // present makes the one call that spends the token.
 func (t *task) present(ctx context.Context, c *claimed, g grant.Grant) (grant.Tokens, *grant.Fault) {
 	if !t.m.Held() || !c.live(t.Stream.Now(), t.ClaimFor) {
@@ -129,8 +152,13 @@ func (t *task) present(ctx context.Context, c *claimed, g grant.Grant) (grant.To
 	}
 	began := time.Now()
 	// Once the token has left, nothing calls it back: a lost lease or a shutdown that ended the call would only lose the
-	// answer, and with it the pair. The client's own timeout bounds the call.
-	tokens, err := t.provider.Client.Refresh(context.WithoutCancel(ctx), g.Pair.Refresh)
+	// answer, and with it the pair. What ends the call, beside the client's timeout, is the end of the claim: from then on
+	// another worker may present the token, and two must never be under way.
+	call, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer end(nil)
+	stop := c.watch(t.Stream.Now, t.ClaimFor, func() { end(errClaimOver) })
+	tokens, err := t.provider.Client.Refresh(call, g.Pair.Refresh)
+	stop()
 	fault := asFault("refresh", err)
 	t.meters.called(ctx, t.key.Provider, "refresh", fault, time.Since(began))
 	t.report(g, fault)

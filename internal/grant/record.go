@@ -157,6 +157,10 @@ type Failure struct {
 	Final  bool          // further tries in a row are no use: answer now and wait RetryLater
 }
 
+// urgency is how long a token whose answer was lost is presented again without backoff: longer than any grace window that
+// is known of.
+const urgency = 2 * time.Minute
+
 // Failed is g after f, with the time of the next try as NextDueAt. If the tries are used up it carries the outcome that
 // says so; the tries go on.
 func (g Grant) Failed(t Turn, f Failure) Grant {
@@ -171,6 +175,10 @@ func (g Grant) Failed(t Turn, f Failure) Grant {
 	wait := max(t.Policy.Retry(*count, t.Draw), f.Wait, t.Policy.Floor)
 	if spent && f.Own {
 		wait = max(f.Wait, t.Policy.RetryLater)
+	}
+	if d := g.Doubt; d != nil && d.Fingerprint == g.Fingerprint() && t.Now.Sub(d.Since) < urgency {
+		// The token may be spent, and the provider forgive that for some seconds only.
+		wait = max(t.Policy.RetryMin, f.Wait, t.Policy.Floor)
 	}
 	g.NextDueAt = t.Now.Add(wait)
 	// A grant whose profile fails keeps its tokens fresh all the same.
