@@ -37,7 +37,7 @@ type audit struct {
 	schedule *schedule
 	heard    []outcome
 	ids      map[string]bool // of all that was heard
-	stored   map[string]int // times that an outcome's id is in OUTCOMES
+	stored   map[string]int  // times that an outcome's id is in OUTCOMES
 	grants   map[string]grant.Grant
 	counts   []*count
 	facts    facts

@@ -44,6 +44,7 @@ type cli struct {
 	Streams     streamsCommand     `cmd:"" help:"Compare the NATS streams with the settings, and create or update them."`
 	Keys        keysCommand        `cmd:"" help:"Make, list and rotate the keys that seal logins and stored tokens."`
 	Config      configCommand      `cmd:"" help:"Check and show the settings."`
+	Doctor      doctorCommand      `cmd:"" help:"Look whether everything is in order, and say what to do about what is not. Changes nothing."`
 	Healthcheck healthcheckCommand `cmd:"" help:"Ask the renewd at http_addr whether it is ready; exit code 1 if not."`
 	StandIn     standInCommand     `cmd:"" help:"Run a stand-in for PropelAuth, with users that it makes up."`
 	Version     versionCommand     `cmd:"" help:"Show the version."`

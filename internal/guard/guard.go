@@ -149,7 +149,7 @@ func (g *Guard) Run(ctx context.Context) error {
 // settle puts the brake where the record says, after a restart in the middle of anything. It returns the ramp to go on
 // with: 0 for none.
 func (g *Guard) settle(ctx context.Context) int {
-	s, _, err := g.load(ctx)
+	s, _, err := Load(ctx, g.Bucket, g.Provider)
 	if err != nil {
 		return g.Concurrency
 	}
@@ -207,16 +207,15 @@ func (g *Guard) answer(err error) {
 	g.waiters = nil
 }
 
-// load reads the record: the zero State under these settings if there is none.
-func (g *Guard) load(ctx context.Context) (State, uint64, error) {
-	entry, err := g.Bucket.Get(ctx, g.Provider)
+// Load reads a provider's record: the zero State, and revision 0, if there is none.
+func Load(ctx context.Context, bucket jetstream.KeyValue, provider string) (s State, revision uint64, err error) {
+	entry, err := bucket.Get(ctx, provider)
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
 		return State{}, 0, nil
 	}
 	if err != nil {
-		return State{}, 0, fmt.Errorf("read state of provider %s: %w", g.Provider, err)
+		return State{}, 0, fmt.Errorf("read state of provider %s: %w", provider, err)
 	}
-	var s State
 	if err := json.Unmarshal(entry.Value(), &s); err != nil {
 		return State{}, entry.Revision(), nil // of a later version, or damaged: start anew rather than stop
 	}
@@ -225,7 +224,7 @@ func (g *Guard) load(ctx context.Context) (State, uint64, error) {
 
 func (g *Guard) write(ctx context.Context, t Tally) (Change, error) {
 	for {
-		s, rev, err := g.load(ctx)
+		s, rev, err := Load(ctx, g.Bucket, g.Provider)
 		if err != nil {
 			return "", err
 		}
@@ -285,7 +284,7 @@ func (g *Guard) tell(ctx context.Context, change Change, before, after State) er
 	case Degraded:
 		typ = schema.ProviderDegraded
 		g.Logger.Error("provider degraded: its renewals wait, nobody is signed out", "provider", g.Provider, "reason", outage.Reason,
-			"until", outage.Until, "hint", hint(outage.Reason))
+			"until", outage.Until, "hint", Hint(outage.Reason))
 	case Recovered:
 		typ, outage = schema.ProviderRecovered, before.Outage
 		g.Logger.Info("provider recovered", "provider", g.Provider, "reason", outage.Reason, "since", outage.Since)
@@ -310,7 +309,8 @@ func (g *Guard) tell(ctx context.Context, change Change, before, after State) er
 	return nil
 }
 
-func hint(reason string) string {
+// Hint says what to do about an outage for this reason.
+func Hint(reason string) string {
 	switch reason {
 	case ReasonConfig:
 		return "the provider refuses this client: check client_id, client_secret, client_auth and the URLs in renewd's settings"

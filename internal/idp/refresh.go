@@ -106,3 +106,17 @@ func (p *Provider) Revoke(ctx context.Context, refresh grant.Secret) (ok bool, _
 	}
 	return false, &grant.Fault{Class: class, Op: "revoke", Status: r.status, Code: code(errorCode), RetryAfter: p.patience(class, r)}
 }
+
+// Reach finds out whether the provider answers at all: its discovery document, where it has one, and its token endpoint,
+// which is shown neither credentials nor tokens. Any answer below 500 will do. Its error is a *grant.Fault.
+func (p *Provider) Reach(ctx context.Context) error {
+	e, err := p.discover(ctx)
+	if err != nil {
+		return err
+	}
+	r, err := p.send(ctx, call{op: "reach", method: http.MethodGet, url: e.Token, limit: maxTokenBody})
+	if err == nil && r.status >= http.StatusInternalServerError {
+		err = &grant.Fault{Class: grant.Ambiguous, Op: "reach", Status: r.status}
+	}
+	return err
+}

@@ -182,3 +182,17 @@ func (e *Engine) publishOnce(ctx context.Context, stream string, m *nats.Msg) (*
 		return nil, context.Cause(ctx)
 	}
 }
+
+// HasTimer reports whether the grant waits for its time, or is due.
+func (e *Engine) HasTimer(ctx context.Context, k grant.Key) (bool, error) {
+	for _, subject := range []string{e.timer(k), e.due(k)} {
+		_, err := e.last(ctx, Renewals, subject)
+		if err == nil {
+			return true, nil
+		}
+		if !errors.Is(err, jetstream.ErrMsgNotFound) {
+			return false, fmt.Errorf("look for the timer of %s: %w", k, err)
+		}
+	}
+	return false, nil
+}

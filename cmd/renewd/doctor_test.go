@@ -1,0 +1,141 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/renewd/renewd/internal/stream"
+)
+
+// diagnosis runs the doctor and returns its findings by name.
+func diagnosis(t *testing.T, env []string, code int, args ...string) map[string]finding {
+	t.Helper()
+	var out, errs bytes.Buffer
+	got := run(t.Context(), append([]string{"renewd", "doctor", "-o", "json"}, args...), env, strings.NewReader(""), &out, &errs)
+	var all []finding
+	if err := json.Unmarshal(out.Bytes(), &all); err != nil {
+		t.Fatalf("%v: %s%s", err, out.String(), errs.String())
+	}
+	found := map[string]finding{}
+	for _, f := range all {
+		found[f.Check] = f
+		if (f.State == broken || f.State == warning) && f.Advice == "" {
+			t.Errorf("%s: %s, and nothing to do about it", f.Check, f.Found)
+		}
+	}
+	if got != code {
+		t.Errorf("exit code %d, want %d: %s", got, code, out.String())
+	}
+	return found
+}
+
+func (f finding) is(t *testing.T, s condition, text string) {
+	t.Helper()
+	if f.State != s || !strings.Contains(f.Found+f.Advice, text) {
+		t.Errorf("%s: %s: %s: %s; want %s and %q", f.Check, f.State, f.Found, f.Advice, s, text)
+	}
+}
+
+func TestDoctor(t *testing.T) {
+	t.Parallel()
+	standIn := startStandIn(t)
+	url := natsServer(t)
+	env := []string{
+		"RENEWD_NATS_URL=" + url, "RENEWD_DATA_DIR=" + t.TempDir(), "RENEWD_AUTH_URL=http://" + standIn.addr, "RENEWD_CLIENT_ID=" + devClient,
+		"RENEWD_ALLOW_HTTP_LOOPBACK=true", "RENEWD_POLICY_FLOOR=1s",
+	}
+	diagnosis(t, env, exitFailed)["keyring"].is(t, broken, "restore it from its backup")
+	want(t, env, exitDone, "", "keys", "new")
+	bare := diagnosis(t, env, exitFailed)
+	bare["streams"].is(t, broken, "streams apply")
+	bare["store"].is(t, broken, "")
+	want(t, env, exitDone, "", "streams", "apply")
+	diagnosis(t, env, exitFailed)["public key"].is(t, broken, "start renewd")
+
+	start(t, append(env, "RENEWD_HTTP_ADDR=127.0.0.1:0"))
+	tokens := write(t, "jane.json", standIn.login(t, "jane"))
+	want(t, env, exitDone, "user.synced", "publish", "login", "--user", "jane", "--tokens-file", tokens, "--wait")
+	well := diagnosis(t, env, exitDone)
+	for _, f := range well {
+		if !strings.HasPrefix(f.Check, "provider") && f.State != fine {
+			t.Errorf("all is well, and %s is %s: %s", f.Check, f.State, f.Found)
+		}
+	}
+	well["provider propelauth"].is(t, warning, "nobody was renewed with these settings yet")
+	want(t, env, exitDone, "1 live", "doctor")
+
+	js := client(t, url)
+	ctx := t.Context()
+	renewals, err := js.Stream(ctx, stream.Renewals)
+	if err == nil {
+		err = renewals.Purge(ctx)
+	}
+	if err == nil {
+		_, err = js.PauseConsumer(ctx, stream.Renewals, stream.ConsumerRenew("propelauth"), time.Now().Add(time.Hour))
+	}
+	if err == nil {
+		_, err = js.Publish(ctx, "parked.propelauth.jane", []byte("sealed"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ill := diagnosis(t, env, exitFailed)
+	ill["grants"].is(t, broken, "1 of 1 live ones have no timer")
+	ill["queues"].is(t, warning, "paused")
+	ill["parked pairs"].is(t, warning, "1 pair waits")
+}
+
+func TestDoctorOfWhatIsDown(t *testing.T) {
+	t.Parallel()
+	env := []string{
+		"RENEWD_NATS_URL=nats://127.0.0.1:1", "RENEWD_DATABASE_URL=postgres://renewd@127.0.0.1:1/x", "RENEWD_DATA_DIR=" + t.TempDir(),
+		"RENEWD_AUTH_URL=http://127.0.0.1:1", "RENEWD_CLIENT_ID=x", "RENEWD_ALLOW_HTTP_LOOPBACK=true",
+	}
+	want(t, env, exitDone, "", "keys", "new")
+	down := diagnosis(t, env, exitFailed)
+	down["keyring"].is(t, fine, "")
+	down["NATS"].is(t, broken, "RENEWD_NATS_URL")
+	down["streams"].is(t, skipped, "")
+	down["store"].is(t, broken, "RENEWD_DATABASE_URL")
+	down["provider propelauth"].is(t, broken, "auth_url")
+}
+
+func TestDoctorFindsAnotherKeyring(t *testing.T) {
+	t.Parallel()
+	standIn := startStandIn(t)
+	url := natsServer(t)
+	env := []string{
+		"RENEWD_NATS_URL=" + url, "RENEWD_DATA_DIR=" + t.TempDir(), "RENEWD_AUTH_URL=http://" + standIn.addr, "RENEWD_CLIENT_ID=" + devClient,
+		"RENEWD_ALLOW_HTTP_LOOPBACK=true",
+	}
+	want(t, env, exitDone, "", "keys", "new")
+	want(t, env, exitDone, "", "streams", "apply")
+	start(t, append(env, "RENEWD_HTTP_ADDR=127.0.0.1:0"))
+	tokens := write(t, "jane.json", standIn.login(t, "jane"))
+	want(t, env, exitDone, "user.synced", "publish", "login", "--user", "jane", "--tokens-file", tokens, "--wait")
+	other := append(env, "RENEWD_KEYS_FILE="+t.TempDir()+"/keys.json")
+	want(t, other, exitDone, "", "keys", "new")
+	found := diagnosis(t, other, exitFailed)
+	found["public key"].is(t, broken, "another keyring's")
+	found["grants"].is(t, broken, "1 cannot be opened")
+}
+
+func client(t *testing.T, url string) jetstream.JetStream {
+	t.Helper()
+	nc, err := nats.Connect(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js
+}
