@@ -24,6 +24,7 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
+	tracenoop "go.opentelemetry.io/otel/trace/noop"
 )
 
 const instrumentation = "github.com/renewd/renewd"
@@ -33,7 +34,7 @@ type telemetry struct {
 	meter      metric.Meter
 	meters     metric.MeterProvider
 	tracer     trace.Tracer
-	tracers    trace.TracerProvider
+	tracers    trace.TracerProvider // nil: no traces are exported
 	propagator propagation.TextMapPropagator
 	metrics    http.Handler
 	stop       func(context.Context) error
@@ -69,25 +70,24 @@ func newTelemetry(ctx context.Context, environ []string, logger *slog.Logger) (*
 		metricOptions = append(metricOptions, sdkmetric.WithReader(sdkmetric.NewPeriodicReader(exporter)))
 	}
 	meters := sdkmetric.NewMeterProvider(metricOptions...)
-	traceOptions := []sdktrace.TracerProviderOption{sdktrace.WithResource(res)}
-	if env.exports("TRACES") {
-		exporter, err := otlptracehttp.New(ctx)
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("set up OTLP traces: %w", err), meters.Shutdown(ctx))
-		}
-		traceOptions = append(traceOptions, sdktrace.WithBatcher(exporter))
-	} else {
-		traceOptions = append(traceOptions, sdktrace.WithSampler(sdktrace.NeverSample()))
-	}
-	tracers := sdktrace.NewTracerProvider(traceOptions...)
-	return &telemetry{
-		meter: meters.Meter(instrumentation), meters: meters, tracer: tracers.Tracer(instrumentation), tracers: tracers,
-		propagator: propagation.TraceContext{},
+	t := &telemetry{
+		meter: meters.Meter(instrumentation), meters: meters, tracer: tracenoop.NewTracerProvider().Tracer(""), propagator: propagation.TraceContext{},
+		stop: meters.Shutdown,
 		metrics: promhttp.HandlerFor(registry, promhttp.HandlerOpts{
 			ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelWarn), ErrorHandling: promhttp.ContinueOnError,
 		}),
-		stop: func(ctx context.Context) error { return errors.Join(tracers.Shutdown(ctx), meters.Shutdown(ctx)) },
-	}, nil
+	}
+	if !env.exports("TRACES") {
+		return t, nil // contexts travel on all the same: spans that nobody sees cost a twentieth of a renewal
+	}
+	exporter, err := otlptracehttp.New(ctx)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("set up OTLP traces: %w", err), meters.Shutdown(ctx))
+	}
+	tracers := sdktrace.NewTracerProvider(sdktrace.WithResource(res), sdktrace.WithBatcher(exporter))
+	t.tracer, t.tracers = tracers.Tracer(instrumentation), tracers
+	t.stop = func(ctx context.Context) error { return errors.Join(tracers.Shutdown(ctx), meters.Shutdown(ctx)) }
+	return t, nil
 }
 
 // otelEnv is the environment as far as OTEL_ variables go.

@@ -125,7 +125,7 @@ func (g Grant) synced(t Turn, changed []string, fresh bool) *Pending {
 		NextDueAt: g.NextDueAt.UTC(), Changed: changed, Recovered: g.Recovered,
 	}
 	pending := g.pending(schema.UserSynced, d)
-	pending.Stale = !fresh
+	pending.Stale, pending.synced = !fresh, &d
 	return pending
 }
 
@@ -295,7 +295,9 @@ func (g Grant) Event(source string, now time.Time) (schema.Event, error) {
 	data := g.Pending.Data
 	if g.Pending.Type == schema.UserSynced && g.Profile != nil && !g.Pending.Stale {
 		var d schema.Synced
-		if err := json.Unmarshal(data, &d); err != nil {
+		if made := g.Pending.synced; made != nil {
+			d = *made
+		} else if err := json.Unmarshal(data, &d); err != nil {
 			return schema.Event{}, fmt.Errorf("outcome of %s: %w", g.Key, err)
 		}
 		d.Profile = g.Profile

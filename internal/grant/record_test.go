@@ -183,6 +183,22 @@ func TestChanged(t *testing.T) {
 	if got := grant.Changed(a, &b); got != nil {
 		t.Errorf("last_active_at counts as a change: %v", got)
 	}
+	for raw, same := range map[string]bool{
+		`{"last_active_at":22,"x":{"y":[1,2]}}`:      true,
+		`{"last_active_at":null,"x":{"y":[1,2]}}`:    true,
+		`{"last_active_at":2,"x":{"y":[1,3]}}`:       false,
+		`{"last_active_at":2,"x":{"y":[1,2]},"z":1}`: false,
+	} {
+		b.Raw = json.RawMessage(raw)
+		if got := grant.Changed(a, &b); (len(got) == 0) != same {
+			t.Errorf("%s against %s: changed %v", raw, a.Raw, got)
+		}
+	}
+	inner := *a
+	inner.Raw = json.RawMessage(`{"x":{"last_active_at":1}}`)
+	if b.Raw = json.RawMessage(`{"x":{"last_active_at":2}}`); len(grant.Changed(&inner, &b)) == 0 {
+		t.Error("a member of another object counts as the user's last activity")
+	}
 	b.Raw = json.RawMessage(`{"x":{"y":[1,3]},"last_active_at":2}`)
 	if got := grant.Changed(a, &b); !reflect.DeepEqual(got, []string{"raw"}) {
 		t.Errorf("an unmapped field: %v", got)

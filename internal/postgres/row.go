@@ -80,7 +80,11 @@ func rowOf(c grant.Cipher, g grant.Grant) (row, error) {
 		}
 		r.claimNonce, r.claimUntil, r.claim = &g.Claim.Nonce, null(g.Claim.Until), text(rest)
 	}
-	if g.Profile != nil {
+	switch {
+	case g.Profile == nil:
+	case g.Profile == g.Kept && g.Revision != 0:
+		r.profile = new(string) // as it is: it is by far the widest column
+	default:
 		raw, err := json.Marshal(g.Profile)
 		if err != nil {
 			return row{}, err
@@ -155,6 +159,7 @@ func (r row) grant(c grant.Cipher) (grant.Grant, error) {
 		if err := json.Unmarshal([]byte(*r.profile), &g.Profile); err != nil {
 			return g, fmt.Errorf("record is damaged: profile: %w", err)
 		}
+		g.Kept = g.Profile
 	}
 	var err error
 	if g.Claim, err = claimOf(r.claimNonce, r.claimUntil, r.claim); err != nil {

@@ -208,7 +208,10 @@ func saveSQL() (update, insert string) {
 			value += "::json"
 		}
 		values = append(values, value)
-		if i > 1 {
+		switch {
+		case c[0] == "profile":
+			sets = append(sets, "profile = CASE WHEN r.profile = '' THEN g.profile ELSE r.profile::json END")
+		case i > 1:
 			sets = append(sets, c[0]+" = "+value)
 		}
 	}

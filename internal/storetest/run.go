@@ -77,6 +77,7 @@ func Run(t *testing.T, open func(t *testing.T) grant.Store) {
 	for name, test := range map[string]func(*testing.T, grant.Store){
 		"every field comes back":                       testRoundTrip,
 		"odd ids are kept apart":                       testIDs,
+		"a profile stays, changes and goes":            testProfile,
 		"only revision zero inserts":                   testInsert,
 		"a save needs the newest revision":             testSave,
 		"a save never brings an erased grant back":     testErased,
@@ -124,7 +125,7 @@ func insert(t *testing.T, s grant.Store, g grant.Grant) grant.Grant {
 func testRoundTrip(t *testing.T, s grant.Store) {
 	want := Full(jane)
 	for v, i := reflect.ValueOf(want), 0; i < v.NumField(); i++ {
-		if name := v.Type().Field(i).Name; v.Field(i).IsZero() && name != "Revision" {
+		if name := v.Type().Field(i).Name; v.Field(i).IsZero() && name != "Revision" && name != "Kept" {
 			t.Errorf("Full leaves %s empty: set it there, and keep it in every store", name)
 		}
 	}
@@ -143,6 +144,34 @@ func testRoundTrip(t *testing.T, s grant.Store) {
 	}
 	_, err = s.Load(t.Context(), grant.Key{Provider: "propelauth", User: "nobody"})
 	wantErr(t, err, grant.ErrNotFound)
+}
+
+func testProfile(t *testing.T, s grant.Store) {
+	insert(t, s, Full(jane))
+	save := func(change func(*grant.Grant), want string) {
+		t.Helper()
+		g, err := s.Load(t.Context(), jane)
+		must(t, err)
+		g.Version++
+		change(&g)
+		_, err = s.Save(t.Context(), g)
+		must(t, err)
+		got, err := s.Load(t.Context(), jane)
+		must(t, err)
+		email := ""
+		if got.Profile != nil {
+			email = got.Profile.Email
+		}
+		if email != want || got.Version != g.Version {
+			t.Errorf("profile of %q, want %q", email, want)
+		}
+	}
+	before := Full(jane).Profile.Email
+	save(func(*grant.Grant) {}, before)
+	save(func(g *grant.Grant) { g.Profile = &schema.Profile{ID: "x", Email: "other@example.com"} }, "other@example.com")
+	save(func(*grant.Grant) {}, "other@example.com")
+	save(func(g *grant.Grant) { g.Profile = nil }, "")
+	save(func(g *grant.Grant) { g.Profile = Full(jane).Profile }, before)
 }
 
 // flat writes a grant, tokens revealed, in a form that compares.
