@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 )
 
 const redacted = "[redacted]"
@@ -12,14 +13,19 @@ const redacted = "[redacted]"
 // Secret is a token, key or password that cannot be printed: every formatter, logger and encoder sees [redacted]. It
 // hides its text behind a pointer because fmt walks into unexported string fields, also with %#v. The zero value is "no
 // secret".
-type Secret struct{ text *string }
+type Secret struct{ text *text }
+
+type text struct {
+	plain       string
+	fingerprint atomic.Pointer[string] // once it was asked for
+}
 
 // NewSecret wraps s; the empty string gives the zero Secret.
 func NewSecret(s string) Secret {
 	if s == "" {
 		return Secret{}
 	}
-	return Secret{&s}
+	return Secret{&text{plain: s}}
 }
 
 // Reveal returns the text. Every use of a plain token in the code is a call of this method.
@@ -27,7 +33,7 @@ func (s Secret) Reveal() string {
 	if s.text == nil {
 		return ""
 	}
-	return *s.text
+	return s.text.plain
 }
 
 // IsZero reports whether there is no secret.
@@ -42,8 +48,13 @@ func (s Secret) Fingerprint() string {
 	if s.text == nil {
 		return ""
 	}
-	sum := sha256.Sum256([]byte("renewd token\x00" + *s.text))
-	return base64.RawURLEncoding.EncodeToString(sum[:16])
+	if known := s.text.fingerprint.Load(); known != nil {
+		return *known
+	}
+	sum := sha256.Sum256([]byte("renewd token\x00" + s.text.plain))
+	fingerprint := base64.RawURLEncoding.EncodeToString(sum[:16])
+	s.text.fingerprint.Store(&fingerprint)
+	return fingerprint
 }
 
 func (s Secret) String() string               { return redacted }
