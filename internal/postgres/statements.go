@@ -1,10 +1,12 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -89,25 +91,57 @@ type claimed struct {
 	err   error
 }
 
-// claimSQL locks the rows in one order, so that two batches cannot lock each other out, and claims those that are free.
+// claimSQL claims those that are free. What it returns of the claim before was read before the row was locked, hence the
+// comparison of revisions: whoever loses that race tries again.
 const claimSQL = `WITH r AS (
 		SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::text[], $6::bool[])
 			AS r(provider, user_id, nonce, seconds, cause, presented)
-	), old AS (
-		SELECT g.provider, g.user_id, g.claim_nonce, g.claim_until, g.claim FROM renewd.grants g
-			JOIN r ON g.provider = r.provider AND g.user_id = r.user_id ORDER BY g.provider, g.user_id FOR UPDATE OF g
 	)
 	UPDATE renewd.grants g SET revision = g.revision + 1, claim_nonce = r.nonce, claim_until = clock_timestamp() + make_interval(secs => r.seconds),
 		claim = json_build_object('fingerprint', g.fingerprint, 'cause', r.cause::json,
 			'presented', r.presented OR coalesce(old.claim_nonce = r.nonce AND (old.claim->>'presented')::bool, false))
-	FROM r JOIN old ON old.provider = r.provider AND old.user_id = r.user_id
-	WHERE g.provider = r.provider AND g.user_id = r.user_id
+	FROM r JOIN renewd.grants old ON old.provider = r.provider AND old.user_id = r.user_id
+	WHERE g.provider = r.provider AND g.user_id = r.user_id AND g.revision = old.revision
 		AND (old.claim_nonce IS NULL OR old.claim_nonce = r.nonce OR old.claim_until <= clock_timestamp())
 	RETURNING ` + columns + `, old.claim_nonce, old.claim_until, old.claim::text`
 
+// inOrder sorts a batch by key, so that two batches lock what they share in one order and do not wait for each other.
+func inOrder[T any](batch []T, key func(T) grant.Key) []T {
+	return slices.SortedFunc(slices.Values(batch), func(a, b T) int {
+		return cmp.Or(strings.Compare(key(a).Provider, key(b).Provider), strings.Compare(key(a).User, key(b).User))
+	})
+}
+
+// claimTries is how often a claim is tried that others' writes got in the way of.
+const claimTries = 4
+
 func (s *Store) runClaims(in []claim) ([]claimed, error) {
 	done := make(map[grant.Key]claimed, len(in))
-	err := s.retried(func(ctx context.Context) error {
+	for left, tries := in, claimTries; len(left) > 0; tries-- {
+		if err := s.tryClaims(left, done); err != nil {
+			return nil, err
+		}
+		raced, err := s.unclaimed(left, done)
+		if err != nil {
+			return nil, err
+		}
+		if left = raced; tries == 1 {
+			for _, c := range raced {
+				done[c.key] = claimed{err: grant.ErrClaimed} // somebody is at it all the time
+			}
+			break
+		}
+	}
+	out := make([]claimed, len(in))
+	for i, c := range in {
+		out[i] = done[c.key]
+	}
+	return out, nil
+}
+
+func (s *Store) tryClaims(in []claim, done map[grant.Key]claimed) error {
+	in = inOrder(in, func(c claim) grant.Key { return c.key })
+	return s.retried(func(ctx context.Context) error {
 		args, err := claimArgs(in)
 		if err != nil {
 			return err
@@ -133,10 +167,6 @@ func (s *Store) runClaims(in []claim) ([]claimed, error) {
 		}
 		return rows.Err()
 	})
-	if err != nil {
-		return nil, err
-	}
-	return s.unclaimed(in, done)
 }
 
 func claimArgs(in []claim) ([]any, error) {
@@ -154,32 +184,35 @@ func claimArgs(in []claim) ([]any, error) {
 	return []any{providers, users, nonces, seconds, causes, presented}, nil
 }
 
-// unclaimed tells those that are held from those that are not there.
-func (s *Store) unclaimed(in []claim, done map[grant.Key]claimed) ([]claimed, error) {
+// unclaimed tells apart, of those that were not claimed, those that are not there, those that somebody holds, and those that
+// somebody wrote just then; these it returns.
+func (s *Store) unclaimed(in []claim, done map[grant.Key]claimed) (raced []claim, err error) {
 	var missing []grant.Key
+	byKey := map[grant.Key]claim{}
 	for _, c := range in {
 		if _, ok := done[c.key]; !ok {
-			missing = append(missing, c.key)
+			missing, byKey[c.key] = append(missing, c.key), c
 		}
 	}
-	if len(missing) > 0 {
-		there, err := s.runLoads(missing)
-		if err != nil {
-			return nil, err
-		}
-		for i, k := range missing {
-			err := grant.ErrClaimed
-			if errors.Is(there[i].err, grant.ErrNotFound) {
-				err = grant.ErrNotFound
-			}
-			done[k] = claimed{err: err}
+	if len(missing) == 0 {
+		return nil, nil
+	}
+	there, err := s.runLoads(missing)
+	if err != nil {
+		return nil, err
+	}
+	for i, k := range missing {
+		holder := there[i].grant.Claim
+		switch {
+		case errors.Is(there[i].err, grant.ErrNotFound):
+			done[k] = claimed{err: grant.ErrNotFound}
+		case holder != nil && holder.Nonce != byKey[k].request.Nonce && holder.Until.After(time.Now()):
+			done[k] = claimed{err: grant.ErrClaimed}
+		default:
+			raced = append(raced, byKey[k])
 		}
 	}
-	out := make([]claimed, len(in))
-	for i, c := range in {
-		out[i] = done[c.key]
-	}
-	return out, nil
+	return raced, nil
 }
 
 // written are the columns that a save writes, with the type of each.
@@ -217,13 +250,8 @@ func saveSQL() (update, insert string) {
 	}
 	list := strings.Join(names, ", ")
 	rows := fmt.Sprintf("r AS (SELECT * FROM unnest(%s, $%d::bigint[]) AS r(%s, was))", strings.Join(casts, ", "), len(written)+1, list)
-	update = "WITH " + rows + `, old AS (
-			SELECT g.provider, g.user_id, g.revision FROM renewd.grants g JOIN r ON g.provider = r.provider AND g.user_id = r.user_id
-			ORDER BY g.provider, g.user_id FOR UPDATE OF g
-		)
-		UPDATE renewd.grants g SET ` + strings.Join(sets, ", ") + `
-		FROM r JOIN old ON old.provider = r.provider AND old.user_id = r.user_id
-		WHERE g.provider = r.provider AND g.user_id = r.user_id AND old.revision = r.was RETURNING g.provider, g.user_id`
+	update = "WITH " + rows + " UPDATE renewd.grants g SET " + strings.Join(sets, ", ") + `
+		FROM r WHERE g.provider = r.provider AND g.user_id = r.user_id AND g.revision = r.was RETURNING g.provider, g.user_id`
 	insert = "WITH " + rows + " INSERT INTO renewd.grants (" + list + ") SELECT " + strings.Join(values, ", ") +
 		" FROM r ORDER BY r.provider, r.user_id ON CONFLICT DO NOTHING RETURNING provider, user_id"
 	return update, insert
@@ -261,6 +289,7 @@ func (s *Store) trySaves(in []row) ([]error, error) {
 			updates = append(updates, r)
 		}
 	}
+	updates = inOrder(updates, func(r row) grant.Key { return r.key })
 	stored := make(map[grant.Key]bool, len(in))
 	err := s.retried(func(ctx context.Context) error {
 		batch := &pgx.Batch{}
