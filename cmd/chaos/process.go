@@ -62,12 +62,6 @@ func (p *process) running() bool {
 	}
 }
 
-func (p *process) alive() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.running()
-}
-
 // pid is that of its present or last life; 0 before the first.
 func (p *process) pid() int {
 	p.mu.Lock()
