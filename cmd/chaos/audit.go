@@ -102,7 +102,7 @@ func (a *audit) presentations() {
 				}
 				why := a.explain(list[:i], this)
 				if why == "" {
-					twice.add("%s session %d of %s: generation %d at %s, %s", p.id, session, this.User, this.Generation, this.At.Format(clockFormat), this.Verdict)
+					twice.add("%s session %d of %s: %s", p.id, session, this.User, history(list, this.Generation))
 					if this.Verdict == idptest.Reuse {
 						revoked.add("%s session %d of %s", p.id, session, this.User)
 					}
@@ -146,6 +146,22 @@ func (a *audit) explain(before []shown, p shown) string {
 		return ""
 	}
 	return ""
+}
+
+// history tells of each presentation of one token.
+func history(list []shown, generation int) string {
+	var all []string
+	for _, p := range list {
+		if p.Generation != generation {
+			continue
+		}
+		by := "?"
+		if p.by != nil {
+			by = p.by.name
+		}
+		all = append(all, fmt.Sprintf("%s for %v by %s: %s, lost %v", p.At.Format(clockFormat), p.Took.Round(time.Millisecond), by, p.Verdict, p.Lost))
+	}
+	return fmt.Sprintf("generation %d: %s", generation, strings.Join(all, "; "))
 }
 
 // spent is when p's token was first taken.

@@ -134,14 +134,17 @@ func (t *trial) finish(ctx context.Context) (*report, error) {
 	a := &audit{world: t.world, people: t.folks, schedule: t.plan}
 	settled, err := a.settle(ctx, t.say)
 	t.plan.errs = append(t.plan.errs, err)
+	if err := a.stop(ctx); err != nil {
+		return nil, err
+	}
+	a.heard, a.ids = t.eyes.all(func(ids map[string]bool) bool {
+		return !slices.ContainsFunc(slices.Collect(maps.Keys(a.stored)), func(id string) bool { return !ids[id] })
+	})
 	t.deaf()
 	if err := <-t.heard; err != nil {
 		t.plan.errs = append(t.plan.errs, fmt.Errorf("listening to outcomes: %w", err))
 	}
-	a.heard, a.ids = t.eyes.snapshot(), t.eyes.ids
-	if err := a.everything(ctx, t.eyes); err != nil {
-		return nil, err
-	}
+	a.everything(ctx, t.eyes)
 	return a.report(time.Since(t.began), settled), nil
 }
 
@@ -235,8 +238,8 @@ func (a *audit) settle(ctx context.Context, say func(string, ...any)) (time.Dura
 	return time.Since(a.world.ended), err
 }
 
-// everything stops the workers in order, and looks.
-func (a *audit) everything(ctx context.Context, eyes *witness) error {
+// stop looks at what the workers show, stops them in order, and reads what they have left.
+func (a *audit) stop(ctx context.Context) error {
 	leaked := a.leaks(ctx)
 	var wg sync.WaitGroup
 	errs := make([]error, len(a.world.workers))
@@ -245,15 +248,16 @@ func (a *audit) everything(ctx context.Context, eyes *witness) error {
 	}
 	wg.Wait()
 	a.schedule.errs = append(a.schedule.errs, errs...)
-	if err := errors.Join(leaked, a.load(ctx)); err != nil {
-		return err
-	}
+	return errors.Join(leaked, a.load(ctx))
+}
+
+// everything looks at all there is.
+func (a *audit) everything(ctx context.Context, eyes *witness) {
 	a.presentations()
 	a.commands()
 	a.verdicts(eyes)
 	a.store(ctx)
 	a.facts.Erasures = a.people.erasures
-	return nil
 }
 
 func (a *audit) report(took, settled time.Duration) *report {

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -111,10 +113,16 @@ func (w *witness) judge(ctx context.Context, x *person, o outcome) {
 	}
 }
 
-func (w *witness) snapshot() []outcome {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return append([]outcome(nil), w.heard...)
+// all is what was heard, once it is enough, or nothing more comes.
+func (w *witness) all(enough func(ids map[string]bool) bool) ([]outcome, map[string]bool) {
+	for end := time.Now().Add(15 * time.Second); ; <-time.After(100 * time.Millisecond) {
+		w.mu.Lock()
+		heard, ids := slices.Clone(w.heard), maps.Clone(w.ids)
+		w.mu.Unlock()
+		if enough(ids) || time.Now().After(end) {
+			return heard, ids
+		}
+	}
 }
 
 const clockFormat = "15:04:05.000"

@@ -193,6 +193,26 @@ func TestLostReplyIsReplayedAtOnceWithinTheGrace(t *testing.T) {
 	}
 }
 
+// Whoever has just signed in is not told to, though the session before is dead for sure.
+func TestALoginThatWaitsHoldsTheVerdict(t *testing.T) {
+	w := newWorld(t)
+	token := w.login("a", 10*time.Second)
+	w.families[token].dead = true
+	w.settle(work("r1"), 1)
+	w.fire()
+	w.loginWaits = true
+	w.advance(policy.ConfirmMin / 3)
+	if err := w.deliver(context.Background(), work("r1"), 1); err == nil || len(w.outcomes) != 0 {
+		t.Fatalf("%v, told %v", err, w.outcomes)
+	}
+	w.loginWaits = false
+	w.login("b", 90*time.Second)
+	w.settle(work("login-b"), 1)
+	if w.last(schema.UserSynced); len(w.outcomes) != 1 {
+		t.Errorf("told %v", w.outcomes)
+	}
+}
+
 func TestLostReplyWithoutGraceIsToldHonestly(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 10*time.Second)

@@ -2,6 +2,7 @@ package refresh
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/renewd/renewd/consumers"
@@ -61,11 +62,19 @@ func (t *task) report(g grant.Grant, f *grant.Fault) {
 // hold asks why a refusal must not end the grant now: the first one never does, a second one needs the guard's word.
 func (t *task) hold(ctx context.Context, g grant.Grant, f *grant.Fault, presented string) (string, error) {
 	v := g.Verdict
-	if t.provider.Guard == nil || f.Class != grant.Permanent || v == nil || v.Fingerprint != presented || !t.provider.Policy.Final(*v, t.Stream.Now()) {
+	if f.Class != grant.Permanent || v == nil || v.Fingerprint != presented || !t.provider.Policy.Final(*v, t.Stream.Now()) {
+		return "", nil
+	}
+	if waits, err := t.Stream.LoginWaits(ctx, t.key); waits || err != nil {
+		return "", errors.Join(err, errLoginWaits) // who has just signed in is not told to
+	}
+	if t.provider.Guard == nil {
 		return "", nil
 	}
 	return t.provider.Guard.Hold(ctx, *v)
 }
+
+var errLoginWaits = errors.New("a newer login of this user is about to be stored")
 
 // pace waits for the provider's rate limit.
 func (t *task) pace(ctx context.Context) error {

@@ -55,6 +55,8 @@ type Stream interface {
 	// Newest is the latest mark that the stream knows of the grant's record.
 	Newest(ctx context.Context, k grant.Key) (grant.Mark, error)
 	Answered(ctx context.Context, k grant.Key, id string) (bool, error)
+	// LoginWaits reports whether a login of the user was accepted that is not stored yet.
+	LoginWaits(ctx context.Context, k grant.Key) (bool, error)
 	Park(ctx context.Context, k grant.Key, p grant.Parcel) (sequence uint64, err error)
 	Parked(ctx context.Context, k grant.Key) (p grant.Parcel, found bool, err error)
 	Unpark(ctx context.Context, k grant.Key, sequence uint64) error

@@ -39,7 +39,9 @@ type world struct {
 	timers    map[grant.Key]armed
 	outcomes  []schema.Event
 	published grant.Mark // the latest of them
-	parkedFor map[grant.Key]grant.Parcel
+	// loginWaits: a login was accepted and is not stored yet.
+	loginWaits bool
+	parkedFor  map[grant.Key]grant.Parcel
 
 	looks int // at what was published
 
@@ -317,6 +319,12 @@ func (s streamAt) Answered(_ context.Context, _ grant.Key, id string) (bool, err
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
 	return slices.ContainsFunc(s.w.outcomes, func(e schema.Event) bool { return e.ID == id }), nil
+}
+
+func (s streamAt) LoginWaits(context.Context, grant.Key) (bool, error) {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	return s.w.loginWaits, nil
 }
 
 func (s streamAt) Parked(_ context.Context, k grant.Key) (grant.Parcel, bool, error) {

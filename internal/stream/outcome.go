@@ -55,6 +55,18 @@ func (e *Engine) Answered(ctx context.Context, k grant.Key, id string) (bool, er
 	return false, nil
 }
 
+// LoginWaits reports whether a login of the user was accepted that is not settled yet.
+func (e *Engine) LoginWaits(ctx context.Context, k grant.Key) (bool, error) {
+	_, err := e.last(ctx, Logins, e.config.Subjects.Of(schema.Address{Type: schema.UserLogin, Provider: k.Provider, User: k.User}))
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for a login of %s: %w", k, err)
+	}
+	return true, nil
+}
+
 // LastOutcome returns the user's newest user.synced, user.reauth_required or user.refresh_failed; found is false if there
 // is none.
 func (e *Engine) LastOutcome(ctx context.Context, k grant.Key) (event schema.Event, found bool, err error) {

@@ -167,7 +167,7 @@ func TestReconcilerLooksAfterParkedPairs(t *testing.T) {
 	restored := record("restored", grant.Live, later)
 	restored.Pair.Refresh = grant.NewSecret("older")
 	park(t, e, restored.Key, grant.Parcel{Version: restored.Version + 5, Parent: grant.NewSecret("parent").Fingerprint(), Sealed: []byte("x")})
-	r := stream.Reconciler{Store: listed{grants: []grant.Listed{waits, saved, restored}}, Engine: e, Overdue: time.Millisecond}
+	r := stream.Reconciler{Store: listed{grants: []grant.Listed{waits, saved, restored}}, Engine: e, Overdue: -time.Minute}
 	got := walks(t, r, 1)[0]
 	if got.Parked != 2 || got.Unparked != 2 || messages(t, js, stream.Parked) != 2 {
 		t.Errorf("%+v, %d left", got, messages(t, js, stream.Parked))
