@@ -1,0 +1,294 @@
+package main
+
+import (
+	"context"
+	_ "embed"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	metricnoop "go.opentelemetry.io/otel/metric/noop"
+	tracenoop "go.opentelemetry.io/otel/trace/noop"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/idp"
+	"github.com/renewd/renewd/internal/postgres"
+	"github.com/renewd/renewd/internal/seal"
+	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/schema"
+)
+
+const providerID = "propelauth"
+
+// profiler is compiled into the measured renewd when a profile is asked for, and into nothing else.
+//
+//go:embed profiler.go.txt
+var profiler []byte
+
+// build makes the renewd that is measured, from the source beside this module.
+func (b *bench) build(ctx context.Context) error {
+	if b.Binary != "" {
+		b.renewd = b.Binary
+		return nil
+	}
+	root, err := filepath.Abs(b.Root)
+	if err != nil {
+		return err
+	}
+	b.renewd = filepath.Join(b.dir, "renewd")
+	args := []string{"build", "-o", b.renewd}
+	if b.Profile != "" {
+		file, overlay := filepath.Join(b.dir, "profiler.go"), filepath.Join(b.dir, "overlay.json")
+		text, err := json.Marshal(map[string]any{"Replace": map[string]string{filepath.Join(root, "cmd/renewd/profiler.go"): file}})
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(file, profiler, 0o600); err != nil {
+			return err
+		}
+		if err := os.WriteFile(overlay, text, 0o600); err != nil {
+			return err
+		}
+		args = append(args, "-overlay", overlay)
+	}
+	cmd := exec.CommandContext(ctx, "go", append(args, "./cmd/renewd")...)
+	cmd.Dir = root
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build renewd: %w: %s", err, out)
+	}
+	return nil
+}
+
+// daemon is one `renewd serve` with its own streams, database and keyring.
+type daemon struct {
+	*process
+	b        *bench
+	dir      string
+	env      []string
+	natsURL  string
+	http     string
+	database string
+	keys     *seal.Keyring
+	nc       *nats.Conn
+	js       jetstream.JetStream
+	engine   *stream.Engine
+	store    *postgres.Store
+}
+
+// options of one daemon.
+type daemonOptions struct {
+	provider    *provider
+	concurrency int
+	natsURL     string   // empty: embedded
+	more        []string // environment
+}
+
+// newDaemon starts renewd on a new database and waits until it is ready.
+func (b *bench) newDaemon(ctx context.Context, o daemonOptions) (*daemon, error) {
+	d := &daemon{b: b}
+	var err error
+	if d.dir, err = os.MkdirTemp(b.dir, "renewd"); err != nil {
+		return nil, err
+	}
+	if d.database, err = b.newDatabase(ctx); err != nil {
+		return nil, err
+	}
+	if d.keys, err = seal.NewKeyring(time.Now()); err != nil {
+		return nil, err
+	}
+	raw, err := d.keys.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(d.dir, "keys.json"), raw, 0o600); err != nil {
+		return nil, err
+	}
+	if err := d.settings(o); err != nil {
+		return nil, err
+	}
+	if err := d.start(); err != nil {
+		return nil, err
+	}
+	return d, d.connect(ctx)
+}
+
+func (d *daemon) settings(o daemonOptions) error {
+	listen, err := freePort()
+	if err != nil {
+		return err
+	}
+	if d.http, err = freePort(); err != nil {
+		return err
+	}
+	for _, kv := range os.Environ() {
+		if !strings.HasPrefix(kv, "RENEWD_") {
+			d.env = append(d.env, kv)
+		}
+	}
+	set := map[string]string{
+		"DATA_DIR": d.dir, "DATABASE_URL": d.database, "HTTP_ADDR": d.http, "AUTH_URL": o.provider.url, "CLIENT_ID": "renewd-test",
+		"ALLOW_HTTP_LOOPBACK": "true", "PROVIDER_CONCURRENCY": fmt.Sprint(o.concurrency), "LOG_LEVEL": "warn",
+	}
+	if d.natsURL = o.natsURL; d.natsURL == "" {
+		set["NATS_LISTEN"], d.natsURL = listen, "nats://"+listen
+	} else {
+		set["NATS_URL"], set["STREAMS_APPLY"] = o.natsURL, "true"
+	}
+	for name, value := range set {
+		d.env = append(d.env, "RENEWD_"+name+"="+value)
+	}
+	d.env = append(d.env, o.more...)
+	return nil
+}
+
+// start starts the process, for the first time or again, and waits until it is ready.
+func (d *daemon) start() (err error) {
+	cmd := exec.Command(d.b.renewd, "serve")
+	cmd.Dir, cmd.Env = d.dir, d.env
+	if d.process, err = launch(d.b.dir, "renewd", cmd); err != nil {
+		return err
+	}
+	return eventually(time.Minute, func() error {
+		if !d.running() {
+			return fmt.Errorf("renewd ended: %s", d.lastWords())
+		}
+		res, err := http.Get("http://" + d.http + "/readyz")
+		if err != nil {
+			return err
+		}
+		defer res.Body.Close()
+		if res.StatusCode != http.StatusOK {
+			return fmt.Errorf("/readyz: status %d", res.StatusCode)
+		}
+		return nil
+	})
+}
+
+func (d *daemon) connect(ctx context.Context) (err error) {
+	d.nc, err = nats.Connect(d.natsURL, nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond))
+	if err != nil {
+		return err
+	}
+	if d.js, err = jetstream.New(d.nc); err != nil {
+		return err
+	}
+	if d.engine, err = stream.NewEngine(d.js, stream.Config{}); err != nil {
+		return err
+	}
+	d.store, err = postgres.Open(ctx, postgres.Config{URL: grant.NewSecret(d.database), Cipher: d.keys, MaxConns: 8})
+	return err
+}
+
+func (d *daemon) close() {
+	if d == nil {
+		return
+	}
+	if d.nc != nil {
+		d.nc.Close()
+	}
+	if d.store != nil {
+		d.store.Close()
+	}
+	d.kill()
+	_ = os.RemoveAll(d.dir)
+}
+
+// plan says what is planted.
+type plan struct {
+	users int
+	// due is when all of them are; later ones are spread over so long.
+	due    time.Time
+	spread time.Duration
+	ago    time.Duration // how old the tokens are
+	life   time.Duration // of access tokens
+	// long: renewd believes that the access tokens are still good, and learns from userinfo that they are not.
+	long bool
+}
+
+// plant has users sign in at the provider with tokens that have run out, and stores and arms their grants as a login would;
+// their profiles have been synced before, as those of most users have.
+func (d *daemon) plant(ctx context.Context, p *provider, plan plan) error {
+	client, err := idp.New(idp.Config{ID: providerID, BaseURL: p.url, ClientID: "renewd-test", AllowHTTPLoopback: true, MaxConns: 64},
+		idp.Telemetry{Tracers: tracenoop.NewTracerProvider(), Meters: metricnoop.NewMeterProvider()})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	for from := 0; from < plan.users; from += page {
+		n := min(page, plan.users-from)
+		fresh, err := p.signIn(ctx, from, n, 0)
+		if err != nil {
+			return err
+		}
+		tokens, err := p.signIn(ctx, from, n, plan.ago)
+		if err != nil {
+			return err
+		}
+		var g errgroup.Group
+		g.SetLimit(64)
+		for i, t := range tokens {
+			g.Go(func() error {
+				profile, err := client.UserInfo(ctx, grant.NewSecret(fresh[i][0]), userName(from+i))
+				if err != nil {
+					return err
+				}
+				return d.plantOne(ctx, from+i, t, profile, plan)
+			})
+		}
+		if err := g.Wait(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *daemon) plantOne(ctx context.Context, n int, tokens [2]string, profile schema.Profile, plan plan) error {
+	now := time.Now()
+	sent := now.Add(-plan.ago)
+	pair := grant.Pair{
+		Access: grant.NewSecret(tokens[0]), Refresh: grant.NewSecret(tokens[1]), ExpiresAt: sent.Add(plan.life), Lifetime: plan.life, SentAt: sent,
+	}
+	if plan.long {
+		pair.ExpiresAt, pair.Lifetime = now.Add(time.Hour), 2*time.Hour
+	}
+	name := userName(n)
+	g, _ := grant.LoggedIn(grant.Grant{}, grant.Key{Provider: providerID, User: name}, pair, grant.Order{Stream: now, Sequence: uint64(n + 1)},
+		grant.Turn{Now: now, Nonce: name, Policy: grant.Policy{}.WithDefaults()})
+	g.Profile, g.SyncedAt = &profile, now
+	g.NextDueAt = plan.due.Add(time.Duration(float64(plan.spread) * float64(n) / float64(plan.users)))
+	if _, err := d.store.Save(ctx, g); err != nil {
+		return err
+	}
+	return d.engine.Arm(ctx, g.Key, g.NextDueAt, g.NextTimer(g.NextDueAt))
+}
+
+// outcomes counts what is in OUTCOMES.
+func (d *daemon) outcomes(ctx context.Context) (uint64, error) {
+	s, err := d.js.Stream(ctx, stream.Outcomes)
+	if err != nil {
+		return 0, err
+	}
+	return s.CachedInfo().State.LastSeq, nil
+}
+
+// profile has it write a CPU profile from here on until the returned function is called; without --profile nothing.
+func (d *daemon) profile(name string) (stop func()) {
+	if d.b.Profile == "" {
+		return func() {}
+	}
+	d.signal(syscall.SIGUSR1)
+	return func() {
+		d.signal(syscall.SIGUSR2)
+		from := filepath.Join(d.dir, "cpu.pprof")
+		_ = eventually(10*time.Second, func() error { return os.Rename(from, filepath.Join(d.b.Profile, name+".pprof")) })
+	}
+}

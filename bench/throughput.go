@@ -1,0 +1,212 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/renewd/renewd/internal/idp/idptest"
+)
+
+// leg is one contestant, or one limit, of the throughput run.
+type leg struct {
+	name string
+	long bool
+	run  func(ctx context.Context, p *provider, o legOptions) (sample, error)
+}
+
+type legOptions struct {
+	leg     string
+	users   int
+	workers int
+	long    bool
+}
+
+// sample is one run of a leg.
+type sample struct {
+	took time.Duration
+	cpu  time.Duration // of all processes
+	parts
+	peak int64 // bytes, of the contestant's own process
+}
+
+// parts is the processor time of each kind of process.
+type parts struct {
+	self, provider, database time.Duration
+}
+
+func (b *bench) legs() []leg {
+	command := func(name string, more ...string) func(context.Context, *provider, legOptions) (sample, error) {
+		return func(ctx context.Context, p *provider, o legOptions) (sample, error) {
+			return b.race(ctx, p, o, name, more...)
+		}
+	}
+	return []leg{
+		{"renewd", true, b.raceRenewd}, {"loop", true, command("loop")}, {"river", true, command("river")},
+		{"limit", true, command("limit")}, {"http", true, command("limit", "--no-store")},
+		{"renewd-short", false, b.raceRenewd}, {"loop-short", false, command("loop")}, {"limit-short", false, command("limit")},
+		{"http-short", false, command("limit", "--no-store")},
+	}
+}
+
+// throughput has every contestant renew all users, all due at once, again and again in turn.
+func (b *bench) throughput(ctx context.Context) error {
+	for _, delay := range b.Delay {
+		samples := map[string][]sample{}
+		var legs []leg
+		for _, l := range b.legs() {
+			if len(b.Only) == 0 || slices.Contains(b.Only, l.name) {
+				legs = append(legs, l)
+			}
+		}
+		for n := range b.Runs {
+			for _, l := range legs {
+				s, err := b.one(ctx, l, delay)
+				if err != nil {
+					return fmt.Errorf("%s: %w", l.name, err)
+				}
+				samples[l.name] = append(samples[l.name], s)
+				b.say("run %d, provider %v, %-12s %6.0f users/s  %.2f CPU s per 1,000 (own %.2f, provider %.2f, PostgreSQL %.2f)  peak %d MB", n+1, delay, l.name,
+					s.rate(b.Users), perThousand(s.cpu, b.Users), perThousand(s.self, b.Users), perThousand(s.provider, b.Users), perThousand(s.database, b.Users), s.peak>>20)
+			}
+		}
+		for _, l := range legs {
+			b.report.Throughput = append(b.report.Throughput, throughputRow(l, delay, b.Users, samples[l.name]))
+		}
+	}
+	return nil
+}
+
+func (s sample) rate(users int) float64 { return float64(users) / s.took.Seconds() }
+
+func perThousand(cpu time.Duration, users int) float64 { return cpu.Seconds() / float64(users) * 1000 }
+
+func (b *bench) workers(delay time.Duration) int {
+	switch {
+	case b.Concurrency > 0:
+		return b.Concurrency
+	case delay > 0:
+		return 256
+	default:
+		return 64
+	}
+}
+
+func (b *bench) one(ctx context.Context, l leg, delay time.Duration) (sample, error) {
+	if err := b.checkpoint(ctx); err != nil {
+		return sample{}, err
+	}
+	p, err := b.startProvider(delay, 0, lifetime)
+	if err != nil {
+		return sample{}, err
+	}
+	defer p.kill()
+	s, err := l.run(ctx, p, legOptions{leg: l.name, users: b.Users, workers: b.workers(delay), long: l.long})
+	if err != nil {
+		return s, err
+	}
+	stats, err := p.stats(ctx)
+	if err != nil {
+		return s, err
+	}
+	return s, truth(stats, b.Users, l.long)
+}
+
+// truth holds what the provider saw against what was to be done: each user renewed once, with these calls and no others.
+func truth(s idptest.Stats, users int, long bool) error {
+	infos := users
+	if long {
+		infos = 2 * users
+	}
+	if s.Rotated != users || s.Reuse != 0 || s.Refused != 0 || s.UserInfos != infos {
+		return fmt.Errorf("the provider saw %+v, want each of %d users renewed once, and %d times userinfo", s, users, infos)
+	}
+	return nil
+}
+
+// race runs a contestant of this program.
+func (b *bench) race(ctx context.Context, p *provider, o legOptions, command string, more ...string) (sample, error) {
+	database, err := b.plantPeer(ctx, p, o.users)
+	if err != nil {
+		return sample{}, err
+	}
+	peer, err := b.peer(command, peerOptions{Database: database, Provider: p.url, Users: o.users, Workers: o.workers, Long: o.long}, more...)
+	if err != nil {
+		return sample{}, err
+	}
+	defer peer.kill()
+	if err := p.begin(ctx); err != nil {
+		return sample{}, err
+	}
+	before := b.cpu(peer, p)
+	if err := peer.start(); err != nil {
+		return sample{}, err
+	}
+	r, err := peer.result()
+	if err != nil {
+		return sample{}, err
+	}
+	return b.sample(r.Ended.Sub(r.Began), before, peer, p), nil
+}
+
+func (b *bench) cpu(contestant *process, p *provider) parts {
+	return parts{cpuOf(contestant.pid()), cpuOf(p.pid()), cpuOf(b.server.Pid())}
+}
+
+func (b *bench) sample(took time.Duration, before parts, contestant *process, p *provider) sample {
+	after := b.cpu(contestant, p)
+	used := parts{after.self - before.self, after.provider - before.provider, after.database - before.database}
+	return sample{took: took, cpu: used.self + used.provider + used.database, parts: used, peak: memory(contestant.pid(), "VmHWM")}
+}
+
+// raceRenewd has one `renewd serve` with its embedded NATS server do the same. Every timer is set to the same moment; the
+// time until the last outcome is stored counts from that moment, or from the first call if that was sooner.
+func (b *bench) raceRenewd(ctx context.Context, p *provider, o legOptions) (sample, error) {
+	d, err := b.newDaemon(ctx, daemonOptions{provider: p, concurrency: o.workers})
+	if err != nil {
+		return sample{}, err
+	}
+	defer d.close()
+	due := time.Now().Add(4*time.Second + time.Duration(o.users)*300*time.Microsecond).Truncate(time.Second)
+	if err := d.plant(ctx, p, plan{users: o.users, due: due, ago: time.Hour, life: lifetime, long: o.long}); err != nil {
+		return sample{}, err
+	}
+	if left := time.Until(due); left < time.Second {
+		return sample{}, fmt.Errorf("planting took %v too long", time.Second-left)
+	}
+	if err := p.begin(ctx); err != nil {
+		return sample{}, err
+	}
+	<-time.After(time.Until(due.Add(-500 * time.Millisecond)))
+	stop := d.profile(o.leg)
+	before := b.cpu(d.process, p)
+	ended, err := d.await(ctx, uint64(o.users), 5*time.Minute)
+	if err != nil {
+		return sample{}, err
+	}
+	first, err := p.first(ctx)
+	if err != nil {
+		return sample{}, err
+	}
+	if first.Before(due) {
+		due = first
+	}
+	s := b.sample(ended.Sub(due), before, d.process, p)
+	stop()
+	return s, nil
+}
+
+// await waits until there are that many outcomes.
+func (d *daemon) await(ctx context.Context, outcomes uint64, limit time.Duration) (time.Time, error) {
+	var ended time.Time
+	err := eventually(limit, func() error {
+		n, err := d.outcomes(ctx)
+		ended = time.Now()
+		if err == nil && n < outcomes {
+			err = fmt.Errorf("%d of %d outcomes", n, outcomes)
+		}
+		return err
+	})
+	return ended, err
+}
