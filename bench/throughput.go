@@ -29,6 +29,14 @@ type sample struct {
 	cpu  time.Duration // of all processes
 	parts
 	peak int64 // bytes, of the contestant's own process
+	work databaseWork
+}
+
+// meter is what was used before a run began.
+type meter struct {
+	parts
+	work databaseWork
+	at   string // the database
 }
 
 // parts is the processor time of each kind of process.
@@ -67,6 +75,7 @@ func (b *bench) throughput(ctx context.Context) error {
 					return fmt.Errorf("%s: %w", l.name, err)
 				}
 				samples[l.name] = append(samples[l.name], s)
+				b.say("run %d: %+v", n+1, s.work)
 				b.say("run %d, provider %v, %-12s %6.0f users/s  %.2f CPU s per 1,000 (own %.2f, provider %.2f, PostgreSQL %.2f)  peak %d MB", n+1, delay, l.name,
 					s.rate(b.Users), perThousand(s.cpu, b.Users), perThousand(s.self, b.Users), perThousand(s.provider, b.Users), perThousand(s.database, b.Users), s.peak>>20)
 			}
@@ -139,7 +148,10 @@ func (b *bench) race(ctx context.Context, p *provider, o legOptions, command str
 	if err := p.begin(ctx); err != nil {
 		return sample{}, err
 	}
-	before := b.cpu(peer, p)
+	before, err := b.meter(ctx, peer, p, database)
+	if err != nil {
+		return sample{}, err
+	}
 	if err := peer.start(); err != nil {
 		return sample{}, err
 	}
@@ -147,17 +159,27 @@ func (b *bench) race(ctx context.Context, p *provider, o legOptions, command str
 	if err != nil {
 		return sample{}, err
 	}
-	return b.sample(r.Ended.Sub(r.Began), before, peer, p), nil
+	return b.sample(ctx, r.Ended.Sub(r.Began), before, peer, p)
 }
 
 func (b *bench) cpu(contestant *process, p *provider) parts {
 	return parts{cpuOf(contestant.pid()), cpuOf(p.pid()), cpuOf(b.server.Pid())}
 }
 
-func (b *bench) sample(took time.Duration, before parts, contestant *process, p *provider) sample {
+func (b *bench) meter(ctx context.Context, contestant *process, p *provider, database string) (meter, error) {
+	work, err := b.work(ctx, database)
+	return meter{b.cpu(contestant, p), work, database}, err
+}
+
+func (b *bench) sample(ctx context.Context, took time.Duration, before meter, contestant *process, p *provider) (sample, error) {
 	after := b.cpu(contestant, p)
 	used := parts{after.self - before.self, after.provider - before.provider, after.database - before.database}
-	return sample{took: took, cpu: used.self + used.provider + used.database, parts: used, peak: memory(contestant.pid(), "VmHWM")}
+	s := sample{took: took, cpu: used.self + used.provider + used.database, parts: used, peak: memory(contestant.pid(), "VmHWM")}
+	// Backends tell of their work a second late.
+	<-time.After(1200 * time.Millisecond)
+	work, err := b.work(ctx, before.at)
+	s.work = work.since(before.work)
+	return s, err
 }
 
 // raceRenewd has one `renewd serve` with its embedded NATS server do the same. Every timer is set to the same moment; the
@@ -180,7 +202,10 @@ func (b *bench) raceRenewd(ctx context.Context, p *provider, o legOptions) (samp
 	}
 	<-time.After(time.Until(due.Add(-500 * time.Millisecond)))
 	stop := d.profile(o.leg)
-	before := b.cpu(d.process, p)
+	before, err := b.meter(ctx, d.process, p, d.database)
+	if err != nil {
+		return sample{}, err
+	}
 	ended, err := d.await(ctx, uint64(o.users), 5*time.Minute)
 	if err != nil {
 		return sample{}, err
@@ -192,9 +217,8 @@ func (b *bench) raceRenewd(ctx context.Context, p *provider, o legOptions) (samp
 	if first.Before(due) {
 		due = first
 	}
-	s := b.sample(ended.Sub(due), before, d.process, p)
 	stop()
-	return s, nil
+	return b.sample(ctx, ended.Sub(due), before, d.process, p)
 }
 
 // await waits until there are that many outcomes.
