@@ -18,6 +18,12 @@ import (
 type report struct {
 	Machine    machine      `json:"machine"`
 	Throughput []throughput `json:"throughput,omitempty"`
+	Latency    []latencyRow `json:"latency,omitempty"`
+	RSS        *rssRow      `json:"rss,omitempty"`
+	Kills      []killRow    `json:"kill,omitempty"`
+	Replay     *replayRow   `json:"replay,omitempty"`
+	Steady     *steadyRow   `json:"steady,omitempty"`
+	Scale      []scaleRow   `json:"scale,omitempty"`
 }
 
 // machine is what it was measured on.

@@ -21,6 +21,7 @@ type legOptions struct {
 	users   int
 	workers int
 	long    bool
+	natsURL string // renewd's; empty: embedded
 }
 
 // sample is one run of a leg.
@@ -54,7 +55,7 @@ func (b *bench) legs() []leg {
 		{"renewd", true, b.raceRenewd}, {"loop", true, command("loop")}, {"river", true, command("river")},
 		{"limit", true, command("limit")}, {"http", true, command("limit", "--no-store")},
 		{"renewd-short", false, b.raceRenewd}, {"loop-short", false, command("loop")}, {"limit-short", false, command("limit")},
-		{"http-short", false, command("limit", "--no-store")},
+		{"http-short", false, command("limit", "--no-store")}, {"store", false, command("store")}, {"jetstream", false, command("jetstream")},
 	}
 }
 
@@ -118,6 +119,9 @@ func (b *bench) one(ctx context.Context, l leg, delay time.Duration) (sample, er
 	stats, err := p.stats(ctx)
 	if err != nil {
 		return s, err
+	}
+	if l.name == "store" || l.name == "jetstream" {
+		return s, nil // they ask no provider
 	}
 	return s, truth(stats, b.Users, l.long)
 }
@@ -185,12 +189,12 @@ func (b *bench) sample(ctx context.Context, took time.Duration, before meter, co
 // raceRenewd has one `renewd serve` with its embedded NATS server do the same. Every timer is set to the same moment; the
 // time until the last outcome is stored counts from that moment, or from the first call if that was sooner.
 func (b *bench) raceRenewd(ctx context.Context, p *provider, o legOptions) (sample, error) {
-	d, err := b.newDaemon(ctx, daemonOptions{provider: p, concurrency: o.workers})
+	d, err := b.newDaemon(ctx, daemonOptions{provider: p, concurrency: o.workers, natsURL: o.natsURL})
 	if err != nil {
 		return sample{}, err
 	}
 	defer d.close()
-	due := time.Now().Add(4*time.Second + time.Duration(o.users)*300*time.Microsecond).Truncate(time.Second)
+	due := b.dueAfterPlanting(o.users)
 	if err := d.plant(ctx, p, plan{users: o.users, due: due, ago: time.Hour, life: lifetime, long: o.long}); err != nil {
 		return sample{}, err
 	}
@@ -219,6 +223,11 @@ func (b *bench) raceRenewd(ctx context.Context, p *provider, o legOptions) (samp
 	}
 	stop()
 	return b.sample(ctx, ended.Sub(due), before, d.process, p)
+}
+
+// dueAfterPlanting is when that many users are surely planted.
+func (b *bench) dueAfterPlanting(users int) time.Time {
+	return time.Now().Add(4*time.Second + time.Duration(users)*500*time.Microsecond).Truncate(time.Second)
 }
 
 // await waits until there are that many outcomes.

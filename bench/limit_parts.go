@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/renewd/renewd/consumers"
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/natsd"
+	"github.com/renewd/renewd/internal/postgres"
+	"github.com/renewd/renewd/internal/seal"
+	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/schema"
+)
+
+// natsCommand is a NATS server, in a process of its own.
+type natsCommand struct {
+	Listen string `required:""`
+	Dir    string `required:""`
+}
+
+// Run serves until it is killed.
+func (c natsCommand) Run(ctx context.Context) error {
+	s, err := natsd.Start(ctx, natsd.Config{StoreDir: c.Dir, Listen: c.Listen})
+	if err != nil {
+		return err
+	}
+	defer s.Shutdown()
+	fmt.Println("ready")
+	<-ctx.Done()
+	return nil
+}
+
+// jetStreamCommand is the share of a renewal that the stream has: a due message is taken, the outcome and the next timer are
+// published, the message is acknowledged. No provider, no store.
+type jetStreamCommand struct{ peerOptions }
+
+// Run does so for all users, then waits to be killed.
+func (c jetStreamCommand) Run(ctx context.Context) error {
+	dir, err := os.MkdirTemp("", "bench")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	s, err := natsd.Start(ctx, natsd.Config{StoreDir: dir})
+	if err != nil {
+		return err
+	}
+	defer s.Shutdown()
+	nc, err := s.Connect()
+	if err != nil {
+		return err
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	if _, err := stream.Ensure(ctx, js, stream.Topology{Providers: []stream.Provider{{ID: providerID, Concurrency: c.Workers}}}.WithDefaults()); err != nil {
+		return err
+	}
+	e, err := stream.NewEngine(js, stream.Config{})
+	if err != nil {
+		return err
+	}
+	var g errgroup.Group
+	g.SetLimit(256)
+	for n := range c.Users {
+		g.Go(func() error {
+			return e.Wake(ctx, keyOf(n), grant.Work{Cause: schema.Cause{ID: "c", Type: schema.CauseTimer, Source: "/bench"}})
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return race(ctx, func(ctx context.Context) error { return c.consume(ctx, js, e) })
+}
+
+func keyOf(n int) grant.Key { return grant.Key{Provider: providerID, User: userName(n)} }
+
+func (c jetStreamCommand) consume(ctx context.Context, js jetstream.JetStream, e *stream.Engine) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var done atomic.Int64
+	r, err := consumers.NewRunner(consumers.Config{
+		JetStream: js, Stream: stream.Renewals, Durable: stream.ConsumerRenew(providerID), Slots: c.Workers,
+		Handler: func(ctx context.Context, m *consumers.Message) error {
+			k, w, err := e.ParseWork(m.Subject, m.Header)
+			if err != nil {
+				return err
+			}
+			armed := make(chan error, 1)
+			go func() { armed <- e.Arm(ctx, k, time.Now().Add(time.Hour), w) }()
+			if err := e.Publish(ctx, outcome(k, w.Cause, 1, time.Now())); err != nil {
+				return err
+			}
+			if err := <-armed; err != nil {
+				return err
+			}
+			if done.Add(1) == int64(c.Users) {
+				stop()
+			}
+			return nil
+		},
+	})
+	if err != nil {
+		return err
+	}
+	return r.Run(ctx)
+}
+
+// outcome is a user.synced as renewd publishes it.
+func outcome(k grant.Key, cause schema.Cause, version int64, now time.Time) schema.Event {
+	g := grant.Grant{
+		Key: k, Version: version, Cause: cause, Status: grant.Live, BeganAt: now, Refreshed: true, NextDueAt: now.Add(lifetime),
+		Pair: grant.Pair{Access: grant.NewSecret("a"), Refresh: grant.NewSecret("r"), ExpiresAt: now.Add(lifetime), Lifetime: lifetime},
+	}
+	p := schema.Profile{ID: k.User, Email: k.User + "@example.org", FirstName: "Ines", LastName: "Moreau", Name: "Ines Moreau", Username: "ines"}
+	g, _ = g.WithProfile(grant.Turn{Work: grant.Work{Cause: cause}, Nonce: "n", BeganAt: now, Now: now, Policy: grant.Policy{}.WithDefaults()}, p)
+	event, err := g.Event("/renewd", now)
+	if err != nil {
+		panic(err) // made of our own structs
+	}
+	return event
+}
+
+// storeCommand is the share of a renewal that the store has: load, claim, save.
+type storeCommand struct{ peerOptions }
+
+// Run does so for all users, then waits to be killed.
+func (c storeCommand) Run(ctx context.Context) error {
+	keys, err := seal.NewKeyring(time.Now())
+	if err != nil {
+		return err
+	}
+	s, err := postgres.Open(ctx, postgres.Config{URL: grant.NewSecret(c.Database), Cipher: keys})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	now := time.Now()
+	if err := c.each(256, func(n int) error {
+		pair := grant.Pair{Access: grant.NewSecret("a"), Refresh: grant.NewSecret(userName(n)), ExpiresAt: now, Lifetime: lifetime, SentAt: now}
+		g, _ := grant.LoggedIn(grant.Grant{}, keyOf(n), pair, grant.Order{Stream: now, Sequence: 1}, grant.Turn{Now: now, Policy: grant.Policy{}.WithDefaults()})
+		_, err := s.Save(ctx, g)
+		return err
+	}); err != nil {
+		return err
+	}
+	return race(ctx, func(ctx context.Context) error {
+		return c.each(c.Workers, func(n int) error {
+			work := grant.Work{Cause: schema.Cause{ID: "c", Type: schema.CauseTimer, Source: "/bench"}}
+			if _, err := s.Load(ctx, keyOf(n)); err != nil {
+				return err
+			}
+			g, _, err := s.Claim(ctx, keyOf(n), grant.ClaimRequest{Nonce: "n", For: 10 * time.Second, Cause: work.Cause, Presented: true})
+			if err != nil {
+				return err
+			}
+			_, err = s.Save(ctx, g.Rotated(grant.Turn{Work: work, Nonce: "n", BeganAt: now, Now: time.Now(), Policy: grant.Policy{}.WithDefaults()},
+				grant.Tokens{Access: grant.NewSecret("b"), Refresh: grant.NewSecret("r" + userName(n)), ExpiresIn: lifetime, SentAt: time.Now()}, g.Fingerprint()))
+			return err
+		})
+	})
+}
+
+func (c storeCommand) each(workers int, do func(n int) error) error {
+	var g errgroup.Group
+	for w := range workers {
+		g.Go(func() error {
+			for n := w; n < c.Users; n += workers {
+				if err := do(n); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
