@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/renewd/renewd/schema"
+)
+
+// steadyOptions say how many renewals there are for how long.
+type steadyOptions struct {
+	Users  int           `default:"500000" help:"Users of the steady run."`
+	Period time.Duration `default:"150s" help:"Each is renewed so often in the steady run."`
+	For    time.Duration `default:"10m" help:"How long the steady run lasts."`
+}
+
+// steadyRow is how a steady load went.
+type steadyRow struct {
+	Users    int     `json:"users"`
+	PeriodS  float64 `json:"period_s"`
+	Rate     float64 `json:"renewals_per_s"`
+	P50      float64 `json:"due_to_outcome_p50_ms"`
+	P99      float64 `json:"due_to_outcome_p99_ms"`
+	Max      float64 `json:"due_to_outcome_max_ms"`
+	Late     int     `json:"users_overdue_at_end"`
+	Failed   int     `json:"outcomes_that_are_no_success"`
+	MemoryA  int64   `json:"rss_after_first_period"`
+	MemoryB  int64   `json:"rss_at_end"`
+	Cores    float64 `json:"cores_all_processes"`
+	CoresOwn float64 `json:"cores_renewd"`
+}
+
+// steadyWatch sees every outcome of the steady run.
+type steadyWatch struct {
+	mu     sync.Mutex
+	last   map[string]time.Time // newest outcome of each user
+	late   []time.Duration      // from due to here
+	failed int
+}
+
+func (w *steadyWatch) see(e schema.Event) {
+	now := time.Now()
+	d, err := schema.Data[schema.Synced](e)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if e.Type != schema.UserSynced || err != nil {
+		w.failed++
+		return
+	}
+	w.last[e.User] = now
+	if d.Cause.Type == schema.CauseTimer {
+		w.late = append(w.late, now.Sub(d.Cause.Time))
+	}
+}
+
+// overdue counts who has not been heard of for longer than so.
+func (w *steadyWatch) overdue(users int, limit time.Duration) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := 0
+	for i := range users {
+		if time.Since(w.last[userName(i)]) > limit {
+			n++
+		}
+	}
+	return n
+}
+
+// steady has tokens run out evenly, and only timers at work.
+func (b *bench) steady(ctx context.Context) error {
+	o := b.Steady
+	life := o.Period * 4 / 3
+	p, err := b.startProvider(0, 0, life)
+	if err != nil {
+		return err
+	}
+	defer p.kill()
+	d, err := b.newDaemon(ctx, daemonOptions{provider: p, concurrency: 64, more: []string{
+		"RENEWD_POLICY_MARGIN=" + (life - o.Period).String(), "RENEWD_POLICY_MARGIN_SHARE=0.25", "RENEWD_POLICY_JITTER_SHARE=0.001",
+	}})
+	if err != nil {
+		return err
+	}
+	defer d.close()
+	due := b.dueAfterPlanting(o.Users)
+	b.say("steady: planting %d users, due from %s on", o.Users, due.Format(time.TimeOnly))
+	if err := d.plant(ctx, p, plan{users: o.Users, due: due, spread: o.Period, life: life}); err != nil {
+		return err
+	}
+	if late := time.Since(due); late > 0 {
+		return fmt.Errorf("planting took %v too long", late)
+	}
+	w := &steadyWatch{last: map[string]time.Time{}}
+	stop, err := d.listen(ctx, w.see)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	if err := p.begin(ctx); err != nil {
+		return err
+	}
+	<-time.After(time.Until(due))
+	return b.watchSteady(ctx, d, p, w)
+}
+
+func (b *bench) watchSteady(ctx context.Context, d *daemon, p *provider, w *steadyWatch) error {
+	o := b.Steady
+	r := &steadyRow{Users: o.Users, PeriodS: o.Period.Seconds()}
+	began, before := time.Now(), b.cpu(d.process, p)
+	stopProfile := d.profile("steady")
+	tick := time.NewTicker(30 * time.Second)
+	defer tick.Stop()
+	end := time.After(o.For)
+	for running := true; running; {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-end:
+			running = false
+		case <-tick.C:
+		}
+		w.mu.Lock()
+		r.P50, r.P99, r.Max = quantile(w.late, 0.5), quantile(w.late, 0.99), quantile(w.late, 1)
+		r.Failed, r.Rate = w.failed, float64(len(w.late))/time.Since(began).Seconds()
+		w.mu.Unlock()
+		r.MemoryB = memory(d.pid(), "VmRSS")
+		if r.MemoryA == 0 && time.Since(began) > o.Period {
+			r.MemoryA = r.MemoryB
+		}
+		b.say("steady: %.0f renewals/s, due to outcome p50 %.0f ms, p99 %.0f ms, at most %.0f ms; %d MB", r.Rate, r.P50, r.P99, r.Max, r.MemoryB>>20)
+	}
+	took, after := time.Since(began).Seconds(), b.cpu(d.process, p)
+	stopProfile()
+	r.CoresOwn = (after.self - before.self).Seconds() / took
+	r.Cores = r.CoresOwn + (after.provider-before.provider+after.database-before.database).Seconds()/took
+	r.Late = w.overdue(o.Users, o.Period+10*time.Second)
+	b.report.Steady = r
+	return nil
+}
