@@ -9,6 +9,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 TOOLS := $(CURDIR)/.cache/bin
 TEST_FLAGS ?=
 CHAOS_FLAGS ?=
+BENCH_FLAGS ?=
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +32,10 @@ chaos: ## Kill, stall, cut off and restart everything for 20 minutes, and count 
 	@scripts/setup.sh $(TOOLS)
 	@go run ./cmd/chaos $(CHAOS_FLAGS)
 
+bench: ## Measure renewd against a loop over a table, River and the limits of HTTP, store and stream; takes 40 minutes
+	@scripts/setup.sh $(TOOLS)
+	@cd bench && go run . $(BENCH_FLAGS)
+
 build: ## Build a static ./renewd
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o renewd ./cmd/renewd
 
@@ -40,4 +45,4 @@ image: ## Build the container image renewd:<version>
 fmt: ## Format the code
 	gofmt -w .
 
-.PHONY: help test lint fuzz chaos build image fmt
+.PHONY: help test lint fuzz chaos bench build image fmt

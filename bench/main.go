@@ -77,27 +77,28 @@ type bench struct {
 	report report
 }
 
+// kind is one thing to measure.
+type kind struct {
+	name    string
+	measure func(context.Context) error
+}
+
+func (b *bench) kinds() []kind {
+	return []kind{
+		{"throughput", b.throughput}, {"latency", b.latency}, {"rss", b.rss}, {"kill", b.kills}, {"replay", b.replay}, {"steady", b.steady}, {"scale", b.scale},
+	}
+}
+
 // Run measures what was asked for and prints the tables.
 func (c runCommand) Run(ctx context.Context) error {
-	b := &bench{runCommand: c, began: time.Now()}
+	b := &bench{runCommand: c, began: time.Now(), report: report{Users: c.Users}}
 	defer b.close()
 	if err := b.open(ctx); err != nil {
 		return err
 	}
-	kinds := []struct {
-		name    string
-		measure func(context.Context) error
-	}{
-		{"throughput", b.throughput}, {"latency", b.latency}, {"rss", b.rss}, {"kill", b.kills}, {"replay", b.replay},
-		{"steady", b.steady}, {"scale", b.scale},
-	}
+	kinds := b.kinds()
 	for _, name := range c.What {
-		if !slices.ContainsFunc(kinds, func(k struct {
-			name    string
-			measure func(context.Context) error
-		}) bool {
-			return k.name == name
-		}) {
+		if !slices.ContainsFunc(kinds, func(k kind) bool { return k.name == name }) {
 			return fmt.Errorf("--run %s: no such run; see --help", name)
 		}
 	}

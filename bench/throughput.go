@@ -76,7 +76,6 @@ func (b *bench) throughput(ctx context.Context) error {
 					return fmt.Errorf("%s: %w", l.name, err)
 				}
 				samples[l.name] = append(samples[l.name], s)
-				b.say("run %d: %+v", n+1, s.work)
 				b.say("run %d, provider %v, %-12s %6.0f users/s  %.2f CPU s per 1,000 (own %.2f, provider %.2f, PostgreSQL %.2f)  peak %d MB", n+1, delay, l.name,
 					s.rate(b.Users), perThousand(s.cpu, b.Users), perThousand(s.self, b.Users), perThousand(s.provider, b.Users), perThousand(s.database, b.Users), s.peak>>20)
 			}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks format, go vet, staticcheck, and that everything builds.
+# Checks format, go vet, staticcheck, and that everything builds, the benchmark's module too.
 # Usage: scripts/lint.sh FOLDER-OF-TOOLS
 set -euo pipefail
 tools=$1
@@ -12,9 +12,12 @@ if [[ -n $unformatted ]]; then
 	printf 'not formatted, run make fmt:\n%s\n' "$unformatted" >&2
 	exit 1
 fi
-say 'build'
-go build ./...
-say 'vet'
-go vet ./...
-say 'staticcheck'
-"$tools/staticcheck" ./...
+for module in . bench; do
+	cd "$module"
+	say "build $module"
+	go build -o /dev/null ./...
+	say "vet $module"
+	go vet ./...
+	say "staticcheck $module"
+	"$tools/staticcheck" ./...
+done

@@ -119,6 +119,14 @@ func (r *repository) readGoMod(t *testing.T) {
 	if r.module == "" || len(r.requires) == 0 {
 		t.Fatal("go.mod: no module or no requirement found")
 	}
+	// The benchmark is a module of its own. What it requires beside is for it alone: the table says so.
+	text, err = os.ReadFile(filepath.Join(root, "bench", "go.mod"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range requireLine.FindAllSubmatch(text, -1) {
+		r.requires = append(r.requires, string(m[1]))
+	}
 }
 
 // files calls visit for each file of the repository, in order.
