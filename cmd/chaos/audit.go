@@ -134,7 +134,7 @@ const (
 // explain says why a spent token may be shown again: the answer that spent it never arrived, or its worker died with it.
 func (a *audit) explain(before []shown, p shown) string {
 	for _, q := range slices.Backward(before) {
-		if q.Generation != p.Generation || q.Verdict != idptest.Renewed && q.Verdict != idptest.Replay {
+		if !spends(q, p) {
 			continue
 		}
 		switch {
@@ -152,26 +152,33 @@ func (a *audit) explain(before []shown, p shown) string {
 func history(list []shown, generation int) string {
 	var all []string
 	for _, p := range list {
-		if p.Generation != generation {
+		if p.Generation != generation && p.Generation != generation-1 {
 			continue
 		}
 		by := "?"
 		if p.by != nil {
 			by = p.by.name
 		}
-		all = append(all, fmt.Sprintf("%s for %v by %s: %s, lost %v", p.At.Format(clockFormat), p.Took.Round(time.Millisecond), by, p.Verdict, p.Lost))
+		all = append(all, fmt.Sprintf("%d at %s for %v by %s: %s, lost %v", p.Generation, p.At.Format(clockFormat), p.Took.Round(time.Millisecond), by, p.Verdict, p.Lost))
 	}
-	return fmt.Sprintf("generation %d: %s", generation, strings.Join(all, "; "))
+	return strings.Join(all, "; ")
 }
 
 // spent is when p's token was first taken.
 func (a *audit) spent(before []shown, p shown) time.Time {
 	for _, q := range before {
-		if q.Generation == p.Generation && q.Verdict == idptest.Renewed {
+		if spends(q, p) {
 			return q.At
 		}
 	}
 	return time.Time{}
+}
+
+// spends reports whether q is what made p's token a spent one: a presentation of it, or a replay of the token before it,
+// whose answer took its place.
+func spends(q, p shown) bool {
+	return q.Generation == p.Generation && (q.Verdict == idptest.Renewed || q.Verdict == idptest.Replay) ||
+		q.Generation == p.Generation-1 && q.Verdict == idptest.Replay
 }
 
 // during lists the faults between two moments.
