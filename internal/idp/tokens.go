@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/renewd/renewd/internal/grant"
 )
@@ -20,11 +21,31 @@ import (
 type flexible[T any] struct{ value *T }
 
 func (f *flexible[T]) UnmarshalJSON(raw []byte) error {
+	switch value := any(&f.value).(type) { // nearly all there are; the decoder has looked at the syntax already
+	case **string:
+		if s, ok := plain(raw); ok {
+			*value = &s
+			return nil
+		}
+	case **bool:
+		if b := string(raw) == "true"; b || string(raw) == "false" {
+			*value = &b
+			return nil
+		}
+	}
 	var v *T
 	if json.Unmarshal(raw, &v) == nil {
 		f.value = v
 	}
 	return nil
+}
+
+// plain is the text of a JSON string in which nothing is escaped.
+func plain(raw []byte) (string, bool) {
+	if len(raw) < 2 || raw[0] != '"' || bytes.IndexByte(raw, '\\') >= 0 || !utf8.Valid(raw) {
+		return "", false
+	}
+	return string(raw[1 : len(raw)-1]), true
 }
 
 func (f flexible[T]) or(zero T) T {
