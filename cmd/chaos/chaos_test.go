@@ -36,7 +36,7 @@ func TestEachFault(t *testing.T) {
 			continue
 		}
 		t.Run(k.name, func(t *testing.T) {
-			x := &strike{world: trial.world, rand: rand.New(rand.NewPCG(o.Seed, uint64(i))), worker: trial.world.workers[i%3]}
+			x := &strike{world: trial.world, rand: rand.New(rand.NewPCG(o.Seed, uint64(i))), worker: trial.world.workers[i%3], brief: true}
 			trial.plan.strike(t.Context(), k, x)
 			if err := renewedAgain(t.Context(), trial); err != nil {
 				t.Error(err)

@@ -41,6 +41,7 @@ type strike struct {
 	rand     *rand.Rand
 	worker   *worker  // in workerLane
 	provider *standIn // in providerLane
+	brief    bool     // as short as faults of its kind are
 
 	kind     string
 	from, to time.Time
@@ -62,6 +63,9 @@ func (x *strike) String() string {
 
 // between draws a duration; the schedule is made of these alone.
 func (x *strike) between(from, to time.Duration) time.Duration {
+	if x.brief {
+		return from
+	}
 	return from + time.Duration(x.rand.Int64N(int64(to-from)+1))
 }
 
