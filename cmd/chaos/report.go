@@ -159,7 +159,7 @@ func (r *report) print(to io.Writer) {
 		{"commands accepted", f.Commands}, {"of them logins", f.Logins}, {"outcomes in the log", f.Outcomes}, {"user.reauth_required", f.Reauth},
 		{"users erased", f.Erasures}, {"renewals answered in the last 0.75 s of a worker, or later", f.InFlight},
 		{"pairs lost with it, provider without a grace window", f.LostWithWorker}, {"pairs lost by the provider's own lost answers, no grace window", f.LostOnTheWay},
-		{"pairs lost with a grace window that ended before the servers were back", f.LostInStorm},
+		{"pairs lost with a grace window that ended before things were calm for 12 s", f.LostInStorm},
 	} {
 		fmt.Fprintf(w, "%s\t%d\n", row.name, row.n)
 	}
