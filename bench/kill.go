@@ -83,8 +83,7 @@ func (b *bench) killOnce(ctx context.Context, grace, delay time.Duration) (r kil
 		return r, err
 	}
 	defer d.close()
-	due := b.dueAfterPlanting(b.Users)
-	if err := d.plant(ctx, p, plan{users: b.Users, due: due, ago: time.Hour, life: lifetime}); err != nil {
+	if _, err := d.plant(ctx, p, plan{users: b.Users, ago: time.Hour, life: lifetime}); err != nil {
 		return r, err
 	}
 	if err := p.begin(ctx); err != nil {

@@ -39,7 +39,7 @@ func (b *bench) latency(ctx context.Context) error {
 		return err
 	}
 	defer d.close()
-	if err := d.plant(ctx, p, plan{users: 2 * requests, due: time.Now().Add(time.Hour), life: lifetime}); err != nil {
+	if _, err := d.plant(ctx, p, plan{users: 2 * requests, due: time.Now().Add(time.Hour), life: lifetime}); err != nil {
 		return err
 	}
 	if err := p.begin(ctx); err != nil {

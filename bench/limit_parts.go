@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/renewd/renewd/consumers"
 	"github.com/renewd/renewd/internal/grant"
@@ -68,14 +67,10 @@ func (c jetStreamCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var g errgroup.Group
-	g.SetLimit(256)
-	for n := range c.Users {
-		g.Go(func() error {
-			return e.Wake(ctx, keyOf(n), grant.Work{Cause: schema.Cause{ID: "c", Type: schema.CauseTimer, Source: "/bench"}})
-		})
-	}
-	if err := g.Wait(); err != nil {
+	err = parallel(256, c.Users, func(n int) error {
+		return e.Wake(ctx, keyOf(n), grant.Work{Cause: schema.Cause{ID: "c", Type: schema.CauseTimer, Source: "/bench"}})
+	})
+	if err != nil {
 		return err
 	}
 	return race(ctx, func(ctx context.Context) error { return c.consume(ctx, js, e) })
@@ -144,7 +139,7 @@ func (c storeCommand) Run(ctx context.Context) error {
 	}
 	defer s.Close()
 	now := time.Now()
-	if err := c.each(256, func(n int) error {
+	if err := parallel(256, c.Users, func(n int) error {
 		pair := grant.Pair{Access: grant.NewSecret("a"), Refresh: grant.NewSecret(userName(n)), ExpiresAt: now, Lifetime: lifetime, SentAt: now}
 		g, _ := grant.LoggedIn(grant.Grant{}, keyOf(n), pair, grant.Order{Stream: now, Sequence: 1}, grant.Turn{Now: now, Policy: grant.Policy{}.WithDefaults()})
 		_, err := s.Save(ctx, g)
@@ -153,7 +148,7 @@ func (c storeCommand) Run(ctx context.Context) error {
 		return err
 	}
 	return race(ctx, func(ctx context.Context) error {
-		return c.each(c.Workers, func(n int) error {
+		return parallel(c.Workers, c.Users, func(n int) error {
 			work := grant.Work{Cause: schema.Cause{ID: "c", Type: schema.CauseTimer, Source: "/bench"}}
 			if _, err := s.Load(ctx, keyOf(n)); err != nil {
 				return err
@@ -167,19 +162,4 @@ func (c storeCommand) Run(ctx context.Context) error {
 			return err
 		})
 	})
-}
-
-func (c storeCommand) each(workers int, do func(n int) error) error {
-	var g errgroup.Group
-	for w := range workers {
-		g.Go(func() error {
-			for n := w; n < c.Users; n += workers {
-				if err := do(n); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	}
-	return g.Wait()
 }

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -205,7 +206,8 @@ func (d *daemon) close() {
 // plan says what is planted.
 type plan struct {
 	users int
-	// due is when all of them are; later ones are spread over so long.
+	// due is when all of them are, or the first if they are spread over so long. Zero: soon. A time that is past when
+	// everything is stored is put off.
 	due    time.Time
 	spread time.Duration
 	ago    time.Duration // how old the tokens are
@@ -214,9 +216,36 @@ type plan struct {
 	long bool
 }
 
-// plant has users sign in at the provider with tokens that have run out, and stores and arms their grants as a login would;
-// their profiles have been synced before, as those of most users have.
-func (d *daemon) plant(ctx context.Context, p *provider, plan plan) error {
+func (p plan) dueOf(n int) time.Time {
+	return p.due.Add(time.Duration(float64(p.spread) * float64(n) / float64(p.users)))
+}
+
+// plant has users sign in at the provider, and stores and arms their grants as a login would; their profiles have been
+// synced before, as those of most users have. It returns when they are due.
+func (d *daemon) plant(ctx context.Context, p *provider, plan plan) (time.Time, error) {
+	if plan.due.IsZero() {
+		// What is stored must not be long past when the timers fire: the reconciler would wake the grants.
+		plan.due = time.Now().Add(time.Duration(plan.users) * 500 * time.Microsecond)
+	}
+	versions := make([]int64, plan.users)
+	if err := d.sow(ctx, p, plan, versions); err != nil {
+		return plan.due, err
+	}
+	if soonest := time.Now().Add(3*time.Second + time.Duration(plan.users)*200*time.Microsecond).Truncate(time.Second); plan.due.Before(soonest) {
+		plan.due = soonest
+	}
+	err := parallel(256, plan.users, func(n int) error {
+		at := plan.dueOf(n)
+		return d.engine.Arm(ctx, keyOf(n), at, grant.Grant{Key: keyOf(n), Version: versions[n]}.NextTimer(at))
+	})
+	if late := time.Since(plan.due); err == nil && late > -500*time.Millisecond {
+		err = fmt.Errorf("arming timers took %v too long: is the machine busy with something else?", late+500*time.Millisecond)
+	}
+	return plan.due, err
+}
+
+// sow stores the grants and notes their versions.
+func (d *daemon) sow(ctx context.Context, p *provider, plan plan, versions []int64) error {
 	client, err := idp.New(idp.Config{ID: providerID, BaseURL: p.url, ClientID: "renewd-test", AllowHTTPLoopback: true, MaxConns: 64},
 		idp.Telemetry{Tracers: tracenoop.NewTracerProvider(), Meters: metricnoop.NewMeterProvider()})
 	if err != nil {
@@ -233,42 +262,54 @@ func (d *daemon) plant(ctx context.Context, p *provider, plan plan) error {
 		if err != nil {
 			return err
 		}
-		var g errgroup.Group
-		g.SetLimit(64)
-		for i, t := range tokens {
-			g.Go(func() error {
-				profile, err := client.UserInfo(ctx, grant.NewSecret(fresh[i][0]), userName(from+i))
-				if err != nil {
-					return err
-				}
-				return d.plantOne(ctx, from+i, t, profile, plan)
-			})
-		}
-		if err := g.Wait(); err != nil {
+		err = parallel(64, n, func(i int) error {
+			profile, err := client.UserInfo(ctx, grant.NewSecret(fresh[i][0]), userName(from+i))
+			if err != nil {
+				return err
+			}
+			g := plan.grantOf(from+i, tokens[i], profile)
+			versions[from+i] = g.Version
+			_, err = d.store.Save(ctx, g)
+			return err
+		})
+		if err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (d *daemon) plantOne(ctx context.Context, n int, tokens [2]string, profile schema.Profile, plan plan) error {
+func (p plan) grantOf(n int, tokens [2]string, profile schema.Profile) grant.Grant {
 	now := time.Now()
-	sent := now.Add(-plan.ago)
+	sent := now.Add(-p.ago)
 	pair := grant.Pair{
-		Access: grant.NewSecret(tokens[0]), Refresh: grant.NewSecret(tokens[1]), ExpiresAt: sent.Add(plan.life), Lifetime: plan.life, SentAt: sent,
+		Access: grant.NewSecret(tokens[0]), Refresh: grant.NewSecret(tokens[1]), ExpiresAt: sent.Add(p.life), Lifetime: p.life, SentAt: sent,
 	}
-	if plan.long {
+	if p.long {
 		pair.ExpiresAt, pair.Lifetime = now.Add(time.Hour), 2*time.Hour
 	}
-	name := userName(n)
-	g, _ := grant.LoggedIn(grant.Grant{}, grant.Key{Provider: providerID, User: name}, pair, grant.Order{Stream: now, Sequence: uint64(n + 1)},
-		grant.Turn{Now: now, Nonce: name, Policy: grant.Policy{}.WithDefaults()})
-	g.Profile, g.SyncedAt = &profile, now
-	g.NextDueAt = plan.due.Add(time.Duration(float64(plan.spread) * float64(n) / float64(plan.users)))
-	if _, err := d.store.Save(ctx, g); err != nil {
-		return err
+	g, _ := grant.LoggedIn(grant.Grant{}, keyOf(n), pair, grant.Order{Stream: now, Sequence: uint64(n + 1)},
+		grant.Turn{Now: now, Nonce: userName(n), Policy: grant.Policy{}.WithDefaults()})
+	g.Profile, g.SyncedAt, g.NextDueAt = &profile, now, p.dueOf(n)
+	return g
+}
+
+// parallel calls do for 0 to n-1, so many at a time, until the first error.
+func parallel(workers, n int, do func(i int) error) error {
+	var g errgroup.Group
+	var failed atomic.Bool
+	for w := range workers {
+		g.Go(func() error {
+			for i := w; i < n && !failed.Load(); i += workers {
+				if err := do(i); err != nil {
+					failed.Store(true)
+					return err
+				}
+			}
+			return nil
+		})
 	}
-	return d.engine.Arm(ctx, g.Key, g.NextDueAt, g.NextTimer(g.NextDueAt))
+	return g.Wait()
 }
 
 // outcomes counts what is in OUTCOMES.

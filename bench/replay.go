@@ -10,7 +10,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/renewd/renewd/consumers"
 	"github.com/renewd/renewd/internal/stream"
@@ -85,20 +84,10 @@ func fill(ctx context.Context, nc *nats.Conn, r *replayRow) error {
 	if err != nil {
 		return err
 	}
-	const publishers = 1000
-	var g errgroup.Group
-	for p := range publishers {
-		g.Go(func() error {
-			for n := p; n < r.Events; n += publishers {
-				cause := schema.Cause{ID: fmt.Sprint(n), Type: schema.CauseTimer, Source: "/bench"}
-				if err := e.Publish(ctx, outcome(keyOf(n%r.Users), cause, int64(n), time.Now())); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	}
-	return g.Wait()
+	return parallel(1000, r.Events, func(n int) error {
+		cause := schema.Cause{ID: fmt.Sprint(n), Type: schema.CauseTimer, Source: "/bench"}
+		return e.Publish(ctx, outcome(keyOf(n%r.Users), cause, int64(n), time.Now()))
+	})
 }
 
 // readUsers reads the histories of some users.

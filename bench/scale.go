@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"golang.org/x/sync/errgroup"
-
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/publishers"
 	"github.com/renewd/renewd/schema"
@@ -68,7 +66,7 @@ func (b *bench) scaleOne(ctx context.Context, size int) (r scaleRow, err error) 
 	r.Grants = size
 	// Due in hours: nothing but what is asked for happens.
 	plan := plan{users: size, due: time.Now().Add(6 * time.Hour), spread: time.Hour, life: 12 * time.Hour}
-	if err := d.plant(ctx, p, plan); err != nil {
+	if _, err := d.plant(ctx, p, plan); err != nil {
 		return r, err
 	}
 	if err := p.begin(ctx); err != nil {
@@ -127,14 +125,12 @@ func (d *daemon) scaleRenewals(ctx context.Context, p *provider, r *scaleRow) er
 			return err
 		}
 		before := d.b.cpu(d.process, p)
-		var g errgroup.Group
-		g.SetLimit(64)
-		for i := range scaleRound {
+		err = parallel(64, scaleRound, func(i int) error {
 			n := (round*scaleRound + i) % r.Grants
 			work := grant.Work{Want: schema.WantTokens, Cause: schema.Cause{ID: fmt.Sprintf("%d-%d", round, n), Type: schema.UserRefreshDue, Source: "/bench"}}
-			g.Go(func() error { return d.engine.Wake(ctx, keyOf(n), work) })
-		}
-		if err := g.Wait(); err != nil {
+			return d.engine.Wake(ctx, keyOf(n), work)
+		})
+		if err != nil {
 			return err
 		}
 		if _, err := d.await(ctx, seen+scaleRound, time.Minute); err != nil {
@@ -163,15 +159,11 @@ func (d *daemon) scaleLogins(ctx context.Context, p *provider, r *scaleRow) erro
 		return err
 	}
 	began := time.Now()
-	var g errgroup.Group
-	g.SetLimit(64)
-	for i, t := range tokens {
-		g.Go(func() error {
-			_, err := publisher.Login(ctx, providerID, userName(r.Grants+i), publishers.Tokens{AccessToken: t[0], RefreshToken: t[1], ExpiresIn: lifetime})
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
+	err = parallel(64, scaleLogins, func(i int) error {
+		_, err := publisher.Login(ctx, providerID, userName(r.Grants+i), publishers.Tokens{AccessToken: tokens[i][0], RefreshToken: tokens[i][1], ExpiresIn: lifetime})
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	ended, err := d.await(ctx, seen+scaleLogins, 2*time.Minute)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"time"
 
@@ -84,14 +83,12 @@ func (b *bench) steady(ctx context.Context) error {
 		return err
 	}
 	defer d.close()
-	due := b.dueAfterPlanting(o.Users)
-	b.say("steady: planting %d users, due from %s on", o.Users, due.Format(time.TimeOnly))
-	if err := d.plant(ctx, p, plan{users: o.Users, due: due, spread: o.Period, life: life}); err != nil {
+	b.say("steady: planting %d users", o.Users)
+	due, err := d.plant(ctx, p, plan{users: o.Users, spread: o.Period, life: life})
+	if err != nil {
 		return err
 	}
-	if late := time.Since(due); late > 0 {
-		return fmt.Errorf("planting took %v too long", late)
-	}
+	b.say("steady: due from %s on", due.Format(time.TimeOnly))
 	w := &steadyWatch{last: map[string]time.Time{}}
 	stop, err := d.listen(ctx, w.see)
 	if err != nil {

@@ -193,17 +193,14 @@ func (b *bench) raceRenewd(ctx context.Context, p *provider, o legOptions) (samp
 		return sample{}, err
 	}
 	defer d.close()
-	due := b.dueAfterPlanting(o.users)
-	if err := d.plant(ctx, p, plan{users: o.users, due: due, ago: time.Hour, life: lifetime, long: o.long}); err != nil {
+	due, err := d.plant(ctx, p, plan{users: o.users, ago: time.Hour, life: lifetime, long: o.long})
+	if err != nil {
 		return sample{}, err
-	}
-	if left := time.Until(due); left < time.Second {
-		return sample{}, fmt.Errorf("planting took %v too long", time.Second-left)
 	}
 	if err := p.begin(ctx); err != nil {
 		return sample{}, err
 	}
-	<-time.After(time.Until(due.Add(-500 * time.Millisecond)))
+	<-time.After(time.Until(due.Add(-300 * time.Millisecond)))
 	stop := d.profile(o.leg)
 	before, err := b.meter(ctx, d.process, p, d.database)
 	if err != nil {
@@ -222,11 +219,6 @@ func (b *bench) raceRenewd(ctx context.Context, p *provider, o legOptions) (samp
 	}
 	stop()
 	return b.sample(ctx, ended.Sub(due), before, d.process, p)
-}
-
-// dueAfterPlanting is when that many users are surely planted.
-func (b *bench) dueAfterPlanting(users int) time.Time {
-	return time.Now().Add(4*time.Second + time.Duration(users)*500*time.Microsecond).Truncate(time.Second)
 }
 
 // await waits until there are that many outcomes.
