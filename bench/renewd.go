@@ -236,7 +236,12 @@ func (d *daemon) plant(ctx context.Context, p *provider, plan plan) (time.Time, 
 	}
 	err := parallel(256, plan.users, func(n int) error {
 		at := plan.dueOf(n)
-		return d.engine.Arm(ctx, keyOf(n), at, grant.Grant{Key: keyOf(n), Version: versions[n]}.NextTimer(at))
+		work := grant.Grant{Key: keyOf(n), Version: versions[n]}.NextTimer(at)
+		if plan.long {
+			// A timer of renewd's own knows that the token has run out; who has it synced on request does not.
+			work = grant.Work{Cause: schema.Cause{ID: fmt.Sprint("request-", n), Type: schema.UserRefreshDue, Source: "/bench", Time: at}}
+		}
+		return d.engine.Arm(ctx, keyOf(n), at, work)
 	})
 	if late := time.Since(plan.due); err == nil && late > -500*time.Millisecond {
 		err = fmt.Errorf("arming timers took %v too long: is the machine busy with something else?", late+500*time.Millisecond)
