@@ -70,18 +70,20 @@ func (c *claimed) live(now time.Time, lasts time.Duration) bool {
 // watch calls end when the claim is about to run out unextended, unless stop is called before.
 func (c *claimed) watch(now func() time.Time, lasts time.Duration, end func()) (stop func()) {
 	left := func() time.Duration { return c.since.Load().Add(lasts - lasts/20).Sub(now()) }
-	over := make(chan struct{})
+	over, timer := make(chan struct{}), time.NewTimer(left())
 	go func() {
+		defer timer.Stop()
 		for {
 			select {
 			case <-over:
 				return
-			case <-time.After(left()):
+			case <-timer.C:
 			}
 			if left() <= 0 {
 				end()
 				return
 			}
+			timer.Reset(left())
 		}
 	}()
 	return func() { close(over) }
