@@ -2,7 +2,8 @@
 // renewal.
 //
 // It makes no call to a provider or a store, so a request never waits behind one; whether the user has a grant is for the
-// refresh consumer to say. A Consumer is safe for concurrent use.
+// refresh consumer to say. Waking a grant takes its timer away, so what the timer knew of the grant's record goes into the
+// wake. A Consumer is safe for concurrent use.
 package request
 
 import (
@@ -17,6 +18,8 @@ import (
 
 // Waker makes a grant due now, for the given work. Waking twice is one renewal.
 type Waker interface {
+	// TimerMark is the mark of the record that the grant's timer was set from; zero if it has none.
+	TimerMark(ctx context.Context, k grant.Key) (grant.Mark, error)
 	Wake(ctx context.Context, k grant.Key, w grant.Work) error
 }
 
@@ -42,12 +45,18 @@ func (c *Consumer) Handle(ctx context.Context, m *consumers.Message) error {
 	if err != nil {
 		return consumers.Reject(err)
 	}
+	key := grant.Key{Provider: e.Provider, User: e.User}
+	mark, err := c.Stream.TimerMark(ctx, key)
+	if err != nil {
+		return consumers.Retry(err, time.Second)
+	}
 	w := grant.Work{
 		Cause:    schema.Cause{ID: e.ID, Type: e.Type, Source: e.Source, Time: e.Time, Reason: data.Reason},
 		Want:     data.Want,
 		MinValid: time.Duration(data.MinValidSeconds) * time.Second,
+		Mark:     mark,
 	}
-	if err := c.Stream.Wake(ctx, grant.Key{Provider: e.Provider, User: e.User}, w); err != nil {
+	if err := c.Stream.Wake(ctx, key, w); err != nil {
 		return consumers.Retry(err, time.Second)
 	}
 	return nil

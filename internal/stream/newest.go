@@ -21,7 +21,7 @@ func (e *Engine) Newest(ctx context.Context, k grant.Key) (grant.Mark, error) {
 	group, ctx := errgroup.WithContext(ctx)
 	for i, t := range types {
 		group.Go(func() (err error) {
-			marks[i], err = e.lastMark(ctx, e.config.Subjects.Of(schema.Address{Type: t, Provider: k.Provider, User: k.User}))
+			marks[i], err = e.lastMark(ctx, Outcomes, e.config.Subjects.Of(schema.Address{Type: t, Provider: k.Provider, User: k.User}))
 			return err
 		})
 	}
@@ -45,8 +45,19 @@ func (e *Engine) Newest(ctx context.Context, k grant.Key) (grant.Mark, error) {
 // parkedToken stands for the refresh token of a parked pair, which is sealed: it is never the one that the store holds.
 const parkedToken = "parked"
 
-func (e *Engine) lastMark(ctx context.Context, subject string) (grant.Mark, error) {
-	m, err := e.last(ctx, Outcomes, subject)
+// TimerMark returns the mark of the record that the grant's timer was set from, zero if no timer waits. A timer is set
+// after each change of a record, so that a store which has its mark, or a later one, has lost nothing: one read where
+// Newest needs many.
+func (e *Engine) TimerMark(ctx context.Context, k grant.Key) (grant.Mark, error) {
+	m, err := e.lastMark(ctx, Renewals, e.timer(k))
+	if err != nil {
+		return grant.Mark{}, fmt.Errorf("timer of %s: %w", k, err)
+	}
+	return m, nil
+}
+
+func (e *Engine) lastMark(ctx context.Context, base, subject string) (grant.Mark, error) {
+	m, err := e.last(ctx, base, subject)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return grant.Mark{}, nil
 	}
