@@ -40,7 +40,7 @@ type Store struct {
 	pool    *pgxpool.Pool
 	cipher  grant.Cipher
 	timeout time.Duration
-	loads   batcher[grant.Key, loaded]
+	loads   batcher[grant.Key, found]
 	claims  batcher[claim, claimed]
 	saves   batcher[row, error]
 }
@@ -78,7 +78,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	s := &Store{pool: pool, cipher: c.Cipher, timeout: c.Timeout}
 	// Few at a time: what comes meanwhile shares the next statement, and the fewer there are, the less each costs.
 	const statements = 2
-	s.loads = batcher[grant.Key, loaded]{most: batchMost, key: grant.Key.String, run: s.runLoads, free: statements}
+	s.loads = batcher[grant.Key, found]{most: batchMost, key: grant.Key.String, run: s.runLoads, free: statements}
 	s.claims = batcher[claim, claimed]{most: batchMost, key: func(c claim) string { return c.key.String() }, run: s.runClaims, free: statements}
 	s.saves = batcher[row, error]{most: batchMost, key: func(r row) string { return r.key.String() }, run: s.runSaves, free: statements}
 	return s, nil
@@ -132,26 +132,28 @@ func (s *Store) Close() {
 
 // Load implements grant.Store.
 func (s *Store) Load(ctx context.Context, k grant.Key) (grant.Grant, error) {
-	l, err := s.loads.do(ctx, k)
-	if err == nil {
-		err = l.err
-	}
+	f, err := s.loads.do(ctx, k)
 	if err != nil {
 		return grant.Grant{}, fmt.Errorf("load grant %s: %w", k, err)
 	}
-	return l.grant, nil
+	g, err := f.grant(s.cipher)
+	if err != nil {
+		return grant.Grant{}, fmt.Errorf("load grant %s: %w", k, err)
+	}
+	return g, nil
 }
 
 // Claim implements grant.Store.
 func (s *Store) Claim(ctx context.Context, k grant.Key, r grant.ClaimRequest) (grant.Grant, *grant.Claim, error) {
 	c, err := s.claims.do(ctx, claim{k, r})
-	if err == nil {
-		err = c.err
-	}
 	if err != nil {
 		return grant.Grant{}, nil, fmt.Errorf("claim grant %s: %w", k, err)
 	}
-	return c.grant, c.prior, nil
+	g, prior, err := c.grant(s.cipher)
+	if err != nil {
+		return grant.Grant{}, nil, fmt.Errorf("claim grant %s: %w", k, err)
+	}
+	return g, prior, nil
 }
 
 // Save implements grant.Store.

@@ -127,17 +127,17 @@ func (r *row) targets() []any {
 	return append(out, &r.attempts, &r.outages, &r.lastError, &r.claimNonce, &r.claimUntil, &r.claim, &r.profile, &r.state)
 }
 
-func claimOf(nonce *string, until *time.Time, rest *string) (*grant.Claim, error) {
-	if nonce == nil {
+func (r row) claimed() (*grant.Claim, error) {
+	if r.claimNonce == nil {
 		return nil, nil
 	}
-	c := &grant.Claim{Nonce: *nonce, Until: orZero(until)}
-	if rest != nil {
-		var r claimRest
-		if err := json.Unmarshal([]byte(*rest), &r); err != nil {
+	c := &grant.Claim{Nonce: *r.claimNonce, Until: orZero(r.claimUntil)}
+	if r.claim != nil {
+		var rest claimRest
+		if err := json.Unmarshal([]byte(*r.claim), &rest); err != nil {
 			return nil, fmt.Errorf("claim: %w", err)
 		}
-		c.Fingerprint, c.Cause, c.Presented = r.Fingerprint, r.Cause, r.Presented
+		c.Fingerprint, c.Cause, c.Presented = rest.Fingerprint, rest.Cause, rest.Presented
 	}
 	return c, nil
 }
@@ -162,7 +162,7 @@ func (r row) grant(c grant.Cipher) (grant.Grant, error) {
 		g.Kept = g.Profile
 	}
 	var err error
-	if g.Claim, err = claimOf(r.claimNonce, r.claimUntil, r.claim); err != nil {
+	if g.Claim, err = r.claimed(); err != nil {
 		return g, fmt.Errorf("record is damaged: %w", err)
 	}
 	g.Pair, err = grant.OpenPair(c, grant.PurposeStore, g.Key, g.Version, r.tokens)

@@ -39,16 +39,24 @@ func keys(in []grant.Key) (providers, users []string) {
 	return providers, users
 }
 
-type loaded struct {
-	grant grant.Grant
-	err   error
+// found is a row, if it is there. Whoever asked decodes it: what a batch does itself all its calls wait for.
+type found struct {
+	row row
+	ok  bool
+}
+
+func (f found) grant(c grant.Cipher) (grant.Grant, error) {
+	if !f.ok {
+		return grant.Grant{}, grant.ErrNotFound
+	}
+	return f.row.grant(c)
 }
 
 const loadSQL = `SELECT ` + columns + ` FROM renewd.grants g
 	JOIN unnest($1::text[], $2::text[]) AS r(provider, user_id) ON g.provider = r.provider AND g.user_id = r.user_id`
 
-func (s *Store) runLoads(in []grant.Key) ([]loaded, error) {
-	found := make(map[grant.Key]loaded, len(in))
+func (s *Store) runLoads(in []grant.Key) ([]found, error) {
+	byKey := make(map[grant.Key]row, len(in))
 	err := s.retried(func(ctx context.Context) error {
 		providers, users := keys(in)
 		rows, err := s.pool.Query(ctx, loadSQL, providers, users)
@@ -61,21 +69,16 @@ func (s *Store) runLoads(in []grant.Key) ([]loaded, error) {
 			if err != nil {
 				return err
 			}
-			g, err := r.grant(s.cipher)
-			found[r.key] = loaded{g, err}
+			byKey[r.key] = r
 		}
 		return rows.Err()
 	})
 	if err != nil {
 		return nil, err
 	}
-	out := make([]loaded, len(in))
+	out := make([]found, len(in))
 	for i, k := range in {
-		l, ok := found[k]
-		if !ok {
-			l.err = grant.ErrNotFound
-		}
-		out[i] = l
+		out[i].row, out[i].ok = byKey[k]
 	}
 	return out, nil
 }
@@ -86,9 +89,18 @@ type claim struct {
 }
 
 type claimed struct {
-	grant grant.Grant
-	prior *grant.Claim
-	err   error
+	row, prior row // of prior only the claim
+	err        error
+}
+
+func (c claimed) grant(cipher grant.Cipher) (g grant.Grant, prior *grant.Claim, err error) {
+	if c.err != nil {
+		return g, nil, c.err
+	}
+	if g, err = c.row.grant(cipher); err == nil {
+		prior, err = c.prior.claimed()
+	}
+	return g, prior, err
 }
 
 // claimSQL claims those that are free. What it returns of the claim before was read before the row was locked, hence the
@@ -152,18 +164,11 @@ func (s *Store) tryClaims(in []claim, done map[grant.Key]claimed) error {
 		}
 		defer rows.Close()
 		for rows.Next() {
-			var nonce, rest *string
-			var until *time.Time
-			r, err := scan(rows, &nonce, &until, &rest)
-			if err != nil {
+			var c claimed
+			if c.row, err = scan(rows, &c.prior.claimNonce, &c.prior.claimUntil, &c.prior.claim); err != nil {
 				return err
 			}
-			g, err := r.grant(s.cipher)
-			c := claimed{grant: g, err: err}
-			if c.err == nil {
-				c.prior, c.err = claimOf(nonce, until, rest)
-			}
-			done[r.key] = c
+			done[c.row.key] = c
 		}
 		return rows.Err()
 	})
@@ -202,11 +207,11 @@ func (s *Store) unclaimed(in []claim, done map[grant.Key]claimed) (raced []claim
 		return nil, err
 	}
 	for i, k := range missing {
-		holder := there[i].grant.Claim
+		r := there[i].row
 		switch {
-		case errors.Is(there[i].err, grant.ErrNotFound):
+		case !there[i].ok:
 			done[k] = claimed{err: grant.ErrNotFound}
-		case holder != nil && holder.Nonce != byKey[k].request.Nonce && holder.Until.After(time.Now()):
+		case r.claimNonce != nil && *r.claimNonce != byKey[k].request.Nonce && orZero(r.claimUntil).After(time.Now()):
 			done[k] = claimed{err: grant.ErrClaimed}
 		default:
 			raced = append(raced, byKey[k])
