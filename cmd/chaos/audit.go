@@ -384,8 +384,13 @@ func (a *audit) eachOutcome(ctx context.Context, see func(jetstream.Msg)) error 
 	if err != nil {
 		return err
 	}
+	all, err := c.Messages()
+	if err != nil {
+		return err
+	}
+	defer all.Stop()
 	for {
-		m, err := c.Next(jetstream.FetchMaxWait(10 * time.Second))
+		m, err := all.Next(jetstream.NextContext(ctx))
 		if err != nil {
 			return fmt.Errorf("read %s: %w", stream.Outcomes, err)
 		}

@@ -167,12 +167,15 @@ func (s *schedule) disturb(ctx context.Context, folks *people, eyes *witness) {
 	wg.Go(func() { s.outage(ctx, o.Outage); s.run(ctx, o.Seed) })
 	tick := time.NewTicker(10 * time.Second)
 	defer tick.Stop()
-	for ctx.Err() == nil {
+	for told := 0; ctx.Err() == nil; {
 		select {
 		case <-ctx.Done():
 		case <-tick.C:
 			eyes.mu.Lock()
 			n, wrong := len(eyes.heard), len(eyes.wrong)
+			for ; told < wrong; told++ {
+				s.say("%s", eyes.wrong[told])
+			}
 			eyes.mu.Unlock()
 			renewals := 0
 			for _, p := range s.world.providers {

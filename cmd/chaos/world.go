@@ -78,7 +78,7 @@ const providerSettings = `
     allow_http_loopback: true
     timeout: 6s
     policy: {floor: 1s, retry_min: 1s, retry_max: 5s, retry_later: 10s, confirm_min: 5s, confirm_max: 8s}
-    guard: {release: 5s}
+    guard: {release: 5s, alone: 20s}
 `
 
 // newWorld starts everything and waits until every worker is ready.

@@ -95,6 +95,7 @@ type guardSettings struct {
 	DeadShare  float64       `key:"dead_share" default:"0.5" min:"0.01" doc:"share of refused users in it that puts the provider in doubt: nobody is signed out, its renewals pause; above 1: never"`
 	Release    time.Duration `key:"release" default:"10m" min:"1s" doc:"how long they pause before one tries again"`
 	Hold       time.Duration `key:"hold" default:"24h" min:"1s" doc:"how long a refusal is held back while no renewal has ever succeeded with this client_id"`
+	Alone      time.Duration `key:"alone" default:"2m" min:"1ms" doc:"how long a refusal is held back while nobody at all was renewed since"`
 	FailMin    int           `key:"fail_min" default:"10" min:"1" doc:"failed calls in fail_window from which on the provider may be down"`
 	FailWindow time.Duration `key:"fail_window" default:"15s" min:"1s" doc:"in which failed calls are weighed against all"`
 	FailShare  float64       `key:"fail_share" default:"0.8" min:"0.01" doc:"share of failed calls in it from which on the provider is down and its renewals pause; above 1: never"`
@@ -105,7 +106,7 @@ type guardSettings struct {
 // rules is g as package guard takes it.
 func (g guardSettings) rules() guard.Rules {
 	return guard.Rules{
-		Window: g.Window, DeadMin: g.DeadMin, DeadShare: g.DeadShare, Release: g.Release, Hold: g.Hold, FailMin: g.FailMin,
+		Window: g.Window, DeadMin: g.DeadMin, DeadShare: g.DeadShare, Release: g.Release, Hold: g.Hold, Alone: g.Alone, FailMin: g.FailMin,
 		FailWindow: g.FailWindow, FailShare: g.FailShare, OpenMin: g.OpenMin, OpenMax: g.OpenMax,
 	}
 }

@@ -3,7 +3,7 @@
 //
 // It answers two questions. May a confirmed refusal sign a user out? Only if the settings it was judged under have worked
 // at least once, and only while not most of the provider's users are refused at a time (that is a wrong client id or a
-// restored database, not users who left). And may the provider be called? Not while a circuit breaker is open: then its
+// restored database, not users who left), and somebody was renewed meanwhile. And may the provider be called? Not while a circuit breaker is open: then its
 // consumer is paused for every worker, one renewal at a time tries whether it is back, and provider.degraded and
 // provider.recovered tell the world.
 //
@@ -33,6 +33,9 @@ type Rules struct {
 	Release time.Duration
 	// Hold is how long a refusal is held back while no refresh has ever succeeded under the present settings. Default 24 h.
 	Hold time.Duration
+	// Alone is how long a refusal is held back while nobody at all was renewed since it was first given: then there are
+	// none who could tell a user who left from a provider in a bad moment. Default 2 min.
+	Alone time.Duration
 	// FailMin failures within FailWindow, and at least FailShare of all calls in it, open the breaker. Defaults 10, 15 s, 0.8.
 	FailMin    int
 	FailWindow time.Duration
@@ -45,8 +48,8 @@ type Rules struct {
 // WithDefaults returns r with every zero field set to its default.
 func (r Rules) WithDefaults() Rules {
 	for d, v := range map[*time.Duration]time.Duration{
-		&r.Window: 10 * time.Minute, &r.Release: 10 * time.Minute, &r.Hold: 24 * time.Hour, &r.FailWindow: 15 * time.Second,
-		&r.OpenMin: time.Second, &r.OpenMax: 4 * time.Second,
+		&r.Window: 10 * time.Minute, &r.Release: 10 * time.Minute, &r.Hold: 24 * time.Hour, &r.Alone: 2 * time.Minute,
+		&r.FailWindow: 15 * time.Second, &r.OpenMin: time.Second, &r.OpenMax: 4 * time.Second,
 	} {
 		if *d == 0 {
 			*d = v
@@ -78,8 +81,8 @@ func (r Rules) Validate() error {
 		return fmt.Errorf("fail_share: %v: want more than 0; above 1 switches the breaker off", r.FailShare)
 	case r.OpenMin <= 0 || r.OpenMax < r.OpenMin:
 		return fmt.Errorf("open_max: %v is less than open_min %v", r.OpenMax, r.OpenMin)
-	case min(r.Window, r.Release, r.Hold, r.FailWindow) <= 0:
-		return fmt.Errorf("window, release, hold, fail_window: want more than 0")
+	case min(r.Window, r.Release, r.Hold, r.Alone, r.FailWindow) <= 0:
+		return fmt.Errorf("window, release, hold, alone, fail_window: want more than 0")
 	}
 	return nil
 }
@@ -252,6 +255,11 @@ func (s State) most(v grant.Verdict, r Rules) bool {
 	return refused(since) || refused(again)
 }
 
+// renewed reports whether anybody was renewed since.
+func (s State) renewed(since time.Time) bool {
+	return slices.ContainsFunc(s.Lately, func(b Bucket) bool { return b.OK > 0 && !b.From.Before(since) })
+}
+
 func share(part, whole int) float64 {
 	if whole == 0 {
 		return 0
@@ -262,7 +270,7 @@ func share(part, whole int) float64 {
 // Hold says why v is not to be believed yet; empty: it is.
 func (s State) Hold(v grant.Verdict, now time.Time, r Rules) string {
 	switch {
-	case s.Outage != nil && s.Outage.Reason == ReasonMassFailure, s.most(v, r):
+	case s.Outage != nil && s.Outage.Reason == ReasonMassFailure, s.most(v, r), now.Sub(v.At) < r.Alone && !s.renewed(v.At):
 		return ReasonMassFailure
 	case s.ProvenAt.IsZero() && now.Sub(v.At) < r.Hold:
 		return schema.ReasonUnproven

@@ -131,7 +131,7 @@ func TestVerdictsOfABadMomentAreHeld(t *testing.T) {
 	if change != "" {
 		t.Fatalf("a dozen refusals among thousands: %s", change)
 	}
-	at = at.Add(30 * time.Second)
+	s, _, at = feed(s, at.Add(30*time.Second), guard.Tally{OK: 1})
 	if got := s.Hold(given(first.Add(6*time.Second)), at, rules); got != "" {
 		t.Errorf("a user refused when all was well again is held: %s", got)
 	}
@@ -164,5 +164,20 @@ func TestVerdictsConfirmedInABadMomentAreHeld(t *testing.T) {
 	s, _, at = feed(s, at, guard.Tally{OK: 20})
 	if got := s.Hold(v, at, rules); got != "" {
 		t.Errorf("most are renewed, and the verdict is held: %s", got)
+	}
+}
+
+// Where few users are, most of them are fewer than the guard counts; that nobody was renewed since says as much.
+func TestVerdictsWithoutAWitnessAreHeld(t *testing.T) {
+	s, _, at := feed(guard.State{}, noon, guard.Tally{OK: 1}, guard.Tally{Dead: 1}, guard.Tally{Dead: 2, Again: 1}, guard.Tally{Again: 3})
+	v := given(noon.Add(2 * time.Second))
+	if s.Hold(v, at.Add(40*time.Second), rules) != guard.ReasonMassFailure {
+		t.Error("a verdict is believed though nobody was renewed since")
+	}
+	if got := s.Hold(v, v.At.Add(rules.Alone), rules); got != "" {
+		t.Errorf("the only user who comes is held for ever: %s", got)
+	}
+	if s, _, at = feed(s, at, guard.Tally{OK: 1}); s.Hold(v, at, rules) != "" {
+		t.Error("somebody is renewed again, and the verdict is held")
 	}
 }
