@@ -102,6 +102,7 @@ const (
 	ReasonSubjectMismatch     = "subject_mismatch" // userinfo is about somebody else; nothing was stored
 	ReasonProfile             = "profile_unavailable"
 	ReasonMassFailure         = "mass_failure"      // most of the provider's users are refused at once: nobody is believed to have left
+	ReasonNobodyRenewed       = "nobody_renewed"    // refused, but nobody at all was renewed since: the provider is asked again before it is believed
 	ReasonUnproven            = "settings_unproven" // nobody was ever renewed with these settings: the refusal may be their fault
 )
 

@@ -104,6 +104,7 @@ func TestTour(t *testing.T) {
 	env := []string{
 		"RENEWD_NATS_URL=" + url, "RENEWD_DATA_DIR=" + dir, "RENEWD_AUTH_URL=http://" + standIn.addr, "RENEWD_CLIENT_ID=" + devClient,
 		"RENEWD_ALLOW_HTTP_LOOPBACK=true", "RENEWD_POLICY_CONFIRM_MIN=1s", "RENEWD_POLICY_CONFIRM_MAX=1s", "RENEWD_POLICY_FLOOR=1s",
+		"RENEWD_GUARD_ALONE=1ms", // jane is the only user
 	}
 	want(t, env, exitDone, "", "keys", "new")
 	want(t, append(env, "RENEWD_HTTP_ADDR=127.0.0.1:0"), exitUsage, "renewd streams apply", "serve")

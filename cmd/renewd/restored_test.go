@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"testing"
 	"time"
 
@@ -35,7 +36,9 @@ func publishedLater(t *testing.T, url, user string) {
 		t.Fatal(err)
 	}
 	event := schema.Event{ID: "later-" + user, Source: source, Type: schema.UserSynced, Provider: "propelauth", User: user, Time: time.Now(), Data: data}
-	if err := e.PublishMarked(t.Context(), event, grant.Mark{Version: version, Token: "another"}); err != nil {
+	mark, key := grant.Mark{Version: version, Token: "another"}, grant.Key{Provider: "propelauth", User: user}
+	timer := grant.Work{Cause: schema.Cause{ID: "timer", Type: schema.CauseTimer}, Mark: mark}
+	if err := errors.Join(e.PublishMarked(t.Context(), event, mark), e.Arm(t.Context(), key, time.Now().Add(time.Hour), timer)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -297,10 +297,10 @@ func (t *task) faulted(ctx context.Context, g grant.Grant, f *grant.Fault) error
 	return t.finish(ctx, g)
 }
 
-// heldBack is how a refusal counts that is not to be believed now. While most users are refused, asking again soon is how
-// one learns that it is over; settings that never worked wait for somebody to look at them.
+// heldBack is how a refusal counts that is not to be believed now. While most users are refused, or nobody is renewed,
+// asking again soon is how one learns that it is over; settings that never worked wait for somebody to look at them.
 func heldBack(reason string, f *grant.Fault) grant.Failure {
-	own := reason != schema.ReasonMassFailure
+	own := reason == schema.ReasonUnproven
 	return grant.Failure{Reason: reason, Code: f.Code, Own: own, Final: own}
 }
 

@@ -270,8 +270,10 @@ func share(part, whole int) float64 {
 // Hold says why v is not to be believed yet; empty: it is.
 func (s State) Hold(v grant.Verdict, now time.Time, r Rules) string {
 	switch {
-	case s.Outage != nil && s.Outage.Reason == ReasonMassFailure, s.most(v, r), now.Sub(v.At) < r.Alone && !s.renewed(v.At):
+	case s.Outage != nil && s.Outage.Reason == ReasonMassFailure, s.most(v, r):
 		return ReasonMassFailure
+	case now.Sub(v.At) < r.Alone && !s.renewed(v.At):
+		return schema.ReasonNobodyRenewed
 	case s.ProvenAt.IsZero() && now.Sub(v.At) < r.Hold:
 		return schema.ReasonUnproven
 	}

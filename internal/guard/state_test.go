@@ -6,6 +6,7 @@ import (
 
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/internal/guard"
+	"github.com/renewd/renewd/schema"
 )
 
 var (
@@ -171,7 +172,7 @@ func TestVerdictsConfirmedInABadMomentAreHeld(t *testing.T) {
 func TestVerdictsWithoutAWitnessAreHeld(t *testing.T) {
 	s, _, at := feed(guard.State{}, noon, guard.Tally{OK: 1}, guard.Tally{Dead: 1}, guard.Tally{Dead: 2, Again: 1}, guard.Tally{Again: 3})
 	v := given(noon.Add(2 * time.Second))
-	if s.Hold(v, at.Add(40*time.Second), rules) != guard.ReasonMassFailure {
+	if s.Hold(v, at.Add(40*time.Second), rules) != schema.ReasonNobodyRenewed {
 		t.Error("a verdict is believed though nobody was renewed since")
 	}
 	if got := s.Hold(v, v.At.Add(rules.Alone), rules); got != "" {
