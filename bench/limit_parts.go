@@ -115,13 +115,12 @@ func outcome(k grant.Key, cause schema.Cause, version int64, now time.Time) sche
 		Key: k, Version: version, Cause: cause, Status: grant.Live, BeganAt: now, Refreshed: true, NextDueAt: now.Add(lifetime),
 		Pair: grant.Pair{Access: grant.NewSecret("a"), Refresh: grant.NewSecret("r"), ExpiresAt: now.Add(lifetime), Lifetime: lifetime},
 	}
-	p := schema.Profile{ID: k.User, Email: k.User + "@example.org", FirstName: "Ines", LastName: "Moreau", Name: "Ines Moreau", Username: "ines"}
-	g, _ = g.WithProfile(grant.Turn{Work: grant.Work{Cause: cause}, Nonce: "n", BeganAt: now, Now: now, Policy: grant.Policy{}.WithDefaults()}, p)
-	event, err := g.Event("/renewd", now)
+	profile, err := grant.NewProfile(schema.Profile{ID: k.User, Email: k.User + "@example.org", FirstName: "Ines", LastName: "Moreau", Name: "Ines Moreau", Username: "ines"})
 	if err != nil {
 		panic(err) // made of our own structs
 	}
-	return event
+	g, _ = g.WithProfile(grant.Turn{Work: grant.Work{Cause: cause}, Nonce: "n", BeganAt: now, Now: now, Policy: grant.Policy{}.WithDefaults()}, profile)
+	return g.Event("/renewd", now)
 }
 
 // storeCommand is the share of a renewal that the store has: load, claim, save.

@@ -239,7 +239,8 @@ func (d *daemon) plant(ctx context.Context, p *provider, plan plan) (time.Time, 
 		work := grant.Grant{Key: keyOf(n), Version: versions[n]}.NextTimer(at)
 		if plan.long {
 			// A timer of renewd's own knows that the token has run out; who has it synced on request does not.
-			work = grant.Work{Cause: schema.Cause{ID: fmt.Sprint("request-", n), Type: schema.UserRefreshDue, Source: "/bench", Time: at}}
+			work = grant.Work{Cause: schema.Cause{ID: fmt.Sprint("request-", n), Type: schema.UserRefreshDue, Source: "/bench", Time: at},
+				Mark: grant.Mark{Version: versions[n]}}
 		}
 		return d.engine.Arm(ctx, keyOf(n), at, work)
 	})
@@ -272,7 +273,11 @@ func (d *daemon) sow(ctx context.Context, p *provider, plan plan, versions []int
 			if err != nil {
 				return err
 			}
-			g := plan.grantOf(from+i, tokens[i], profile)
+			stored, err := grant.NewProfile(profile)
+			if err != nil {
+				return err
+			}
+			g := plan.grantOf(from+i, tokens[i], stored)
 			versions[from+i] = g.Version
 			_, err = d.store.Save(ctx, g)
 			return err
@@ -284,7 +289,7 @@ func (d *daemon) sow(ctx context.Context, p *provider, plan plan, versions []int
 	return nil
 }
 
-func (p plan) grantOf(n int, tokens [2]string, profile schema.Profile) grant.Grant {
+func (p plan) grantOf(n int, tokens [2]string, profile grant.Profile) grant.Grant {
 	now := time.Now()
 	sent := now.Add(-p.ago)
 	pair := grant.Pair{
@@ -295,7 +300,7 @@ func (p plan) grantOf(n int, tokens [2]string, profile schema.Profile) grant.Gra
 	}
 	g, _ := grant.LoggedIn(grant.Grant{}, keyOf(n), pair, grant.Order{Stream: now, Sequence: uint64(n + 1)},
 		grant.Turn{Now: now, Nonce: userName(n), Policy: grant.Policy{}.WithDefaults()})
-	g.Profile, g.SyncedAt, g.NextDueAt = &profile, now, p.dueOf(n)
+	g.Profile, g.SyncedAt, g.NextDueAt = profile, now, p.dueOf(n)
 	return g
 }
 

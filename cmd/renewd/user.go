@@ -111,9 +111,13 @@ func (u userShow) Run(ctx context.Context, a *app, c *cli) error {
 	if err != nil {
 		return err
 	}
+	profile, err := g.Profile.Decode()
+	if err != nil {
+		return fmt.Errorf("%s: %w", k, err)
+	}
 	s := shown{
 		g.Provider, g.User, g.Status, g.Version, g.Fingerprint(), g.Pair.ExpiresAt, g.NextDueAt, g.LoginAt, g.RefreshedAt, g.SyncedAt, g.FailedAt,
-		g.ActiveAt, g.LastError, g.Attempts, g.Outages, g.Verdict, time.Time{}, g.Profile,
+		g.ActiveAt, g.LastError, g.Attempts, g.Outages, g.Verdict, time.Time{}, profile,
 	}
 	if g.Claim != nil {
 		s.ClaimedTill = g.Claim.Until

@@ -244,11 +244,7 @@ func (t *task) answer(ctx context.Context, m grant.Mark, reason string) error {
 
 // fail publishes a user.refresh_failed that is not stored.
 func (t *task) fail(ctx context.Context, m grant.Mark, reason string) error {
-	e, err := grant.Answer(t.key, t.turn(), m.Version, reason, t.Source)
-	if err != nil {
-		return err
-	}
-	return t.publish(ctx, e, m)
+	return t.publish(ctx, grant.Answer(t.key, t.turn(), m.Version, reason, t.Source), m)
 }
 
 // update saves what change makes of the record, again on each conflict, until it is stored or change says that it no

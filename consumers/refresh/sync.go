@@ -32,10 +32,14 @@ func (t *task) sync(ctx context.Context, g grant.Grant) error {
 		return t.profileFailed(ctx, g, f)
 	}
 	t.meters.called(ctx, t.key.Provider, "userinfo", nil, time.Since(began))
-	return t.synced(ctx, g, profile)
+	p, err := grant.NewProfile(profile)
+	if err != nil {
+		return t.profileFailed(ctx, g, &grant.Fault{Class: grant.Unknown, Op: "userinfo", Err: err})
+	}
+	return t.synced(ctx, g, p)
 }
 
-func (t *task) synced(ctx context.Context, g grant.Grant, profile schema.Profile) error {
+func (t *task) synced(ctx context.Context, g grant.Grant, profile grant.Profile) error {
 	access := g.Pair.Access
 	next, write := g.WithProfile(t.turn(), profile)
 	if !write {
@@ -125,11 +129,7 @@ func (t *task) publishOutcome(ctx context.Context, g grant.Grant) error {
 	if g.Pending == nil {
 		return nil
 	}
-	e, err := g.Event(t.Source, t.Stream.Now())
-	if err != nil {
-		return err
-	}
-	return t.publish(ctx, e, g.Mark())
+	return t.publish(ctx, g.Event(t.Source, t.Stream.Now()), g.Mark())
 }
 
 // publish stores an outcome once. The stream drops a second one of the same id within its duplicate window; for a

@@ -156,8 +156,8 @@ func checkStored(t *testing.T, idp *provider, store grant.Store, users, ended []
 		if err != nil || tk.Error != "" || tk.AccessToken == "" {
 			t.Errorf("%s: the provider does not take the stored token: %s %v", user, tk.Error, err)
 		}
-		if g.Profile == nil || g.Profile.Email == "" || g.Profile.ID != user {
-			t.Errorf("%s: stored profile %+v", user, g.Profile)
+		if p, err := g.Profile.Decode(); err != nil || p == nil || p.Email == "" || p.ID != user {
+			t.Errorf("%s: stored profile %s, %v", user, g.Profile, err)
 		}
 	}
 }

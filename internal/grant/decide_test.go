@@ -25,7 +25,7 @@ func live(left time.Duration) grant.Grant {
 			ExpiresAt: noon.Add(left), SentAt: noon.Add(left - 30*time.Minute),
 		},
 		RefreshedAt: noon.Add(left - 30*time.Minute), NextDueAt: noon.Add(left - 5*time.Minute),
-		Profile: &schema.Profile{ID: "u17", Email: "jane@example.com"},
+		Profile: profile(schema.Profile{ID: "u17", Email: "jane@example.com"}),
 	}
 }
 

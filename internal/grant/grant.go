@@ -82,8 +82,6 @@ type Pending struct {
 	Data json.RawMessage `json:"data"` // for user.synced without the profile: the record has it
 	// Stale: the profile could not be fetched this time, so the outcome goes without it.
 	Stale bool `json:"stale,omitempty"`
-
-	synced *schema.Synced // what Data was made from, until it is stored and read back
 }
 
 // Order places a login among all logins of a user: by the creation time of the LOGINS stream, then its sequence in it.
@@ -139,10 +137,10 @@ type Grant struct {
 	Outages   int    // passing failures of the provider in a row
 	LastError string // reason of the last failure
 
-	// Profile is replaced as a whole, never changed in place. While it is the same pointer as Kept, which stores set to the
-	// one they have, a save need not write it.
-	Profile *schema.Profile
-	Kept    *schema.Profile `json:"-"`
+	// Profile is the user's, as last synced. While it is Kept, which stores set to the one they have, a save need not
+	// write it.
+	Profile Profile
+	Kept    Profile `json:"-"`
 	Login   Order
 
 	NextDueAt   time.Time

@@ -62,8 +62,8 @@ func TestChangesGoBeyondWhatWasPublished(t *testing.T) {
 	turn.Work.Mark = grant.Mark{Version: noon.UnixMilli() + 500, Token: live(0).Fingerprint()}
 	g := live(0)
 	profiled := g.Resumed(turn)
-	profiled.Profile = &schema.Profile{ID: "u"}
-	synced, write := profiled.WithProfile(turn, schema.Profile{ID: "u"})
+	profiled.Profile = profile(schema.Profile{ID: "u"})
+	synced, write := profiled.WithProfile(turn, profiled.Profile)
 	if !write {
 		t.Error("a record that is behind is not written")
 	}

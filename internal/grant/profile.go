@@ -3,33 +3,84 @@ package grant
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"reflect"
+	"strings"
 
 	"github.com/renewd/renewd/schema"
 )
+
+// Profile is a schema.Profile as compact JSON: the form in which it is stored, compared and published. It is hardly ever
+// looked into, since hardly any profile changes. The zero Profile is none.
+type Profile string
+
+// NewProfile encodes p. It fails if p.Raw is no JSON.
+func NewProfile(p schema.Profile) (Profile, error) {
+	raw, err := json.Marshal(p)
+	return Profile(raw), err
+}
+
+// Decode is the inverse of NewProfile; nil for none.
+func (p Profile) Decode() (*schema.Profile, error) {
+	if p == "" {
+		return nil, nil
+	}
+	out := new(schema.Profile)
+	if err := json.Unmarshal([]byte(p), out); err != nil {
+		return nil, fmt.Errorf("profile is damaged: %w", err)
+	}
+	return out, nil
+}
+
+// MarshalJSON implements json.Marshaler.
+func (p Profile) MarshalJSON() ([]byte, error) {
+	if p == "" {
+		return []byte("null"), nil
+	}
+	return []byte(p), nil
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (p *Profile) UnmarshalJSON(raw []byte) error {
+	if *p = Profile(raw); string(raw) == "null" {
+		*p = ""
+	}
+	return nil
+}
 
 // volatile names members of the raw profile that move by themselves, with every refresh at some providers: no change.
 var volatile = map[string]bool{"last_active_at": true}
 
 // Changed names the fields of the profile that differ, in the order of schema.Profile: mapped fields by their JSON name,
-// and "raw" if only something that is not mapped differs. Everything in now is a change from nil. What moves by itself
-// (last_active_at) is left out.
-func Changed(old, now *schema.Profile) []string {
-	if old == nil {
-		old = &schema.Profile{}
+// and "raw" if only something that is not mapped differs. Everything in now is a change from none, or from one that cannot
+// be read. What moves by itself (last_active_at) is left out.
+func Changed(old, now Profile) []string {
+	if old == now || sameBut(string(old), string(now)) {
+		return nil
 	}
-	var changed []string
-	a, b := reflect.ValueOf(*old), reflect.ValueOf(*now)
+	a, errA := old.Decode()
+	b, errB := now.Decode()
+	if a == nil || errA != nil {
+		a = &schema.Profile{}
+	}
+	if b == nil || errB != nil {
+		b = &schema.Profile{}
+	}
+	return changed(*a, *b)
+}
+
+func changed(old, now schema.Profile) (names []string) {
+	a, b := reflect.ValueOf(old), reflect.ValueOf(now)
 	for i := range a.NumField() {
 		name := jsonName(a.Type().Field(i))
 		if name != "raw" && !reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()) {
-			changed = append(changed, name)
+			names = append(names, name)
 		}
 	}
-	if len(changed) == 0 && !sameRaw(old.Raw, now.Raw) {
-		changed = append(changed, "raw")
+	if len(names) == 0 && !bytes.Equal(old.Raw, now.Raw) && !reflect.DeepEqual(steady(old.Raw), steady(now.Raw)) {
+		names = append(names, "raw")
 	}
-	return changed
+	return names
 }
 
 func jsonName(f reflect.StructField) string {
@@ -37,30 +88,23 @@ func jsonName(f reflect.StructField) string {
 	return string(name)
 }
 
-func sameRaw(a, b json.RawMessage) bool {
-	if bytes.Equal(a, b) || sameBut(a, b) {
-		return true
-	}
-	return reflect.DeepEqual(steady(a), steady(b))
-}
-
-// sameBut reports whether a and b, compact JSON, are the same bytes but for one number: the volatile member's. Nearly every
+// sameBut reports whether a and b, profiles, are the same bytes but for one number: the volatile member's. Nearly every
 // profile that did not change is, and decoding both costs more than all the rest of a renewal.
-func sameBut(a, b []byte) bool {
+func sameBut(a, b string) bool {
 	const member = `"last_active_at":`
-	i := bytes.Index(a, []byte(member))
-	if i < 0 || bytes.Count(a, []byte("last_active_at")) != 1 || !bytes.HasPrefix(b, a[:i+len(member)]) || !outermost(a[:i]) {
+	i := strings.Index(a, member)
+	if i < 0 || strings.Count(a, "last_active_at") != 1 || !strings.HasPrefix(b, a[:i+len(member)]) || !inRaw(a[:i]) {
 		return false
 	}
-	digits := func(raw []byte) []byte { return bytes.TrimLeft(raw[i+len(member):], "0123456789") }
+	digits := func(p string) string { return strings.TrimLeft(p[i+len(member):], "0123456789") }
 	x, y := digits(a), digits(b)
-	return len(x) > 0 && (x[0] == ',' || x[0] == '}') && bytes.Equal(x, y)
+	return len(x) > 0 && (x[0] == ',' || x[0] == '}') && x == y
 }
 
-// outermost reports whether what follows front is a member of the whole, by its braces. One in a text only makes the slow way
-// be taken.
-func outermost(front []byte) bool {
-	return bytes.Count(front, []byte("{"))-bytes.Count(front, []byte("}")) == 1 && bytes.Count(front, []byte("[")) == bytes.Count(front, []byte("]"))
+// inRaw reports whether what follows front is a member of the raw profile itself, by its braces: that is the only object in
+// a profile which is in no list. A brace in a text only makes the slow way be taken.
+func inRaw(front string) bool {
+	return strings.Count(front, "{")-strings.Count(front, "}") == 2 && strings.Count(front, "[") == strings.Count(front, "]")
 }
 
 // steady decodes raw without its volatile members.

@@ -1,10 +1,12 @@
 package grant
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/renewd/renewd/schema"
@@ -84,13 +86,13 @@ func (g Grant) Resumed(t Turn) Grant {
 
 // WithProfile is g after a profile sync, with the outcome decided. write is false if there is nothing worth a write: the
 // outcome can then be made again from what is stored.
-func (g Grant) WithProfile(t Turn, p schema.Profile) (next Grant, write bool) {
-	changed := Changed(g.Profile, &p)
+func (g Grant) WithProfile(t Turn, p Profile) (next Grant, write bool) {
+	changed := Changed(g.Profile, p)
 	next = g
 	behind := t.Work.Mark.Version > g.Version
-	if write = len(changed) > 0 || g.Profile == nil || g.Progress == "" && g.Recovered || behind; write {
+	if write = len(changed) > 0 || g.Profile == "" || g.Progress == "" && g.Recovered || behind; write {
 		next = next.change(t)
-		next.Profile, next.SyncedAt = &p, t.Now
+		next.Profile, next.SyncedAt = p, t.Now
 		if g.failing() && g.Verdict == nil {
 			next.Outages, next.Attempts, next.LastError = 0, 0, ""
 			next.NextDueAt = t.Policy.Due(next.Pair, t.Now, t.Draw)
@@ -125,7 +127,7 @@ func (g Grant) synced(t Turn, changed []string, fresh bool) *Pending {
 		NextDueAt: g.NextDueAt.UTC(), Changed: changed, Recovered: g.Recovered,
 	}
 	pending := g.pending(schema.UserSynced, d)
-	pending.Stale, pending.synced = !fresh, &d
+	pending.Stale = !fresh
 	return pending
 }
 
@@ -245,7 +247,7 @@ func (g Grant) Held(t Turn, f Failure) Grant {
 }
 
 // Answer is the user.refresh_failed of a command that cannot be worked on: there is no grant, or it is not live.
-func Answer(k Key, t Turn, version int64, reason, source string) (schema.Event, error) {
+func Answer(k Key, t Turn, version int64, reason, source string) schema.Event {
 	g := Grant{Key: k, Cause: t.Work.Cause}
 	g.Pending = g.pending(schema.UserRefreshFailed, schema.RefreshFailed{Cause: g.Cause, BeganAt: t.BeganAt, Version: version, Reason: reason})
 	return g.Event(source, t.Now)
@@ -291,25 +293,20 @@ func OutcomeID(k Key, cause string) string {
 }
 
 // Event is the stored outcome of g as it is published.
-func (g Grant) Event(source string, now time.Time) (schema.Event, error) {
+func (g Grant) Event(source string, now time.Time) schema.Event {
 	data := g.Pending.Data
-	if g.Pending.Type == schema.UserSynced && g.Profile != nil && !g.Pending.Stale {
-		var d schema.Synced
-		if made := g.Pending.synced; made != nil {
-			d = *made
-		} else if err := json.Unmarshal(data, &d); err != nil {
-			return schema.Event{}, fmt.Errorf("outcome of %s: %w", g.Key, err)
-		}
-		d.Profile = g.Profile
-		raw, err := json.Marshal(d)
-		if err != nil {
-			return schema.Event{}, fmt.Errorf("outcome of %s: %w", g.Key, err)
-		}
-		data = raw
+	if g.Pending.Type == schema.UserSynced && g.Profile != "" && !g.Pending.Stale {
+		data = withMember(data, "profile", string(g.Profile))
 	}
 	return schema.Event{
 		ID: g.Pending.ID, Source: source, Type: g.Pending.Type, Provider: g.Provider, User: g.User, Time: now.UTC(), Data: data,
-	}, nil
+	}
+}
+
+// withMember is object, which is not empty, with one more member at its end.
+func withMember(object json.RawMessage, name, value string) json.RawMessage {
+	object = bytes.TrimSpace(object)
+	return slices.Concat(object[:len(object)-1], []byte(`,"`+name+`":`+value+`}`))
 }
 
 // NextTimer is the work of the timer that g wants at, made so that arming it twice is arming it once.

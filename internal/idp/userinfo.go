@@ -73,36 +73,67 @@ var refusals = map[string]bool{"invalid_auth": true, "not_authed": true, "token_
 
 // userInfo is PropelAuth's user and OpenID Connect's standard claims (Core section 5.1) in one.
 type userInfo struct {
-	UserID        str                                         `json:"user_id"`
-	Sub           str                                         `json:"sub"`
-	Email         str                                         `json:"email"`
-	Confirmed     boolean                                     `json:"email_confirmed"`
-	Verified      boolean                                     `json:"email_verified"`
-	First         str                                         `json:"first_name"`
-	Last          str                                         `json:"last_name"`
-	Given         str                                         `json:"given_name"`
-	Family        str                                         `json:"family_name"`
-	Name          str                                         `json:"name"`
-	Username      str                                         `json:"username"`
-	Preferred     str                                         `json:"preferred_username"`
-	PictureURL    str                                         `json:"picture_url"`
-	Picture       str                                         `json:"picture"`
-	Enabled       boolean                                     `json:"enabled"`
-	Locked        boolean                                     `json:"locked"`
-	MFA           boolean                                     `json:"mfa_enabled"`
-	HasPassword   boolean                                     `json:"has_password"`
-	Organisations flexible[map[string]flexible[organisation]] `json:"org_id_to_org_info"`
-	Memberships   flexible[map[string]flexible[organisation]] `json:"org_id_to_org_member_info"`
-	Error         str                                         `json:"error"`
+	UserID        str         `json:"user_id"`
+	Sub           str         `json:"sub"`
+	Email         str         `json:"email"`
+	Confirmed     boolean     `json:"email_confirmed"`
+	Verified      boolean     `json:"email_verified"`
+	First         str         `json:"first_name"`
+	Last          str         `json:"last_name"`
+	Given         str         `json:"given_name"`
+	Family        str         `json:"family_name"`
+	Name          str         `json:"name"`
+	Username      str         `json:"username"`
+	Preferred     str         `json:"preferred_username"`
+	PictureURL    str         `json:"picture_url"`
+	Picture       str         `json:"picture"`
+	Enabled       boolean     `json:"enabled"`
+	Locked        boolean     `json:"locked"`
+	MFA           boolean     `json:"mfa_enabled"`
+	HasPassword   boolean     `json:"has_password"`
+	Organisations memberships `json:"org_id_to_org_info"`
+	Memberships   memberships `json:"org_id_to_org_member_info"`
+	Error         str         `json:"error"`
 }
+
+// memberships are a user's organisations by id.
+type memberships map[string]organisation
 
 // organisation is an entry of PropelAuth's org_id_to_org_info.
 type organisation struct {
-	Name        str                `json:"org_name"`
-	Role        str                `json:"user_role"`
-	Inherited   flexible[[]string] `json:"inherited_user_roles_plus_current_role"`
-	Additional  flexible[[]string] `json:"additional_roles"`
-	Permissions flexible[[]string] `json:"user_permissions"`
+	Name        string   `json:"org_name"`
+	Role        string   `json:"user_role"`
+	Inherited   []string `json:"inherited_user_roles_plus_current_role"`
+	Additional  []string `json:"additional_roles"`
+	Permissions []string `json:"user_permissions"`
+}
+
+// UnmarshalJSON leaves out what is not of its kind, as flexible does.
+func (m *memberships) UnmarshalJSON(raw []byte) error {
+	var plain map[string]organisation
+	if json.Unmarshal(raw, &plain) == nil {
+		*m = plain
+		return nil
+	}
+	var odd map[string]flexible[struct {
+		Name        str                `json:"org_name"`
+		Role        str                `json:"user_role"`
+		Inherited   flexible[[]string] `json:"inherited_user_roles_plus_current_role"`
+		Additional  flexible[[]string] `json:"additional_roles"`
+		Permissions flexible[[]string] `json:"user_permissions"`
+	}]
+	if json.Unmarshal(raw, &odd) != nil {
+		return nil
+	}
+	*m = make(memberships, len(odd))
+	for id, f := range odd {
+		var o organisation
+		if v := f.value; v != nil {
+			o = organisation{v.Name.or(""), v.Role.or(""), v.Inherited.or(nil), v.Additional.or(nil), v.Permissions.or(nil)}
+		}
+		(*m)[id] = o
+	}
+	return nil
 }
 
 // parseProfile reads a userinfo body, and gives it back without its white space.
@@ -150,9 +181,9 @@ func (u userInfo) profile(user string, raw json.RawMessage) schema.Profile {
 	if p.Name == "" {
 		p.Name = strings.TrimSpace(u.Name.or(""))
 	}
-	orgs := u.Organisations.or(nil)
+	orgs := u.Organisations
 	if orgs == nil {
-		orgs = u.Memberships.or(nil)
+		orgs = u.Memberships
 	}
 	p.Organisations = organisations(orgs)
 	return p
@@ -166,17 +197,14 @@ func either(a, b str) string {
 }
 
 // organisations puts the memberships in an order of their own, so that a provider's order is no change.
-func organisations(in map[string]flexible[organisation]) []schema.Organisation {
+func organisations(in memberships) []schema.Organisation {
 	var out []schema.Organisation
-	for id, f := range in {
-		o := f.or(organisation{})
-		roles := append(slices.Clone(o.Inherited.or(nil)), o.Additional.or(nil)...)
-		if role := o.Role.or(""); role != "" {
-			roles = append(roles, role)
+	for id, o := range in {
+		roles := slices.Concat(o.Inherited, o.Additional)
+		if o.Role != "" {
+			roles = append(roles, o.Role)
 		}
-		out = append(out, schema.Organisation{
-			ID: id, Name: o.Name.or(""), Role: o.Role.or(""), Roles: sorted(roles), Permissions: sorted(o.Permissions.or(nil)),
-		})
+		out = append(out, schema.Organisation{ID: id, Name: o.Name, Role: o.Role, Roles: sorted(roles), Permissions: sorted(o.Permissions)})
 	}
 	slices.SortFunc(out, func(a, b schema.Organisation) int { return strings.Compare(a.ID, b.ID) })
 	return out

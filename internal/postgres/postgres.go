@@ -76,8 +76,9 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		return nil, fmt.Errorf("open database at %s: %w", config.ConnConfig.Host, err)
 	}
 	s := &Store{pool: pool, cipher: c.Cipher, timeout: c.Timeout}
-	// Few at a time: what comes meanwhile shares the next statement, and the fewer there are, the less each costs.
-	const statements = 2
+	// One of a kind at a time: what comes meanwhile shares the next statement, and a statement costs nearly the same whatever
+	// it carries.
+	const statements = 1
 	s.loads = batcher[grant.Key, found]{most: batchMost, key: grant.Key.String, run: s.runLoads, free: statements}
 	s.claims = batcher[claim, claimed]{most: batchMost, key: func(c claim) string { return c.key.String() }, run: s.runClaims, free: statements}
 	s.saves = batcher[row, error]{most: batchMost, key: func(r row) string { return r.key.String() }, run: s.runSaves, free: statements}

@@ -81,15 +81,11 @@ func rowOf(c grant.Cipher, g grant.Grant) (row, error) {
 		r.claimNonce, r.claimUntil, r.claim = &g.Claim.Nonce, null(g.Claim.Until), text(rest)
 	}
 	switch {
-	case g.Profile == nil:
+	case g.Profile == "":
 	case g.Profile == g.Kept && g.Revision != 0:
 		r.profile = new(string) // as it is: it is by far the widest column
 	default:
-		raw, err := json.Marshal(g.Profile)
-		if err != nil {
-			return row{}, err
-		}
-		r.profile = text(raw)
+		r.profile = (*string)(&g.Profile)
 	}
 	return r, nil
 }
@@ -156,9 +152,7 @@ func (r row) grant(c grant.Cipher) (grant.Grant, error) {
 	g.SavedBy, g.Verdict, g.Doubt, g.Cause, g.BeganAt, g.Progress, g.Pending = s.SavedBy, s.Verdict, s.Doubt, s.Cause, s.BeganAt, s.Progress, s.Pending
 	g.Refreshed, g.Recovered, g.Login = s.Refreshed, s.Recovered, s.Login
 	if r.profile != nil {
-		if err := json.Unmarshal([]byte(*r.profile), &g.Profile); err != nil {
-			return g, fmt.Errorf("record is damaged: profile: %w", err)
-		}
+		g.Profile = grant.Profile(*r.profile)
 		g.Kept = g.Profile
 	}
 	var err error

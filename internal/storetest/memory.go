@@ -136,9 +136,5 @@ func copied(g grant.Grant) grant.Grant {
 		p := *g.Pending
 		g.Pending = &p
 	}
-	if g.Profile != nil {
-		p := *g.Profile
-		g.Profile = &p
-	}
 	return g
 }

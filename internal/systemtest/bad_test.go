@@ -134,8 +134,8 @@ func TestBadProviderAnswers(t *testing.T) {
 			}
 			got, err := w.store.Load(t.Context(), g.Key)
 			w.must(err)
-			if got.Status != grant.Live || got.Pair.Refresh.IsZero() || got.Profile != nil {
-				t.Errorf("the grant is %s, profile %v", got.Status, got.Profile)
+			if got.Status != grant.Live || got.Pair.Refresh.IsZero() || got.Profile != "" {
+				t.Errorf("the grant is %s, profile %s", got.Status, got.Profile)
 			}
 		})
 	}
