@@ -98,7 +98,7 @@ func (b *bench) workers(delay time.Duration) int {
 	case delay > 0:
 		return 256
 	default:
-		return 64
+		return 128
 	}
 }
 

@@ -34,6 +34,9 @@ func (t *task) refresh(ctx context.Context) error {
 		}
 		return t.sync(ctx, g)
 	}
+	if err := t.unsaved.room(ctx); err != nil {
+		return consumers.Retry(err, time.Second)
+	}
 	tokens, fault := t.present(ctx, claim, g)
 	if fault != nil && mayReplay(fault) && ctx.Err() == nil {
 		// The token may be spent, the reply is lost: the same one again at once, while the provider may still honour it.
@@ -42,9 +45,10 @@ func (t *task) refresh(ctx context.Context) error {
 	}
 	claim.release()
 	if fault != nil {
+		t.unsaved.none()
 		return t.faulted(ctx, g, fault)
 	}
-	g, err = t.savePair(ctx, g, tokens)
+	g, err = t.saveAnswer(ctx, g, tokens)
 	if err != nil {
 		return err
 	}
@@ -176,6 +180,12 @@ func asFault(op string, err error) *grant.Fault {
 		return f
 	}
 	return &grant.Fault{Class: grant.Ambiguous, Op: op, Err: err}
+}
+
+func (t *task) saveAnswer(ctx context.Context, g grant.Grant, tokens grant.Tokens) (grant.Grant, error) {
+	t.unsaved.answered()
+	defer t.unsaved.saved()
+	return t.savePair(ctx, g, tokens)
 }
 
 // savePair stores a fresh pair. Nothing may come between the provider's answer and this, and nothing ends it but the

@@ -78,6 +78,8 @@ type Config struct {
 	ClaimFor time.Duration
 	// ParkAfter is how long the store may take to save a rotated pair before the pair is parked as well. Default 250 ms.
 	ParkAfter time.Duration
+	// Unsaved is how many pairs may wait to be saved before no more tokens are presented. Default 64.
+	Unsaved int
 	// SaveLimit is how long after the work's end a pair that is neither saved nor parked is still offered to the store.
 	// Default 1 min.
 	SaveLimit time.Duration
@@ -90,7 +92,8 @@ type Config struct {
 // Consumer handles due renewals.
 type Consumer struct {
 	Config
-	meters meters
+	meters  meters
+	unsaved *backlog
 }
 
 // New checks c and fills in its defaults.
@@ -112,6 +115,9 @@ func New(c Config) (*Consumer, error) {
 	if c.ParkAfter == 0 {
 		c.ParkAfter = 250 * time.Millisecond
 	}
+	if c.Unsaved == 0 {
+		c.Unsaved = 64
+	}
 	if c.SaveLimit == 0 {
 		c.SaveLimit = time.Minute
 	}
@@ -129,7 +135,7 @@ func New(c Config) (*Consumer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Consumer{Config: c, meters: m}, nil
+	return &Consumer{Config: c, meters: m, unsaved: &backlog{limit: c.Unsaved}}, nil
 }
 
 // Handle renews the grant of one due message. Its error is a verdict of package consumers; nil means that the outcome and
