@@ -58,7 +58,7 @@ func (b *bench) scaleOne(ctx context.Context, size int) (r scaleRow, err error) 
 		return r, err
 	}
 	defer p.kill()
-	d, err := b.newDaemon(ctx, daemonOptions{provider: p, concurrency: 64})
+	d, err := b.newDaemon(ctx, daemonOptions{provider: p, concurrency: 128})
 	if err != nil {
 		return r, err
 	}
@@ -127,7 +127,8 @@ func (d *daemon) scaleRenewals(ctx context.Context, p *provider, r *scaleRow) er
 		before := d.b.cpu(d.process, p)
 		err = parallel(64, scaleRound, func(i int) error {
 			n := (round*scaleRound + i) % r.Grants
-			work := grant.Work{Want: schema.WantTokens, Cause: schema.Cause{ID: fmt.Sprintf("%d-%d", round, n), Type: schema.UserRefreshDue, Source: "/bench"}}
+			work := grant.Work{Want: schema.WantTokens, Mark: grant.Mark{Version: 1}, // as a timer or a request brings one along
+				Cause: schema.Cause{ID: fmt.Sprintf("%d-%d", round, n), Type: schema.UserRefreshDue, Source: "/bench"}}
 			return d.engine.Wake(ctx, keyOf(n), work)
 		})
 		if err != nil {

@@ -76,7 +76,7 @@ func (b *bench) steady(ctx context.Context) error {
 		return err
 	}
 	defer p.kill()
-	d, err := b.newDaemon(ctx, daemonOptions{provider: p, concurrency: 64, more: []string{
+	d, err := b.newDaemon(ctx, daemonOptions{provider: p, concurrency: 128, more: []string{
 		"RENEWD_POLICY_MARGIN=" + (life - o.Period).String(), "RENEWD_POLICY_MARGIN_SHARE=0.25", "RENEWD_POLICY_JITTER_SHARE=0.001",
 	}})
 	if err != nil {
