@@ -47,8 +47,12 @@ func newMessage(raw *nats.Msg) (*Message, error) {
 	if err != nil {
 		return nil, err
 	}
+	return messageOf(raw, meta), nil
+}
+
+func messageOf(raw *nats.Msg, meta *nats.MsgMetadata) *Message {
 	return &Message{
 		Subject: raw.Subject, Header: schema.Header(raw.Header), Data: raw.Data, Stream: meta.Stream, Sequence: meta.Sequence.Stream,
 		Time: meta.Timestamp, Deliveries: meta.NumDelivered, raw: raw,
-	}, nil
+	}
 }

@@ -94,8 +94,7 @@ func (r *reader) batch(ctx context.Context) (messages []*Message, err error) {
 		if gap = gap || bad != nil || meta.Sequence.Consumer != r.read+1; gap {
 			return
 		}
-		m, _ := newMessage(raw)
-		messages = append(messages, m)
+		messages = append(messages, messageOf(raw, meta))
 		r.read, r.next, r.pending = meta.Sequence.Consumer, meta.Sequence.Stream+1, meta.NumPending
 	})
 	switch {

@@ -412,8 +412,8 @@ func (a *audit) verdicts(w *witness) {
 		wrong.add("%s", text)
 	}
 	reasons := a.count("sessions lost with a worker that were not answered by rotation_lost or a newer login")
-	strictOne := a.world.providers[strict]
-	for _, list := range strictOne.seen.bySession() {
+	sessions := a.world.providers[strict].seen.bySession()
+	for _, list := range sessions {
 		for i, p := range list {
 			if p.Verdict != idptest.Reuse || a.explain(list[:i], p) == "" {
 				continue
@@ -422,11 +422,23 @@ func (a *audit) verdicts(w *witness) {
 				return o.provider == strict && o.user == p.User && o.time.After(p.At) &&
 					(o.kind == schema.UserReauthRequired && o.reason == schema.ReasonRotationLost || o.cause.Type == schema.UserLogin || o.kind == schema.UserForgotten)
 			})
-			if !told {
+			if !told && !renewedAnew(sessions, p) {
 				reasons.add("%s at %s: %s", p.User, p.At.Format(clockFormat), a.said(strict, p.User))
 			}
 		}
 	}
+}
+
+// renewedAnew reports whether the user signed in anew after p, which the outcome of a request may have told before that of
+// the login: a session that began later was renewed.
+func renewedAnew(sessions map[int][]shown, p shown) bool {
+	for _, list := range sessions {
+		renewed := func(q shown) bool { return q.Verdict == idptest.Renewed && q.At.After(p.At) }
+		if list[0].User == p.User && list[0].At.After(p.At) && slices.ContainsFunc(list, renewed) {
+			return true
+		}
+	}
+	return false
 }
 
 var errUnsettled = errors.New("not settled")
