@@ -77,7 +77,7 @@ func (a *audit) recovery() map[string]spans {
 			}
 		}
 	}
-	out["renewals in a killed worker's hand, until their outcome"] = a.pickedUp()
+	out["renewals in a killed worker's hand, until another had them"] = a.pickedUp()
 	return out
 }
 
@@ -90,14 +90,25 @@ func after(times []time.Time, t, end time.Time) spans {
 	return spans{times[i].Sub(t)}
 }
 
-// pickedUp is how long it took others to finish what a killed worker had presented and not yet answered, where nothing
-// else was out of order meanwhile.
+// pickedUp is how long it took until another worker presented or answered what a killed one had presented and not yet
+// answered, where nothing else was out of order meanwhile.
 func (a *audit) pickedUp() (took spans) {
-	outcomes := map[string][]time.Time{}
+	outcomes, taken := map[string][]time.Time{}, map[string][]time.Time{}
 	for _, o := range a.heard {
 		outcomes[o.provider+"/"+o.user] = append(outcomes[o.provider+"/"+o.user], o.time)
 	}
-	for _, times := range outcomes {
+	for key, times := range outcomes {
+		slices.SortFunc(times, time.Time.Compare)
+		taken[key] = slices.Clone(times)
+	}
+	for id, p := range a.world.providers {
+		for _, shown := range p.seen.list() {
+			if shown.by != nil { // not a dead worker's last call
+				taken[id+"/"+shown.User] = append(taken[id+"/"+shown.User], shown.At)
+			}
+		}
+	}
+	for _, times := range taken {
 		slices.SortFunc(times, time.Time.Compare)
 	}
 	for _, x := range a.schedule.strikes {
@@ -109,9 +120,13 @@ func (a *audit) pickedUp() (took spans) {
 				if shown.by != x.worker || shown.At.After(x.to) || shown.At.Add(patience).Before(x.from) {
 					continue
 				}
-				first := after(outcomes[id+"/"+shown.User], shown.At, a.world.ended)
-				if len(first) == 1 && shown.At.Add(first[0]).After(x.to) && !a.disturbed(p, x.to, shown.At.Add(first[0]), nil) {
-					took = append(took, shown.At.Add(first[0]).Sub(x.to))
+				key := id + "/" + shown.User
+				if first := after(outcomes[key], shown.At, a.world.ended); len(first) == 0 || !shown.At.Add(first[0]).After(x.to) {
+					continue // answered before the kill, or not in this run
+				}
+				next := after(taken[key], x.to, a.world.ended)
+				if len(next) == 1 && !a.disturbed(p, x.to, x.to.Add(next[0]), nil) {
+					took = append(took, next[0])
 				}
 			}
 		}
