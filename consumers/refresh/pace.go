@@ -59,7 +59,7 @@ func (t *task) report(g grant.Grant, f *grant.Fault) {
 	}
 }
 
-// hold asks why a refusal must not end the grant now: the first one never does, a second one needs the guard's word.
+// hold asks why a refusal must not end the grant now: the first two never do, the third one needs the guard's word.
 func (t *task) hold(ctx context.Context, g grant.Grant, f *grant.Fault, presented string) (string, error) {
 	v := g.Verdict
 	if f.Class != grant.Permanent || v == nil || v.Fingerprint != presented || !t.provider.Policy.Final(*v, t.Stream.Now()) {

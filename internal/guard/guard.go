@@ -101,7 +101,8 @@ func (g *Guard) Wait() time.Duration {
 	return 0
 }
 
-// Hold asks, before a user who was refused as v tells is signed out, whether the provider is to be believed. It returns after everything this worker has counted is in the shared record. A reason means: not now.
+// Hold asks, before a user who was refused as v tells is signed out, whether the provider is to be believed. It returns
+// after everything this worker has counted is in the shared record. A reason means: not now.
 func (g *Guard) Hold(ctx context.Context, v grant.Verdict) (reason string, err error) {
 	done := make(chan error, 1)
 	g.mu.Lock()

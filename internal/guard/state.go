@@ -3,9 +3,9 @@
 //
 // It answers two questions. May a confirmed refusal sign a user out? Only if the settings it was judged under have worked
 // at least once, and only while not most of the provider's users are refused at a time (that is a wrong client id or a
-// restored database, not users who left), and somebody was renewed meanwhile. And may the provider be called? Not while a circuit breaker is open: then its
-// consumer is paused for every worker, one renewal at a time tries whether it is back, and provider.degraded and
-// provider.recovered tell the world.
+// restored database, not users who left), and somebody was renewed meanwhile. And may the provider be called? Not while a
+// circuit breaker is open: then its consumer is paused for every worker, one renewal at a time tries whether it is back, and
+// provider.degraded and provider.recovered tell the world.
 //
 // The package never sees a token or a user, and never decides about one. The rules (State.Next) are pure; a Guard is safe
 // for concurrent use, and any number of workers share one record, also over restarts.

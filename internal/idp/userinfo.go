@@ -97,41 +97,32 @@ type userInfo struct {
 }
 
 // memberships are a user's organisations by id.
-type memberships map[string]organisation
+type memberships map[string]organisation[string, []string]
 
-// organisation is an entry of PropelAuth's org_id_to_org_info.
-type organisation struct {
-	Name        string   `json:"org_name"`
-	Role        string   `json:"user_role"`
-	Inherited   []string `json:"inherited_user_roles_plus_current_role"`
-	Additional  []string `json:"additional_roles"`
-	Permissions []string `json:"user_permissions"`
+// organisation is an entry of PropelAuth's org_id_to_org_info, with texts that are an S and lists of them that are an L.
+type organisation[S, L any] struct {
+	Name        S `json:"org_name"`
+	Role        S `json:"user_role"`
+	Inherited   L `json:"inherited_user_roles_plus_current_role"`
+	Additional  L `json:"additional_roles"`
+	Permissions L `json:"user_permissions"`
 }
 
 // UnmarshalJSON leaves out what is not of its kind, as flexible does.
 func (m *memberships) UnmarshalJSON(raw []byte) error {
-	var plain map[string]organisation
+	var plain map[string]organisation[string, []string]
 	if json.Unmarshal(raw, &plain) == nil {
 		*m = plain
 		return nil
 	}
-	var odd map[string]flexible[struct {
-		Name        str                `json:"org_name"`
-		Role        str                `json:"user_role"`
-		Inherited   flexible[[]string] `json:"inherited_user_roles_plus_current_role"`
-		Additional  flexible[[]string] `json:"additional_roles"`
-		Permissions flexible[[]string] `json:"user_permissions"`
-	}]
+	var odd map[string]flexible[organisation[str, flexible[[]string]]]
 	if json.Unmarshal(raw, &odd) != nil {
 		return nil
 	}
 	*m = make(memberships, len(odd))
 	for id, f := range odd {
-		var o organisation
-		if v := f.value; v != nil {
-			o = organisation{v.Name.or(""), v.Role.or(""), v.Inherited.or(nil), v.Additional.or(nil), v.Permissions.or(nil)}
-		}
-		(*m)[id] = o
+		o := f.or(organisation[str, flexible[[]string]]{})
+		(*m)[id] = organisation[string, []string]{o.Name.or(""), o.Role.or(""), o.Inherited.or(nil), o.Additional.or(nil), o.Permissions.or(nil)}
 	}
 	return nil
 }

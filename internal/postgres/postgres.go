@@ -133,11 +133,11 @@ func (s *Store) Close() {
 
 // Load implements grant.Store.
 func (s *Store) Load(ctx context.Context, k grant.Key) (grant.Grant, error) {
+	var g grant.Grant
 	f, err := s.loads.do(ctx, k)
-	if err != nil {
-		return grant.Grant{}, fmt.Errorf("load grant %s: %w", k, err)
+	if err == nil {
+		g, err = f.grant(s.cipher)
 	}
-	g, err := f.grant(s.cipher)
 	if err != nil {
 		return grant.Grant{}, fmt.Errorf("load grant %s: %w", k, err)
 	}
@@ -146,11 +146,12 @@ func (s *Store) Load(ctx context.Context, k grant.Key) (grant.Grant, error) {
 
 // Claim implements grant.Store.
 func (s *Store) Claim(ctx context.Context, k grant.Key, r grant.ClaimRequest) (grant.Grant, *grant.Claim, error) {
+	var g grant.Grant
+	var prior *grant.Claim
 	c, err := s.claims.do(ctx, claim{k, r})
-	if err != nil {
-		return grant.Grant{}, nil, fmt.Errorf("claim grant %s: %w", k, err)
+	if err == nil {
+		g, prior, err = c.grant(s.cipher)
 	}
-	g, prior, err := c.grant(s.cipher)
 	if err != nil {
 		return grant.Grant{}, nil, fmt.Errorf("claim grant %s: %w", k, err)
 	}

@@ -186,12 +186,12 @@ func (e *Engine) publishOnce(ctx context.Context, stream string, m *nats.Msg) (*
 // HasTimer reports whether the grant waits for its time, or is due.
 func (e *Engine) HasTimer(ctx context.Context, k grant.Key) (bool, error) {
 	for _, subject := range []string{e.timer(k), e.due(k)} {
-		_, err := e.last(ctx, Renewals, subject)
-		if err == nil {
-			return true, nil
-		}
-		if !errors.Is(err, jetstream.ErrMsgNotFound) {
+		has, err := e.holds(ctx, Renewals, subject)
+		if err != nil {
 			return false, fmt.Errorf("look for the timer of %s: %w", k, err)
+		}
+		if has {
+			return true, nil
 		}
 	}
 	return false, nil

@@ -57,14 +57,11 @@ func (e *Engine) Answered(ctx context.Context, k grant.Key, id string) (bool, er
 
 // LoginWaits reports whether a login of the user was accepted that is not settled yet.
 func (e *Engine) LoginWaits(ctx context.Context, k grant.Key) (bool, error) {
-	_, err := e.last(ctx, Logins, e.config.Subjects.Of(schema.Address{Type: schema.UserLogin, Provider: k.Provider, User: k.User}))
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return false, nil
-	}
+	waits, err := e.holds(ctx, Logins, e.config.Subjects.Of(schema.Address{Type: schema.UserLogin, Provider: k.Provider, User: k.User}))
 	if err != nil {
 		return false, fmt.Errorf("look for a login of %s: %w", k, err)
 	}
-	return true, nil
+	return waits, nil
 }
 
 // LastOutcome returns the user's newest user.synced, user.reauth_required or user.refresh_failed; found is false if there
@@ -103,6 +100,15 @@ func (e *Engine) lastOutcome(ctx context.Context, k grant.Key, t schema.Type) (s
 		return storedOutcome{}, false, fmt.Errorf("%s at sequence %d: %w", m.Subject, m.Sequence, err)
 	}
 	return storedOutcome{event, m.Sequence}, true, nil
+}
+
+// holds reports whether the stream has a message of the subject.
+func (e *Engine) holds(ctx context.Context, base, subject string) (bool, error) {
+	_, err := e.last(ctx, base, subject)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // last reads the newest message of a subject through the stream's leader, whatever the stream allows: a direct read may
