@@ -3,31 +3,22 @@ package main
 import (
 	"context"
 	"fmt"
-	"os/exec"
-	"path/filepath"
 	"time"
 )
 
 // rss runs the full load with NATS in a process of its own.
 func (b *bench) rss(ctx context.Context) error {
-	addr, err := freePort()
-	if err != nil {
-		return err
-	}
-	server, err := launch(b.dir, "nats", exec.Command(b.self, "nats", "--listen", addr, "--dir", filepath.Join(b.dir, "nats")))
+	server, url, err := b.startNATS("nats")
 	if err != nil {
 		return err
 	}
 	defer server.kill()
-	if _, err := server.line(); err != nil {
-		return err
-	}
 	p, err := b.startProvider(0, 0, lifetime)
 	if err != nil {
 		return err
 	}
 	defer p.kill()
-	s, err := b.raceRenewd(ctx, p, legOptions{leg: "rss", users: b.Users, workers: b.workers(0), natsURL: "nats://" + addr})
+	s, err := b.raceRenewd(ctx, p, legOptions{leg: "rss", users: b.Users, workers: b.workers(0), natsURL: url})
 	if err != nil {
 		return err
 	}

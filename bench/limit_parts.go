@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"sync/atomic"
 	"time"
 
@@ -34,6 +36,20 @@ func (c natsCommand) Run(ctx context.Context) error {
 	fmt.Println("ready")
 	<-ctx.Done()
 	return nil
+}
+
+// startNATS starts a natsCommand that keeps its streams below the benchmark's folder.
+func (b *bench) startNATS(folder string) (server *process, url string, err error) {
+	addr, err := freePort()
+	if err != nil {
+		return nil, "", err
+	}
+	server, err = launch(b.dir, "nats", exec.Command(b.self, "nats", "--listen", addr, "--dir", filepath.Join(b.dir, folder)))
+	if err != nil {
+		return nil, "", err
+	}
+	_, err = server.line()
+	return server, "nats://" + addr, err
 }
 
 // jetStreamCommand is the share of a renewal that the stream has: a due message is taken, the outcome and the next timer are

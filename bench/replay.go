@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"os/exec"
-	"path/filepath"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -28,19 +26,12 @@ type replayRow struct {
 
 // replay fills OUTCOMES and reads single users' histories and everything back.
 func (b *bench) replay(ctx context.Context) error {
-	addr, err := freePort()
-	if err != nil {
-		return err
-	}
-	server, err := launch(b.dir, "nats", exec.Command(b.self, "nats", "--listen", addr, "--dir", filepath.Join(b.dir, "replay")))
+	server, url, err := b.startNATS("replay")
 	if err != nil {
 		return err
 	}
 	defer server.kill()
-	if _, err := server.line(); err != nil {
-		return err
-	}
-	nc, err := nats.Connect("nats://" + addr)
+	nc, err := nats.Connect(url)
 	if err != nil {
 		return err
 	}

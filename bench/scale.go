@@ -137,8 +137,7 @@ func (d *daemon) scaleRenewals(ctx context.Context, p *provider, r *scaleRow) er
 		if _, err := d.await(ctx, seen+scaleRound, time.Minute); err != nil {
 			return err
 		}
-		after := d.b.cpu(d.process, p)
-		sum += after.self - before.self + after.provider - before.provider + after.database - before.database
+		sum += d.b.cpu(d.process, p).since(before).sum()
 		<-time.After(2500 * time.Millisecond) // less than that between two renewals of a user, and the second is none
 	}
 	r.CPU = perThousand(sum, scaleRound*scaleRounds)

@@ -128,10 +128,9 @@ func (b *bench) watchSteady(ctx context.Context, d *daemon, p *provider, w *stea
 		}
 		b.say("steady: %.0f renewals/s, due to outcome p50 %.0f ms, p99 %.0f ms, at most %.0f ms; %d MB", r.Rate, r.P50, r.P99, r.Max, r.MemoryB>>20)
 	}
-	took, after := time.Since(began).Seconds(), b.cpu(d.process, p)
+	took, used := time.Since(began).Seconds(), b.cpu(d.process, p).since(before)
 	stopProfile()
-	r.CoresOwn = (after.self - before.self).Seconds() / took
-	r.Cores = r.CoresOwn + (after.provider-before.provider+after.database-before.database).Seconds()/took
+	r.CoresOwn, r.Cores = used.self.Seconds()/took, used.sum().Seconds()/took
 	r.Late = w.overdue(o.Users, o.Period+10*time.Second)
 	b.report.Steady = r
 	return nil

@@ -45,6 +45,12 @@ type parts struct {
 	self, provider, database time.Duration
 }
 
+func (p parts) since(before parts) parts {
+	return parts{p.self - before.self, p.provider - before.provider, p.database - before.database}
+}
+
+func (p parts) sum() time.Duration { return p.self + p.provider + p.database }
+
 func (b *bench) legs() []leg {
 	command := func(name string, more ...string) func(context.Context, *provider, legOptions) (sample, error) {
 		return func(ctx context.Context, p *provider, o legOptions) (sample, error) {
@@ -175,9 +181,8 @@ func (b *bench) meter(ctx context.Context, contestant *process, p *provider, dat
 }
 
 func (b *bench) sample(ctx context.Context, took time.Duration, before meter, contestant *process, p *provider) (sample, error) {
-	after := b.cpu(contestant, p)
-	used := parts{after.self - before.self, after.provider - before.provider, after.database - before.database}
-	s := sample{took: took, cpu: used.self + used.provider + used.database, parts: used, peak: memory(contestant.pid(), "VmHWM")}
+	used := b.cpu(contestant, p).since(before.parts)
+	s := sample{took: took, cpu: used.sum(), parts: used, peak: memory(contestant.pid(), "VmHWM")}
 	// Backends tell of their work a second late.
 	<-time.After(1200 * time.Millisecond)
 	work, err := b.work(ctx, before.at)
