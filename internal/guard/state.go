@@ -272,10 +272,10 @@ func (s State) Hold(v grant.Verdict, now time.Time, r Rules) string {
 	switch {
 	case s.Outage != nil && s.Outage.Reason == ReasonMassFailure, s.most(v, r):
 		return ReasonMassFailure
-	case now.Sub(v.At) < r.Alone && !s.renewed(v.At):
-		return schema.ReasonNobodyRenewed
 	case s.ProvenAt.IsZero() && now.Sub(v.At) < r.Hold:
 		return schema.ReasonUnproven
+	case now.Sub(v.At) < r.Alone && !s.renewed(v.At):
+		return schema.ReasonNobodyRenewed
 	}
 	return ""
 }

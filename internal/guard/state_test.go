@@ -101,8 +101,8 @@ func TestMassFailureHoldsVerdicts(t *testing.T) {
 
 func TestUnprovenSettingsHoldVerdicts(t *testing.T) {
 	s, _, at := feed(guard.State{}, noon, guard.Tally{Dead: 1})
-	if s.Hold(given(noon), at, rules) == "" {
-		t.Error("a refusal under settings that never worked is believed")
+	if got := s.Hold(given(noon), at, rules); got != schema.ReasonUnproven {
+		t.Errorf("a refusal under settings that never worked is held for %q", got)
 	}
 	if s.Hold(given(noon), noon.Add(rules.Hold), rules) != "" {
 		t.Error("it is held back for ever")
