@@ -18,15 +18,15 @@ test: export CI = true
 test: ## Check everything: installs what is missing, then format, vet, staticcheck, build, fuzz smoke, all tests with -race
 	@scripts/setup.sh $(TOOLS)
 	@scripts/lint.sh $(TOOLS)
-	@scripts/fuzz.sh 2s
+	@scripts/fuzz.sh 5000
 	@scripts/test.sh $(TEST_FLAGS)
 
 lint: ## Check format, go vet and staticcheck, and that everything builds
 	@scripts/setup.sh $(TOOLS)
 	@scripts/lint.sh $(TOOLS)
 
-fuzz: ## Run every fuzz target for a minute
-	@scripts/fuzz.sh 60s
+fuzz: ## Run every fuzz target with 300,000 inputs
+	@scripts/fuzz.sh 300000
 
 chaos: ## Kill, stall, cut off and restart everything for 20 minutes, and count what must not happen
 	@scripts/setup.sh $(TOOLS)
