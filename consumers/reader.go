@@ -26,7 +26,7 @@ type reader struct {
 }
 
 const (
-	readBatch   = 500
+	readBatch   = 1000
 	readExpires = 2 * time.Second
 )
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -51,8 +52,20 @@ func (q Query) check() (schema.Subjects, error) {
 	return subjects, checkFilter(q.Types, q.Provider, q.User)
 }
 
-// replay reads each type through a consumer of its own and merges them by sequence: a consumer with several filters makes
-// the server look through every subject, which takes a thousand times as long for one user.
+// sources lists the filters of each consumer that a replay reads from. Everything comes through one without any, since the
+// server counts what matches a filter before it sends anything. Else each type has its own: several filters on one consumer
+// make the server look through every subject, which takes a thousand times as long for one user.
+func (q Query) sources(subjects schema.Subjects) (out [][]string) {
+	if len(q.Types) == 0 && q.Provider == "" {
+		return [][]string{nil}
+	}
+	for _, f := range filters(subjects, q.Types, q.Provider, q.User) {
+		out = append(out, []string{f})
+	}
+	return out
+}
+
+// replay merges its sources by sequence.
 func (q Query) replay(ctx context.Context, nc *nats.Conn, yield func(schema.Event, error) bool) error {
 	subjects, err := q.check()
 	if err != nil {
@@ -67,10 +80,14 @@ func (q Query) replay(ctx context.Context, nc *nats.Conn, yield func(schema.Even
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	var reading sync.WaitGroup
+	defer reading.Wait()
+	defer cancel()
 	var sources []*source
-	for _, f := range filters(subjects, q.Types, q.Provider, q.User) {
-		s := &source{reader: reader{js: js, stream: stream, filters: []string{f}, since: q.Since}, end: next, until: q.Until}
-		defer s.close(ctx)
+	for _, f := range q.sources(subjects) {
+		s := &source{reader: reader{js: js, stream: stream, filters: f, since: q.Since}, end: next, until: q.Until, batches: make(chan batch, batchesAhead)}
+		reading.Go(func() { s.read(ctx) })
 		sources = append(sources, s)
 	}
 	for {
@@ -104,58 +121,89 @@ func first(ctx context.Context, sources []*source) (*Message, error) {
 	return m, nil
 }
 
-// source is one type's part of a replay.
+// source is one type's part of a replay. A goroutine of its own reads ahead while what came before is decoded and used.
 type source struct {
-	reader
-	end   uint64    // first sequence that is too new
-	until time.Time // zero: no bound
-	ahead []*Message
+	reader            // of the goroutine that reads
+	end     uint64    // first sequence that is too new
+	until   time.Time // zero: no bound
+	batches chan batch
+
+	ahead []*Message // of the goroutine that takes
 	over  bool
+}
+
+// batchesAhead is how many batches wait to be taken: the server reads its disk meanwhile.
+const batchesAhead = 4
+
+// batch is what a source read at a time.
+type batch struct {
+	messages []*Message
+	over     bool // nothing comes after it
+	err      error
+}
+
+// fill makes sure that the source's next message is at hand, unless there is none.
+func (s *source) fill(ctx context.Context) error {
+	for len(s.ahead) == 0 && !s.over {
+		select {
+		case b := <-s.batches:
+			if b.err != nil {
+				return b.err
+			}
+			s.ahead, s.over = b.messages, b.over
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// read hands over batches until the source's end, an error, or ctx's end.
+func (s *source) read(ctx context.Context) {
+	defer s.close(ctx)
+	for b := (batch{}); !b.over && b.err == nil && ctx.Err() == nil; {
+		b = s.try(ctx)
+		select {
+		case s.batches <- b:
+		case <-ctx.Done():
+		}
+	}
 }
 
 // readTries is how often a replay puts up with a lost connection, at any one place.
 const readTries = 6
 
-// fill makes sure that the source's next message is at hand, unless there is none.
-func (s *source) fill(ctx context.Context) error {
+// try reads a batch, through cuts.
+func (s *source) try(ctx context.Context) (b batch) {
 	var wait backoff
-	for tries := 1; len(s.ahead) == 0 && !s.over; {
-		err := s.more(ctx)
-		if err == nil {
-			continue
-		}
-		if tries++; ctx.Err() != nil || !passing(err) || tries > readTries {
-			return err
+	for tries := 1; ; tries++ {
+		b = s.more(ctx)
+		if b.err == nil || ctx.Err() != nil || !passing(b.err) || tries == readTries {
+			return b
 		}
 		wait.wait(ctx)
 	}
-	return nil
 }
 
 // more reads one batch, and notices the end.
-func (s *source) more(ctx context.Context) error {
+func (s *source) more(ctx context.Context) (b batch) {
 	if s.puller == nil {
 		if err := s.open(ctx); err != nil {
-			return err
+			return batch{err: err}
 		}
 	}
 	if s.pending == 0 {
-		s.over = true
-		return nil
+		return batch{over: true}
 	}
-	messages, err := s.batch(ctx)
-	if err != nil {
-		return err
+	b.messages, b.err = s.batch(ctx)
+	if b.err == nil && len(b.messages) == 0 {
+		b.err = s.refresh(ctx)
 	}
-	if len(messages) == 0 {
-		return s.refresh(ctx)
-	}
-	for i, m := range messages {
+	for i, m := range b.messages {
 		if m.Sequence >= s.end || !s.until.IsZero() && !m.Time.Before(s.until) {
-			messages, s.over = messages[:i], true
+			b.messages, b.over = b.messages[:i], true
 			break
 		}
 	}
-	s.ahead = messages
-	return nil
+	return b
 }

@@ -124,7 +124,7 @@ func (e *Event) fromBinary(h Header, body []byte, at Arrival) *Malformed {
 	if bad != nil {
 		return bad
 	}
-	if values["id"] == "" {
+	if values.get("id") == "" {
 		// Only a command may come bare, and only from a stream: what has no place in one has nothing to be told apart by.
 		if !e.Type.command() || at.Stream == "" {
 			return &Malformed{RejectEnvelope, "id", "missing: set the header ce-id"}
@@ -132,7 +132,7 @@ func (e *Event) fromBinary(h Header, body []byte, at Arrival) *Malformed {
 		e.ID = fmt.Sprintf("%s-%d", at.Stream, at.Sequence)
 	}
 	e.Source = bareSource
-	if bad := e.attributes(values); bad != nil {
+	if bad := e.take(&values); bad != nil {
 		return bad
 	}
 	e.Data = bytes.TrimSpace(body)
@@ -143,25 +143,25 @@ func (e *Event) fromBinary(h Header, body []byte, at Arrival) *Malformed {
 }
 
 // binaryAttributes collects the ce- headers in any case. The same attribute twice, in whatever spelling, must say the same.
-func binaryAttributes(h Header) (map[string]string, *Malformed) {
-	values := make(map[string]string, len(attributeNames))
-	for name, all := range h {
-		if len(name) < 4 || !strings.EqualFold(name[:3], "ce-") {
+func binaryAttributes(h Header) (values attributes, _ *Malformed) {
+	for header, all := range h {
+		if len(header) < 4 || !strings.EqualFold(header[:3], "ce-") {
 			continue
 		}
-		name = strings.ToLower(name[3:])
-		if !isAttribute(name) {
+		i := attributeIndex(header[3:])
+		if i < 0 {
 			continue
 		}
+		name := attributeNames[i]
 		for _, raw := range all {
 			v, err := percentDecode(raw)
 			if err != nil {
-				return nil, &Malformed{RejectEnvelope, name, err.Error()}
+				return values, &Malformed{RejectEnvelope, name, err.Error()}
 			}
-			if old, twice := values[name]; twice && old != v {
-				return nil, &Malformed{RejectEnvelope, name, "there twice, with different values"}
+			if values[i].there && values[i].value != v {
+				return values, &Malformed{RejectEnvelope, name, "there twice, with different values"}
 			}
-			values[name] = v
+			values[i] = attribute{v, true}
 		}
 	}
 	return values, nil
@@ -175,19 +175,17 @@ func (e *Event) fromStructured(body []byte) *Malformed {
 	if doc["data_base64"] != nil {
 		return &Malformed{RejectData, "data_base64", "send the data as a JSON object in data"}
 	}
-	values := make(map[string]string, len(attributeNames))
-	for _, name := range attributeNames {
+	var values attributes
+	for i, name := range attributeNames {
 		raw, ok := doc[name]
 		if !ok || string(raw) == "null" {
 			continue
 		}
-		var v string
-		if json.Unmarshal(raw, &v) != nil {
+		if values[i].there = true; json.Unmarshal(raw, &values[i].value) != nil {
 			return &Malformed{RejectEnvelope, name, "want a string"}
 		}
-		values[name] = v
 	}
-	if bad := e.attributes(values); bad != nil {
+	if bad := e.take(&values); bad != nil {
 		return bad
 	}
 	switch {
@@ -248,23 +246,33 @@ func (e *Event) checkData() *Malformed {
 // attributeNames lists the attributes we read, in the order in which they are checked.
 var attributeNames = [...]string{"specversion", "id", "source", "type", "subject", "time", "dataschema", "datacontenttype"}
 
-func isAttribute(name string) bool {
-	for _, known := range attributeNames {
-		if name == known {
-			return true
-		}
-	}
-	return false
+// attributes are those of one event, in the order of attributeNames.
+type attributes [len(attributeNames)]attribute
+
+type attribute struct {
+	value string
+	there bool
 }
 
-// attributes fills e from the envelope and holds it against what the subject said.
-func (e *Event) attributes(values map[string]string) *Malformed {
-	for _, name := range attributeNames {
-		v, ok := values[name]
-		if !ok {
+func (a *attributes) get(name string) string { return a[attributeIndex(name)].value }
+
+// attributeIndex finds a name in any case; -1: we do not read it.
+func attributeIndex(name string) int {
+	for i, known := range attributeNames {
+		if len(name) == len(known) && strings.EqualFold(name, known) {
+			return i
+		}
+	}
+	return -1
+}
+
+// take fills e from the envelope and holds it against what the subject said.
+func (e *Event) take(values *attributes) *Malformed {
+	for i, name := range attributeNames {
+		if !values[i].there {
 			continue
 		}
-		if err := e.attribute(name, v); err != nil {
+		if err := e.attribute(name, values[i].value); err != nil {
 			return &Malformed{RejectEnvelope, name, err.Error()}
 		}
 	}

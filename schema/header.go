@@ -15,7 +15,7 @@ func (h Header) Get(key string) string {
 	}
 	found := ""
 	for k, v := range h {
-		if len(v) > 0 && strings.EqualFold(k, key) && (found == "" || k < found) {
+		if len(v) > 0 && len(k) == len(key) && strings.EqualFold(k, key) && (found == "" || k < found) {
 			found = k
 		}
 	}

@@ -200,7 +200,15 @@ func CheckUser(id string) error {
 // hasControl reports whether s holds a C0 or C1 control character, which CloudEvents forbids in attributes and which
 // neither a header nor a terminal should see.
 func hasControl(s string) bool {
-	return strings.IndexFunc(s, func(r rune) bool { return r < 0x20 || r >= 0x7f && r <= 0x9f }) >= 0
+	for i := 0; i < len(s); i++ {
+		switch c := s[i]; {
+		case c < 0x20, c == 0x7f:
+			return true
+		case c >= utf8.RuneSelf:
+			return strings.IndexFunc(s[i:], func(r rune) bool { return r < 0x20 || r >= 0x7f && r <= 0x9f }) >= 0
+		}
+	}
+	return false
 }
 
 // maxQuote is how much of a stranger's text an error shows, in bytes: less than any token has.
