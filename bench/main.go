@@ -49,7 +49,7 @@ type runCommand struct {
 	For         time.Duration   `default:"30s" help:"How long the latency run lasts."`
 	Root        string          `default:".." type:"existingdir" help:"renewd's source."`
 	Binary      string          `placeholder:"FILE" help:"The renewd to measure. Default: built from its source."`
-	Profile     string          `placeholder:"DIR" help:"Write CPU profiles of renewd there."`
+	Profile     string          `placeholder:"DIR" help:"Write profiles of renewd there: processor time and allocations."`
 	Dir         string          `placeholder:"DIR" help:"Folder to work in. Default: the system's for temporary files."`
 	Keep        bool            `help:"Leave logs and data behind."`
 	Output      string          `short:"o" enum:"text,json" default:"text" help:"text or json."`

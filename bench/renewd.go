@@ -48,6 +48,9 @@ func (b *bench) build(ctx context.Context) error {
 	b.renewd = filepath.Join(b.dir, "renewd")
 	args := []string{"build", "-o", b.renewd}
 	if b.Profile != "" {
+		if err := os.MkdirAll(b.Profile, 0o750); err != nil {
+			return fmt.Errorf("profile: %w", err)
+		}
 		file, overlay := filepath.Join(b.dir, "profiler.go"), filepath.Join(b.dir, "overlay.json")
 		text, err := json.Marshal(map[string]any{"Replace": map[string]string{filepath.Join(root, "cmd/renewd/profiler.go"): file}})
 		if err != nil {
@@ -331,7 +334,7 @@ func (d *daemon) outcomes(ctx context.Context) (uint64, error) {
 	return s.CachedInfo().State.LastSeq, nil
 }
 
-// profile has it write a CPU profile from here on until the returned function is called; without --profile nothing.
+// profile has it write profiles from here on until the returned function is called; without --profile nothing.
 func (d *daemon) profile(name string) (stop func()) {
 	if d.b.Profile == "" {
 		return func() {}
@@ -339,7 +342,11 @@ func (d *daemon) profile(name string) (stop func()) {
 	d.signal(syscall.SIGUSR1)
 	return func() {
 		d.signal(syscall.SIGUSR2)
-		from := filepath.Join(d.dir, "cpu.pprof")
-		_ = eventually(10*time.Second, func() error { return os.Rename(from, filepath.Join(d.b.Profile, name+".pprof")) })
+		for kind, file := range map[string]string{"cpu": name + ".pprof", "allocs": name + "-allocs.pprof"} {
+			from, to := filepath.Join(d.dir, kind+".pprof"), filepath.Join(d.b.Profile, file)
+			if err := eventually(10*time.Second, func() error { return os.Rename(from, to) }); err != nil {
+				d.b.say("no %s profile of %s: %v", kind, name, err)
+			}
+		}
 	}
 }
