@@ -272,6 +272,10 @@ func (s storeAt) List(ctx context.Context, cursor string, limit int) ([]grant.Li
 	return s.w.store.List(ctx, cursor, limit)
 }
 
+func (s storeAt) ListDue(ctx context.Context, cursor string, limit int) ([]grant.Due, string, error) {
+	return s.w.store.ListDue(ctx, cursor, limit)
+}
+
 type streamAt struct{ w *world }
 
 func (s streamAt) Now() time.Time { return s.w.now() }

@@ -49,6 +49,28 @@ type Store interface {
 	// end. A grant that exists during the whole walk is returned at least once; the order is the store's own. Grants that
 	// cannot be opened (a lost key) are returned with Err set in their place.
 	List(ctx context.Context, cursor string, limit int) (page []Listed, next string, err error)
+
+	// ListDue is List with no more of each grant than says when it is due: it reads and opens no tokens, which makes it many
+	// times as cheap. Cursors of the two are not exchangeable.
+	ListDue(ctx context.Context, cursor string, limit int) (page []Due, next string, err error)
+}
+
+// Due says when a grant is to be renewed next.
+type Due struct {
+	Key
+	Version      int64
+	Status       Status    // empty: the record is damaged
+	At           time.Time // zero: not before a login or an operator
+	ClaimedUntil time.Time // zero: not claimed
+}
+
+// Due is when g is to be renewed next.
+func (g Grant) Due() Due {
+	d := Due{Key: g.Key, Version: g.Version, Status: g.Status, At: g.NextDueAt}
+	if g.Claim != nil {
+		d.ClaimedUntil = g.Claim.Until
+	}
+	return d
 }
 
 // Listed is one grant of a List. Tokens may be left out: Pair then has only ExpiresAt.

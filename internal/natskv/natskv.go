@@ -170,42 +170,66 @@ func conflict(err error) bool {
 	return errors.Is(err, jetstream.ErrKeyExists) || errors.Is(err, jetstream.ErrKeyRevisionMismatch)
 }
 
-// List implements grant.Store. The cursor is a sequence of the bucket's stream: a grant written during the walk moves
-// ahead of it and is met again, so none is missed. Records are read one by one from the stream's leader: a consumer would
-// be quicker, but may sit on a replica that lags behind, and half a walk looks like a whole one.
+// List implements grant.Store. The cursor is a sequence of the bucket's stream.
 func (s *Store) List(ctx context.Context, cursor string, limit int) (page []grant.Listed, next string, err error) {
+	next, err = s.each(ctx, cursor, limit, func(k grant.Key, m *jetstream.RawStreamMsg, err error) {
+		var g grant.Grant
+		if err == nil {
+			g, err = s.decode(k, m.Data, m.Sequence)
+		}
+		g.Key = k
+		page = append(page, grant.Listed{Grant: g, Err: err})
+	})
+	return page, next, err
+}
+
+// ListDue implements grant.Store. The cursor is a sequence of the bucket's stream.
+func (s *Store) ListDue(ctx context.Context, cursor string, limit int) (page []grant.Due, next string, err error) {
+	next, err = s.each(ctx, cursor, limit, func(k grant.Key, m *jetstream.RawStreamMsg, err error) {
+		var r record
+		if err == nil && json.Unmarshal(m.Data, &r) != nil {
+			r = record{}
+		}
+		d := r.Grant.Due()
+		d.Key = k
+		page = append(page, d)
+	})
+	return page, next, err
+}
+
+// each reads up to limit records from the cursor on. A grant written during a walk moves ahead of it and is met again, so
+// none is missed. Records are read one by one from the stream's leader: a consumer would be quicker, but may sit on a
+// replica that lags behind, and half a walk looks like a whole one.
+func (s *Store) each(
+	ctx context.Context, cursor string, limit int, see func(grant.Key, *jetstream.RawStreamMsg, error),
+) (next string, err error) {
 	at := uint64(1)
 	if cursor != "" {
 		if at, err = strconv.ParseUint(cursor, 10, 64); err != nil {
-			return nil, "", fmt.Errorf("list grants: cursor %q: not one of ours", cursor)
+			return "", fmt.Errorf("list grants: cursor %q: not one of ours", cursor)
 		}
 	}
 	for range limit {
 		m, err := s.stream.GetMsg(ctx, at, jetstream.WithGetMsgSubject("$KV."+s.config.Bucket+".>"))
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			return page, "", nil
+			return "", nil
 		}
 		if err != nil {
-			return nil, "", fmt.Errorf("list grants: %w", err)
+			return "", fmt.Errorf("list grants: %w", err)
 		}
 		if op := m.Header.Get("KV-Operation"); op == "" || op == "PUT" {
-			page = append(page, s.listed(m.Subject, m.Data, m.Sequence))
+			k, err := s.keyOf(m.Subject)
+			see(k, m, err)
 		}
 		at = m.Sequence + 1
 	}
-	return page, strconv.FormatUint(at, 10), nil
+	return strconv.FormatUint(at, 10), nil
 }
 
-func (s *Store) listed(subject string, raw []byte, rev uint64) grant.Listed {
-	name := strings.TrimPrefix(subject, "$KV."+s.config.Bucket+".")
-	provider, token, _ := strings.Cut(name, ".")
+func (s *Store) keyOf(subject string) (grant.Key, error) {
+	provider, token, _ := strings.Cut(strings.TrimPrefix(subject, "$KV."+s.config.Bucket+"."), ".")
 	user, err := schema.UnescapeUser(token)
-	k := grant.Key{Provider: provider, User: user}
-	if err != nil {
-		return grant.Listed{Grant: grant.Grant{Key: k}, Err: err}
-	}
-	g, err := s.decode(k, raw, rev)
-	return grant.Listed{Grant: g, Err: err}
+	return grant.Key{Provider: provider, User: user}, err
 }
 
 // record is a grant as it is kept: everything but the key, the revision and the plain pair.

@@ -352,30 +352,3 @@ func saveArgs(rows []row) []any {
 		attempts, outages, lastErrors, nonces, untils, claims, profiles, states, was,
 	}
 }
-
-const listSQL = `SELECT ` + columns + ` FROM renewd.grants g WHERE (g.provider, g.user_id) > ($1, $2) ORDER BY g.provider, g.user_id LIMIT $3`
-
-// List implements grant.Store. The cursor is the last key.
-func (s *Store) List(ctx context.Context, cursor string, limit int) (page []grant.Listed, next string, err error) {
-	provider, user, _ := strings.Cut(cursor, "/")
-	rows, err := s.pool.Query(ctx, listSQL, provider, user, limit)
-	if err != nil {
-		return nil, "", fmt.Errorf("list grants: %w", err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		r, err := scan(rows)
-		if err != nil {
-			return nil, "", fmt.Errorf("list grants: %w", err)
-		}
-		g, err := r.grant(s.cipher)
-		page = append(page, grant.Listed{Grant: g, Err: err})
-	}
-	if err := rows.Err(); err != nil {
-		return nil, "", fmt.Errorf("list grants: %w", err)
-	}
-	if len(page) == limit {
-		next = page[limit-1].Key.String()
-	}
-	return page, next, nil
-}

@@ -89,6 +89,15 @@ func (m *Memory) Delete(_ context.Context, k grant.Key, revision uint64) error {
 	return nil
 }
 
+// ListDue implements grant.Store; the cursor is the last key.
+func (m *Memory) ListDue(ctx context.Context, cursor string, limit int) (page []grant.Due, next string, err error) {
+	all, next, err := m.List(ctx, cursor, limit)
+	for _, l := range all {
+		page = append(page, l.Due())
+	}
+	return page, next, err
+}
+
 // List implements grant.Store; the cursor is the last key.
 func (m *Memory) List(_ context.Context, cursor string, limit int) (page []grant.Listed, next string, err error) {
 	m.mu.Lock()

@@ -95,6 +95,7 @@ func Run(t *testing.T, open func(t *testing.T) grant.Store) {
 		"100 goroutines lose nothing":                  testContention,
 		"one of many inserts wins":                     testInsertRace,
 		"a walk meets every grant":                     testList,
+		"a walk tells when every grant is due":         testListDue,
 		"an ended context ends the call":               testContext,
 		"a second delete says so, a stale one refuses": testDelete,
 	} {
@@ -379,14 +380,43 @@ func testInsertRace(t *testing.T, s grant.Store) {
 }
 
 func testList(t *testing.T, s grant.Store) {
-	page, next, err := s.List(t.Context(), "", 10)
+	testWalk(t, s, func(cursor string) (keys []grant.Key, next string, err error) {
+		page, next, err := s.List(t.Context(), cursor, 10)
+		for _, l := range page {
+			must(t, l.Err)
+			keys = append(keys, l.Key)
+		}
+		return keys, next, err
+	})
+}
+
+func testListDue(t *testing.T, s grant.Store) {
+	testWalk(t, s, func(cursor string) (keys []grant.Key, next string, err error) {
+		page, next, err := s.ListDue(t.Context(), cursor, 10)
+		for _, d := range page {
+			g, err := s.Load(t.Context(), d.Key)
+			must(t, err)
+			if want := g.Due(); d.Version != want.Version || d.Status != want.Status || !d.At.Equal(want.At) || !d.ClaimedUntil.Equal(want.ClaimedUntil) {
+				t.Errorf("listed %+v, want %+v", d, want)
+			}
+			keys = append(keys, d.Key)
+		}
+		return keys, next, err
+	})
+}
+
+// testWalk has list meet every grant, ten at a time, while somebody writes.
+func testWalk(t *testing.T, s grant.Store, list func(cursor string) (keys []grant.Key, next string, err error)) {
+	page, next, err := list("")
 	if err != nil || len(page) != 0 || next != "" {
 		t.Fatalf("an empty store lists %v, %q, %v", page, next, err)
 	}
 	const n = 57
 	for i := range n {
 		g := Full(grant.Key{Provider: "p", User: fmt.Sprintf("user/%02d", i)})
-		g.Claim = nil
+		if i < n-1 {
+			g.Claim = nil
+		}
 		insert(t, s, g)
 	}
 	gone, err := s.Load(t.Context(), grant.Key{Provider: "p", User: "user/03"})
@@ -397,13 +427,12 @@ func testList(t *testing.T, s grant.Store) {
 		if pages > 200 {
 			t.Fatal("the walk does not end")
 		}
-		page, next, err := s.List(t.Context(), cursor, 10)
+		page, next, err := list(cursor)
 		must(t, err)
-		for _, l := range page {
-			must(t, l.Err)
-			seen[l.User] = true
-			if pages < 5 { // a writer during the walk
-				if _, _, err := s.Claim(t.Context(), l.Key, grant.ClaimRequest{Nonce: "x", For: time.Hour}); err != nil {
+		for _, k := range page {
+			seen[k.User] = true
+			if pages < 5 {
+				if _, _, err := s.Claim(t.Context(), k, grant.ClaimRequest{Nonce: "x", For: time.Hour}); err != nil {
 					t.Fatal(err)
 				}
 			}

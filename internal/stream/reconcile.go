@@ -37,7 +37,7 @@ type Reconciler struct {
 	Lease time.Duration
 	// Overdue is how late a grant may be before it is woken. Default 60 s.
 	Overdue time.Duration
-	// Page is how many grants one List asks for, Pause the wait between two of them. Defaults 500, 100 ms; a negative
+	// Page is how many grants one ListDue asks for, Pause the wait between two of them. Defaults 500, 100 ms; a negative
 	// Pause means none.
 	Page  int
 	Pause time.Duration
@@ -52,13 +52,12 @@ type Reconciler struct {
 
 // Walk is what one walk over the store found and did.
 type Walk struct {
-	Live       int `json:"live"`       // live grants
-	Overdue    int `json:"overdue"`    // of them, late by more than Reconciler.Overdue and in nobody's hand
-	Woken      int `json:"woken"`      // of them, woken
-	Armed      int `json:"armed"`      // timers set anew, because RENEWALS had been lost
-	Unreadable int `json:"unreadable"` // records that no key opens
-	Parked     int `json:"parked"`     // pairs that wait in PARKED for longer than Reconciler.Overdue
-	Unparked   int `json:"unparked"`   // pairs removed from there, because the store has a newer one
+	Live     int `json:"live"`     // live grants
+	Overdue  int `json:"overdue"`  // of them, late by more than Reconciler.Overdue and in nobody's hand
+	Woken    int `json:"woken"`    // of them, woken
+	Armed    int `json:"armed"`    // timers set anew, because RENEWALS had been lost
+	Parked   int `json:"parked"`   // pairs that wait in PARKED for longer than Reconciler.Overdue
+	Unparked int `json:"unparked"` // pairs removed from there, because the store has a newer one
 }
 
 func (r Reconciler) withDefaults() Reconciler {
@@ -188,7 +187,7 @@ func (w *walker) lost(ctx context.Context, l *lease) (rebuild bool, created time
 func (w *walker) walk(ctx context.Context, l *lease, rebuild bool) (Walk, error) {
 	var walk Walk
 	for cursor := ""; ; {
-		page, next, err := w.Store.List(ctx, cursor, w.Page)
+		page, next, err := w.Store.ListDue(ctx, cursor, w.Page)
 		if err != nil {
 			return walk, fmt.Errorf("list grants: %w", err)
 		}
@@ -211,63 +210,58 @@ func (w *walker) walk(ctx context.Context, l *lease, rebuild bool) (Walk, error)
 // armsInFlight is how many grants of a page are repaired at the same time.
 const armsInFlight = 256
 
-func (w *walker) page(ctx context.Context, page []grant.Listed, rebuild bool, walk *Walk) error {
+func (w *walker) page(ctx context.Context, page []grant.Due, rebuild bool, walk *Walk) error {
 	now := w.Engine.Now()
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(armsInFlight)
-	for _, g := range page {
-		switch {
-		case g.Err != nil:
-			walk.Unreadable++
-			continue
-		case g.Status != grant.Live:
+	for _, d := range page {
+		if d.Status != grant.Live {
 			continue
 		}
 		walk.Live++
-		if g.NextDueAt.IsZero() { // waits for a login or an operator
+		if d.At.IsZero() { // waits for a login or an operator
 			continue
 		}
-		claimed := g.Claim != nil && g.Claim.Until.After(now)
-		switch late := now.Sub(g.NextDueAt) > w.Overdue; {
-		case claimed: // its worker arms the next timer
+		switch late := now.Sub(d.At) > w.Overdue; {
+		case d.ClaimedUntil.After(now): // its worker arms the next timer
 		case late:
 			walk.Overdue++
 			walk.Woken++
-			group.Go(func() error { return w.wake(ctx, g.Grant) })
+			group.Go(func() error { return w.wake(ctx, d) })
 		case rebuild:
 			walk.Armed++
-			group.Go(func() error { return w.arm(ctx, g.Grant) })
+			group.Go(func() error { return w.arm(ctx, d) })
 		}
 	}
 	return group.Wait()
 }
 
-func (w *walker) wake(ctx context.Context, g grant.Grant) error {
+func (w *walker) wake(ctx context.Context, d grant.Due) error {
 	if err := w.wakes.Wait(ctx); err != nil {
 		return err
 	}
-	if err := w.Engine.Wake(ctx, g.Key, repair(g)); err != nil {
+	if err := w.Engine.Wake(ctx, d.Key, repair(d)); err != nil {
 		return err
 	}
-	w.repaired.Add(ctx, 1, metric.WithAttributes(attribute.String("provider", g.Provider), attribute.String("by", "wake")))
+	w.repaired.Add(ctx, 1, metric.WithAttributes(attribute.String("provider", d.Provider), attribute.String("by", "wake")))
 	return nil
 }
 
 // arm may put back a timer that a worker has just moved: the grant is then looked at once too early, and armed again.
-func (w *walker) arm(ctx context.Context, g grant.Grant) error {
-	if err := w.Engine.Arm(ctx, g.Key, g.NextDueAt, repair(g)); err != nil {
+func (w *walker) arm(ctx context.Context, d grant.Due) error {
+	if err := w.Engine.Arm(ctx, d.Key, d.At, repair(d)); err != nil {
 		return err
 	}
-	w.repaired.Add(ctx, 1, metric.WithAttributes(attribute.String("provider", g.Provider), attribute.String("by", "arm")))
+	w.repaired.Add(ctx, 1, metric.WithAttributes(attribute.String("provider", d.Provider), attribute.String("by", "arm")))
 	return nil
 }
 
 // repair is the work of a lost timer. Its id is the same however often and wherever the loss is seen, so that the renewal
 // has one outcome.
-func repair(g grant.Grant) grant.Work {
-	sum := sha256.Sum256(fmt.Appendf(nil, "renewd repair\x00%s\x00%s\x00%d\x00%d", g.Provider, g.User, g.Version, g.NextDueAt.UnixMilli()))
+func repair(d grant.Due) grant.Work {
+	sum := sha256.Sum256(fmt.Appendf(nil, "renewd repair\x00%s\x00%s\x00%d\x00%d", d.Provider, d.User, d.Version, d.At.UnixMilli()))
 	return grant.Work{Cause: schema.Cause{
-		ID: "repair-" + base64.RawURLEncoding.EncodeToString(sum[:16]), Type: schema.CauseRepair, Time: g.NextDueAt.UTC(), Reason: "timer lost",
+		ID: "repair-" + base64.RawURLEncoding.EncodeToString(sum[:16]), Type: schema.CauseRepair, Time: d.At.UTC(), Reason: "timer lost",
 	}}
 }
 

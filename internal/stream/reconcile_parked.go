@@ -59,5 +59,5 @@ func (w *walker) parcel(ctx context.Context, m *jetstream.RawStreamMsg, walk *Wa
 	if g.Claim != nil && g.Claim.Until.After(w.Engine.Now()) {
 		return nil // its worker is at it
 	}
-	return w.wake(ctx, g)
+	return w.wake(ctx, g.Due())
 }

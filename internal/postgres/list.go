@@ -1,0 +1,73 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/renewd/renewd/internal/grant"
+)
+
+const pageSQL = ` FROM renewd.grants g WHERE (g.provider, g.user_id) > ($1, $2) ORDER BY g.provider, g.user_id LIMIT $3`
+
+// List implements grant.Store. The cursor is the last key.
+func (s *Store) List(ctx context.Context, cursor string, limit int) (page []grant.Listed, next string, err error) {
+	var last grant.Key
+	err = s.page(ctx, columns, cursor, limit, func(rows pgx.Rows) error {
+		r, err := scan(rows)
+		if err != nil {
+			return err
+		}
+		g, err := r.grant(s.cipher)
+		page, last = append(page, grant.Listed{Grant: g, Err: err}), g.Key
+		return nil
+	})
+	return page, after(last, len(page) == limit), err
+}
+
+// ListDue implements grant.Store. The cursor is the last key.
+func (s *Store) ListDue(ctx context.Context, cursor string, limit int) (page []grant.Due, next string, err error) {
+	var last grant.Key
+	const columns = `g.provider, g.user_id, g.version, g.status, g.next_due_at, g.claim_until`
+	err = s.page(ctx, columns, cursor, limit, func(rows pgx.Rows) error {
+		var d grant.Due
+		var at, claimed *time.Time
+		if err := rows.Scan(&d.Provider, &d.User, &d.Version, &d.Status, &at, &claimed); err != nil {
+			return err
+		}
+		d.At, d.ClaimedUntil = orZero(at), orZero(claimed)
+		page, last = append(page, d), d.Key
+		return nil
+	})
+	return page, after(last, len(page) == limit), err
+}
+
+// page reads up to limit rows from the cursor on.
+func (s *Store) page(ctx context.Context, columns, cursor string, limit int, see func(pgx.Rows) error) error {
+	provider, user, _ := strings.Cut(cursor, "/")
+	rows, err := s.pool.Query(ctx, "SELECT "+columns+pageSQL, provider, user, limit)
+	if err != nil {
+		return fmt.Errorf("list grants: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := see(rows); err != nil {
+			return fmt.Errorf("list grants: %w", err)
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return fmt.Errorf("list grants: %w", err)
+	}
+	return nil
+}
+
+// after is the cursor behind the last key, empty at the end.
+func after(last grant.Key, more bool) string {
+	if !more {
+		return ""
+	}
+	return last.String()
+}
