@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"testing"
@@ -97,5 +98,17 @@ func TestStartNamesWhatIsMissing(t *testing.T) {
 				t.Errorf("the password got out: %s", errs.String())
 			}
 		})
+	}
+}
+
+func TestCollectLess(t *testing.T) { // not parallel: there is one heap
+	before := debug.SetGCPercent(100)
+	t.Cleanup(func() { debug.SetGCPercent(before) })
+	for _, c := range []struct{ was, want int }{{100, serverGC}, {50, 50}, {-1, -1}} {
+		debug.SetGCPercent(c.was)
+		collectLess()
+		if got := debug.SetGCPercent(100); got != c.want {
+			t.Errorf("from GOGC=%d: %d, want %d", c.was, got, c.want)
+		}
 	}
 }
