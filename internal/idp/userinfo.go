@@ -53,13 +53,13 @@ func (p *Provider) UserInfo(ctx context.Context, access grant.Secret, user strin
 		}
 		return fault(class, err)
 	}
-	u, raw, err := parseProfile(r.body)
+	u, err := parseProfile(r.body)
 	if err != nil {
 		return fault(grant.Ambiguous, errors.New("the profile is no JSON object"))
 	}
-	switch id := u.subject(raw, p.config.Subject); {
+	switch id := u.subject(r.body, p.config.Subject); {
 	case id == user && id != "":
-		return u.profile(user, raw), nil
+		return u.profile(user, r.body), nil
 	case id != "":
 		return schema.Profile{}, grant.ErrSubjectMismatch
 	case refusals[u.Error.or("")]:
@@ -127,16 +127,13 @@ func (m *memberships) UnmarshalJSON(raw []byte) error {
 	return nil
 }
 
-// parseProfile reads a userinfo body, and gives it back without its white space.
-func parseProfile(body []byte) (u userInfo, raw json.RawMessage, _ error) {
-	if err := json.Unmarshal(body, &u); err != nil {
-		return u, nil, err
+// parseProfile reads a userinfo body.
+func parseProfile(body []byte) (u userInfo, err error) {
+	if !bytes.HasPrefix(bytes.TrimSpace(body), []byte("{")) {
+		return u, errors.New("no object")
 	}
-	var compact bytes.Buffer
-	if err := json.Compact(&compact, body); err != nil || compact.Len() == 0 || compact.Bytes()[0] != '{' {
-		return u, nil, errors.New("no object")
-	}
-	return u, compact.Bytes(), nil
+	err = json.Unmarshal(body, &u)
+	return u, err
 }
 
 // subject is whom the profile is about, by the member that the settings name. It alone decides, where it is there: a

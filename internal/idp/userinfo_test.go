@@ -31,7 +31,7 @@ func TestPropelAuthProfile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(string(p.Raw), `"legacy_user_id":"crm-88121"`) {
+	if !strings.Contains(string(p.Raw), `"legacy_user_id": "crm-88121"`) {
 		t.Errorf("raw %s", p.Raw)
 	}
 	p.Raw = nil
