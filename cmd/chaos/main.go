@@ -132,7 +132,7 @@ func begin(ctx context.Context, o options, progress io.Writer) (*trial, error) {
 func (t *trial) finish(ctx context.Context) (*report, error) {
 	t.world.ended = time.Now()
 	a := &audit{world: t.world, people: t.folks, schedule: t.plan}
-	settled, err := a.settle(ctx, t.say)
+	settled, err := a.settle(ctx, t.eyes, t.say)
 	t.plan.errs = append(t.plan.errs, err)
 	if err := a.stop(ctx); err != nil {
 		return nil, err
@@ -214,7 +214,7 @@ func (s *schedule) outage(ctx context.Context, length time.Duration) {
 }
 
 // settle waits until nothing is late, refused or in doubt any more.
-func (a *audit) settle(ctx context.Context, say func(string, ...any)) (time.Duration, error) {
+func (a *audit) settle(ctx context.Context, eyes *witness, say func(string, ...any)) (time.Duration, error) {
 	say("everything is healed; waiting until it has settled")
 	for _, k := range a.world.workers {
 		if err := k.start(); err != nil {
@@ -231,7 +231,7 @@ func (a *audit) settle(ctx context.Context, say func(string, ...any)) (time.Dura
 	defer closeStore()
 	said := time.Now()
 	err = eventually(ctx, 3*time.Minute, func() error {
-		err := a.settled(ctx, s)
+		err := a.settled(ctx, s, eyes)
 		if err != nil && time.Since(said) > 10*time.Second {
 			said = time.Now()
 			say("%v", err)

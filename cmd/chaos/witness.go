@@ -94,6 +94,13 @@ func (w *witness) hear(ctx context.Context, o outcome) {
 	w.wg.Go(func() { w.judge(ctx, x, o) })
 }
 
+// knows reports whether the outcome with this id was heard.
+func (w *witness) knows(id string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.ids[id]
+}
+
 // judge holds an outcome against the provider's truth, at once: later the user may have signed in again.
 func (w *witness) judge(ctx context.Context, x *person, o outcome) {
 	x.mu.Lock()
