@@ -1,6 +1,7 @@
 package idp
 
 import (
+	"bytes"
 	"encoding/json"
 	"slices"
 	"strings"
@@ -53,11 +54,19 @@ func FuzzParseProfile(f *testing.F) {
 		if err != nil {
 			return
 		}
+		if !json.Valid(body) || bytes.TrimSpace(body)[0] != '{' {
+			t.Errorf("body %q", body)
+		}
 		for _, claim := range []string{"user_id", "sub", "id"} {
 			id := u.subject(body, claim)
 			p := u.profile(id, body)
-			if encoded, err := grant.NewProfile(p); err != nil || !json.Valid([]byte(encoded)) {
-				t.Errorf("profile %q: %v", encoded, err)
+			encoded, err := grant.NewProfile(p)
+			if err != nil {
+				t.Error(err)
+			}
+			var compact bytes.Buffer
+			if err := json.Compact(&compact, []byte(encoded)); err != nil || compact.String() != string(encoded) {
+				t.Errorf("profile %q is not compact JSON: %v", encoded, err)
 			}
 			if !slices.IsSortedFunc(p.Organisations, func(a, b schema.Organisation) int { return strings.Compare(a.ID, b.ID) }) {
 				t.Errorf("organisations %v", p.Organisations)
