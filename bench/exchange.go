@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -9,17 +10,80 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"github.com/valyala/fasthttp"
 )
 
-// client does the exchange of one user's renewal as a peer would: net/http, a connection for each worker.
+// client does the exchange of one user's renewal as a peer would.
 type client struct {
-	http *http.Client
+	do   func(ctx context.Context, r request) (status int, body []byte, err error)
 	base string
 }
 
+// request is one call: a form is posted, anything else is asked for.
+type request struct {
+	url, bearer, form string
+}
+
+// newClient calls with net/http, and keeps a connection for each worker.
 func newClient(base string, workers int) *client {
 	t := &http.Transport{MaxIdleConns: workers, MaxIdleConnsPerHost: workers, MaxConnsPerHost: workers, IdleConnTimeout: time.Minute}
-	return &client{&http.Client{Transport: t, Timeout: 20 * time.Second}, base}
+	c := &http.Client{Transport: t, Timeout: callLimit}
+	return &client{base: base, do: func(ctx context.Context, r request) (int, []byte, error) { return r.send(ctx, c) }}
+}
+
+const (
+	callLimit = 20 * time.Second
+	bodyLimit = 1 << 16
+)
+
+func (r request) send(ctx context.Context, c *http.Client) (int, []byte, error) {
+	method, body := http.MethodGet, io.Reader(nil)
+	if r.form != "" {
+		method, body = http.MethodPost, strings.NewReader(r.form)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, r.url, body)
+	if err != nil {
+		return 0, nil, err
+	}
+	if r.form != "" {
+		req.Header.Set("Content-Type", formType)
+	}
+	if r.bearer != "" {
+		req.Header.Set("Authorization", "Bearer "+r.bearer)
+	}
+	res, err := c.Do(req)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(res.Body, bodyLimit))
+	return res.StatusCode, text, err
+}
+
+const formType = "application/x-www-form-urlencoded"
+
+// newLeanClient calls with fasthttp, which knows neither contexts nor HTTP/2.
+func newLeanClient(base string, workers int) *client {
+	c := &fasthttp.Client{MaxConnsPerHost: workers, ReadTimeout: callLimit, WriteTimeout: callLimit, MaxResponseBodySize: bodyLimit}
+	return &client{base: base, do: func(_ context.Context, r request) (int, []byte, error) { return r.sendLean(c) }}
+}
+
+func (r request) sendLean(c *fasthttp.Client) (int, []byte, error) {
+	req, res := fasthttp.AcquireRequest(), fasthttp.AcquireResponse()
+	defer fasthttp.ReleaseRequest(req)
+	defer fasthttp.ReleaseResponse(res)
+	req.SetRequestURI(r.url)
+	if r.form != "" {
+		req.Header.SetMethod(fasthttp.MethodPost)
+		req.Header.SetContentType(formType)
+		req.SetBodyString(r.form)
+	}
+	if r.bearer != "" {
+		req.Header.Set("Authorization", "Bearer "+r.bearer)
+	}
+	err := c.Do(req, res)
+	return res.StatusCode(), bytes.Clone(res.Body()), err
 }
 
 // renewed is what a renewal brings.
@@ -42,13 +106,8 @@ func (c *client) exchange(ctx context.Context, access, refresh string, long bool
 		}
 	}
 	form := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {refresh}, "client_id": {"renewd-test"}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base+"/propelauth/oauth/token", strings.NewReader(form.Encode()))
-	if err != nil {
-		return r, err
-	}
-	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	sent := time.Now()
-	status, body, err := c.do(req)
+	status, body, err := c.do(ctx, request{url: c.base + "/propelauth/oauth/token", form: form.Encode()})
 	if err != nil {
 		return r, err
 	}
@@ -74,20 +133,5 @@ func (c *client) exchange(ctx context.Context, access, refresh string, long bool
 }
 
 func (c *client) userInfo(ctx context.Context, access string) (int, []byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+"/propelauth/oauth/userinfo", nil)
-	if err != nil {
-		return 0, nil, err
-	}
-	req.Header.Set("Authorization", "Bearer "+access)
-	return c.do(req)
-}
-
-func (c *client) do(req *http.Request) (int, []byte, error) {
-	res, err := c.http.Do(req)
-	if err != nil {
-		return 0, nil, err
-	}
-	defer res.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(res.Body, 1<<16))
-	return res.StatusCode, body, err
+	return c.do(ctx, request{url: c.base + "/propelauth/oauth/userinfo", bearer: access})
 }

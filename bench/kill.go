@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -38,6 +40,7 @@ type rssRow struct {
 // killRow is what a kill -9 in the middle of a drain cost.
 type killRow struct {
 	GraceS   float64 `json:"grace_s"`
+	Deaf     bool    `json:"deaf"` // the provider acted also on what the dead process had asked for
 	DelayMS  int64   `json:"delay_ms"`
 	Rate     float64 `json:"users_per_s_before"`
 	Lost     int     `json:"families_lost"`
@@ -49,22 +52,47 @@ type killRow struct {
 	Outcomes uint64  `json:"outcomes"`
 }
 
-// kills kills renewd in the middle of a drain, with a provider that takes a spent token for a while and one that does not.
+// kills kills renewd in the middle of a drain: with a provider that takes a spent token for a while, with one that does not,
+// and with one that besides acts on requests whose client is gone.
 func (b *bench) kills(ctx context.Context) error {
-	for _, grace := range []time.Duration{0, 30 * time.Second} {
-		r, err := b.killOnce(ctx, grace, 20*time.Millisecond)
-		if err != nil {
-			return err
+	for _, k := range []killRow{{}, {Deaf: true}, {GraceS: 30}} {
+		for range b.Kills {
+			r, err := b.killOnce(ctx, k, 20*time.Millisecond)
+			if err != nil {
+				return err
+			}
+			b.report.Kills = append(b.report.Kills, r)
+			b.say("killed at %.0f users/s, %s: %d families lost (%.0f ms of work), %d reuse, %d replays; ready %.1f s and all done %.1f s after the restart",
+				r.Rate, r.provider(), r.Lost, r.LostMS, r.Reuse, r.Replays, r.Ready, r.AllDone)
 		}
-		b.report.Kills = append(b.report.Kills, r)
-		b.say("killed at %.0f users/s, grace %v: %d families lost (%.0f ms of work), %d reuse, %d replays; ready %.1f s and all done %.1f s after the restart",
-			r.Rate, grace, r.Lost, r.LostMS, r.Reuse, r.Replays, r.Ready, r.AllDone)
 	}
 	return nil
 }
 
-func (b *bench) killOnce(ctx context.Context, grace, delay time.Duration) (r killRow, err error) {
-	p, err := b.startProvider(delay, grace, lifetime)
+// provider says what the provider was like.
+func (r killRow) provider() string {
+	if r.Deaf {
+		return "no grace, acts for clients that are gone"
+	}
+	return fmt.Sprintf("grace %.0f s", r.GraceS)
+}
+
+// worst are the kills of one kind in one: the median of what was lost, and the longest until all was done.
+func worst(all []killRow) killRow {
+	slices.SortFunc(all, func(a, b killRow) int { return cmp.Compare(a.LostMS, b.LostMS) })
+	r := all[len(all)/2]
+	for _, x := range all {
+		r.AllDone, r.Ready = max(r.AllDone, x.AllDone), max(r.Ready, x.Ready)
+	}
+	return r
+}
+
+func (b *bench) killOnce(ctx context.Context, k killRow, delay time.Duration) (r killRow, err error) {
+	var more []string
+	if k.Deaf {
+		more = append(more, "--deaf")
+	}
+	p, err := b.startProvider(delay, time.Duration(k.GraceS*float64(time.Second)), lifetime, more...)
 	if err != nil {
 		return r, err
 	}
@@ -100,8 +128,9 @@ func (b *bench) killOnce(ctx context.Context, grace, delay time.Duration) (r kil
 	if err := d.start(); err != nil {
 		return r, err
 	}
-	r = killRow{GraceS: grace.Seconds(), DelayMS: delay.Milliseconds(), Rate: rate, Ready: time.Since(restarted).Seconds()}
-	return r, d.afterKill(ctx, p, restarted, &r)
+	r = killRow{GraceS: k.GraceS, Deaf: k.Deaf, DelayMS: delay.Milliseconds(), Rate: rate, Ready: time.Since(restarted).Seconds()}
+	err = d.afterKill(ctx, p, restarted, &r)
+	return r, err
 }
 
 // afterKill waits until every user is renewed or lost.

@@ -8,11 +8,12 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// limitCommand is the least that any renewer must do: the same calls with net/http, and the same rows, written in batches.
-// No queue, no claim, no event; all users in memory.
+// limitCommand is the least that any renewer must do: the same calls, with net/http or a leaner client, and the same rows,
+// written in batches. No queue, no claim, no event; all users in memory.
 type limitCommand struct {
 	peerOptions
 	NoStore bool `help:"Only the calls."`
+	Lean    bool `help:"With fasthttp."`
 }
 
 const limitBatch = 50
@@ -37,7 +38,10 @@ func (c limitCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	http := newClient(c.Provider, c.Workers)
+	client := newClient(c.Provider, c.Workers)
+	if c.Lean {
+		client = newLeanClient(c.Provider, c.Workers)
+	}
 	return race(ctx, func(ctx context.Context) error {
 		todo, done := make(chan dueUser, len(users)), make(chan renewedUser, limitBatch*writers)
 		for _, u := range users {
@@ -49,7 +53,7 @@ func (c limitCommand) Run(ctx context.Context) error {
 		for range c.Workers {
 			calls.Go(func() error {
 				for u := range todo {
-					r, err := http.exchange(within, u.access, u.refresh, c.Long)
+					r, err := client.exchange(within, u.access, u.refresh, c.Long)
 					if err != nil {
 						return err
 					}

@@ -43,6 +43,7 @@ type runCommand struct {
 	Delay       []time.Duration `default:"0s,20ms" help:"Delays of the provider in the throughput run."`
 	Only        []string        `placeholder:"LEG" help:"Only these legs of the throughput run, for instance: renewd,loop."`
 	Concurrency int             `help:"Renewals at a time, of everybody. Default: 128 without a delay, 256 with one."`
+	Kills       int             `default:"3" help:"Kills with each kind of provider in the kill run."`
 	Steady      steadyOptions   `embed:"" prefix:"steady-"`
 	Scale       scaleOptions    `embed:"" prefix:"scale-"`
 	Events      int             `default:"2000000" help:"Outcome events of the replay run."`

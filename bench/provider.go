@@ -30,6 +30,7 @@ type providerCommand struct {
 	Delay time.Duration `help:"Before each answer."`
 	Grace time.Duration `help:"How long a spent refresh token is taken again."`
 	Life  time.Duration `default:"30m" help:"Of access tokens."`
+	Deaf  bool          `help:"Act on a request also when its client is gone."`
 }
 
 // stand is the stand-in of the tests with what a benchmark needs beside it: many users at a time, whose access tokens have
@@ -37,6 +38,7 @@ type providerCommand struct {
 type stand struct {
 	*idptest.Server
 	delay  time.Duration
+	deaf   bool
 	shift  atomic.Int64 // of its clock, while users sign in
 	going  atomic.Bool  // the delay counts
 	first  atomic.Int64 // when it was first asked anything since, in Unix ns
@@ -46,7 +48,7 @@ type stand struct {
 // Run serves until it is killed.
 func (c providerCommand) Run() error {
 	debug.SetGCPercent(equipmentGC)
-	s := &stand{delay: c.Delay}
+	s := &stand{delay: c.Delay, deaf: c.Deaf}
 	o := idptest.Options{
 		Lifetime: c.Life, Signing: idptest.Opaque, Admin: true, Now: func() time.Time { return time.Now().Add(time.Duration(s.shift.Load())) },
 	}
@@ -68,18 +70,36 @@ func (c providerCommand) Run() error {
 	return (&http.Server{Handler: mux, ReadHeaderTimeout: time.Minute}).Serve(l)
 }
 
-// exchange takes half of the delay before it acts and half before it answers.
+// exchange takes half of the delay before it acts and half before it answers. It does not act for a client that has gone,
+// like every server that ends a request's work with its connection, unless it is deaf.
 func (s *stand) exchange(w http.ResponseWriter, r *http.Request) {
 	if s.going.Load() {
 		if s.first.Load() == 0 {
 			s.first.CompareAndSwap(0, time.Now().UnixNano())
 		}
 		if s.delay > 0 {
-			<-time.After(s.delay / 2)
+			if !s.wait(r) {
+				return
+			}
 			w = &late{ResponseWriter: w, wait: s.delay / 2}
 		}
 	}
 	s.ServeHTTP(w, r)
+}
+
+// wait reports whether the client is still there after half of the delay.
+func (s *stand) wait(r *http.Request) bool {
+	if s.deaf {
+		<-time.After(s.delay / 2)
+		return true
+	}
+	_ = r.ParseForm() // a connection's end is seen only once its request was read; the handler looks at what is wrong with it
+	select {
+	case <-time.After(s.delay / 2):
+		return true
+	case <-r.Context().Done():
+		return false
+	}
 }
 
 // late waits before the answer's first byte.
@@ -136,12 +156,13 @@ type provider struct {
 	before int // calls of userinfo before it began
 }
 
-func (b *bench) startProvider(delay, grace, life time.Duration) (*provider, error) {
+func (b *bench) startProvider(delay, grace, life time.Duration, more ...string) (*provider, error) {
 	addr, err := freePort()
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(b.self, "provider", "--addr", addr, "--delay", delay.String(), "--grace", grace.String(), "--life", life.String())
+	args := []string{"provider", "--addr", addr, "--delay", delay.String(), "--grace", grace.String(), "--life", life.String()}
+	cmd := exec.Command(b.self, append(args, more...)...)
 	p, err := launch(b.dir, "provider", cmd)
 	if err != nil {
 		return nil, err

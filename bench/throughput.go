@@ -59,9 +59,9 @@ func (b *bench) legs() []leg {
 	}
 	return []leg{
 		{"renewd", true, b.raceRenewd}, {"loop", true, command("loop")}, {"river", true, command("river")},
-		{"limit", true, command("limit")}, {"http", true, command("limit", "--no-store")},
+		{"limit", true, command("limit")}, {"limit-lean", true, command("limit", "--lean")}, {"http", true, command("limit", "--no-store")},
 		{"renewd-short", false, b.raceRenewd}, {"loop-short", false, command("loop")}, {"limit-short", false, command("limit")},
-		{"http-short", false, command("limit", "--no-store")}, {"store", false, command("store")}, {"jetstream", false, command("jetstream")},
+		{"limit-lean-short", false, command("limit", "--lean")}, {"http-short", false, command("limit", "--no-store")}, {"store", false, command("store")}, {"jetstream", false, command("jetstream")},
 	}
 }
 
@@ -82,7 +82,7 @@ func (b *bench) throughput(ctx context.Context) error {
 					return fmt.Errorf("%s: %w", l.name, err)
 				}
 				samples[l.name] = append(samples[l.name], s)
-				b.say("run %d, provider %v, %-12s %6.0f users/s  %.2f CPU s per 1,000 (own %.2f, provider %.2f, PostgreSQL %.2f)  peak %d MB", n+1, delay, l.name,
+				b.say("run %d, provider %v, %-16s %6.0f users/s  %.2f CPU s per 1,000 (own %.2f, provider %.2f, PostgreSQL %.2f)  peak %d MB", n+1, delay, l.name,
 					s.rate(b.Users), perThousand(s.cpu, b.Users), perThousand(s.self, b.Users), perThousand(s.provider, b.Users), perThousand(s.database, b.Users), s.peak>>20)
 			}
 		}
