@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"maps"
 	"runtime/debug"
 	"slices"
@@ -75,7 +76,9 @@ func (h *histogram) most() float64 {
 
 func (w *steadyWatch) see(e schema.Event) {
 	now := time.Now()
-	d, err := schema.Data[schema.Synced](e)
+	// Not schema.Synced: the listener shares the processor with what is measured, and the profile is most of an event.
+	var d struct{ Cause schema.Cause }
+	err := json.Unmarshal(e.Data, &d)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if e.Type != schema.UserSynced || err != nil {
