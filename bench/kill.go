@@ -1,10 +1,8 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
-	"slices"
 	"time"
 )
 
@@ -75,16 +73,6 @@ func (r killRow) provider() string {
 		return "no grace, acts for clients that are gone"
 	}
 	return fmt.Sprintf("grace %.0f s", r.GraceS)
-}
-
-// worst are the kills of one kind in one: the median of what was lost, and the longest until all was done.
-func worst(all []killRow) killRow {
-	slices.SortFunc(all, func(a, b killRow) int { return cmp.Compare(a.LostMS, b.LostMS) })
-	r := all[len(all)/2]
-	for _, x := range all {
-		r.AllDone, r.Ready = max(r.AllDone, x.AllDone), max(r.Ready, x.Ready)
-	}
-	return r
 }
 
 func (b *bench) killOnce(ctx context.Context, k killRow, delay time.Duration) (r killRow, err error) {

@@ -89,15 +89,15 @@ func (s *stand) exchange(w http.ResponseWriter, r *http.Request) {
 
 // wait reports whether the client is still there after half of the delay.
 func (s *stand) wait(r *http.Request) bool {
-	if s.deaf {
-		<-time.After(s.delay / 2)
-		return true
+	var gone <-chan struct{}
+	if !s.deaf {
+		_ = r.ParseForm() // a connection's end is seen only once its request was read; the handler looks at what is wrong with it
+		gone = r.Context().Done()
 	}
-	_ = r.ParseForm() // a connection's end is seen only once its request was read; the handler looks at what is wrong with it
 	select {
 	case <-time.After(s.delay / 2):
 		return true
-	case <-r.Context().Done():
+	case <-gone:
 		return false
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"runtime"
 	"slices"
@@ -116,7 +115,14 @@ func (r report) printRest(w io.Writer) {
 		say("\nMemory of a worker without NATS, %d users at %.0f users/s: %d MB at most (≤ 64 MB: %s); the NATS server %d MB", x.Users, x.Rate, x.Peak>>20,
 			verdict(x.Peak <= 64<<20), x.NATS>>20)
 	}
-	r.printKills(say)
+	for _, x := range r.Kills {
+		target := verdict(x.LostMS <= 20 && x.Reuse == x.Lost)
+		if x.GraceS > 0 {
+			target = verdict(x.Lost == 0 && x.AllDone <= 30)
+		}
+		say("\nKilled at %.0f users/s, provider %d ms, %s: %d families lost = %.0f ms of work, reuse %d, replays %d; after the restart ready in %.1f s, all done in %.1f s (%s)",
+			x.Rate, x.DelayMS, x.provider(), x.Lost, x.LostMS, x.Reuse, x.Replays, x.Ready, x.AllDone, target)
+	}
 	if x := r.Replay; x != nil {
 		say("\nReplay of %d events of %d users: one user p50 %.1f ms, p99 %.1f ms (p50 ≤ 50 ms: %s); all %.0f events/s (≥ 200,000: %s)", x.Events, x.Users, x.P50, x.P99,
 			verdict(x.P50 <= 50), x.Rate, verdict(x.Rate >= 200_000))
@@ -126,27 +132,6 @@ func (r report) printRest(w io.Writer) {
 			x.Users, x.PeriodS, x.Rate, x.P50, x.P99, x.Max, verdict(x.P99 <= 2000 && x.Late == 0), x.Late, x.Failed, x.MemoryA>>20, x.MemoryB>>20, x.Cores, x.CoresOwn)
 	}
 	r.printScale(w)
-}
-
-// printKills prints one line for each kind of kill: what was lost is the median, with all tries behind it.
-func (r report) printKills(say func(string, ...any)) {
-	kinds := map[string][]killRow{}
-	for _, x := range r.Kills {
-		kinds[x.provider()] = append(kinds[x.provider()], x)
-	}
-	for _, name := range slices.Sorted(maps.Keys(kinds)) {
-		var lost []string
-		for _, x := range kinds[name] {
-			lost = append(lost, fmt.Sprintf("%.0f", x.LostMS))
-		}
-		x := worst(kinds[name])
-		target := verdict(x.LostMS <= 20 && x.Reuse == x.Lost)
-		if x.GraceS > 0 {
-			target = verdict(x.Lost == 0 && x.AllDone <= 30)
-		}
-		say("\nKilled at %.0f users/s, provider %d ms, %s: %d families lost = %.0f ms of work (%s), reuse %d, replays %d; after the restart ready in %.1f s, all done in %.1f s (%s)",
-			x.Rate, x.DelayMS, name, x.Lost, x.LostMS, strings.Join(lost, " "), x.Reuse, x.Replays, x.Ready, x.AllDone, target)
-	}
 }
 
 func (r report) printScale(w io.Writer) {

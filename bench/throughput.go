@@ -61,7 +61,8 @@ func (b *bench) legs() []leg {
 		{"renewd", true, b.raceRenewd}, {"loop", true, command("loop")}, {"river", true, command("river")},
 		{"limit", true, command("limit")}, {"limit-lean", true, command("limit", "--lean")}, {"http", true, command("limit", "--no-store")},
 		{"renewd-short", false, b.raceRenewd}, {"loop-short", false, command("loop")}, {"limit-short", false, command("limit")},
-		{"limit-lean-short", false, command("limit", "--lean")}, {"http-short", false, command("limit", "--no-store")}, {"store", false, command("store")}, {"jetstream", false, command("jetstream")},
+		{"limit-lean-short", false, command("limit", "--lean")}, {"http-short", false, command("limit", "--no-store")},
+		{"store", false, command("store")}, {"jetstream", false, command("jetstream")},
 	}
 }
 

@@ -71,7 +71,8 @@ var allowed = map[string]entry{
 			"internal/postgres", "internal/pgtest", "internal/natsd",
 		},
 		modules: []string{
-			nats, pgx, otelM, otelT, errgroup, "github.com/alecthomas/kong", "github.com/riverqueue/river", "github.com/riverqueue/river/riverdriver/riverpgxv5", "github.com/valyala/fasthttp",
+			nats, pgx, otelM, otelT, errgroup, "github.com/alecthomas/kong", "github.com/riverqueue/river", "github.com/riverqueue/river/riverdriver/riverpgxv5",
+			"github.com/valyala/fasthttp",
 		},
 	},
 

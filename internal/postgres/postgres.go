@@ -78,10 +78,10 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	s := &Store{pool: pool, cipher: c.Cipher, timeout: c.Timeout}
 	// One of a kind at a time: what comes meanwhile shares the next statement, and a statement costs nearly the same whatever
 	// it carries. Saves have a second one, since a pair is lost with its process until it is saved.
-	const statements = 1
+	const statements, saves = 1, 2
 	s.loads = batcher[grant.Key, found]{most: batchMost, key: grant.Key.String, run: s.runLoads, free: statements}
 	s.claims = batcher[claim, claimed]{most: batchMost, key: func(c claim) string { return c.key.String() }, run: s.runClaims, free: statements}
-	s.saves = batcher[row, error]{most: batchMost, key: func(r row) string { return r.key.String() }, run: s.runSaves, free: statements + 1}
+	s.saves = batcher[row, error]{most: batchMost, key: func(r row) string { return r.key.String() }, run: s.runSaves, free: saves}
 	return s, nil
 }
 
