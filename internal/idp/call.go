@@ -1,11 +1,13 @@
 package idp
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -18,6 +20,12 @@ import (
 )
 
 const userAgent = "renewd"
+
+// Headers of the calls; only read.
+var (
+	everyCall = http.Header{"Accept": {"application/json"}, "User-Agent": {userAgent}}
+	formType  = []string{"application/x-www-form-urlencoded"}
+)
 
 // call is one request to a provider.
 type call struct {
@@ -74,11 +82,13 @@ func (p *Provider) send(ctx context.Context, c call) (reply, error) {
 	}
 	defer resp.Body.Close()
 	r.status, r.header = resp.StatusCode, resp.Header
-	if r.body, err = io.ReadAll(io.LimitReader(resp.Body, c.limit+1)); err != nil {
+	var body bytes.Buffer
+	body.Grow(int(min(max(resp.ContentLength, 0), c.limit)) + bytes.MinRead)
+	if _, err = body.ReadFrom(io.LimitReader(resp.Body, c.limit+1)); err != nil {
 		mark()
 		return fault(resp.StatusCode, err)
 	}
-	if int64(len(r.body)) > c.limit {
+	if r.body = body.Bytes(); int64(len(r.body)) > c.limit {
 		r.body, r.full = nil, true
 	}
 	return r, nil
@@ -95,8 +105,9 @@ func (c call) request(ctx context.Context, wrote *atomic.Bool) (*http.Request, e
 	if err != nil {
 		return nil, err
 	}
+	req.Header = maps.Clone(everyCall)
 	if c.form != nil {
-		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		req.Header["Content-Type"] = formType
 		// net/http tries again by itself where a connection turns out to be closed, and over HTTP/2 also where the server
 		// resets a stream that it may have read to its end. It may, until the first byte of the request is out.
 		req.GetBody = func() (io.ReadCloser, error) {
@@ -106,11 +117,7 @@ func (c call) request(ctx context.Context, wrote *atomic.Bool) (*http.Request, e
 			return io.NopCloser(strings.NewReader(text)), nil
 		}
 	}
-	req.Header.Set("Accept", "application/json")
-	req.Header.Set("User-Agent", userAgent)
-	for name, values := range c.header {
-		req.Header[name] = values
-	}
+	maps.Copy(req.Header, c.header)
 	return req, nil
 }
 

@@ -4,69 +4,43 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"mime"
 	"net/url"
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/renewd/renewd/internal/grant"
 )
 
-// A provider that has rotated a token has killed the old one, so an answer that can be understood at all is: an oddity in
-// one member must not cost the session.
-
-// flexible is a JSON value that is a T, or is left out where it is something else.
-type flexible[T any] struct{ value *T }
-
-func (f *flexible[T]) UnmarshalJSON(raw []byte) error {
-	switch value := any(&f.value).(type) { // nearly all there are; the decoder has looked at the syntax already
-	case **string:
-		if s, ok := plain(raw); ok {
-			*value = &s
-			return nil
-		}
-	case **bool:
-		if b := string(raw) == "true"; b || string(raw) == "false" {
-			*value = &b
-			return nil
-		}
+// lenient decodes raw into what to points at. A provider that has rotated a token has killed the old one, so an answer that
+// can be understood at all is: what is not of its kind is left out, and must not cost the session. Its error is of the syntax.
+func lenient(raw []byte, to any) error {
+	err := json.Unmarshal(raw, to)
+	if _, odd := errors.AsType[*json.UnmarshalTypeError](err); odd {
+		return nil // the rest is decoded all the same
 	}
-	var v *T
-	if json.Unmarshal(raw, &v) == nil {
-		f.value = v
+	return err
+}
+
+// boolean is true, false, or nil where there is none: a decoder leaves a *bool that it cannot fill false.
+type boolean struct{ value *bool }
+
+func (b *boolean) UnmarshalJSON(raw []byte) error {
+	if is := string(raw) == "true"; is || string(raw) == "false" {
+		b.value = &is
 	}
 	return nil
 }
-
-// plain is the text of a JSON string in which nothing is escaped.
-func plain(raw []byte) (string, bool) {
-	if len(raw) < 2 || raw[0] != '"' || bytes.IndexByte(raw, '\\') >= 0 || !utf8.Valid(raw) {
-		return "", false
-	}
-	return string(raw[1 : len(raw)-1]), true
-}
-
-func (f flexible[T]) or(zero T) T {
-	if f.value == nil {
-		return zero
-	}
-	return *f.value
-}
-
-type (
-	str     = flexible[string]
-	boolean = flexible[bool]
-)
 
 // tokenBody is an answer of a token endpoint, in all the shapes met: access_token is a string, or at PropelAuth's session
 // endpoint an object; scope is a string, or at Twitch a list; ok and error are Slack's and everybody's ways to refuse, also
 // with status 200.
 type tokenBody struct {
 	Access    json.RawMessage `json:"access_token"`
-	Refresh   str             `json:"refresh_token"`
-	ID        str             `json:"id_token"`
+	Refresh   string          `json:"refresh_token"`
+	ID        string          `json:"id_token"`
 	Scope     json.RawMessage `json:"scope"`
 	ExpiresIn json.RawMessage `json:"expires_in"`
 	ExpiresAt json.RawMessage `json:"expires_at_seconds"`
@@ -83,27 +57,27 @@ func parseTokens(body []byte, contentType string, asked time.Time) (t grant.Toke
 		return parseForm(body, asked)
 	}
 	var b tokenBody
-	if json.Unmarshal(body, &b) != nil {
+	if lenient(body, &b) != nil {
 		return t, ""
 	}
-	if errorCode = errorOf(b.Error); errorCode == "" && !b.OK.or(true) {
+	if errorCode = errorOf(b.Error); errorCode == "" && b.OK.value != nil && !*b.OK.value {
 		errorCode = "not_ok"
 	}
 	access := text(b.Access)
 	if access == "" {
 		var nested struct {
-			Access    str             `json:"access_token"`
+			Access    string          `json:"access_token"`
 			ExpiresAt json.RawMessage `json:"expires_at_seconds"`
 		}
-		if json.Unmarshal(b.Access, &nested) == nil {
-			access = nested.Access.or("")
+		if lenient(b.Access, &nested) == nil {
+			access = nested.Access
 			if len(b.ExpiresAt) == 0 {
 				b.ExpiresAt = nested.ExpiresAt
 			}
 		}
 	}
 	return grant.Tokens{
-		Access: grant.NewSecret(access), Refresh: grant.NewSecret(b.Refresh.or("")), ID: grant.NewSecret(b.ID.or("")), Scope: scope(b.Scope),
+		Access: grant.NewSecret(access), Refresh: grant.NewSecret(b.Refresh), ID: grant.NewSecret(b.ID), Scope: scope(b.Scope),
 		ExpiresIn: lifetime(b.ExpiresIn, b.ExpiresAt, access, asked),
 	}, errorCode
 }
@@ -127,12 +101,10 @@ func errorOf(raw json.RawMessage) string {
 		return s
 	}
 	var nested struct {
-		Code str `json:"code"`
+		Code string `json:"code"`
 	}
-	if len(raw) > 0 && raw[0] == '{' && json.Unmarshal(raw, &nested) == nil {
-		return nested.Code.or("")
-	}
-	return ""
+	_ = lenient(raw, &nested) // without one it is none
+	return nested.Code
 }
 
 func text(raw json.RawMessage) string {
@@ -201,11 +173,9 @@ func jwtTimes(token string) (iat, exp float64) {
 		return 0, 0
 	}
 	var c struct {
-		Iat flexible[float64] `json:"iat"`
-		Exp flexible[float64] `json:"exp"`
+		Iat float64 `json:"iat"`
+		Exp float64 `json:"exp"`
 	}
-	if json.Unmarshal(payload, &c) != nil {
-		return 0, 0
-	}
-	return c.Iat.or(0), c.Exp.or(0)
+	_ = lenient(payload, &c)
+	return c.Iat, c.Exp
 }

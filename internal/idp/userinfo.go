@@ -62,7 +62,7 @@ func (p *Provider) UserInfo(ctx context.Context, access grant.Secret, user strin
 		return u.profile(user, r.body), nil
 	case id != "":
 		return schema.Profile{}, grant.ErrSubjectMismatch
-	case refusals[u.Error.or("")]:
+	case refusals[u.Error]:
 		return schema.Profile{}, grant.ErrAccessRefused
 	}
 	return fault(grant.Unknown, fmt.Errorf("the profile has no %s: it names nobody", p.config.Subject))
@@ -73,58 +73,36 @@ var refusals = map[string]bool{"invalid_auth": true, "not_authed": true, "token_
 
 // userInfo is PropelAuth's user and OpenID Connect's standard claims (Core section 5.1) in one.
 type userInfo struct {
-	UserID        str         `json:"user_id"`
-	Sub           str         `json:"sub"`
-	Email         str         `json:"email"`
-	Confirmed     boolean     `json:"email_confirmed"`
-	Verified      boolean     `json:"email_verified"`
-	First         str         `json:"first_name"`
-	Last          str         `json:"last_name"`
-	Given         str         `json:"given_name"`
-	Family        str         `json:"family_name"`
-	Name          str         `json:"name"`
-	Username      str         `json:"username"`
-	Preferred     str         `json:"preferred_username"`
-	PictureURL    str         `json:"picture_url"`
-	Picture       str         `json:"picture"`
-	Enabled       boolean     `json:"enabled"`
-	Locked        boolean     `json:"locked"`
-	MFA           boolean     `json:"mfa_enabled"`
-	HasPassword   boolean     `json:"has_password"`
-	Organisations memberships `json:"org_id_to_org_info"`
-	Memberships   memberships `json:"org_id_to_org_member_info"`
-	Error         str         `json:"error"`
+	UserID        string                  `json:"user_id"`
+	Sub           string                  `json:"sub"`
+	Email         string                  `json:"email"`
+	Confirmed     boolean                 `json:"email_confirmed"`
+	Verified      boolean                 `json:"email_verified"`
+	First         string                  `json:"first_name"`
+	Last          string                  `json:"last_name"`
+	Given         string                  `json:"given_name"`
+	Family        string                  `json:"family_name"`
+	Name          string                  `json:"name"`
+	Username      string                  `json:"username"`
+	Preferred     string                  `json:"preferred_username"`
+	PictureURL    string                  `json:"picture_url"`
+	Picture       string                  `json:"picture"`
+	Enabled       boolean                 `json:"enabled"`
+	Locked        boolean                 `json:"locked"`
+	MFA           boolean                 `json:"mfa_enabled"`
+	HasPassword   boolean                 `json:"has_password"`
+	Organisations map[string]organisation `json:"org_id_to_org_info"`
+	Memberships   map[string]organisation `json:"org_id_to_org_member_info"`
+	Error         string                  `json:"error"`
 }
 
-// memberships are a user's organisations by id.
-type memberships map[string]organisation[string, []string]
-
-// organisation is an entry of PropelAuth's org_id_to_org_info, with texts that are an S and lists of them that are an L.
-type organisation[S, L any] struct {
-	Name        S `json:"org_name"`
-	Role        S `json:"user_role"`
-	Inherited   L `json:"inherited_user_roles_plus_current_role"`
-	Additional  L `json:"additional_roles"`
-	Permissions L `json:"user_permissions"`
-}
-
-// UnmarshalJSON leaves out what is not of its kind, as flexible does.
-func (m *memberships) UnmarshalJSON(raw []byte) error {
-	var plain map[string]organisation[string, []string]
-	if json.Unmarshal(raw, &plain) == nil {
-		*m = plain
-		return nil
-	}
-	var odd map[string]flexible[organisation[str, flexible[[]string]]]
-	if json.Unmarshal(raw, &odd) != nil {
-		return nil
-	}
-	*m = make(memberships, len(odd))
-	for id, f := range odd {
-		o := f.or(organisation[str, flexible[[]string]]{})
-		(*m)[id] = organisation[string, []string]{o.Name.or(""), o.Role.or(""), o.Inherited.or(nil), o.Additional.or(nil), o.Permissions.or(nil)}
-	}
-	return nil
+// organisation is an entry of PropelAuth's org_id_to_org_info.
+type organisation struct {
+	Name        string   `json:"org_name"`
+	Role        string   `json:"user_role"`
+	Inherited   []string `json:"inherited_user_roles_plus_current_role"`
+	Additional  []string `json:"additional_roles"`
+	Permissions []string `json:"user_permissions"`
 }
 
 // parseProfile reads a userinfo body.
@@ -132,18 +110,17 @@ func parseProfile(body []byte) (u userInfo, err error) {
 	if !bytes.HasPrefix(bytes.TrimSpace(body), []byte("{")) {
 		return u, errors.New("no object")
 	}
-	err = json.Unmarshal(body, &u)
-	return u, err
+	return u, lenient(body, &u)
 }
 
 // subject is whom the profile is about, by the member that the settings name. It alone decides, where it is there: a
 // provider may have an id of its own beside the one that users are known by. Without it the other of the usual two does.
 func (u userInfo) subject(raw json.RawMessage, claim string) string {
-	switch id, sub := u.UserID.or(""), u.Sub.or(""); claim {
+	switch claim {
 	case "user_id":
-		return cmp.Or(id, sub)
+		return cmp.Or(u.UserID, u.Sub)
 	case "sub":
-		return cmp.Or(sub, id)
+		return cmp.Or(u.Sub, u.UserID)
 	}
 	var members map[string]json.RawMessage
 	if json.Unmarshal(raw, &members) != nil {
@@ -161,13 +138,13 @@ func (u userInfo) subject(raw json.RawMessage, claim string) string {
 func (u userInfo) profile(user string, raw json.RawMessage) schema.Profile {
 	first, last := either(u.First, u.Given), either(u.Last, u.Family)
 	p := schema.Profile{
-		ID: user, Email: u.Email.or(""), FirstName: first, LastName: last, Name: strings.TrimSpace(first + " " + last),
+		ID: user, Email: u.Email, FirstName: first, LastName: last, Name: strings.TrimSpace(first + " " + last),
 		Username: either(u.Username, u.Preferred), Picture: either(u.PictureURL, u.Picture),
 		EmailVerified: cmp.Or(u.Confirmed.value, u.Verified.value), Enabled: u.Enabled.value, Locked: u.Locked.value,
 		MFAEnabled: u.MFA.value, HasPassword: u.HasPassword.value, Raw: raw,
 	}
 	if p.Name == "" {
-		p.Name = strings.TrimSpace(u.Name.or(""))
+		p.Name = strings.TrimSpace(u.Name)
 	}
 	orgs := u.Organisations
 	if orgs == nil {
@@ -177,15 +154,10 @@ func (u userInfo) profile(user string, raw json.RawMessage) schema.Profile {
 	return p
 }
 
-func either(a, b str) string {
-	if v := strings.TrimSpace(a.or("")); v != "" {
-		return v
-	}
-	return strings.TrimSpace(b.or(""))
-}
+func either(a, b string) string { return cmp.Or(strings.TrimSpace(a), strings.TrimSpace(b)) }
 
 // organisations puts the memberships in an order of their own, so that a provider's order is no change.
-func organisations(in memberships) []schema.Organisation {
+func organisations(in map[string]organisation) []schema.Organisation {
 	var out []schema.Organisation
 	for id, o := range in {
 		roles := slices.Concat(o.Inherited, o.Additional)
@@ -199,7 +171,7 @@ func organisations(in memberships) []schema.Organisation {
 }
 
 func sorted(in []string) []string {
-	out := slices.Clone(in)
+	out := slices.DeleteFunc(slices.Clone(in), func(s string) bool { return s == "" }) // what was no text in a list
 	slices.Sort(out)
 	return slices.Compact(out)
 }
