@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"sync"
+
+	"github.com/renewd/renewd/internal/grant"
 )
 
 // errClosed answers calls after Close.
@@ -13,7 +15,7 @@ var errClosed = errors.New("store is closed")
 // next, so one statement touches a row once.
 type batcher[In, Out any] struct {
 	most int                              // calls in a batch
-	key  func(In) string                  // what must be unique in a batch
+	key  func(In) grant.Key               // what must be unique in a batch
 	run  func([]In) (outs []Out, _ error) // one statement; outs answer the ins in order
 
 	mu      sync.Mutex
@@ -84,7 +86,7 @@ func (b *batcher[In, Out]) next() []*call[In, Out] {
 		b.free++
 		return nil
 	}
-	keys := make(map[string]bool, min(len(b.waiting), b.most))
+	keys := make(map[grant.Key]bool, min(len(b.waiting), b.most))
 	var batch, rest []*call[In, Out]
 	for _, c := range b.waiting {
 		k := b.key(c.in)

@@ -4,9 +4,9 @@ import (
 	"context"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/renewd/renewd/internal/grant"
 )
@@ -34,11 +34,11 @@ func (s *Store) ListDue(ctx context.Context, cursor string, limit int) (page []g
 	const columns = `g.provider, g.user_id, g.version, g.status, g.next_due_at, g.claim_until`
 	err = s.page(ctx, columns, cursor, limit, func(rows pgx.Rows) error {
 		var d grant.Due
-		var at, claimed *time.Time
-		if err := rows.Scan(&d.Provider, &d.User, &d.Version, &d.Status, &at, &claimed); err != nil {
+		var due, claimed pgtype.Timestamptz
+		if err := rows.Scan(&d.Provider, &d.User, &d.Version, &d.Status, &due, &claimed); err != nil {
 			return err
 		}
-		d.At, d.ClaimedUntil = orZero(at), orZero(claimed)
+		d.At, d.ClaimedUntil = at(due), at(claimed)
 		page, last = append(page, d), d.Key
 		return nil
 	})

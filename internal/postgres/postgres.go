@@ -40,9 +40,9 @@ type Store struct {
 	pool    *pgxpool.Pool
 	cipher  grant.Cipher
 	timeout time.Duration
-	loads   batcher[grant.Key, found]
+	loads   batcher[grant.Key, *row]
 	claims  batcher[claim, claimed]
-	saves   batcher[row, error]
+	saves   batcher[*row, error]
 }
 
 var _ grant.Store = (*Store)(nil)
@@ -79,9 +79,9 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	// One of a kind at a time: what comes meanwhile shares the next statement, and a statement costs nearly the same whatever
 	// it carries. Saves have a second one, since a pair is lost with its process until it is saved.
 	const statements, saves = 1, 2
-	s.loads = batcher[grant.Key, found]{most: batchMost, key: grant.Key.String, run: s.runLoads, free: statements}
-	s.claims = batcher[claim, claimed]{most: batchMost, key: func(c claim) string { return c.key.String() }, run: s.runClaims, free: statements}
-	s.saves = batcher[row, error]{most: batchMost, key: func(r row) string { return r.key.String() }, run: s.runSaves, free: saves}
+	s.loads = batcher[grant.Key, *row]{most: batchMost, key: func(k grant.Key) grant.Key { return k }, run: s.runLoads, free: statements}
+	s.claims = batcher[claim, claimed]{most: batchMost, key: func(c claim) grant.Key { return c.key }, run: s.runClaims, free: statements}
+	s.saves = batcher[*row, error]{most: batchMost, key: func(r *row) grant.Key { return r.key }, run: s.runSaves, free: saves}
 	return s, nil
 }
 
@@ -134,9 +134,13 @@ func (s *Store) Close() {
 // Load implements grant.Store.
 func (s *Store) Load(ctx context.Context, k grant.Key) (grant.Grant, error) {
 	var g grant.Grant
-	f, err := s.loads.do(ctx, k)
-	if err == nil {
-		g, err = f.grant(s.cipher)
+	r, err := s.loads.do(ctx, k)
+	switch {
+	case err != nil:
+	case r == nil:
+		err = grant.ErrNotFound
+	default:
+		g, err = r.grant(s.cipher)
 	}
 	if err != nil {
 		return grant.Grant{}, fmt.Errorf("load grant %s: %w", k, err)

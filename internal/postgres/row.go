@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/schema"
@@ -19,15 +20,20 @@ type row struct {
 	status        string
 	fingerprint   string
 	tokens        []byte
-	times         [7]*time.Time // expires, next due, login, refreshed, synced, failed, active
+	times         [7]pgtype.Timestamptz // expires, next due, login, refreshed, synced, failed, active
 	attempts      int32
 	outages       int32
 	lastError     string
-	claimNonce    *string
-	claimUntil    *time.Time
-	claim         *string
+	claim         claimRow
 	profile       *string
 	state         string
+}
+
+// claimRow is a claim as the table has it.
+type claimRow struct {
+	nonce *string
+	until pgtype.Timestamptz
+	rest  *string
 }
 
 // state is what of a grant has no column of its own.
@@ -51,22 +57,22 @@ type claimRest struct {
 	Presented   bool         `json:"presented"`
 }
 
-func rowOf(c grant.Cipher, g grant.Grant) (row, error) {
+func rowOf(c grant.Cipher, g grant.Grant) (*row, error) {
 	tokens, err := grant.SealPair(c, grant.PurposeStore, g.Key, g.Version, g.Pair)
 	if err != nil {
-		return row{}, err
+		return nil, err
 	}
 	rest, err := json.Marshal(state{
 		g.SavedBy, g.Verdict, g.Doubt, g.Cause, g.BeganAt, g.Progress, g.Pending, g.Refreshed, g.Recovered, g.Login,
 	})
 	if err != nil {
-		return row{}, err
+		return nil, err
 	}
-	r := row{
+	r := &row{
 		key: g.Key, was: int64(g.Revision), revision: int64(g.Revision) + 1, version: g.Version, status: string(g.Status),
 		fingerprint: g.Fingerprint(), tokens: tokens, attempts: int32(g.Attempts), outages: int32(g.Outages), lastError: g.LastError, state: string(rest),
-		times: [7]*time.Time{
-			null(g.Pair.ExpiresAt), null(g.NextDueAt), null(g.LoginAt), null(g.RefreshedAt), null(g.SyncedAt), null(g.FailedAt), null(g.ActiveAt),
+		times: [7]pgtype.Timestamptz{
+			stamp(g.Pair.ExpiresAt), stamp(g.NextDueAt), stamp(g.LoginAt), stamp(g.RefreshedAt), stamp(g.SyncedAt), stamp(g.FailedAt), stamp(g.ActiveAt),
 		},
 	}
 	if g.Revision == 0 {
@@ -76,38 +82,35 @@ func rowOf(c grant.Cipher, g grant.Grant) (row, error) {
 	if g.Claim != nil {
 		rest, err := json.Marshal(claimRest{g.Claim.Fingerprint, g.Claim.Cause, g.Claim.Presented})
 		if err != nil {
-			return row{}, err
+			return nil, err
 		}
-		r.claimNonce, r.claimUntil, r.claim = &g.Claim.Nonce, null(g.Claim.Until), text(rest)
+		r.claim = claimRow{&g.Claim.Nonce, stamp(g.Claim.Until), text(rest)}
 	}
 	switch {
 	case g.Profile == "":
 	case g.Profile == g.Kept && g.Revision != 0:
 		r.profile = new(string) // as it is: it is by far the widest column
 	default:
-		r.profile = (*string)(&g.Profile)
+		r.profile = text(g.Profile)
 	}
 	return r, nil
 }
 
-func text(raw []byte) *string {
+func text[T ~string | ~[]byte](raw T) *string {
 	s := string(raw)
 	return &s
 }
 
-func null(t time.Time) *time.Time {
-	if t.IsZero() {
-		return nil
-	}
-	t = t.UTC()
-	return &t
+// stamp is t, or NULL for the zero time; at is its inverse.
+func stamp(t time.Time) pgtype.Timestamptz {
+	return pgtype.Timestamptz{Time: t.UTC(), Valid: !t.IsZero()}
 }
 
-func orZero(t *time.Time) time.Time {
-	if t == nil {
+func at(s pgtype.Timestamptz) time.Time {
+	if !s.Valid {
 		return time.Time{}
 	}
-	return t.UTC()
+	return s.Time.UTC()
 }
 
 // columns are those that scan reads, in its order.
@@ -116,21 +119,22 @@ const columns = `g.provider, g.user_id, g.revision, g.version, g.status, g.token
 
 // targets are what one row is scanned into.
 func (r *row) targets() []any {
-	out := []any{&r.key.Provider, &r.key.User, &r.revision, &r.version, &r.status, &r.tokens}
-	for i := 1; i < len(r.times); i++ {
-		out = append(out, &r.times[i])
-	}
-	return append(out, &r.attempts, &r.outages, &r.lastError, &r.claimNonce, &r.claimUntil, &r.claim, &r.profile, &r.state)
+	return append([]any{
+		&r.key.Provider, &r.key.User, &r.revision, &r.version, &r.status, &r.tokens,
+		&r.times[1], &r.times[2], &r.times[3], &r.times[4], &r.times[5], &r.times[6], &r.attempts, &r.outages, &r.lastError,
+	}, append(r.claim.targets(), &r.profile, &r.state)...)
 }
 
-func (r row) claimed() (*grant.Claim, error) {
-	if r.claimNonce == nil {
+func (r *claimRow) targets() []any { return []any{&r.nonce, &r.until, &r.rest} }
+
+func (r *claimRow) claim() (*grant.Claim, error) {
+	if r.nonce == nil {
 		return nil, nil
 	}
-	c := &grant.Claim{Nonce: *r.claimNonce, Until: orZero(r.claimUntil)}
-	if r.claim != nil {
+	c := &grant.Claim{Nonce: *r.nonce, Until: at(r.until)}
+	if r.rest != nil {
 		var rest claimRest
-		if err := json.Unmarshal([]byte(*r.claim), &rest); err != nil {
+		if err := json.Unmarshal([]byte(*r.rest), &rest); err != nil {
 			return nil, fmt.Errorf("claim: %w", err)
 		}
 		c.Fingerprint, c.Cause, c.Presented = rest.Fingerprint, rest.Cause, rest.Presented
@@ -139,11 +143,11 @@ func (r row) claimed() (*grant.Claim, error) {
 }
 
 // grant is the inverse of rowOf. After an error about the pair the rest is there all the same.
-func (r row) grant(c grant.Cipher) (grant.Grant, error) {
+func (r *row) grant(c grant.Cipher) (grant.Grant, error) {
 	g := grant.Grant{
 		Key: r.key, Revision: uint64(r.revision), Version: r.version, Status: grant.Status(r.status), Attempts: int(r.attempts), Outages: int(r.outages),
-		LastError: r.lastError, NextDueAt: orZero(r.times[1]), LoginAt: orZero(r.times[2]), RefreshedAt: orZero(r.times[3]),
-		SyncedAt: orZero(r.times[4]), FailedAt: orZero(r.times[5]), ActiveAt: orZero(r.times[6]),
+		LastError: r.lastError, NextDueAt: at(r.times[1]), LoginAt: at(r.times[2]), RefreshedAt: at(r.times[3]),
+		SyncedAt: at(r.times[4]), FailedAt: at(r.times[5]), ActiveAt: at(r.times[6]),
 	}
 	var s state
 	if err := json.Unmarshal([]byte(r.state), &s); err != nil {
@@ -156,14 +160,14 @@ func (r row) grant(c grant.Cipher) (grant.Grant, error) {
 		g.Kept = g.Profile
 	}
 	var err error
-	if g.Claim, err = r.claimed(); err != nil {
+	if g.Claim, err = r.claim.claim(); err != nil {
 		return g, fmt.Errorf("record is damaged: %w", err)
 	}
 	g.Pair, err = grant.OpenPair(c, grant.PurposeStore, g.Key, g.Version, r.tokens)
 	return g, err
 }
 
-func scan(rows pgx.Rows, more ...any) (row, error) {
-	var r row
+func scan(rows pgx.Rows, more ...any) (*row, error) {
+	r := new(row)
 	return r, rows.Scan(append(r.targets(), more...)...)
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/renewd/renewd/internal/grant"
 )
@@ -39,24 +40,12 @@ func keys(in []grant.Key) (providers, users []string) {
 	return providers, users
 }
 
-// found is a row, if it is there. Whoever asked decodes it: what a batch does itself all its calls wait for.
-type found struct {
-	row row
-	ok  bool
-}
-
-func (f found) grant(c grant.Cipher) (grant.Grant, error) {
-	if !f.ok {
-		return grant.Grant{}, grant.ErrNotFound
-	}
-	return f.row.grant(c)
-}
-
 const loadSQL = `SELECT ` + columns + ` FROM renewd.grants g
 	JOIN unnest($1::text[], $2::text[]) AS r(provider, user_id) ON g.provider = r.provider AND g.user_id = r.user_id`
 
-func (s *Store) runLoads(in []grant.Key) ([]found, error) {
-	byKey := make(map[grant.Key]row, len(in))
+// runLoads returns nil for a row that is not there. Whoever asked decodes: what a batch does itself all its calls wait for.
+func (s *Store) runLoads(in []grant.Key) ([]*row, error) {
+	byKey := make(map[grant.Key]*row, len(in))
 	err := s.retried(func(ctx context.Context) error {
 		providers, users := keys(in)
 		rows, err := s.pool.Query(ctx, loadSQL, providers, users)
@@ -76,9 +65,9 @@ func (s *Store) runLoads(in []grant.Key) ([]found, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := make([]found, len(in))
+	out := make([]*row, len(in))
 	for i, k := range in {
-		out[i].row, out[i].ok = byKey[k]
+		out[i] = byKey[k]
 	}
 	return out, nil
 }
@@ -89,8 +78,9 @@ type claim struct {
 }
 
 type claimed struct {
-	row, prior row // of prior only the claim
-	err        error
+	row   *row
+	prior claimRow
+	err   error
 }
 
 func (c claimed) grant(cipher grant.Cipher) (g grant.Grant, prior *grant.Claim, err error) {
@@ -98,7 +88,7 @@ func (c claimed) grant(cipher grant.Cipher) (g grant.Grant, prior *grant.Claim, 
 		return g, nil, c.err
 	}
 	if g, err = c.row.grant(cipher); err == nil {
-		prior, err = c.prior.claimed()
+		prior, err = c.prior.claim()
 	}
 	return g, prior, err
 }
@@ -119,9 +109,11 @@ const claimSQL = `WITH r AS (
 
 // inOrder sorts a batch by key, so that two batches lock what they share in one order and do not wait for each other.
 func inOrder[T any](batch []T, key func(T) grant.Key) []T {
-	return slices.SortedFunc(slices.Values(batch), func(a, b T) int {
+	batch = slices.Clone(batch)
+	slices.SortFunc(batch, func(a, b T) int {
 		return cmp.Or(strings.Compare(key(a).Provider, key(b).Provider), strings.Compare(key(a).User, key(b).User))
 	})
+	return batch
 }
 
 // claimTries is how often a claim is tried that others' writes got in the way of.
@@ -165,7 +157,7 @@ func (s *Store) tryClaims(in []claim, done map[grant.Key]claimed) error {
 		defer rows.Close()
 		for rows.Next() {
 			var c claimed
-			if c.row, err = scan(rows, &c.prior.claimNonce, &c.prior.claimUntil, &c.prior.claim); err != nil {
+			if c.row, err = scan(rows, c.prior.targets()...); err != nil {
 				return err
 			}
 			done[c.row.key] = c
@@ -207,11 +199,11 @@ func (s *Store) unclaimed(in []claim, done map[grant.Key]claimed) (raced []claim
 		return nil, err
 	}
 	for i, k := range missing {
-		r := there[i].row
+		r := there[i]
 		switch {
-		case !there[i].ok:
+		case r == nil:
 			done[k] = claimed{err: grant.ErrNotFound}
-		case r.claimNonce != nil && *r.claimNonce != byKey[k].request.Nonce && orZero(r.claimUntil).After(time.Now()):
+		case r.claim.nonce != nil && *r.claim.nonce != byKey[k].request.Nonce && at(r.claim.until).After(time.Now()):
 			done[k] = claimed{err: grant.ErrClaimed}
 		default:
 			raced = append(raced, byKey[k])
@@ -264,7 +256,7 @@ func saveSQL() (update, insert string) {
 
 // runSaves writes a batch with one commit. A row that the database refuses as such (class 22, malformed data) does not take
 // the others with it.
-func (s *Store) runSaves(in []row) ([]error, error) {
+func (s *Store) runSaves(in []*row) ([]error, error) {
 	out, err := s.trySaves(in)
 	if err == nil || len(in) == 1 || !malformed(err) {
 		return out, err
@@ -285,8 +277,8 @@ func malformed(err error) bool {
 	return ok && strings.HasPrefix(pg.Code, "22")
 }
 
-func (s *Store) trySaves(in []row) ([]error, error) {
-	var updates, inserts []row
+func (s *Store) trySaves(in []*row) ([]error, error) {
+	var updates, inserts []*row
 	for _, r := range in {
 		if r.was == 0 {
 			inserts = append(inserts, r)
@@ -294,11 +286,11 @@ func (s *Store) trySaves(in []row) ([]error, error) {
 			updates = append(updates, r)
 		}
 	}
-	updates = inOrder(updates, func(r row) grant.Key { return r.key })
+	updates = inOrder(updates, func(r *row) grant.Key { return r.key })
 	stored := make(map[grant.Key]bool, len(in))
 	err := s.retried(func(ctx context.Context) error {
 		batch := &pgx.Batch{}
-		for sql, rows := range map[string][]row{updateSQL: updates, insertSQL: inserts} {
+		for sql, rows := range map[string][]*row{updateSQL: updates, insertSQL: inserts} {
 			if len(rows) > 0 {
 				batch.Queue(sql, saveArgs(rows)...).Query(func(found pgx.Rows) error {
 					var k grant.Key
@@ -325,19 +317,19 @@ func (s *Store) trySaves(in []row) ([]error, error) {
 }
 
 // saveArgs turns rows into one array a column, in the order of written, and then was.
-func saveArgs(rows []row) []any {
+func saveArgs(rows []*row) []any {
 	n := len(rows)
 	providers, users, statuses, fingerprints := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
 	revisions, versions, was := make([]int64, n), make([]int64, n), make([]int64, n)
 	tokens := make([][]byte, n)
-	var times [7][]*time.Time
+	var times [7][]pgtype.Timestamptz
 	for i := range times {
-		times[i] = make([]*time.Time, n)
+		times[i] = make([]pgtype.Timestamptz, n)
 	}
 	attempts, outages := make([]int32, n), make([]int32, n)
 	lastErrors, states := make([]string, n), make([]string, n)
 	nonces, claims, profiles := make([]*string, n), make([]*string, n), make([]*string, n)
-	untils := make([]*time.Time, n)
+	untils := make([]pgtype.Timestamptz, n)
 	for i, r := range rows {
 		providers[i], users[i], statuses[i], fingerprints[i] = r.key.Provider, r.key.User, r.status, r.fingerprint
 		revisions[i], versions[i], was[i], tokens[i] = r.revision, r.version, r.was, r.tokens
@@ -345,7 +337,7 @@ func saveArgs(rows []row) []any {
 			times[t][i] = r.times[t]
 		}
 		attempts[i], outages[i], lastErrors[i], states[i] = r.attempts, r.outages, r.lastError, r.state
-		nonces[i], untils[i], claims[i], profiles[i] = r.claimNonce, r.claimUntil, r.claim, r.profile
+		nonces[i], untils[i], claims[i], profiles[i] = r.claim.nonce, r.claim.until, r.claim.rest, r.profile
 	}
 	return []any{
 		providers, users, revisions, versions, statuses, fingerprints, tokens, times[0], times[1], times[2], times[3], times[4], times[5], times[6],
