@@ -11,6 +11,7 @@ import (
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 )
 
 // Attributes of OpenTelemetry's messaging conventions (1.43). There is no well-known system value for NATS yet.
@@ -29,6 +30,9 @@ const (
 // startSpan begins the span of one message. It starts a trace of its own and links to the one that the message carries: a
 // timer fires hours after the event it came from, and a trace that long helps nobody.
 func startSpan(ctx context.Context, tracer trace.Tracer, template, group string, m *Message) (context.Context, trace.Span) {
+	if _, nobody := tracer.(noop.Tracer); nobody {
+		return tracer.Start(ctx, "")
+	}
 	opts := []trace.SpanStartOption{
 		trace.WithNewRoot(), trace.WithSpanKind(trace.SpanKindConsumer),
 		trace.WithAttributes(attrSystem.String("nats"), attrOperation.String("process"), attrKind.String("process"),

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -71,26 +72,20 @@ func (c *claimed) live(now time.Time, lasts time.Duration) bool {
 	return now.Sub(*c.since.Load()) < lasts-lasts/5
 }
 
-// watch calls end when the claim is about to run out unextended, unless stop is called before.
+// watch calls end when the claim is about to run out unextended, unless stop is called before. Where both happen at once it
+// may still be called.
 func (c *claimed) watch(now func() time.Time, lasts time.Duration, end func()) (stop func()) {
 	left := func() time.Duration { return c.since.Load().Add(lasts - lasts/20).Sub(now()) }
-	over, timer := make(chan struct{}), time.NewTimer(left())
-	go func() {
-		defer timer.Stop()
-		for {
-			select {
-			case <-over:
-				return
-			case <-timer.C:
-			}
-			if left() <= 0 {
-				end()
-				return
-			}
-			timer.Reset(left())
+	var timer *time.Timer
+	timer = time.AfterFunc(math.MaxInt64, func() { // not yet: it needs timer
+		if wait := left(); wait > 0 {
+			timer.Reset(wait) // extended meanwhile
+			return
 		}
-	}()
-	return func() { close(over) }
+		end()
+	})
+	timer.Reset(left())
+	return func() { timer.Stop() }
 }
 
 // release ends the extending; when it returns no extension is under way, so that none can come after the save that clears

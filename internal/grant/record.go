@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/renewd/renewd/schema"
@@ -306,7 +305,9 @@ func (g Grant) Event(source string, now time.Time) schema.Event {
 // withMember is object, which is not empty, with one more member at its end.
 func withMember(object json.RawMessage, name, value string) json.RawMessage {
 	object = bytes.TrimSpace(object)
-	return slices.Concat(object[:len(object)-1], []byte(`,"`+name+`":`+value+`}`))
+	out := make([]byte, 0, len(object)+len(name)+len(value)+len(`,"":`))
+	out = append(append(append(out, object[:len(object)-1]...), `,"`...), name...)
+	return append(append(append(out, `":`...), value...), '}')
 }
 
 // NextTimer is the work of the timer that g wants at, made so that arming it twice is arming it once.

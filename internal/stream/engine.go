@@ -147,9 +147,7 @@ func (e *Engine) publish(ctx context.Context, base, subject string, h schema.Hea
 		return nil, fmt.Errorf("publish %s: %w", subject, context.Cause(ctx))
 	}
 	name := e.config.Subjects.Name(base)
-	patience := time.NewTimer(leaderWait)
-	defer patience.Stop()
-	for {
+	for began := time.Now(); ; {
 		ack, err := e.publishOnce(ctx, name, &nats.Msg{Subject: subject, Header: nats.Header(h), Data: data})
 		if !errors.Is(err, jetstream.ErrNoStreamResponse) {
 			if err != nil {
@@ -157,10 +155,11 @@ func (e *Engine) publish(ctx context.Context, base, subject string, h schema.Hea
 			}
 			return ack, err
 		}
+		if time.Since(began) > leaderWait {
+			return nil, fmt.Errorf("publish %s: no stream takes it: has %s a leader? If it does not exist: renewd streams apply: %w", subject, name, err)
+		}
 		select {
 		case <-time.After(leaderRetry):
-		case <-patience.C:
-			return nil, fmt.Errorf("publish %s: no stream takes it: has %s a leader? If it does not exist: renewd streams apply: %w", subject, name, err)
 		case <-ctx.Done():
 			return nil, fmt.Errorf("publish %s: %w: %w", subject, context.Cause(ctx), err)
 		}
