@@ -73,7 +73,7 @@ func (x *run) settle(ctx context.Context, m *Message, v *verdict) *verdict {
 		x.send(m, nak(after))
 		span.AddEvent("nak")
 	default:
-		x.acknowledge(ctx, m)
+		x.acknowledge(m)
 		span.AddEvent("ack")
 	}
 	return v
@@ -93,21 +93,14 @@ const (
 
 // acknowledge waits for the server's answer, because an ack that got lost means all the work again. If there is none, the
 // message comes again and its handler finds the work done.
-func (x *run) acknowledge(ctx context.Context, m *Message) {
+func (x *run) acknowledge(m *Message) {
 	var err error
 	for range ackTries {
-		if err = x.ack(ctx, m); err == nil {
+		if _, err = x.nc.Request(m.raw.Reply, []byte("+ACK"), ackTimeout); err == nil {
 			return
 		}
 	}
 	x.log(slog.LevelWarn, "ack not answered: the message will come again", m, err)
-}
-
-func (x *run) ack(ctx context.Context, m *Message) error {
-	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
-	defer cancel()
-	_, err := x.nc.RequestWithContext(ctx, m.raw.Reply, []byte("+ACK"))
-	return err
 }
 
 func (x *run) log(level slog.Level, what string, m *Message, err error) {

@@ -16,8 +16,11 @@ type Profile string
 
 // NewProfile encodes p. It fails if p.Raw is no JSON.
 func NewProfile(p schema.Profile) (Profile, error) {
-	raw, err := json.Marshal(p)
-	return Profile(raw), err
+	var text strings.Builder
+	if err := json.NewEncoder(&text).Encode(p); err != nil {
+		return "", err
+	}
+	return Profile(strings.TrimSuffix(text.String(), "\n")), nil
 }
 
 // Decode is the inverse of NewProfile; nil for none.

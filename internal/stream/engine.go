@@ -95,8 +95,8 @@ func (e *Engine) Arm(ctx context.Context, k grant.Key, at time.Time, w grant.Wor
 	e.config.Propagator.Inject(ctx, h)
 	// Not jetstream.WithScheduleAt, which cuts to whole seconds: the timer would be early, and all timers of a second
 	// would fire together. No message id: a repeated one would leave the old timer in place.
-	h.Set(jetstream.ScheduleHeader, "@at "+at.UTC().Format(time.RFC3339Nano))
-	h.Set(jetstream.ScheduleTargetHeader, e.due(k))
+	h[jetstream.ScheduleHeader] = []string{"@at " + at.UTC().Format(time.RFC3339Nano)}
+	h[jetstream.ScheduleTargetHeader] = []string{e.due(k)}
 	if _, err := e.publish(ctx, Renewals, e.timer(k), h, nil); err != nil {
 		return fmt.Errorf("arm %s: %w", k, err)
 	}

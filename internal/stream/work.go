@@ -24,10 +24,10 @@ const (
 )
 
 func workHeader(w grant.Work) schema.Header {
-	h := schema.Header{}
+	h := make(schema.Header, 12) // with room for a schedule's; names are new here, and written as Set would
 	set := func(name, value string) {
 		if value != "" {
-			h.Set(name, url.PathEscape(value))
+			h[name] = []string{url.PathEscape(value)}
 		}
 	}
 	set(headerID, w.Cause.ID)
@@ -36,10 +36,10 @@ func workHeader(w grant.Work) schema.Header {
 	set(headerReason, w.Cause.Reason)
 	set(headerWant, w.Want)
 	if !w.Cause.Time.IsZero() {
-		h.Set(headerTime, w.Cause.Time.UTC().Format(time.RFC3339Nano))
+		h[headerTime] = []string{w.Cause.Time.UTC().Format(time.RFC3339Nano)}
 	}
 	if w.MinValid != 0 {
-		h.Set(headerMinValid, w.MinValid.String())
+		h[headerMinValid] = []string{w.MinValid.String()}
 	}
 	setMark(h, w.Mark)
 	return h
@@ -47,7 +47,7 @@ func workHeader(w grant.Work) schema.Header {
 
 func setMark(h schema.Header, m grant.Mark) {
 	if m != (grant.Mark{}) {
-		h.Set(headerRecord, m.String())
+		h[headerRecord] = []string{m.String()}
 	}
 }
 
