@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"maps"
@@ -76,9 +77,7 @@ func (h *histogram) most() float64 {
 
 func (w *steadyWatch) see(e schema.Event) {
 	now := time.Now()
-	// Not schema.Synced: the listener shares the processor with what is measured, and the profile is most of an event.
-	var d struct{ Cause schema.Cause }
-	err := json.Unmarshal(e.Data, &d)
+	cause, err := causeOf(e.Data)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if e.Type != schema.UserSynced || err != nil {
@@ -86,8 +85,22 @@ func (w *steadyWatch) see(e schema.Event) {
 		return
 	}
 	w.last[e.User] = now
-	if d.Cause.Type == schema.CauseTimer {
-		w.late.add(now.Sub(d.Cause.Time))
+	if cause.Type == schema.CauseTimer {
+		w.late.add(now.Sub(cause.Time))
+	}
+}
+
+// causeOf reads an outcome's data as far as its cause: the listener shares the processor with what is measured, and the
+// profile, which comes later, is most of an event.
+func causeOf(data []byte) (cause schema.Cause, err error) {
+	d := json.NewDecoder(bytes.NewReader(data))
+	for {
+		switch t, err := d.Token(); {
+		case err != nil:
+			return cause, err
+		case t == "cause":
+			return cause, d.Decode(&cause)
+		}
 	}
 }
 
