@@ -3,7 +3,6 @@ package refresh
 import (
 	"context"
 	"errors"
-	"strconv"
 	"sync"
 	"time"
 
@@ -23,11 +22,11 @@ type meters struct {
 	superseded metric.Int64Counter
 	outdated   metric.Int64Counter
 
-	labels *sync.Map // of each combination that occurs, by itself: they are few, and making one costs more than to count it
+	known *sync.Map // the option of each combination of labels that occurs: they are few, and making one costs more than to count it
 }
 
 func newMeters(m metric.Meter) (meters, error) {
-	out := meters{labels: new(sync.Map)}
+	out := meters{known: new(sync.Map)}
 	var errs [7]error
 	seconds := metric.WithExplicitBucketBoundaries(.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300)
 	out.outcomes, errs[0] = m.Int64Counter("renewd.renewals", metric.WithDescription("Renewals finished, by provider, outcome and reason."))
@@ -49,12 +48,13 @@ func (m meters) called(ctx context.Context, provider, op string, f *grant.Fault,
 	if f != nil {
 		class = string(f.Class)
 	}
-	m.calls.Record(ctx, took.Seconds(), m.with([4]string{"provider", "operation", "class"}, [4]string{provider, op, class}))
+	m.calls.Record(ctx, took.Seconds(), m.with(
+		attribute.String("provider", provider), attribute.String("operation", op), attribute.String("class", class)))
 }
 
 // found counts a grant that the store has gone back on.
 func (m meters) found(ctx context.Context, provider, result string) {
-	m.outdated.Add(ctx, 1, m.with([4]string{"provider", "result"}, [4]string{provider, result}))
+	m.outdated.Add(ctx, 1, m.with(attribute.String("provider", provider), attribute.String("result", result)))
 }
 
 func (m meters) finished(ctx context.Context, w grant.Work, g grant.Grant, now time.Time) {
@@ -65,26 +65,23 @@ func (m meters) finished(ctx context.Context, w grant.Work, g grant.Grant, now t
 			reason = ""
 		}
 	}
-	m.outcomes.Add(ctx, 1, m.with([4]string{"provider", "outcome", "reason", "refreshed"},
-		[4]string{g.Provider, outcome, reason, strconv.FormatBool(g.Refreshed)}))
+	provider := attribute.String("provider", g.Provider)
+	m.outcomes.Add(ctx, 1, m.with(provider, attribute.String("outcome", outcome), attribute.String("reason", reason),
+		attribute.Bool("refreshed", g.Refreshed)))
 	if g.Pending != nil && !w.Cause.Time.IsZero() {
-		m.lateness.Record(ctx, max(0, now.Sub(w.Cause.Time).Seconds()), m.with([4]string{"provider", "cause"}, [4]string{g.Provider, string(w.Cause.Type)}))
+		m.lateness.Record(ctx, max(0, now.Sub(w.Cause.Time).Seconds()), m.with(provider, attribute.String("cause", string(w.Cause.Type))))
 	}
 }
 
-// with is the labels of these names and values; unused places are empty.
-func (m meters) with(names, values [4]string) metric.MeasurementOption {
-	combination := [2][4]string{names, values}
-	if known, ok := m.labels.Load(combination); ok {
+// with is metric.WithAttributes, four at most, made once for each combination.
+func (m meters) with(labels ...attribute.KeyValue) metric.MeasurementOption {
+	var combination [4]attribute.KeyValue
+	n := copy(combination[:], labels)
+	if known, ok := m.known.Load(combination); ok {
 		return known.(metric.MeasurementOption)
 	}
-	var attributes []attribute.KeyValue
-	for i, name := range names {
-		if name != "" {
-			attributes = append(attributes, attribute.String(name, values[i]))
-		}
-	}
-	made := metric.WithAttributeSet(attribute.NewSet(attributes...))
-	m.labels.Store(combination, made)
+	sorted := combination // NewSet sorts in place
+	made := metric.WithAttributeSet(attribute.NewSet(sorted[:n]...))
+	m.known.Store(combination, made)
 	return made
 }

@@ -16,7 +16,7 @@ type Profile string
 
 // NewProfile encodes p. It fails if p.Raw is no JSON.
 func NewProfile(p schema.Profile) (Profile, error) {
-	var text strings.Builder
+	var text strings.Builder // the builder's text is not copied, as Marshal's would be
 	if err := json.NewEncoder(&text).Encode(p); err != nil {
 		return "", err
 	}
