@@ -31,11 +31,16 @@ type Pair struct {
 // Status says whether a grant is renewed.
 type Status string
 
-// The three states. Only a login leads out of ReauthRequired, a login or an operator out of Suspended.
+// The states. Only a login leads out of ReauthRequired, a login or an operator out of Suspended.
 const (
 	Live           Status = "live"
 	ReauthRequired Status = "reauth_required"
 	Suspended      Status = "suspended"
+	// Unproven: nothing was ever proven of this user. There is a login, and the provider has not named its user yet.
+	Unproven Status = "unproven"
+	// Forgotten: the user was erased. The record holds no tokens and no profile, only Version and Login, so that no login
+	// of before the erasure brings the user back. It may be deleted once NextDueAt has passed.
+	Forgotten Status = "forgotten"
 )
 
 // Progress says how far the renewal of Grant.Cause came, so that the next worker goes on where the last one died.

@@ -140,4 +140,6 @@ type Work struct {
 	MinValid time.Duration // rotate if less validity than this is left
 	// Mark is the latest known of the grant's record when the work was made. Zero: made without looking at a record.
 	Mark Mark
+	// Deferrals counts how often the work was put off because it failed for a reason of its own.
+	Deferrals int
 }

@@ -14,13 +14,22 @@ var (
 	ErrNotFound = errors.New("no such grant")
 	ErrClaimed  = errors.New("grant is claimed by another worker")
 	ErrConflict = errors.New("grant was changed meanwhile")
+	// ErrUnreadable: the record is there, but its tokens, or all of it, cannot be read: no key of the keyring opens it, or
+	// it is damaged. What could be read comes back beside the error, Key and Revision always. It stays so for as long as
+	// the record and the keyring do: trying again alone is no use.
+	ErrUnreadable = errors.New("record cannot be read")
 )
 
 // ClaimRequest asks for the claim on a grant.
 type ClaimRequest struct {
-	Nonce string        // unique for each renewal; asking again with the same nonce extends the claim
+	Nonce string        // unique for each renewal
 	For   time.Duration // how long it lasts, by the store's clock
 	Cause schema.Cause
+	// Extend only prolongs the claim that this nonce holds. If it holds none any more the answer is ErrClaimed: an
+	// extension never takes a claim.
+	Extend bool
+	// Fingerprint is of the refresh token that is about to be presented. Empty: the one that is stored as Pair.
+	Fingerprint string
 	// Presented marks the claim as used: the caller is about to present the token. It is kept once set.
 	Presented bool
 }
@@ -29,12 +38,12 @@ type ClaimRequest struct {
 // linearizable for one grant: what returned nil is seen by each call that starts later, in any process. Errors wrap the
 // sentinels above with the grant's key. No method retries forever; each ends when ctx does.
 type Store interface {
-	// Load returns the record, or ErrNotFound.
+	// Load returns the record, or ErrNotFound, or what is readable of it and ErrUnreadable.
 	Load(ctx context.Context, k Key) (Grant, error)
 
 	// Claim takes or extends the claim and returns the record as it is now, in one atomic step. ErrClaimed if another nonce
-	// holds a claim that has not run out by the store's clock; ErrNotFound. The claim's Fingerprint is that of the refresh
-	// token stored at that moment. prior is the claim that was there before, run out or mine; nil if there was none.
+	// holds a claim that has not run out by the store's clock; ErrNotFound; ErrUnreadable, which leaves no claim behind.
+	// The claim's Fingerprint is the request's, or else that of the refresh token stored at that moment. prior is the claim that was there before, run out or mine; nil if there was none.
 	Claim(ctx context.Context, k Key, r ClaimRequest) (g Grant, prior *Claim, err error)
 
 	// Save replaces the record, including its claim, if its revision is still g.Revision; otherwise ErrConflict (also when

@@ -3,6 +3,7 @@ package stream
 import (
 	"fmt"
 	"net/url"
+	"strconv"
 	"time"
 
 	"github.com/renewd/renewd/internal/grant"
@@ -19,6 +20,7 @@ const (
 	headerReason   = "renewd-reason"
 	headerWant     = "renewd-want"
 	headerMinValid = "renewd-min-valid"
+	headerDeferred = "renewd-deferred" // how often this work was put off
 
 	headerRecord = "renewd-record" // the mark of the record that a timer or an outcome was made from
 )
@@ -40,6 +42,9 @@ func workHeader(w grant.Work) schema.Header {
 	}
 	if w.MinValid != 0 {
 		h[headerMinValid] = []string{w.MinValid.String()}
+	}
+	if w.Deferrals != 0 {
+		h[headerDeferred] = []string{strconv.Itoa(w.Deferrals)}
 	}
 	setMark(h, w.Mark)
 	return h
@@ -90,6 +95,11 @@ func parseWork(h schema.Header) (w grant.Work, err error) {
 	if v := h.Get(headerMinValid); v != "" {
 		if w.MinValid, err = time.ParseDuration(v); err != nil {
 			return w, fmt.Errorf("header %s: %w", headerMinValid, err)
+		}
+	}
+	if v := h.Get(headerDeferred); v != "" {
+		if w.Deferrals, err = strconv.Atoi(v); err != nil || w.Deferrals < 0 {
+			return w, fmt.Errorf("header %s: %q: want a count", headerDeferred, v)
 		}
 	}
 	if w.Mark, err = grant.ParseMark(h.Get(headerRecord)); err != nil {
