@@ -1,9 +1,12 @@
-// Package request is the consumer of user.refresh_due: it checks a request and turns it into a wake of the grant's
-// renewal.
+// Package request is the consumer of user.refresh_due: it checks a request and turns it into a wake
+// of the grant's renewal.
 //
-// It makes no call to a provider or a store, so a request never waits behind one; whether the user has a grant is for the
-// refresh consumer to say. Waking a grant takes its timer away, so what the timer knew of the grant's record goes into the
-// wake. A Consumer is safe for concurrent use.
+// It makes no call to a provider or a store, so a request never waits behind one; whether the user
+// has a grant is for the refresh consumer to say. Requests of one user become one renewal, which
+// does the most that any of them wants and keeps the place of the first in the queue. A newer
+// request replaces one of the same user that nobody has looked at, before anybody has read either:
+// what a malformed one replaced is lost, and its rejection says so. A Consumer is safe for
+// concurrent use.
 package request
 
 import (
@@ -16,17 +19,16 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// Waker makes a grant due now, for the given work. Waking twice is one renewal.
-type Waker interface {
-	// TimerMark is the mark of the record that the grant's timer was set from; zero if it has none.
-	TimerMark(ctx context.Context, k grant.Key) (grant.Mark, error)
-	Wake(ctx context.Context, k grant.Key, w grant.Work) error
+// Stream is the engine.
+type Stream interface {
+	// Request makes a grant due now for a command, and for all that what waits for it wants.
+	Request(ctx context.Context, k grant.Key, w grant.Work) error
 }
 
 // Consumer handles requests.
 type Consumer struct {
 	Subjects schema.Subjects
-	Stream   Waker
+	Stream   Stream
 	// Known reports whether a provider is in the settings; a request for any other is rejected.
 	Known func(provider string) bool
 }
@@ -45,18 +47,12 @@ func (c *Consumer) Handle(ctx context.Context, m *consumers.Message) error {
 	if err != nil {
 		return consumers.Reject(err)
 	}
-	key := grant.Key{Provider: e.Provider, User: e.User}
-	mark, err := c.Stream.TimerMark(ctx, key)
-	if err != nil {
-		return consumers.Retry(err, time.Second)
-	}
 	w := grant.Work{
 		Cause:    schema.Cause{ID: e.ID, Type: e.Type, Source: e.Source, Time: e.Time, Reason: data.Reason},
 		Want:     data.Want,
 		MinValid: time.Duration(data.MinValidSeconds) * time.Second,
-		Mark:     mark,
 	}
-	if err := c.Stream.Wake(ctx, key, w); err != nil {
+	if err := c.Stream.Request(ctx, grant.Key{Provider: e.Provider, User: e.User}, w); err != nil {
 		return consumers.Retry(err, time.Second)
 	}
 	return nil

@@ -12,18 +12,17 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// engine has one timer, and keeps what it is woken for.
+// engine keeps what is asked for.
 type engine struct {
-	mark  grant.Mark
 	fails error
 	woken map[grant.Key]grant.Work
 }
 
-func (e *engine) TimerMark(context.Context, grant.Key) (grant.Mark, error) { return e.mark, e.fails }
-
-func (e *engine) Wake(_ context.Context, k grant.Key, w grant.Work) error {
-	e.woken[k] = w
-	return nil
+func (e *engine) Request(_ context.Context, k grant.Key, w grant.Work) error {
+	if e.fails == nil {
+		e.woken[k] = w
+	}
+	return e.fails
 }
 
 func TestARequestWakesItsGrant(t *testing.T) {
@@ -36,9 +35,9 @@ func TestARequestWakesItsGrant(t *testing.T) {
 		want          *grant.Work
 		malformed     string // the reason of a rejection
 	}{
-		"with what its timer knew": {
+		"for what it wants": {
 			subject: "user.refresh_due.propelauth.alice=40example=2Eorg", body: `{"want":"tokens","min_valid_seconds":60,"reason":"checkout"}`,
-			want: &grant.Work{Want: "tokens", MinValid: time.Minute, Mark: grant.Mark{Version: 7, Token: "f"},
+			want: &grant.Work{Want: "tokens", MinValid: time.Minute,
 				Cause: schema.Cause{ID: "REQUESTS-9", Type: schema.UserRefreshDue, Source: "/nats", Time: at, Reason: "checkout"}},
 		},
 		"of an unknown provider":    {subject: "user.refresh_due.nobody.alice", body: `{}`, malformed: schema.RejectUnknownProvider},
@@ -47,7 +46,7 @@ func TestARequestWakesItsGrant(t *testing.T) {
 		"on a subject with no user": {subject: "user.refresh_due.propelauth", body: `{}`, malformed: schema.RejectSubject},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e := &engine{mark: grant.Mark{Version: 7, Token: "f"}, fails: tt.fails, woken: map[grant.Key]grant.Work{}}
+			e := &engine{fails: tt.fails, woken: map[grant.Key]grant.Work{}}
 			c := &request.Consumer{Stream: e, Known: func(id string) bool { return id == "propelauth" }}
 			err := c.Handle(t.Context(), &consumers.Message{
 				Subject: tt.subject, Data: []byte(tt.body), Stream: "REQUESTS", Sequence: 9, Time: at,

@@ -4,47 +4,105 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync/atomic"
 	"time"
 )
 
-// MaxSkew is how far the local clock may be from the server's before Ready says no.
-const MaxSkew = 30 * time.Second
+const (
+	// MaxSkew is how far the local clock may be from the server's before Ready says no.
+	MaxSkew = 30 * time.Second
+	// maxRoundTrip is how long an answer may take that is believed: the clock is known to within
+	// half of that.
+	maxRoundTrip = time.Second
+	// maxAge is how long a measurement holds: a monotonic clock drifts by some 100 ms a quarter of
+	// an hour.
+	maxAge = 15 * time.Minute
+	// maxApart is how far the hands of the local clock may move apart before the server's is asked
+	// again: one was set, or the machine slept and the monotonic one stood still.
+	maxApart = time.Second
+)
 
-// clock is what is known of the server's clock.
-type clock struct {
-	offset   atomic.Int64 // server - local, ns
-	measured atomic.Bool
+// Clock is a machine's clock by both its hands. Wall is the time of day, which may be set; Mono
+// only goes on, from some moment on, and may stand still while the machine sleeps. Both are safe
+// for concurrent use.
+type Clock struct {
+	Wall func() time.Time
+	Mono func() time.Duration
 }
 
-// Now is the server's clock, to within half a round trip, once SyncClock has succeeded; the local one before. Timers fire
-// by it.
-func (e *Engine) Now() time.Time { return e.config.Now().Add(e.Skew()) }
+func systemClock() Clock {
+	began := time.Now()
+	return Clock{
+		Wall: func() time.Time { return time.Now().Round(0) },
+		Mono: func() time.Duration { return time.Since(began) },
+	}
+}
 
-// Skew is how far the server's clock is ahead of the local one.
-func (e *Engine) Skew() time.Duration { return time.Duration(e.clock.offset.Load()) }
+// measurement is the server's clock at one moment of the local one.
+type measurement struct {
+	server time.Time
+	wall   time.Time
+	mono   time.Duration
+}
 
-// SyncClock measures the server's clock: that of the server which leads RENEWALS, because it fires the timers.
+// Now is the server's clock, to within half a second, once SyncClock has succeeded; the local one
+// before. It goes on by the monotonic clock from the last measurement, so that nobody who sets this
+// machine's clock moves it. Timers fire by it.
+func (e *Engine) Now() time.Time {
+	m := e.clock.Load()
+	if m == nil {
+		return e.config.Clock.Wall()
+	}
+	return m.server.Add(e.config.Clock.Mono() - m.mono)
+}
+
+// Skew is how far the server's clock is ahead of the local time of day.
+func (e *Engine) Skew() time.Duration {
+	if e.clock.Load() == nil {
+		return 0
+	}
+	return e.Now().Sub(e.config.Clock.Wall())
+}
+
+// SyncClock measures the server's clock: that of the server which leads RENEWALS, because it fires
+// the timers. An answer that took over a second is not believed, and what was measured before
+// stands.
 func (e *Engine) SyncClock(ctx context.Context) error {
-	sent := e.config.Now()
+	sent := e.config.Clock.Mono()
 	s, err := e.js.Stream(ctx, e.config.Subjects.Name(Renewals))
 	if err != nil {
 		return fmt.Errorf("ask the NATS server for its time: stream %s: %w", e.config.Subjects.Name(Renewals), err)
 	}
+	got, wall := e.config.Clock.Mono(), e.config.Clock.Wall()
 	server := s.CachedInfo().TimeStamp
 	if server.IsZero() {
 		return errors.New("ask the NATS server for its time: no time in a stream's info: want nats-server 2.10 or newer")
 	}
-	got := e.config.Now()
-	e.clock.offset.Store(int64(server.Sub(sent.Add(got.Sub(sent) / 2))))
-	e.clock.measured.Store(true)
+	took := got - sent
+	if took > maxRoundTrip {
+		return fmt.Errorf("ask the NATS server for its time: the answer took %v, %v at most: "+
+			"is the server, or the network, overloaded?", took.Round(time.Millisecond), maxRoundTrip)
+	}
+	e.clock.Store(&measurement{server.Add(took / 2), wall, got})
 	return nil
 }
 
-// Ready is nil if timers can be trusted: the server's clock is known and the local one is near it.
+// disagree reports whether the hands of the local clock went apart since the last measurement.
+func (e *Engine) disagree() bool {
+	m := e.clock.Load()
+	return m != nil && (e.config.Clock.Wall().Sub(m.wall)-(e.config.Clock.Mono()-m.mono)).Abs() > maxApart
+}
+
+// Ready is nil if timers can be trusted: the server's clock was measured not long ago and the local
+// one is near it. A worker that is not ready must take no message. It asks nobody and costs next to
+// nothing.
 func (e *Engine) Ready() error {
-	if !e.clock.measured.Load() {
+	m := e.clock.Load()
+	if m == nil {
 		return errors.New("the NATS server's clock is not known yet: is the server reachable, and are the streams there (renewd streams plan)?")
+	}
+	if age := e.config.Clock.Mono() - m.mono; age > maxAge {
+		return fmt.Errorf("the NATS server's clock was last measured %v ago: "+
+			"is the server reachable, and does it answer within %v?", age.Round(time.Second), maxRoundTrip)
 	}
 	if skew := e.Skew(); skew.Abs() > MaxSkew {
 		return fmt.Errorf("the NATS server's clock is %v ahead of this machine's (negative: behind), %v at most: set both by NTP",

@@ -3,6 +3,7 @@ package stream
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -14,8 +15,9 @@ import (
 type Depths struct {
 	At     time.Time
 	Queues []Queue
-	// Timers is the number of grants that wait for their time, Parked that of parked pairs, Outcomes that of the log.
-	Timers, Parked, Outcomes uint64
+	// Timers is the number of grants that wait for their time, Deferred that of logins put off
+	// (waiting, due or in hand), Parked that of parked pairs, Outcomes that of the log.
+	Timers, Deferred, Parked, Outcomes uint64
 }
 
 // Queue is one durable.
@@ -29,7 +31,7 @@ type Queue struct {
 
 // Depths asks the server.
 func (e *Engine) Depths(ctx context.Context) (Depths, error) {
-	d := Depths{At: e.config.Now()}
+	d := Depths{At: e.config.Clock.Wall()}
 	for _, base := range []string{Logins, Requests, Renewals, Parked, Outcomes} {
 		name := e.config.Subjects.Name(base)
 		s, err := e.js.Stream(ctx, name)
@@ -45,7 +47,10 @@ func (e *Engine) Depths(ctx context.Context) (Depths, error) {
 			d.Outcomes = messages
 			continue
 		case Renewals:
-			d.Timers = messages
+			if d.Deferred, err = e.deferredCount(ctx); err != nil {
+				return d, err
+			}
+			d.Timers = messages - min(messages, d.Deferred)
 		}
 		if err := d.queues(ctx, base, s); err != nil {
 			return d, fmt.Errorf("measure consumers of %s: %w", name, err)
@@ -61,7 +66,7 @@ func (d *Depths) queues(ctx context.Context, base string, s jetstream.Stream) er
 	for c := range infos.Info() {
 		q := Queue{Stream: base, Consumer: c.Name, Waiting: c.NumPending, InHand: uint64(max(c.NumAckPending, 0)), Paused: c.Paused}
 		d.Queues = append(d.Queues, q)
-		if base == Renewals {
+		if base == Renewals && strings.HasPrefix(c.Name, renewPrefix) {
 			d.Timers -= min(d.Timers, q.Waiting+q.InHand)
 		}
 	}
@@ -77,8 +82,10 @@ func (e *Engine) Run(ctx context.Context) error {
 	}
 	defer stop()
 	clock, depth := time.NewTicker(e.config.ClockEvery), time.NewTicker(e.config.DepthEvery)
+	watch := time.NewTicker(e.config.WatchEvery)
 	defer clock.Stop()
 	defer depth.Stop()
+	defer watch.Stop()
 	e.measure(ctx, "clock", e.SyncClock)
 	e.measure(ctx, "queues", e.measureDepths)
 	for {
@@ -87,8 +94,12 @@ func (e *Engine) Run(ctx context.Context) error {
 			return nil
 		case <-clock.C:
 			e.measure(ctx, "clock", e.SyncClock)
+		case <-watch.C:
+			if e.disagree() {
+				e.measure(ctx, "clock", e.SyncClock)
+			}
 		case <-depth.C:
-			if !e.clock.measured.Load() {
+			if e.Ready() != nil {
 				e.measure(ctx, "clock", e.SyncClock)
 			}
 			e.measure(ctx, "queues", e.measureDepths)
@@ -117,7 +128,7 @@ func (e *Engine) measureDepths(ctx context.Context) error {
 // gauges serves the last measurement, so that a scrape waits for nothing.
 func (e *Engine) gauges() (stop func(), err error) {
 	m := e.config.Meter
-	var errs [5]error
+	var errs [6]error
 	gauge := func(i int, name, unit, what string) metric.Int64ObservableGauge {
 		g, err := m.Int64ObservableGauge(name, metric.WithUnit(unit), metric.WithDescription(what))
 		errs[i] = err
@@ -127,15 +138,16 @@ func (e *Engine) gauges() (stop func(), err error) {
 	inHand := gauge(1, "renewd.queue.in_hand", "{message}", "Messages that workers have in hand.")
 	timers := gauge(2, "renewd.timers", "{grant}", "Grants that wait for their time.")
 	parked := gauge(3, "renewd.parked", "{pair}", "Rotated pairs that the store would not take.")
+	deferred := gauge(4, "renewd.logins.deferred", "{login}", "Logins that were put off and wait to be tried again.")
 	skew, err := m.Float64ObservableGauge("renewd.clock.skew", metric.WithUnit("s"), metric.WithDescription("How far the NATS server's clock is ahead."))
-	errs[4] = err
+	errs[5] = err
 	for _, err := range errs {
 		if err != nil {
 			return nil, err
 		}
 	}
 	registration, err := m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
-		if e.clock.measured.Load() {
+		if e.clock.Load() != nil {
 			o.ObserveFloat64(skew, e.Skew().Seconds())
 		}
 		d := e.depths.Load()
@@ -149,8 +161,9 @@ func (e *Engine) gauges() (stop func(), err error) {
 		}
 		o.ObserveInt64(timers, int64(d.Timers))
 		o.ObserveInt64(parked, int64(d.Parked))
+		o.ObserveInt64(deferred, int64(d.Deferred))
 		return nil
-	}, waiting, inHand, timers, parked, skew)
+	}, waiting, inHand, timers, parked, deferred, skew)
 	if err != nil {
 		return nil, err
 	}

@@ -24,24 +24,25 @@ type Config struct {
 	// SyncedTTL is how long a user.synced stays in OUTCOMES, 1 s at least. Default 7 days; negative: as long as the stream
 	// keeps the rest.
 	SyncedTTL time.Duration
-	// Now is the local clock. Default time.Now.
-	Now func() time.Time
+	// Clock is this machine's. Default the system's.
+	Clock Clock
 	// Propagator puts the span of a call into the message. Default W3C trace context.
 	Propagator propagation.TextMapPropagator
 	// Meter gets the gauges. Default none.
 	Meter metric.Meter
 	// Logger hears of what Run cannot measure. Default none.
 	Logger *slog.Logger
-	// ClockEvery and DepthEvery are the periods of Run's measurements. Defaults 1 min, 10 s.
-	ClockEvery, DepthEvery time.Duration
+	// ClockEvery and DepthEvery are the periods of Run's measurements, WatchEvery that of its looks
+	// whether the clock must be measured out of turn. Defaults 1 min, 10 s, 1 s.
+	ClockEvery, DepthEvery, WatchEvery time.Duration
 }
 
 func (c Config) withDefaults() Config {
 	if c.SyncedTTL == 0 {
 		c.SyncedTTL = 7 * 24 * time.Hour
 	}
-	if c.Now == nil {
-		c.Now = time.Now
+	if c.Clock.Wall == nil || c.Clock.Mono == nil {
+		c.Clock = systemClock()
 	}
 	if c.Propagator == nil {
 		c.Propagator = propagation.TraceContext{}
@@ -58,6 +59,9 @@ func (c Config) withDefaults() Config {
 	if c.DepthEvery == 0 {
 		c.DepthEvery = 10 * time.Second
 	}
+	if c.WatchEvery == 0 {
+		c.WatchEvery = time.Second
+	}
 	return c
 }
 
@@ -67,8 +71,10 @@ type Engine struct {
 	pub    jetstream.JetStream // publishes: its own bound and acknowledgement timeout
 	slots  chan struct{}       // bounds publishes in flight
 	config Config
-	clock  clock
+	clock  atomic.Pointer[measurement]
 	depths atomic.Pointer[Depths]
+	logins logins
+	told   told
 }
 
 const (
@@ -79,41 +85,21 @@ const (
 	leaderRetry = 250 * time.Millisecond
 )
 
-// NewEngine returns an engine on the connection of js. It sends nothing.
+// ConnectOptions are what a connection needs that an Engine publishes on: what cannot be sent now
+// fails, and is not sent later. From the client's buffer a publish that was reported as failed
+// would still be stored after a reconnect: an outcome twice, an old timer over a newer one.
+func ConnectOptions() []nats.Option { return []nats.Option{nats.ReconnectBufSize(-1)} }
+
+// NewEngine returns an engine on the connection of js, made with ConnectOptions. It sends nothing.
 func NewEngine(js jetstream.JetStream, c Config) (*Engine, error) {
 	pub, err := jetstream.New(js.Conn(), jetstream.WithPublishAsyncMaxPending(2*publishesInFlight), jetstream.WithPublishAsyncTimeout(ackTimeout))
 	if err != nil {
 		return nil, fmt.Errorf("new engine: %w", err)
 	}
-	return &Engine{js: js, pub: pub, slots: make(chan struct{}, publishesInFlight), config: c.withDefaults()}, nil
-}
-
-// Arm sets the grant's timer to at, by the server's clock, in place of any timer it has. A time that has passed is due at
-// once. When it fires, the message carries w and the trace context of ctx.
-func (e *Engine) Arm(ctx context.Context, k grant.Key, at time.Time, w grant.Work) error {
-	h := workHeader(w)
-	e.config.Propagator.Inject(ctx, h)
-	// Not jetstream.WithScheduleAt, which cuts to whole seconds: the timer would be early, and all timers of a second
-	// would fire together. No message id: a repeated one would leave the old timer in place.
-	h[jetstream.ScheduleHeader] = []string{"@at " + at.UTC().Format(time.RFC3339Nano)}
-	h[jetstream.ScheduleTargetHeader] = []string{e.due(k)}
-	if _, err := e.publish(ctx, Renewals, e.timer(k), h, nil); err != nil {
-		return fmt.Errorf("arm %s: %w", k, err)
-	}
-	return nil
-}
-
-// Wake makes the grant due now and removes its timer, in one step. A renewal that waits or is in hand is replaced: one
-// that waits becomes this one, one in hand is followed by this one.
-func (e *Engine) Wake(ctx context.Context, k grant.Key, w grant.Work) error {
-	h := workHeader(w)
-	e.config.Propagator.Inject(ctx, h)
-	h.Set("Nats-Schedule-Next", "purge")
-	h.Set(jetstream.SchedulerHeader, e.timer(k))
-	if _, err := e.publish(ctx, Renewals, e.due(k), h, nil); err != nil {
-		return fmt.Errorf("wake %s: %w", k, err)
-	}
-	return nil
+	return &Engine{
+		js: js, pub: pub, slots: make(chan struct{}, publishesInFlight), config: c.withDefaults(),
+		logins: logins{busy: make(chan struct{}, 1)},
+	}, nil
 }
 
 // Cancel removes the grant's timer and the renewal that waits, if any.
@@ -130,10 +116,14 @@ func (e *Engine) parked(k grant.Key) string { return e.user(parkedSubject, k) }
 
 // user panics on a key that schema refuses: it would reach other users' subjects, and keys are checked at the door.
 func (e *Engine) user(front string, k grant.Key) string {
-	if err := errors.Join(schema.CheckProvider(k.Provider), schema.CheckUser(k.User)); err != nil {
+	if err := checkKey(k); err != nil {
 		panic("stream: " + err.Error())
 	}
 	return prefixed(e.config.Subjects, front) + "." + k.Provider + "." + schema.EscapeUser(k.User)
+}
+
+func checkKey(k grant.Key) error {
+	return errors.Join(schema.CheckProvider(k.Provider), schema.CheckUser(k.User))
 }
 
 // publish stores one message in the stream base and returns when the server has acknowledged it. The server answers a
@@ -149,14 +139,16 @@ func (e *Engine) publish(ctx context.Context, base, subject string, h schema.Hea
 	name := e.config.Subjects.Name(base)
 	for began := time.Now(); ; {
 		ack, err := e.publishOnce(ctx, name, &nats.Msg{Subject: subject, Header: nats.Header(h), Data: data})
-		if !errors.Is(err, jetstream.ErrNoStreamResponse) {
+		// Neither of the two was stored: nobody took it, or it was never sent.
+		if !errors.Is(err, jetstream.ErrNoStreamResponse) && !errors.Is(err, nats.ErrReconnectBufExceeded) {
 			if err != nil {
 				err = fmt.Errorf("publish %s: %w", subject, err)
 			}
 			return ack, err
 		}
 		if time.Since(began) > leaderWait {
-			return nil, fmt.Errorf("publish %s: no stream takes it: has %s a leader? If it does not exist: renewd streams apply: %w", subject, name, err)
+			return nil, fmt.Errorf("publish %s: no stream takes it: is NATS up, and has %s a leader? "+
+				"If it does not exist: renewd streams apply: %w", subject, name, err)
 		}
 		select {
 		case <-time.After(leaderRetry):
@@ -180,18 +172,4 @@ func (e *Engine) publishOnce(ctx context.Context, stream string, m *nats.Msg) (*
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-}
-
-// HasTimer reports whether the grant waits for its time, or is due.
-func (e *Engine) HasTimer(ctx context.Context, k grant.Key) (bool, error) {
-	for _, subject := range []string{e.timer(k), e.due(k)} {
-		has, err := e.holds(ctx, Renewals, subject)
-		if err != nil {
-			return false, fmt.Errorf("look for the timer of %s: %w", k, err)
-		}
-		if has {
-			return true, nil
-		}
-	}
-	return false, nil
 }

@@ -194,76 +194,6 @@ func TestPark(t *testing.T) {
 	}
 }
 
-func TestErase(t *testing.T) {
-	js, e := fresh(t)
-	ctx := t.Context()
-	bob := grant.Key{Provider: alice.Provider, User: "bob"}
-	subjects := schema.Subjects{}
-	names := []string{stream.Logins, stream.Requests, stream.Renewals, stream.Parked, stream.Outcomes}
-	for _, k := range []grant.Key{alice, bob} {
-		for _, of := range []schema.Type{schema.UserLogin, schema.UserRefreshDue} {
-			_, err := js.Publish(ctx, subjects.Filter(of, k.Provider, k.User), nil)
-			must(t, err)
-		}
-		must(t, e.Arm(ctx, k, time.Now().Add(time.Hour), work("timer")))
-		park(t, e, k, grant.Parcel{Sealed: []byte("x")})
-		o := outcome("o-"+k.User, schema.UserSynced)
-		o.User = k.User
-		must(t, e.Publish(ctx, o))
-	}
-	newest, err := e.NewestLogin(ctx)
-	must(t, err)
-	must(t, e.Erase(ctx, alice, newest))
-	must(t, e.Erase(ctx, alice, newest))
-	for _, name := range names {
-		s, err := js.Stream(ctx, name)
-		must(t, err)
-		if n := messages(t, js, name); n != 1 {
-			t.Errorf("%s holds %d messages, want bob's only", name, n)
-		}
-		if _, err := s.GetMsg(ctx, s.CachedInfo().State.LastSeq); err != nil {
-			t.Errorf("%s: bob's message: %v", name, err)
-		}
-	}
-}
-
-// A login newer than the erasure is not the erasure's to remove.
-func TestEraseLeavesANewerLogin(t *testing.T) {
-	js, e := fresh(t)
-	ctx := t.Context()
-	subject := schema.Subjects{}.Filter(schema.UserLogin, alice.Provider, alice.User)
-	newest, err := e.NewestLogin(ctx)
-	must(t, err)
-	_, err = js.Publish(ctx, subject, nil)
-	must(t, err)
-	must(t, e.Erase(ctx, alice, newest))
-	if n := messages(t, js, stream.Logins); n != 1 {
-		t.Errorf("%d logins are left, want the one that came later", n)
-	}
-}
-
-// Settle waits for what a worker has in hand.
-func TestSettleWaitsForWhatIsInHand(t *testing.T) {
-	js, e := fresh(t)
-	ctx := t.Context()
-	must(t, e.Settle(ctx, alice.Provider))
-	_, err := js.Publish(ctx, schema.Subjects{}.Filter(schema.UserLogin, alice.Provider, alice.User), nil)
-	must(t, err)
-	c, err := js.Consumer(ctx, stream.Logins, stream.ConsumerLogin)
-	must(t, err)
-	inHand, err := c.Next(jetstream.FetchMaxWait(10 * time.Second))
-	must(t, err)
-	impatient, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
-	defer cancel()
-	if err := e.Settle(impatient, alice.Provider); err == nil {
-		t.Fatal("settled while a login was in hand")
-	}
-	settled := make(chan error, 1)
-	go func() { settled <- e.Settle(ctx, alice.Provider) }()
-	must(t, inHand.DoubleAck(ctx))
-	must(t, <-settled)
-}
-
 func TestKeysArePublishedOnce(t *testing.T) {
 	js, e := fresh(t)
 	ctx := t.Context()
@@ -283,25 +213,6 @@ func TestKeysArePublishedOnce(t *testing.T) {
 	if entry.Revision() != 2 {
 		t.Errorf("revision %d, want 2: the same set writes nothing", entry.Revision())
 	}
-}
-
-func TestClock(t *testing.T) {
-	js, _ := fresh(t)
-	local := func() time.Time { return time.Now().Add(-time.Hour) }
-	e := engine(t, js, stream.Config{Now: local})
-	if err := e.Ready(); err == nil {
-		t.Error("ready before the clock is known")
-	}
-	must(t, e.SyncClock(t.Context()))
-	if off := time.Until(e.Now()).Abs(); off > 10*time.Second {
-		t.Errorf("Now is %v off the server's clock", off)
-	}
-	if err := e.Ready(); err == nil || !strings.Contains(err.Error(), "NTP") {
-		t.Errorf("Ready an hour off = %v", err)
-	}
-	e = engine(t, js, stream.Config{})
-	must(t, e.SyncClock(t.Context()))
-	must(t, e.Ready())
 }
 
 func TestPublishWithoutStream(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/schema"
@@ -24,12 +25,20 @@ func (e *Engine) NewestLogin(ctx context.Context) (grant.Order, error) {
 	return grant.Order{Stream: info.Created.UTC(), Sequence: info.State.LastSeq}, nil
 }
 
-// Erase removes everything about the user at this provider from the streams: commands, timer, parked pair, outcomes. A
-// login after newest stays. Call it after the store's record is gone, then Settle and EraseTraces; a second call does what
-// is left to do.
+// Erase removes everything about the user at this provider from the streams: commands, timer,
+// logins put off, parked pair, outcomes, and the mark that the removal of the record left in the
+// bucket of grants. A login after newest stays. A second call does what is left to do.
+//
+// The order of an erasure is: take the record away, or leave what refuses the logins up to newest
+// in its place; Settle; Erase; EraseTraces. Who took the work up before the record was gone has
+// then ended before anything is purged. Purged first, a message that is in hand would no longer be
+// seen to be.
 func (e *Engine) Erase(ctx context.Context, k grant.Key, newest grant.Order) error {
 	upTo := jetstream.WithPurgeSequence(newest.Sequence + 1)
 	err := e.purge(ctx, Logins, []string{e.config.Subjects.Filter(schema.UserLogin, k.Provider, k.User)}, upTo)
+	if err == nil {
+		err = e.eraseDeferred(ctx, k, newest)
+	}
 	if err == nil {
 		err = e.purge(ctx, Requests, []string{e.config.Subjects.Filter(schema.UserRefreshDue, k.Provider, k.User)})
 	}
@@ -42,26 +51,90 @@ func (e *Engine) Erase(ctx context.Context, k grant.Key, newest grant.Order) err
 	return e.EraseTraces(ctx, k)
 }
 
-// EraseTraces removes what work on the user leaves behind: a parked pair, and outcomes.
+// eraseDeferred removes logins that were put off, up to newest.
+func (e *Engine) eraseDeferred(ctx context.Context, k grant.Key, newest grant.Order) error {
+	for _, front := range []string{deferredTimerSubject, deferredDueSubject} { // one that fires meanwhile is found due
+		subject := e.user(front, k)
+		l, err := e.deferred(ctx, subject)
+		if err != nil {
+			return err
+		}
+		if l.sequence == 0 || l.ours && newest.Before(l.order) {
+			continue
+		}
+		if err := e.purge(ctx, Renewals, []string{subject}, jetstream.WithPurgeSequence(l.sequence+1)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// EraseTraces removes what work on the user leaves behind: a parked pair, outcomes, and the mark of
+// a record that was removed from the bucket of grants.
 func (e *Engine) EraseTraces(ctx context.Context, k grant.Key) error {
 	user := func(t schema.Type) string { return e.config.Subjects.Filter(t, k.Provider, k.User) }
 	outcomes := []string{user(schema.MessageRejected)}
 	for _, t := range append(userOutcomes(), schema.UserForgotten) {
 		outcomes = append(outcomes, user(t))
 	}
-	if err := errors.Join(e.purge(ctx, Parked, []string{e.parked(k)}), e.purge(ctx, Outcomes, outcomes)); err != nil {
+	err := errors.Join(e.purge(ctx, Parked, []string{e.parked(k)}), e.purge(ctx, Outcomes, outcomes), e.eraseMark(ctx, k))
+	if err != nil {
 		return fmt.Errorf("erase traces of %s: %w", k, err)
 	}
 	return nil
 }
 
+// eraseMark removes the mark that a bucket keeps of a key which was deleted: it names the user for
+// ever. A record stays.
+func (e *Engine) eraseMark(ctx context.Context, k grant.Key) error {
+	bucket := e.config.Subjects.Name(BucketGrants)
+	subject := "$KV." + bucket + "." + k.Provider + "." + schema.EscapeUser(k.User)
+	m, err := e.readFrom(ctx, bucketStream(bucket), query{Last: subject})
+	if errors.Is(err, jetstream.ErrMsgNotFound) || isNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if op := m.Header.Get("KV-Operation"); op != "DEL" && op != "PURGE" {
+		return nil
+	}
+	s, err := e.js.Stream(ctx, bucketStream(bucket))
+	if err == nil {
+		err = s.Purge(ctx, jetstream.WithPurgeSubject(subject), jetstream.WithPurgeSequence(m.Sequence+1))
+	}
+	if err != nil {
+		return fmt.Errorf("purge %s: %w", subject, err)
+	}
+	return nil
+}
+
+// isNotFound reports whether the server has no such stream: grants may be kept elsewhere.
+func isNotFound(err error) bool {
+	api, ok := errors.AsType[*jetstream.APIError](err)
+	return ok && api.ErrorCode == jetstream.JSErrCodeStreamNotFound
+}
+
 // settlePoll is how often Settle looks.
 const settlePoll = 100 * time.Millisecond
 
-// Settle waits until every login, and every renewal of the provider, that a worker had in hand when it was called is
-// settled, so that nothing which began before can write any more. Its error tells that ctx ended first.
+// Settle waits until every login, every request, and every renewal of the provider, that a worker
+// had in hand when it was called is settled, so that nothing which began before can write any more.
+// Its error tells that ctx ended first.
+//
+// It sees what is in hand by the acknowledgements that the server waits for, so call it before
+// anything is purged. A renewal whose message was replaced while it was in hand is not seen: what
+// it leaves, EraseTraces takes if it is done by then, and a worker must look at the record again
+// before it publishes.
 func (e *Engine) Settle(ctx context.Context, provider string) error {
-	return errors.Join(e.settle(ctx, Logins, ConsumerLogin), e.settle(ctx, Renewals, ConsumerRenew(provider)))
+	group, ctx := errgroup.WithContext(ctx)
+	for _, d := range []struct{ base, durable string }{
+		{Logins, ConsumerLogin}, {Renewals, ConsumerDeferred}, {Requests, ConsumerRequest},
+		{Renewals, ConsumerRenew(provider)},
+	} {
+		group.Go(func() error { return e.settle(ctx, d.base, d.durable) })
+	}
+	return group.Wait()
 }
 
 func (e *Engine) settle(ctx context.Context, base, durable string) error {

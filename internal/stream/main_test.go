@@ -1,7 +1,11 @@
 package stream_test
 
 import (
+	"bufio"
 	"context"
+	"fmt"
+	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -158,3 +162,38 @@ func park(t *testing.T, e *stream.Engine, k grant.Key, p grant.Parcel) {
 	_, err := e.Park(t.Context(), k, p)
 	must(t, err)
 }
+
+// connectRaw publishes with a header block as it is, which no client would write.
+func connectRaw(t *testing.T, js jetstream.JetStream) func(subject, header string) {
+	t.Helper()
+	nc := js.Conn()
+	return func(subject, header string) {
+		t.Helper()
+		var conn net.Conn
+		var err error
+		if in := nc.Opts.InProcessServer; in != nil {
+			conn, err = in.InProcessConn()
+		}
+		must(t, err)
+		defer conn.Close()
+		lines := bufio.NewScanner(conn)
+		lines.Scan() // INFO
+		_, err = fmt.Fprintf(conn, "CONNECT {\"headers\":true,\"no_responders\":true,\"verbose\":false}\r\nHPUB %s %d %d\r\n%s\r\nPING\r\n", subject, len(header), len(header), header)
+		must(t, err)
+		for lines.Scan() {
+			if lines.Text() == "PONG" {
+				return
+			}
+			if strings.HasPrefix(lines.Text(), "-ERR") {
+				t.Fatal(lines.Text())
+			}
+		}
+		t.Fatal("no answer")
+	}
+}
+
+// plain is a cipher for records without tokens.
+type plain struct{}
+
+func (plain) Seal(plaintext, _ []byte) ([]byte, error) { return plaintext, nil }
+func (plain) Open(sealed, _ []byte) ([]byte, error)    { return sealed, nil }

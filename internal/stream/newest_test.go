@@ -51,23 +51,6 @@ func TestNewest(t *testing.T) {
 	}
 }
 
-func TestTimerMark(t *testing.T) {
-	_, e := fresh(t)
-	ctx := t.Context()
-	want := func(want grant.Mark) {
-		t.Helper()
-		if got, err := e.TimerMark(ctx, alice); err != nil || got != want {
-			t.Errorf("TimerMark = %+v, %v; want %+v", got, err, want)
-		}
-	}
-	mark := grant.Mark{Version: 7, Token: "a"}
-	want(grant.Mark{})
-	must(t, e.Arm(ctx, alice, time.Now().Add(time.Hour), grant.Work{Cause: schema.Cause{ID: "t", Type: schema.CauseTimer}, Mark: mark}))
-	want(mark)
-	must(t, e.Wake(ctx, alice, work("takes the timer away")))
-	want(grant.Mark{})
-}
-
 func TestCompare(t *testing.T) {
 	_, e := fresh(t)
 	ctx := t.Context()

@@ -2,14 +2,12 @@ package stream
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
-	"time"
+	"slices"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/schema"
@@ -40,129 +38,66 @@ func (e *Engine) PublishMarked(ctx context.Context, event schema.Event, m grant.
 	return nil
 }
 
-// Answered reports whether the outcome with this id is the user's last of its type: it was published, also when that is
-// longer ago than the duplicate window.
+// Answered reports whether the outcome with this id is the user's last of its type, or the last
+// rejection of what was published for the user: it was published, also when that is longer ago than
+// the duplicate window.
 func (e *Engine) Answered(ctx context.Context, k grant.Key, id string) (bool, error) {
-	for _, t := range userOutcomes() {
-		last, found, err := e.lastOutcome(ctx, k, t)
-		if err != nil {
-			return false, fmt.Errorf("look for outcome %s of %s: %w", id, k, err)
-		}
-		if found && last.event.ID == id {
-			return true, nil
-		}
-	}
-	return false, nil
-}
-
-// LoginWaits reports whether a login of the user was accepted that is not settled yet.
-func (e *Engine) LoginWaits(ctx context.Context, k grant.Key) (bool, error) {
-	waits, err := e.holds(ctx, Logins, e.config.Subjects.Of(schema.Address{Type: schema.UserLogin, Provider: k.Provider, User: k.User}))
+	all, err := e.lastOutcomes(ctx, k, append(userOutcomes(), schema.MessageRejected))
 	if err != nil {
-		return false, fmt.Errorf("look for a login of %s: %w", k, err)
+		return false, fmt.Errorf("look for outcome %s of %s: %w", id, k, err)
 	}
-	return waits, nil
+	return slices.ContainsFunc(all, func(o storedOutcome) bool { return o.event.ID == id }), nil
 }
 
 // LastOutcome returns the user's newest user.synced, user.reauth_required or user.refresh_failed; found is false if there
 // is none.
 func (e *Engine) LastOutcome(ctx context.Context, k grant.Key) (event schema.Event, found bool, err error) {
-	var sequence uint64
-	for _, t := range userOutcomes() {
-		last, ok, err := e.lastOutcome(ctx, k, t)
-		if err != nil {
-			return schema.Event{}, false, fmt.Errorf("last outcome of %s: %w", k, err)
-		}
-		if ok && last.sequence > sequence {
-			event, found, sequence = last.event, true, last.sequence
+	all, err := e.lastOutcomes(ctx, k, userOutcomes())
+	if err != nil {
+		return schema.Event{}, false, fmt.Errorf("last outcome of %s: %w", k, err)
+	}
+	var newest storedOutcome
+	for _, o := range all {
+		if o.sequence > newest.sequence {
+			newest = o
 		}
 	}
-	return event, found, nil
+	return newest.event, newest.sequence > 0, nil
 }
 
+// storedOutcome is an outcome as OUTCOMES has it. The zero value stands for none.
 type storedOutcome struct {
 	event    schema.Event
 	sequence uint64
+	mark     grant.Mark
 }
 
-func (e *Engine) lastOutcome(ctx context.Context, k grant.Key, t schema.Type) (storedOutcome, bool, error) {
+// lastOutcomes reads the user's last outcome of each type, all at once.
+func (e *Engine) lastOutcomes(ctx context.Context, k grant.Key, types []schema.Type) ([]storedOutcome, error) {
+	all := make([]storedOutcome, len(types))
+	group, ctx := errgroup.WithContext(ctx)
+	for i, t := range types {
+		group.Go(func() (err error) { all[i], err = e.lastOutcome(ctx, k, t); return err })
+	}
+	return all, group.Wait()
+}
+
+func (e *Engine) lastOutcome(ctx context.Context, k grant.Key, t schema.Type) (storedOutcome, error) {
 	m, err := e.last(ctx, Outcomes, e.config.Subjects.Of(schema.Address{Type: t, Provider: k.Provider, User: k.User}))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return storedOutcome{}, false, nil
+		return storedOutcome{}, nil
 	}
 	if err != nil {
-		return storedOutcome{}, false, err
+		return storedOutcome{}, err
 	}
-	event, err := e.config.Subjects.Decode(schema.Header(m.Header), m.Data, schema.Arrival{
+	h := schema.Header(m.Header)
+	event, err := e.config.Subjects.Decode(h, m.Data, schema.Arrival{
 		Subject: m.Subject, Stream: e.config.Subjects.Name(Outcomes), Sequence: m.Sequence, Time: m.Time,
 	})
-	if err != nil {
-		return storedOutcome{}, false, fmt.Errorf("%s at sequence %d: %w", m.Subject, m.Sequence, err)
+	mark, markErr := grant.ParseMark(h.Get(headerRecord))
+	if err = errors.Join(err, markErr); err != nil {
+		e.foreign(ctx, m, err)
+		return storedOutcome{}, nil
 	}
-	return storedOutcome{event, m.Sequence}, true, nil
-}
-
-// holds reports whether the stream has a message of the subject.
-func (e *Engine) holds(ctx context.Context, base, subject string) (bool, error) {
-	_, err := e.last(ctx, base, subject)
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return false, nil
-	}
-	return err == nil, err
-}
-
-// last reads the newest message of a subject through the stream's leader, whatever the stream allows: a direct read may
-// be answered by a replica that lags behind an acknowledged publish, and "not there" is what we must not be wrong about.
-func (e *Engine) last(ctx context.Context, base, subject string) (*jetstream.RawStreamMsg, error) {
-	name := e.config.Subjects.Name(base)
-	request, err := json.Marshal(map[string]string{"last_by_subj": subject})
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
-	defer cancel()
-	reply, err := e.js.Conn().RequestWithContext(ctx, e.apiPrefix()+"STREAM.MSG.GET."+name, request)
-	if err != nil {
-		return nil, fmt.Errorf("read %s from %s: %w", subject, name, err)
-	}
-	var answer struct {
-		Error   *jetstream.APIError `json:"error"`
-		Message *struct {
-			Subject  string    `json:"subject"`
-			Sequence uint64    `json:"seq"`
-			Header   []byte    `json:"hdrs"`
-			Data     []byte    `json:"data"`
-			Time     time.Time `json:"time"`
-		} `json:"message"`
-	}
-	switch err := json.Unmarshal(reply.Data, &answer); {
-	case err != nil:
-		return nil, fmt.Errorf("read %s from %s: decode answer: %w", subject, name, err)
-	case answer.Error != nil && answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
-		return nil, jetstream.ErrMsgNotFound
-	case answer.Error != nil:
-		return nil, fmt.Errorf("read %s from %s: %w", subject, name, answer.Error)
-	case answer.Message == nil:
-		return nil, fmt.Errorf("read %s from %s: the answer holds no message", subject, name)
-	}
-	m := answer.Message
-	raw := &jetstream.RawStreamMsg{Subject: m.Subject, Sequence: m.Sequence, Data: m.Data, Time: m.Time}
-	if len(m.Header) > 0 {
-		if raw.Header, err = nats.DecodeHeadersMsg(m.Header); err != nil {
-			return nil, fmt.Errorf("read %s from %s: decode header: %w", subject, name, err)
-		}
-	}
-	return raw, nil
-}
-
-// apiPrefix is where the API of the JetStream that e was given listens.
-func (e *Engine) apiPrefix() string {
-	o := e.js.Options()
-	switch {
-	case o.APIPrefix != "":
-		return strings.TrimSuffix(o.APIPrefix, ".") + "."
-	case o.Domain != "":
-		return "$JS." + o.Domain + ".API."
-	}
-	return jetstream.DefaultAPIPrefix
+	return storedOutcome{event, m.Sequence, mark}, nil
 }

@@ -29,7 +29,8 @@ func (e *Engine) Park(ctx context.Context, k grant.Key, p grant.Parcel) (sequenc
 	return ack.Sequence, nil
 }
 
-// Parked returns the grant's parcel; found is false if there is none. It asks the leader, so what Park stored is seen.
+// Parked returns the grant's parcel; found is false if there is none that is renewd's. It asks the
+// leader, so what Park stored is seen.
 func (e *Engine) Parked(ctx context.Context, k grant.Key) (p grant.Parcel, found bool, err error) {
 	m, err := e.last(ctx, Parked, e.parked(k))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
@@ -39,7 +40,8 @@ func (e *Engine) Parked(ctx context.Context, k grant.Key) (p grant.Parcel, found
 		return grant.Parcel{}, false, fmt.Errorf("look for parked pair of %s: %w", k, err)
 	}
 	if p, err = parcelOf(m); err != nil {
-		return grant.Parcel{}, false, fmt.Errorf("parked pair of %s: %w", k, err)
+		e.foreign(ctx, m, err)
+		return grant.Parcel{}, false, nil
 	}
 	return p, true, nil
 }

@@ -22,8 +22,8 @@ func TestPlanIsIdempotent(t *testing.T) {
 		want := topology(t, prefix)
 		c, err := stream.Ensure(t.Context(), js, want)
 		must(t, err)
-		if len(c.Items) != 11 || !c.Pending() {
-			t.Errorf("the first plan has %d items, want 8 streams and 3 consumers to create:\n%s", len(c.Items), c)
+		if len(c.Items) != 12 || !c.Pending() {
+			t.Errorf("the first plan has %d items, want 8 streams and 4 consumers to create:\n%s", len(c.Items), c)
 		}
 		for _, i := range c.Items {
 			if i.Action != stream.Create {
@@ -35,6 +35,29 @@ func TestPlanIsIdempotent(t *testing.T) {
 		if c.Pending() {
 			t.Errorf("the second plan changes something:\n%s", c)
 		}
+	}
+}
+
+// An installation of before there were logins put off gets their subjects and durable without
+// force, and keeps its timers.
+func TestSubjectsAreAddedWithoutForce(t *testing.T) {
+	js := start(t, natsd.Config{})
+	want := topology(t, "")
+	ensure(t, js, want)
+	must(t, engine(t, js, stream.Config{}).Arm(t.Context(), alice, time.Now().Add(time.Hour), work("x")))
+	must(t, js.DeleteConsumer(t.Context(), stream.Renewals, stream.ConsumerDeferred))
+	s, err := js.Stream(t.Context(), stream.Renewals)
+	must(t, err)
+	before := s.CachedInfo().Config
+	before.Subjects = []string{"renewal.timer.*.*", "renewal.due.*.*"}
+	_, err = js.UpdateStream(t.Context(), before)
+	must(t, err)
+	c, err := stream.Ensure(t.Context(), js, want)
+	if err != nil || !c.Pending() {
+		t.Fatalf("%v\n%s", err, c)
+	}
+	if c, err := stream.Plan(t.Context(), js, want); err != nil || c.Pending() || messages(t, js, stream.Renewals) != 1 {
+		t.Errorf("%v, %d timers\n%s", err, messages(t, js, stream.Renewals), c)
 	}
 }
 
@@ -93,6 +116,7 @@ func TestPlanShowsAndMakesChanges(t *testing.T) {
 = unchanged stream KV_renewd_grants
 = unchanged consumer LOGINS/login
 = unchanged consumer REQUESTS/request
+= unchanged consumer RENEWALS/login-deferred
 ~ update    consumer RENEWALS/renew-propelauth
     max_ack_pending: 4 -> 9
 ! left      consumer RENEWALS/renew-okta

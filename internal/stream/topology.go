@@ -24,10 +24,11 @@ const (
 	BucketGrants    = "renewd_grants"    // grants, where NATS KV is the store
 )
 
-// The durables on LOGINS and REQUESTS.
+// The durables on LOGINS and REQUESTS, and that on RENEWALS of the logins that were put off.
 const (
-	ConsumerLogin   = "login"
-	ConsumerRequest = "request"
+	ConsumerLogin    = "login"
+	ConsumerRequest  = "request"
+	ConsumerDeferred = "login-deferred"
 )
 
 // renewPrefix starts the name of each provider's durable on RENEWALS.
@@ -41,6 +42,10 @@ const (
 	timerSubject  = "renewal.timer"
 	dueSubject    = "renewal.due"
 	parkedSubject = "parked"
+
+	deferredSubject      = "deferred"
+	deferredTimerSubject = deferredSubject + ".timer"
+	deferredDueSubject   = deferredSubject + ".due"
 )
 
 const (
@@ -165,8 +170,10 @@ func (t Topology) commands(base string, of schema.Type, why string) jetstream.St
 // was refused never fires again. Schedules switch rollups on, so one header of any writer could wipe the stream: only
 // renewd may write here.
 func (t Topology) renewals() jetstream.StreamConfig {
-	s := t.stream(Renewals, "The engine: one message per live grant, waiting or due. Only renewd writes here.")
-	s.Subjects = []string{t.subject(timerSubject) + ".*.*", t.subject(dueSubject) + ".*.*"}
+	s := t.stream(Renewals, "The engine: one message per live grant, waiting or due, and logins put off. Only renewd writes here.")
+	for _, front := range []string{timerSubject, dueSubject, deferredTimerSubject, deferredDueSubject} {
+		s.Subjects = append(s.Subjects, t.subject(front)+".*.*")
+	}
 	s.Retention = jetstream.WorkQueuePolicy
 	s.MaxMsgsPerSubject = 1
 	s.AllowMsgSchedules = true
@@ -238,6 +245,7 @@ func (t Topology) Consumers() []Consumer {
 	consumers := []Consumer{
 		t.consumer(Logins, ConsumerLogin, t.subject(string(schema.UserLogin))+".>", commandInHand),
 		t.consumer(Requests, ConsumerRequest, t.subject(string(schema.UserRefreshDue))+".>", commandInHand),
+		t.consumer(Renewals, ConsumerDeferred, t.subject(deferredDueSubject)+".>", commandInHand),
 	}
 	for _, p := range t.Providers {
 		// The filter must never cover the timers: a consumer that receives a schedule cancels it by its ack.
