@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -20,10 +21,15 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// Reconciler repairs timers that got lost: it walks the store slowly, wakes live grants that are overdue, and after a loss
-// of RENEWALS arms them all anew. Any number of workers run one; a lease lets one of them walk at a time.
+// Reconciler repairs timers that got lost: it walks the store slowly, wakes grants that are late
+// and for which nothing waits any more, and after a loss of RENEWALS arms them all anew. It
+// replaces nothing that waits: a timer set for a provider that asked for patience, or a renewal
+// behind a pause, is no loss. It also looks after pairs that were parked, and removes what erasures
+// left behind once its time is over. Any number of workers run one; a lease lets one of them walk
+// at a time.
 //
-// The zero value of a field but Store and Engine stands for its default. Do not change a field after Run was called.
+// The zero value of a field but Store and Engine stands for its default. Do not change a field
+// after Run was called.
 type Reconciler struct {
 	Store  grant.Store
 	Engine *Engine
@@ -35,13 +41,17 @@ type Reconciler struct {
 	Poll time.Duration
 	// Lease is how long a walker that died keeps the others waiting. Default 30 s.
 	Lease time.Duration
-	// Overdue is how late a grant may be before it is woken. Default 60 s.
+	// Overdue is how late a grant may be before it is woken, and how long a parcel may wait.
+	// Default 60 s.
 	Overdue time.Duration
+	// ParkedEvery is how often PARKED is looked at, also while a walk takes longer. Default 1 min.
+	ParkedEvery time.Duration
 	// Page is how many grants one ListDue asks for, Pause the wait between two of them. Defaults 500, 100 ms; a negative
-	// Pause means none.
+	// Pause means none, as for a walk that arms every grant.
 	Page  int
 	Pause time.Duration
-	// WakesPerSecond spreads the wakes. Default 1000.
+	// WakesPerSecond spreads the wakes, but for those of a walk that arms every grant. Default
+	// 1000.
 	WakesPerSecond float64
 	// OnWalk, if set, is told of each walk that this worker finished.
 	OnWalk func(Walk)
@@ -52,12 +62,19 @@ type Reconciler struct {
 
 // Walk is what one walk over the store found and did.
 type Walk struct {
-	Live     int `json:"live"`     // live grants
-	Overdue  int `json:"overdue"`  // of them, late by more than Reconciler.Overdue and in nobody's hand
-	Woken    int `json:"woken"`    // of them, woken
-	Armed    int `json:"armed"`    // timers set anew, because RENEWALS had been lost
+	Live int `json:"live"` // live grants
+	// Due counts the grants that have a time to be looked at: each should have a message in
+	// RENEWALS. Beyond some 65,000 Live and Due are estimates.
+	Due     int `json:"due"`
+	Overdue int `json:"overdue"` // of them, late by more than Reconciler.Overdue and in nobody's hand
+	Woken   int `json:"woken"`   // of them, woken: nothing waited for them
+	Fired   int `json:"fired"`   // of them, with a timer that should have fired long ago, and was made to
+	Armed   int `json:"armed"`   // timers set anew, because RENEWALS had been lost
+	Expired int `json:"expired"` // records removed that erasures had left, and whose time was over
+
 	Parked   int `json:"parked"`   // pairs that wait in PARKED for longer than Reconciler.Overdue
 	Unparked int `json:"unparked"` // pairs removed from there, because the store has a newer one
+	Foreign  int `json:"foreign"`  // messages there that are none of renewd's, or whose record cannot be read
 }
 
 func (r Reconciler) withDefaults() Reconciler {
@@ -70,6 +87,7 @@ func (r Reconciler) withDefaults() Reconciler {
 	set(&r.Poll, 15*time.Second)
 	set(&r.Lease, 30*time.Second)
 	set(&r.Overdue, 60*time.Second)
+	set(&r.ParkedEvery, time.Minute)
 	set(&r.Pause, 100*time.Millisecond)
 	if r.Holder == "" {
 		r.Holder = rand.Text()
@@ -117,11 +135,12 @@ type walker struct {
 	repaired metric.Int64Counter
 	grants   metric.Int64Gauge
 	overdue  metric.Int64Gauge
+	stuck    map[grant.Key]uint64 // of the last walk
 }
 
 func (w *walker) instruments() (err error) {
 	if w.repaired, err = w.Meter.Int64Counter("renewd.reconciler.repaired", metric.WithUnit("{grant}"),
-		metric.WithDescription("Timers that were lost and set anew. It must be 0.")); err != nil {
+		metric.WithDescription("Grants for which nothing waited any more, and that were brought back. It must be 0.")); err != nil {
 		return err
 	}
 	if w.grants, err = w.Meter.Int64Gauge("renewd.grants.live", metric.WithUnit("{grant}"),
@@ -129,7 +148,7 @@ func (w *walker) instruments() (err error) {
 		return err
 	}
 	w.overdue, err = w.Meter.Int64Gauge("renewd.grants.overdue", metric.WithUnit("{grant}"),
-		metric.WithDescription("Live grants that the last walk found late and in nobody's hand."))
+		metric.WithDescription("Grants that the last walk found late and in nobody's hand."))
 	return err
 }
 
@@ -149,7 +168,7 @@ func (w *walker) turn(ctx context.Context) error {
 		return err
 	}
 	if rebuild {
-		w.Logger.InfoContext(ctx, "timers are fewer than live grants, or the stream is new: arming every live grant anew")
+		w.Logger.InfoContext(ctx, "too few timers for the grants, or a new stream: arming every grant anew")
 	}
 	walk, err := w.walk(ctx, lease, rebuild)
 	if err != nil {
@@ -173,87 +192,200 @@ func (w *walker) turn(ctx context.Context) error {
 }
 
 // lost reports whether RENEWALS is another stream than at the last walk, or holds fewer than half the messages that the
-// live grants of then should have there.
+// grants of then should have there. Logins put off are none of them.
 func (w *walker) lost(ctx context.Context, l *lease) (rebuild bool, created time.Time, err error) {
 	name := w.Engine.config.Subjects.Name(Renewals)
 	s, err := w.Engine.js.Stream(ctx, name)
 	if err != nil {
 		return false, time.Time{}, fmt.Errorf("look at stream %s: %w", name, err)
 	}
+	deferred, err := w.Engine.deferredCount(ctx)
+	if err != nil {
+		return false, time.Time{}, err
+	}
 	info := s.CachedInfo()
-	return !info.Created.Equal(l.Created) || 2*info.State.Msgs < uint64(l.Last.Live), info.Created, nil
+	messages := info.State.Msgs - min(info.State.Msgs, deferred)
+	return !info.Created.Equal(l.Created) || 2*messages < uint64(l.Last.Due), info.Created, nil
 }
 
+// walk goes over the store once. It begins with PARKED, where pairs wait that a provider may not
+// give again, and comes back to it each ParkedEvery. What is wrong with PARKED does not keep it
+// from the store.
 func (w *walker) walk(ctx context.Context, l *lease, rebuild bool) (Walk, error) {
-	var walk Walk
+	x := &walking{
+		walker: w, rebuild: rebuild, live: newDistinct(), due: newDistinct(), stuck: map[grant.Key]uint64{},
+	}
+	pause := w.Pause
+	if rebuild {
+		pause = 0
+	}
+	looked := x.lookAtParked(ctx)
 	for cursor := ""; ; {
 		page, next, err := w.Store.ListDue(ctx, cursor, w.Page)
 		if err != nil {
-			return walk, fmt.Errorf("list grants: %w", err)
+			return x.found, fmt.Errorf("list grants: %w", err)
 		}
-		if err := w.page(ctx, page, rebuild, &walk); err != nil {
-			return walk, err
+		if err := x.page(ctx, page); err != nil {
+			return x.found, err
 		}
 		if next == "" {
-			return walk, w.parked(ctx, &walk)
+			break
 		}
 		cursor = next
 		if err := w.extend(ctx, l); err != nil {
-			return walk, err
+			return x.found, err
 		}
-		if err := wait(ctx, w.Pause); err != nil {
-			return walk, err
+		if time.Since(looked) >= w.ParkedEvery {
+			looked = x.lookAtParked(ctx)
+		}
+		if err := wait(ctx, pause); err != nil {
+			return x.found, err
 		}
 	}
+	x.found.Live, x.found.Due = x.live.count(), x.due.count()
+	w.stuck = x.stuck
+	return x.found, nil
 }
 
-// armsInFlight is how many grants of a page are repaired at the same time.
+// lookAtParked returns when it began. It is tried again with the next look.
+func (x *walking) lookAtParked(ctx context.Context) time.Time {
+	began := time.Now()
+	if err := x.parked(ctx); err != nil && ctx.Err() == nil {
+		x.Logger.WarnContext(ctx, "cannot look at all pairs that are parked", "error", err)
+	}
+	return began
+}
+
+// walking is one walk.
+type walking struct {
+	*walker
+	rebuild   bool
+	live, due *distinct
+
+	mu    sync.Mutex
+	stuck map[grant.Key]uint64 // timers that stand though their time is over, by sequence
+	found Walk
+}
+
+// count adds one to a number of the walk; safe for concurrent use.
+func (x *walking) count(n *int) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	*n++
+}
+
+// armsInFlight is how many grants of a page are looked at, or repaired, at the same time.
 const armsInFlight = 256
 
-func (w *walker) page(ctx context.Context, page []grant.Due, rebuild bool, walk *Walk) error {
-	now := w.Engine.Now()
+func (x *walking) page(ctx context.Context, page []grant.Due) error {
+	now := x.Engine.Now()
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(armsInFlight)
 	for _, d := range page {
-		if d.Status != grant.Live {
+		if d.Status == grant.Live {
+			x.live.add(d.Key)
+		}
+		if d.At.IsZero() || checkKey(d.Key) != nil { // waits for a login or an operator; or is no key of renewd's
 			continue
 		}
-		walk.Live++
-		if d.At.IsZero() { // waits for a login or an operator
+		if d.Status == grant.Forgotten {
+			if d.At.Before(now) {
+				group.Go(func() error { return x.expire(ctx, d.Key) })
+			}
 			continue
 		}
-		switch late := now.Sub(d.At) > w.Overdue; {
+		x.due.add(d.Key)
+		switch late := now.Sub(d.At) > x.Overdue; {
 		case d.ClaimedUntil.After(now): // its worker arms the next timer
 		case late:
-			walk.Overdue++
-			walk.Woken++
-			group.Go(func() error { return w.wake(ctx, d) })
-		case rebuild:
-			walk.Armed++
-			group.Go(func() error { return w.arm(ctx, d) })
+			x.count(&x.found.Overdue)
+			group.Go(func() error { return x.late(ctx, d) })
+		case x.rebuild:
+			group.Go(func() error { return x.arm(ctx, d) })
 		}
 	}
 	return group.Wait()
 }
 
-func (w *walker) wake(ctx context.Context, d grant.Due) error {
-	if err := w.wakes.Wait(ctx); err != nil {
+// late sees to a grant that should have been looked at long ago. If it is due already it waits for
+// its turn, behind a pause or a backlog; if it has a timer, somebody put it off. Only a timer that
+// should have fired itself, and that the last walk found like that too, was refused by the server,
+// which forgets it then.
+func (x *walking) late(ctx context.Context, d grant.Due) error {
+	timer, due, err := x.Engine.waits(ctx, d.Key)
+	switch {
+	case err != nil:
+		return fmt.Errorf("look whether %s waits: %w", d.Key, err)
+	case due.sequence != 0:
+		return nil
+	case timer.ours && x.Engine.Now().Sub(timer.At) <= x.Overdue:
+		return nil
+	case !timer.ours: // none, or somebody else's
+		return x.repair(ctx, d, "wake", &x.found.Woken, func() (bool, error) {
+			return x.Engine.wakeLost(ctx, d.Key, repair(d))
+		})
+	}
+	x.mu.Lock()
+	again := x.walker.stuck[d.Key] == timer.sequence
+	if len(x.stuck) < stuckAtMost {
+		x.stuck[d.Key] = timer.sequence
+	}
+	x.mu.Unlock()
+	if !again {
+		return nil
+	}
+	return x.repair(ctx, d, "fire", &x.found.Fired, func() (bool, error) {
+		return x.Engine.fireAgain(ctx, d.Key, timer)
+	})
+}
+
+// stuckAtMost bounds what one walk remembers for the next.
+const stuckAtMost = 100_000
+
+// repair does what brings a lost grant back, and counts it if there was anything to do.
+func (x *walking) repair(ctx context.Context, d grant.Due, by string, n *int, do func() (done bool, err error)) error {
+	if !x.rebuild {
+		if err := x.wakes.Wait(ctx); err != nil {
+			return err
+		}
+	}
+	done, err := do()
+	if !done || err != nil {
 		return err
 	}
-	if err := w.Engine.Wake(ctx, d.Key, repair(d)); err != nil {
-		return err
-	}
-	w.repaired.Add(ctx, 1, metric.WithAttributes(attribute.String("provider", d.Provider), attribute.String("by", "wake")))
+	x.count(n)
+	at := metric.WithAttributes(attribute.String("provider", d.Provider), attribute.String("by", by))
+	x.repaired.Add(ctx, 1, at)
 	return nil
 }
 
 // arm may put back a timer that a worker has just moved: the grant is then looked at once too early, and armed again.
-func (w *walker) arm(ctx context.Context, d grant.Due) error {
-	if err := w.Engine.Arm(ctx, d.Key, d.At, repair(d)); err != nil {
-		return err
+func (x *walking) arm(ctx context.Context, d grant.Due) error {
+	return x.repair(ctx, d, "arm", &x.found.Armed, func() (bool, error) {
+		err := x.Engine.Arm(ctx, d.Key, d.At, repair(d))
+		return err == nil, err
+	})
+}
+
+// expire removes the record that an erasure left, and what its removal leaves.
+func (x *walking) expire(ctx context.Context, k grant.Key) error {
+	g, err := x.Store.Load(ctx, k)
+	switch {
+	case errors.Is(err, grant.ErrNotFound):
+		return nil
+	case err != nil && !errors.Is(err, grant.ErrUnreadable):
+		return fmt.Errorf("look at what an erasure left: %w", err)
+	case g.Status != grant.Forgotten || g.NextDueAt.IsZero() || x.Engine.Now().Before(g.NextDueAt):
+		return nil // a login came in between, or the record does not say
 	}
-	w.repaired.Add(ctx, 1, metric.WithAttributes(attribute.String("provider", d.Provider), attribute.String("by", "arm")))
-	return nil
+	switch err := x.Store.Delete(ctx, k, g.Revision); {
+	case errors.Is(err, grant.ErrConflict), errors.Is(err, grant.ErrNotFound):
+		return nil
+	case err != nil:
+		return fmt.Errorf("remove what an erasure left: %w", err)
+	}
+	x.count(&x.found.Expired)
+	return x.Engine.eraseMark(ctx, k)
 }
 
 // repair is the work of a lost timer. Its id is the same however often and wherever the loss is seen, so that the renewal

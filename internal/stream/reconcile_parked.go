@@ -10,54 +10,75 @@ import (
 	"github.com/renewd/renewd/internal/grant"
 )
 
-// parked looks after the pairs that wait in PARKED for long: whoever parked them is gone. One whose parent is no longer
-// the stored token was saved, or a newer login is there: it goes. For any other, and where the record is older than the
-// pair because the store was restored, the grant is woken, and its renewal applies the pair.
-func (w *walker) parked(ctx context.Context, walk *Walk) error {
-	name := w.Engine.config.Subjects.Name(Parked)
-	s, err := w.Engine.js.Stream(ctx, name)
-	if err != nil {
-		return fmt.Errorf("look at stream %s: %w", name, err)
-	}
-	subjects := prefixed(w.Engine.config.Subjects, parkedSubject) + ".>"
-	for next := s.CachedInfo().State.FirstSeq; ; {
-		m, err := s.GetMsg(ctx, next, jetstream.WithGetMsgSubject(subjects))
+// parked looks after the pairs that wait in PARKED for long: whoever parked them is gone. One that
+// the store has gone on without goes. For any other, and where the record is older than the pair
+// because the store was restored, the grant is woken, and its renewal applies the pair. A message
+// or a record that cannot be read is passed over; only a store or a stream that does not answer
+// ends the look.
+func (x *walking) parked(ctx context.Context) error {
+	subjects := prefixed(x.Engine.config.Subjects, parkedSubject) + ".>"
+	x.found.Parked, x.found.Foreign = 0, 0 // of the last look
+	for next := uint64(1); ; {
+		m, err := x.Engine.read(ctx, Parked, query{Next: subjects, From: next})
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("walk %s: %w", name, err)
+			return fmt.Errorf("walk %s: %w", Parked, err)
 		}
 		next = m.Sequence + 1
-		if w.Engine.Now().Sub(m.Time) < w.Overdue {
+		if x.Engine.Now().Sub(m.Time) < x.Overdue {
 			continue
 		}
-		if err := w.parcel(ctx, m, walk); err != nil {
+		if err := x.parcel(ctx, m); err != nil {
 			return err
 		}
 	}
 }
 
-func (w *walker) parcel(ctx context.Context, m *jetstream.RawStreamMsg, walk *Walk) error {
-	provider, user, err := parseUser(w.Engine.config.Subjects, parkedSubject, m.Subject)
+func (x *walking) parcel(ctx context.Context, m *jetstream.RawStreamMsg) error {
+	provider, user, err := parseUser(x.Engine.config.Subjects, parkedSubject, m.Subject)
 	p, perr := parcelOf(m)
 	if err = errors.Join(err, perr); err != nil {
-		w.Logger.ErrorContext(ctx, "a parked message is none of renewd's; it is left alone", "sequence", m.Sequence, "error", err)
+		x.count(&x.found.Foreign)
+		x.Engine.foreign(ctx, m, err)
 		return nil
 	}
 	k := grant.Key{Provider: provider, User: user}
-	g, err := w.Store.Load(ctx, k)
+	g, err := x.Store.Load(ctx, k)
 	gone := errors.Is(err, grant.ErrNotFound)
 	switch {
+	case errors.Is(err, grant.ErrUnreadable):
+		x.count(&x.found.Foreign)
+		x.Logger.ErrorContext(ctx, "a pair is parked whose record cannot be read: a login, or the lost key, brings it back",
+			"grant", k, "error", err)
+		return nil
 	case err != nil && !gone:
 		return fmt.Errorf("look at the grant of a parked pair: %w", err)
-	case gone || p.Parent != "" && p.Parent != g.Fingerprint() && p.Version <= g.Version:
-		walk.Unparked++
-		return w.Engine.Unpark(ctx, k, m.Sequence)
+	case gone || leftOver(p, g):
+		x.count(&x.found.Unparked)
+		return x.Engine.Unpark(ctx, k, m.Sequence)
 	}
-	walk.Parked++
-	if g.Claim != nil && g.Claim.Until.After(w.Engine.Now()) {
+	x.count(&x.found.Parked)
+	if g.Claim != nil && g.Claim.Until.After(x.Engine.Now()) {
 		return nil // its worker is at it
 	}
-	return w.wake(ctx, g.Due())
+	if err := x.wakes.Wait(ctx); err != nil {
+		return err
+	}
+	_, err = x.Engine.wakeLost(ctx, k, repair(g.Due()))
+	return err
+}
+
+// leftOver reports whether the store has gone on without the parcel: its parent is no longer the
+// stored token, as a later pair was saved or a login is there; or, where the provider gives the
+// same token again, the record was refreshed since.
+func leftOver(p grant.Parcel, g grant.Grant) bool {
+	if g.Status == grant.Forgotten {
+		return true
+	}
+	if p.Parent == "" || p.Version > g.Version {
+		return false
+	}
+	return p.Parent != g.Fingerprint() || g.RefreshedAt.After(p.Time)
 }

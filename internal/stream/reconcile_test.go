@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
 	sdk "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 
@@ -90,14 +89,14 @@ func TestReconcilerRepairs(t *testing.T) {
 
 	// The first walk has not seen this RENEWALS before, so it arms what is not overdue as well.
 	first := walks(t, r, 1)[0]
-	if want := (stream.Walk{Live: 6, Overdue: 2, Woken: 2, Armed: 2}); first != want {
+	if want := (stream.Walk{Live: 6, Due: 7, Overdue: 4, Woken: 4, Armed: 2}); first != want {
 		t.Errorf("first walk %+v, want %+v", first, want)
 	}
-	if n := messages(t, js, stream.Renewals); n != 4 {
-		t.Errorf("%d messages in RENEWALS, want 4", n)
+	if n := messages(t, js, stream.Renewals); n != 6 {
+		t.Errorf("%d messages in RENEWALS, want 6", n)
 	}
 	got := map[string]grant.Work{}
-	for range 3 { // the two overdue ones, and just-late's timer, which is due at once
+	for range 5 { // the four overdue ones, and just-late's timer, which is due at once
 		m := renewal(t, js)
 		k, w, err := e.ParseWork(m.Subject(), schema.Header(m.Headers()))
 		must(t, err)
@@ -108,23 +107,28 @@ func TestReconcilerRepairs(t *testing.T) {
 		t.Errorf("cause of a repair: %+v", w.Cause)
 	}
 
-	// Its timer purged, an overdue grant is woken by the next walk, under the same cause id; the others are left alone.
-	s, err := js.Stream(ctx, stream.Renewals)
-	must(t, err)
-	must(t, s.Purge(ctx, jetstream.WithPurgeSubject("renewal.*.*.lost")))
+	// An overdue grant for which nothing waits is woken by the next walk, under the same cause id;
+	// those that wait are left alone, whether their time is to come or they are due behind others.
 	for range 8 { // enough messages that nothing looks lost
 		must(t, e.Arm(ctx, grant.Key{Provider: alice.Provider, User: fmt.Sprint("other", messages(t, js, stream.Renewals))}, now.Add(time.Hour), work("x")))
 	}
+	must(t, e.Arm(ctx, stale.Key, now.Add(time.Hour), work("put off")))
+	must(t, e.Wake(ctx, grant.Key{Provider: alice.Provider, User: "signed-out"}, command("r")))
+	must(t, e.Wake(ctx, grant.Key{Provider: alice.Provider, User: "suspended"}, command("r")))
 	second := walks(t, r, 1)[0]
-	if want := (stream.Walk{Live: 6, Overdue: 2, Woken: 2}); second != want {
+	if want := (stream.Walk{Live: 6, Due: 7, Overdue: 4, Woken: 1}); second != want {
 		t.Errorf("second walk %+v, want %+v", second, want)
 	}
-	m := renewal(t, js)
-	if k, w, err := e.ParseWork(m.Subject(), schema.Header(m.Headers())); err != nil || w != got[k.User] {
-		t.Errorf("the second repair of %s is %+v, the first was %+v (%v)", k, w, got[k.User], err)
+	for range 3 {
+		m := renewal(t, js)
+		k, w, err := e.ParseWork(m.Subject(), schema.Header(m.Headers()))
+		if k.User == "lost" && w != got["lost"] || k.User != "lost" && w.Cause.ID != "r" || err != nil {
+			t.Errorf("%s is woken for %+v, %v; it was for %+v", k, w, err, got[k.User])
+		}
+		ack(t, m)
 	}
-	if n := total(t, reader, "renewd.reconciler.repaired"); n != 6 {
-		t.Errorf("renewd.reconciler.repaired = %d, want 6", n)
+	if n := total(t, reader, "renewd.reconciler.repaired"); n != 7 {
+		t.Errorf("renewd.reconciler.repaired = %d, want 7", n)
 	}
 	if n := total(t, reader, "renewd.grants.live"); n != 6 {
 		t.Errorf("renewd.grants.live = %d, want 6", n)

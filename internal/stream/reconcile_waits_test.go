@@ -1,0 +1,229 @@
+package stream_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	sdk "go.opentelemetry.io/otel/sdk/metric"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/natskv"
+	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/schema"
+)
+
+// A pause is longer than any grant may be late: the queue that it makes is no loss.
+func TestWhatWaitsBehindAPauseIsNoLoss(t *testing.T) {
+	js, e := fresh(t)
+	ctx := t.Context()
+	must(t, e.Pause(ctx, alice.Provider, time.Now().Add(time.Hour)))
+	var store listed
+	for i := range 6 {
+		g := record(fmt.Sprint("u", i), grant.Live, time.Now().Add(-time.Hour))
+		store.grants = append(store.grants, g)
+		if w := command(fmt.Sprint("r", i)); i%2 == 0 {
+			must(t, e.Wake(ctx, g.Key, w)) // due, behind the pause
+		} else {
+			must(t, e.Arm(ctx, g.Key, time.Now().Add(time.Hour), w)) // put off for a Retry-After
+		}
+	}
+	reader := sdk.NewManualReader()
+	r := stream.Reconciler{Store: store, Engine: e, Page: 2, Meter: sdk.NewMeterProvider(sdk.WithReader(reader)).Meter("test")}
+	for i, w := range walks(t, r, 3) {
+		if w.Overdue != 6 || w.Woken+w.Armed+w.Fired != 0 {
+			t.Errorf("walk %d: %+v, want nothing repaired", i, w)
+		}
+	}
+	if n := total(t, reader, "renewd.reconciler.repaired"); n != 0 || messages(t, js, stream.Renewals) != 6 {
+		t.Errorf("renewd.reconciler.repaired = %d, %d messages", n, messages(t, js, stream.Renewals))
+	}
+}
+
+// What an erasure left goes when its time is over, with the mark that its removal leaves.
+func TestWhatAnErasureLeftGoesInItsTime(t *testing.T) {
+	js, e := fresh(t)
+	ctx := t.Context()
+	store, err := natskv.Open(ctx, js, natskv.Config{Bucket: stream.BucketGrants, Cipher: plain{}, Now: time.Now})
+	must(t, err)
+	for user, until := range map[string]time.Duration{"over": -time.Minute, "holds": time.Hour} {
+		g := record(user, grant.Forgotten, time.Now().Add(until)).Grant
+		_, err := store.Save(ctx, g)
+		must(t, err)
+	}
+	w := walks(t, stream.Reconciler{Store: store, Engine: e}, 2)
+	if w[0].Expired != 1 || w[1].Expired != 0 || w[0].Due != 0 || messages(t, js, stream.Renewals) != 0 {
+		t.Errorf("%+v", w)
+	}
+	if n := messages(t, js, "KV_"+stream.BucketGrants); n != 1 {
+		t.Errorf("%d keys left in the bucket of grants, want that of the erasure that holds", n)
+	}
+}
+
+// A walk meets a grant again that was written meanwhile; that makes the timers no fewer.
+func TestAGrantMetTwiceIsNoLostTimer(t *testing.T) {
+	js, e := fresh(t)
+	var store listed
+	for i := range 4 {
+		g := record(fmt.Sprint("u", i), grant.Live, time.Now().Add(time.Hour))
+		must(t, e.Arm(t.Context(), g.Key, g.NextDueAt, work("x")))
+		for range 5 {
+			store.grants = append(store.grants, g)
+		}
+	}
+	for i := range 3 { // a login that is put off is no timer
+		k := grant.Key{Provider: alice.Provider, User: fmt.Sprint("d", i)}
+		must(t, e.DeferLogin(t.Context(), k, time.Now().Add(time.Hour), grant.Order{Sequence: 1}, 1, nil, nil))
+	}
+	w := walks(t, stream.Reconciler{Store: store, Engine: e, Page: 3}, 3)
+	if w[1].Live != 4 || w[1].Due != 4 || w[1].Armed+w[2].Armed != 0 {
+		t.Errorf("walks %+v", w)
+	}
+	s, err := js.Stream(t.Context(), stream.Renewals)
+	must(t, err)
+	must(t, s.Purge(t.Context(), jetstream.WithPurgeSubject("renewal.>")))
+	if w := walks(t, stream.Reconciler{Store: store, Engine: e, Page: 3}, 1); w[0].Armed == 0 {
+		t.Errorf("after a loss %+v", w[0])
+	}
+}
+
+// A timer whose firing the server had to refuse never fires by itself; what it carries is not lost.
+func TestATimerThatNeverFiredIsFired(t *testing.T) {
+	js, e := fresh(t)
+	ctx := t.Context()
+	s, err := js.Stream(ctx, stream.Renewals)
+	must(t, err)
+	config := s.CachedInfo().Config
+	r1 := command("r1")
+	must(t, e.Arm(ctx, alice, time.Now().Add(2*time.Second), r1))
+	small := config
+	small.MaxMsgSize = 64 // too small for what fires
+	_, err = js.UpdateStream(ctx, small)
+	must(t, err)
+	late := record(alice.User, grant.Live, time.Now().Add(-time.Hour))
+	r := stream.Reconciler{Store: listed{grants: []grant.Listed{late}}, Engine: e, Overdue: time.Second}
+	eventually(t, "the timer is late", func() bool {
+		w := walks(t, r, 1)[0]
+		return w.Fired+w.Woken == 0 && timerIsLate(t, js, alice, 1500*time.Millisecond)
+	})
+	_, err = js.UpdateStream(ctx, config)
+	must(t, err)
+	if w := walks(t, r, 2); w[0].Fired+w[1].Fired != 1 {
+		t.Errorf("walks %+v", w)
+	}
+	m := renewal(t, js)
+	if _, w, err := e.ParseWork(m.Subject(), schema.Header(m.Headers())); err != nil || w != r1 {
+		t.Errorf("fired %+v, %v", w, err)
+	}
+	ack(t, m)
+}
+
+func timerIsLate(t *testing.T, js jetstream.JetStream, k grant.Key, by time.Duration) bool {
+	t.Helper()
+	s, err := js.Stream(t.Context(), stream.Renewals)
+	must(t, err)
+	m, err := s.GetLastMsgForSubject(t.Context(), "renewal.timer."+k.Provider+"."+schema.EscapeUser(k.User))
+	must(t, err)
+	at, err := time.Parse(time.RFC3339Nano, strings.TrimPrefix(m.Header.Get(jetstream.ScheduleHeader), "@at "))
+	must(t, err)
+	return time.Since(at) > by
+}
+
+func (s unreadable) Load(ctx context.Context, k grant.Key) (grant.Grant, error) {
+	if k.User == s.user {
+		return grant.Grant{Key: k, Revision: 1}, fmt.Errorf("load %s: %w", k, grant.ErrUnreadable)
+	}
+	return s.listed.Load(ctx, k)
+}
+
+// unreadable is a store that cannot read one user's record.
+type unreadable struct {
+	listed
+	user string
+}
+
+// One bad parcel or record does not keep the others, nor the grants of the store, from being looked
+// at.
+func TestTheWalkNeverEndsAtOneBadParcel(t *testing.T) {
+	js, e := fresh(t)
+	later := time.Now().Add(time.Hour)
+	stored := grant.NewSecret("token")
+	waits, same, lost := record("waits", grant.Live, later), record("same", grant.Live, later), record("lost", grant.Live, time.Now().Add(-time.Hour))
+	waits.Pair.Refresh, same.Pair.Refresh = stored, stored
+	waits.RefreshedAt, same.RefreshedAt = time.Now().Add(-time.Hour), time.Now().Add(time.Hour) // same: refreshed since, with the same token
+	_, err := js.Publish(t.Context(), "parked.propelauth.foreign", []byte("?"))
+	must(t, err)
+	_, err = js.Publish(t.Context(), "parked.PropelAuth.x=y", []byte("?"))
+	must(t, err)
+	for _, user := range []string{"unreadable", "waits", "same"} {
+		park(t, e, grant.Key{Provider: alice.Provider, User: user}, grant.Parcel{Version: 1, Parent: stored.Fingerprint(), Sealed: []byte("x")})
+	}
+	store := unreadable{listed{grants: []grant.Listed{waits, same, lost}}, "unreadable"}
+	got := walks(t, stream.Reconciler{Store: store, Engine: e, Overdue: -time.Minute}, 1)[0]
+	if got.Foreign != 3 || got.Parked != 1 || got.Unparked != 1 || got.Woken == 0 {
+		t.Errorf("%+v", got)
+	}
+	if n := messages(t, js, stream.Parked); n != 4 {
+		t.Errorf("%d parcels left, want all but the one of a token that was used since", n)
+	}
+}
+
+// PARKED is looked at before the store: a walk may take long.
+func TestPARKEDIsLookedAtFirst(t *testing.T) {
+	js, e := fresh(t)
+	park(t, e, alice, grant.Parcel{Version: 1, Parent: "x", Sealed: []byte("x")})
+	walking := make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() {
+		done <- stream.Reconciler{Engine: e, Store: gone{blocking{walking, nil}}, Overdue: -time.Minute}.Run(ctx)
+	}()
+	<-walking
+	if n := messages(t, js, stream.Parked); n != 0 {
+		t.Errorf("%d parcels when the walk over the store begins", n)
+	}
+	cancel()
+	must(t, <-done)
+}
+
+// gone has no grant.
+type gone struct{ blocking }
+
+func (gone) Load(context.Context, grant.Key) (grant.Grant, error) {
+	return grant.Grant{}, grant.ErrNotFound
+}
+
+// PARKED is looked at while a walk goes on, too.
+func TestPARKEDIsLookedAtDuringALongWalk(t *testing.T) {
+	js, e := fresh(t)
+	var store listed
+	for i := range 3 {
+		store.grants = append(store.grants, record(fmt.Sprint("u", i), grant.Live, time.Now().Add(time.Hour)))
+	}
+	var left []uint64
+	during := paged{store, func(cursor string) {
+		if cursor == "1" { // after the first look
+			park(t, e, alice, grant.Parcel{Version: 1, Parent: "x", Sealed: []byte("x")})
+		}
+		left = append(left, messages(t, js, stream.Parked))
+	}}
+	walks(t, stream.Reconciler{Store: during, Engine: e, Page: 1, Overdue: -time.Minute, ParkedEvery: time.Nanosecond}, 1)
+	if !slices.Equal(left, []uint64{0, 1, 0}) {
+		t.Errorf("parcels at each page: %v, want the one that came with the second gone by the third", left)
+	}
+}
+
+// paged tells of each page that is asked for.
+type paged struct {
+	listed
+	asked func(cursor string)
+}
+
+func (p paged) ListDue(ctx context.Context, cursor string, limit int) ([]grant.Due, string, error) {
+	p.asked(cursor)
+	return p.listed.ListDue(ctx, cursor, limit)
+}
