@@ -10,6 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/renewd/renewd/internal/stream"
 )
 
 const (
@@ -23,8 +24,8 @@ const (
 // natsOptions is how to connect to the NATS servers of the settings, and their addresses.
 func (c *configuration) natsOptions(environ []string) (url string, opts []nats.Option, err error) {
 	url = c.NATSURL
-	opts = []nats.Option{nats.Name("renewd"), nats.Timeout(natsDialLimit), nats.MaxReconnects(-1), nats.ReconnectWait(natsReconnectWait),
-		nats.PingInterval(natsPing), nats.MaxPingsOutstanding(2)}
+	opts = append(stream.ConnectOptions(), nats.Name("renewd"), nats.Timeout(natsDialLimit), nats.MaxReconnects(-1), nats.ReconnectWait(natsReconnectWait),
+		nats.PingInterval(natsPing), nats.MaxPingsOutstanding(2))
 	if c.NATSContext != "" {
 		from, err := readNATSContext(c.NATSContext, environ)
 		if err != nil {

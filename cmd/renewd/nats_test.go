@@ -15,6 +15,24 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
+// A publish that was reported as failed must not be sent when the connection is back.
+func TestNothingIsBufferedOverAReconnect(t *testing.T) {
+	t.Parallel()
+	_, opts, err := new(configuration).natsOptions(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var o nats.Options
+	for _, apply := range opts {
+		if err := apply(&o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if o.ReconnectBufSize >= 0 {
+		t.Errorf("ReconnectBufSize is %d, want none", o.ReconnectBufSize)
+	}
+}
+
 func TestNATSContext(t *testing.T) {
 	t.Parallel()
 	home := t.TempDir()

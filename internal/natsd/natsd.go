@@ -125,9 +125,10 @@ func (s *Server) ready(ctx context.Context, c Config, fatal <-chan string) error
 	return nil
 }
 
-// Connect opens a connection inside this process, no port involved.
+// Connect opens a connection inside this process, no port involved. What cannot be sent now fails,
+// and is not sent later.
 func (s *Server) Connect(opts ...nats.Option) (*nats.Conn, error) {
-	all := append([]nats.Option{nats.InProcessServer(s.nats)}, s.self...)
+	all := append([]nats.Option{nats.InProcessServer(s.nats), nats.ReconnectBufSize(-1)}, s.self...)
 	nc, err := nats.Connect("", append(all, opts...)...)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the embedded NATS: %w", err)
