@@ -55,10 +55,11 @@ const (
 // Claim is the lock on a grant and the write-ahead record of a presentation: whoever holds it may present the refresh
 // token with this fingerprint. It dies at Until, by the store's clock.
 type Claim struct {
-	Nonce       string       `json:"nonce"`
-	Until       time.Time    `json:"until"`
-	Fingerprint string       `json:"fingerprint"` // of the refresh token stored when the claim was made
-	Cause       schema.Cause `json:"cause"`
+	Nonce       string        `json:"nonce"`
+	Until       time.Time     `json:"until"`
+	For         time.Duration `json:"for,omitempty"` // how long it lasts from when it was written
+	Fingerprint string        `json:"fingerprint"`   // of the refresh token that it is for
+	Cause       schema.Cause  `json:"cause"`
 	// Presented is set just before the token leaves for the provider. Only then is an expired claim ambiguous.
 	Presented bool `json:"presented,omitempty"`
 }

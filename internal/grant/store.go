@@ -18,6 +18,9 @@ var (
 	// it is damaged. What could be read comes back beside the error, Key and Revision always. It stays so for as long as
 	// the record and the keyring do: trying again alone is no use.
 	ErrUnreadable = errors.New("record cannot be read")
+	// ErrRefused: the store works, and refuses this record or key as it is: malformed text, or too much of it. Nothing was
+	// written, and trying again with the same is no use.
+	ErrRefused = errors.New("the store refuses this record as it is")
 )
 
 // ClaimRequest asks for the claim on a grant.
@@ -34,6 +37,18 @@ type ClaimRequest struct {
 	Presented bool
 }
 
+// On is the claim that r makes on g at the time now of the store's clock.
+func (r ClaimRequest) On(g Grant, now time.Time) *Claim {
+	c := &Claim{
+		Nonce: r.Nonce, Until: now.Add(r.For).UTC(), For: r.For, Fingerprint: r.Fingerprint, Cause: r.Cause,
+		Presented: r.Presented || g.Claim != nil && g.Claim.Nonce == r.Nonce && g.Claim.Presented,
+	}
+	if c.Fingerprint == "" {
+		c.Fingerprint = g.Fingerprint()
+	}
+	return c
+}
+
 // Store keeps grants. All methods are safe for concurrent use, also from several processes, and every one is
 // linearizable for one grant: what returned nil is seen by each call that starts later, in any process. Errors wrap the
 // sentinels above with the grant's key. No method retries forever; each ends when ctx does.
@@ -43,7 +58,9 @@ type Store interface {
 
 	// Claim takes or extends the claim and returns the record as it is now, in one atomic step. ErrClaimed if another nonce
 	// holds a claim that has not run out by the store's clock; ErrNotFound; ErrUnreadable, which leaves no claim behind.
-	// The claim's Fingerprint is the request's, or else that of the refresh token stored at that moment. prior is the claim that was there before, run out or mine; nil if there was none.
+	// A store without a clock of its own lets a claim run out later than at Until, never sooner, and says ErrClaimed until
+	// then. The claim's Fingerprint is the request's, or else that of the refresh token stored at that moment. prior is the
+	// claim that was there before, run out or mine; nil if there was none.
 	Claim(ctx context.Context, k Key, r ClaimRequest) (g Grant, prior *Claim, err error)
 
 	// Save replaces the record, including its claim, if its revision is still g.Revision; otherwise ErrConflict (also when
