@@ -16,7 +16,7 @@ var errClosed = errors.New("store is closed")
 type batcher[In, Out any] struct {
 	most int                              // calls in a batch
 	key  func(In) grant.Key               // what must be unique in a batch
-	run  func([]In) (outs []Out, _ error) // one statement; outs answer the ins in order
+	run  func([]In) (outs []Out, _ error) // one statement; outs answer the ins in order, ErrRefused: nothing was done
 
 	mu      sync.Mutex
 	waiting []*call[In, Out]
@@ -64,17 +64,28 @@ func (b *batcher[In, Out]) work() {
 		if batch == nil {
 			return
 		}
-		ins := make([]In, len(batch))
-		for i, c := range batch {
-			ins[i] = c.in
+		b.answer(batch)
+	}
+}
+
+// answer runs a batch. One that the database refuses for what a call brings is run again by halves, so that this call
+// fails alone.
+func (b *batcher[In, Out]) answer(batch []*call[In, Out]) {
+	ins := make([]In, len(batch))
+	for i, c := range batch {
+		ins[i] = c.in
+	}
+	outs, err := b.run(ins)
+	if half := len(batch) / 2; half > 0 && errors.Is(err, grant.ErrRefused) {
+		b.answer(batch[:half])
+		b.answer(batch[half:])
+		return
+	}
+	for i, c := range batch {
+		if c.err = err; err == nil {
+			c.out = outs[i]
 		}
-		outs, err := b.run(ins)
-		for i, c := range batch {
-			if c.err = err; err == nil {
-				c.out = outs[i]
-			}
-			close(c.done)
-		}
+		close(c.done)
 	}
 }
 

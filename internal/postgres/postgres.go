@@ -133,7 +133,7 @@ func (s *Store) Close() {
 
 // Load implements grant.Store.
 func (s *Store) Load(ctx context.Context, k grant.Key) (grant.Grant, error) {
-	var g grant.Grant
+	g := grant.Grant{Key: k}
 	r, err := s.loads.do(ctx, k)
 	switch {
 	case err != nil:
@@ -143,21 +143,27 @@ func (s *Store) Load(ctx context.Context, k grant.Key) (grant.Grant, error) {
 		g, err = r.grant(s.cipher)
 	}
 	if err != nil {
-		return grant.Grant{}, fmt.Errorf("load grant %s: %w", k, err)
+		return g, fmt.Errorf("load grant %s: %w", k, err)
 	}
 	return g, nil
 }
 
-// Claim implements grant.Store.
+// Claim implements grant.Store. Whether a record can be read shows only once it is claimed: then the claim is given back.
 func (s *Store) Claim(ctx context.Context, k grant.Key, r grant.ClaimRequest) (grant.Grant, *grant.Claim, error) {
-	var g grant.Grant
+	g := grant.Grant{Key: k}
 	var prior *grant.Claim
 	c, err := s.claims.do(ctx, claim{k, r})
 	if err == nil {
 		g, prior, err = c.grant(s.cipher)
 	}
+	if errors.Is(err, grant.ErrUnreadable) {
+		prior = nil
+		if lost := s.unclaim(ctx, &g, r.Nonce, c.prior); lost != nil {
+			err = fmt.Errorf("give back the claim on a record that cannot be read: %w", lost)
+		}
+	}
 	if err != nil {
-		return grant.Grant{}, nil, fmt.Errorf("claim grant %s: %w", k, err)
+		return g, nil, fmt.Errorf("claim grant %s: %w", k, err)
 	}
 	return g, prior, nil
 }
@@ -181,11 +187,16 @@ func (s *Store) Save(ctx context.Context, g grant.Grant) (uint64, error) {
 func (s *Store) Delete(ctx context.Context, k grant.Key, revision uint64) error {
 	tag, err := s.pool.Exec(ctx, "DELETE FROM renewd.grants WHERE provider = $1 AND user_id = $2 AND revision = $3", k.Provider, k.User, int64(revision))
 	if err == nil && tag.RowsAffected() == 0 {
-		if _, err = s.Load(ctx, k); err == nil {
+		var r *row
+		switch r, err = s.loads.do(ctx, k); {
+		case err != nil:
+		case r == nil:
+			err = grant.ErrNotFound
+		default:
 			err = grant.ErrConflict
 		}
 	}
-	if err != nil {
+	if err = told(err); err != nil {
 		return fmt.Errorf("delete grant %s: %w", k, err)
 	}
 	return nil

@@ -50,11 +50,12 @@ type state struct {
 	Login     grant.Order    `json:"login,omitzero"`
 }
 
-// claimRest is what of a claim has no column of its own.
+// claimRest is what of a claim has no column of its own. Presented is last and always there: claimSQL reads it off the end.
 type claimRest struct {
-	Fingerprint string       `json:"fingerprint"`
-	Cause       schema.Cause `json:"cause"`
-	Presented   bool         `json:"presented"`
+	Fingerprint string        `json:"fingerprint"`
+	Cause       schema.Cause  `json:"cause"`
+	For         time.Duration `json:"for"`
+	Presented   bool          `json:"presented"`
 }
 
 func rowOf(c grant.Cipher, g grant.Grant) (*row, error) {
@@ -80,7 +81,7 @@ func rowOf(c grant.Cipher, g grant.Grant) (*row, error) {
 		r.revision = time.Now().UnixMicro()
 	}
 	if g.Claim != nil {
-		rest, err := json.Marshal(claimRest{g.Claim.Fingerprint, g.Claim.Cause, g.Claim.Presented})
+		rest, err := json.Marshal(claimRest{g.Claim.Fingerprint, g.Claim.Cause, g.Claim.For, g.Claim.Presented})
 		if err != nil {
 			return nil, err
 		}
@@ -135,36 +136,44 @@ func (r *claimRow) claim() (*grant.Claim, error) {
 	if r.rest != nil {
 		var rest claimRest
 		if err := json.Unmarshal([]byte(*r.rest), &rest); err != nil {
-			return nil, fmt.Errorf("claim: %w", err)
+			return c, fmt.Errorf("claim: %w", err)
 		}
-		c.Fingerprint, c.Cause, c.Presented = rest.Fingerprint, rest.Cause, rest.Presented
+		c.Fingerprint, c.Cause, c.For, c.Presented = rest.Fingerprint, rest.Cause, rest.For, rest.Presented
 	}
 	return c, nil
 }
 
-// grant is the inverse of rowOf. After an error about the pair the rest is there all the same.
+// grant is the inverse of rowOf. Beside ErrUnreadable it returns all that can be read but the pair.
 func (r *row) grant(c grant.Cipher) (grant.Grant, error) {
 	g := grant.Grant{
 		Key: r.key, Revision: uint64(r.revision), Version: r.version, Status: grant.Status(r.status), Attempts: int(r.attempts), Outages: int(r.outages),
 		LastError: r.lastError, NextDueAt: at(r.times[1]), LoginAt: at(r.times[2]), RefreshedAt: at(r.times[3]),
 		SyncedAt: at(r.times[4]), FailedAt: at(r.times[5]), ActiveAt: at(r.times[6]),
 	}
-	var s state
-	if err := json.Unmarshal([]byte(r.state), &s); err != nil {
-		return g, fmt.Errorf("record is damaged: state: %w", err)
-	}
-	g.SavedBy, g.Verdict, g.Doubt, g.Cause, g.BeganAt, g.Progress, g.Pending = s.SavedBy, s.Verdict, s.Doubt, s.Cause, s.BeganAt, s.Progress, s.Pending
-	g.Refreshed, g.Recovered, g.Login = s.Refreshed, s.Recovered, s.Login
 	if r.profile != nil {
 		g.Profile = grant.Profile(*r.profile)
 		g.Kept = g.Profile
 	}
-	var err error
-	if g.Claim, err = r.claim.claim(); err != nil {
-		return g, fmt.Errorf("record is damaged: %w", err)
+	var s state
+	damage := json.Unmarshal([]byte(r.state), &s) // fills what it can
+	g.SavedBy, g.Verdict, g.Doubt, g.Cause, g.BeganAt, g.Progress, g.Pending = s.SavedBy, s.Verdict, s.Doubt, s.Cause, s.BeganAt, s.Progress, s.Pending
+	g.Refreshed, g.Recovered, g.Login = s.Refreshed, s.Recovered, s.Login
+	if damage != nil {
+		damage = fmt.Errorf("state: %w", damage)
 	}
-	g.Pair, err = grant.OpenPair(c, grant.PurposeStore, g.Key, g.Version, r.tokens)
-	return g, err
+	var err error
+	if g.Claim, err = r.claim.claim(); damage == nil {
+		damage = err
+	}
+	if damage != nil {
+		return g, fmt.Errorf("%w: it is damaged: %w", grant.ErrUnreadable, damage)
+	}
+	pair, err := grant.OpenPair(c, grant.PurposeStore, g.Key, g.Version, r.tokens)
+	if err != nil {
+		return g, fmt.Errorf("%w: %w", grant.ErrUnreadable, err)
+	}
+	g.Pair = pair
+	return g, nil
 }
 
 func scan(rows pgx.Rows, more ...any) (*row, error) {

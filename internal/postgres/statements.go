@@ -6,9 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -18,7 +18,7 @@ import (
 )
 
 // retried runs a statement, again where the database says that it did nothing and that trying again helps: a deadlock, or
-// a lost serialization.
+// a lost serialization. run starts anew each time: what an earlier try returned never happened.
 func (s *Store) retried(run func(ctx context.Context) error) error {
 	var err error
 	for range 3 {
@@ -27,8 +27,17 @@ func (s *Store) retried(run func(ctx context.Context) error) error {
 		cancel()
 		pg, ok := errors.AsType[*pgconn.PgError](err)
 		if !ok || pg.Code != "40P01" && pg.Code != "40001" {
-			return err
+			break
 		}
+	}
+	return told(err)
+}
+
+// told is err, as ErrRefused if the database works and refuses what it was given: class 22 is malformed data, 54 more than
+// it can hold.
+func told(err error) error {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && (strings.HasPrefix(pg.Code, "22") || strings.HasPrefix(pg.Code, "54")) {
+		return fmt.Errorf("%w: %w", grant.ErrRefused, err)
 	}
 	return err
 }
@@ -47,6 +56,7 @@ const loadSQL = `SELECT ` + columns + ` FROM renewd.grants g
 func (s *Store) runLoads(in []grant.Key) ([]*row, error) {
 	byKey := make(map[grant.Key]*row, len(in))
 	err := s.retried(func(ctx context.Context) error {
+		clear(byKey)
 		providers, users := keys(in)
 		rows, err := s.pool.Query(ctx, loadSQL, providers, users)
 		if err != nil {
@@ -87,24 +97,30 @@ func (c claimed) grant(cipher grant.Cipher) (g grant.Grant, prior *grant.Claim, 
 	if c.err != nil {
 		return g, nil, c.err
 	}
-	if g, err = c.row.grant(cipher); err == nil {
-		prior, err = c.prior.claim()
+	if g, err = c.row.grant(cipher); err != nil {
+		return g, nil, err
 	}
-	return g, prior, err
+	if prior, err = c.prior.claim(); err != nil {
+		g.Pair = grant.Pair{}
+		return g, nil, fmt.Errorf("%w: it was damaged: %w", grant.ErrUnreadable, err)
+	}
+	return g, prior, nil
 }
 
 // claimSQL claims those that are free. What it returns of the claim before was read before the row was locked, hence the
-// comparison of revisions: whoever loses that race tries again.
+// comparison of revisions: whoever loses that race tries again. That a claim was presented is read off the end of its text:
+// JSON with a user's text in it may hold what PostgreSQL cannot take apart (\u0000).
 const claimSQL = `WITH r AS (
-		SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::text[], $6::bool[])
-			AS r(provider, user_id, nonce, seconds, cause, presented)
+		SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::text[], $6::bool[], $7::text[], $8::bool[])
+			AS r(provider, user_id, nonce, seconds, cause, presented, fingerprint, extend)
 	)
 	UPDATE renewd.grants g SET revision = g.revision + 1, claim_nonce = r.nonce, claim_until = clock_timestamp() + make_interval(secs => r.seconds),
-		claim = json_build_object('fingerprint', g.fingerprint, 'cause', r.cause::json,
-			'presented', r.presented OR coalesce(old.claim_nonce = r.nonce AND (old.claim->>'presented')::bool, false))
+		claim = json_build_object('fingerprint', coalesce(nullif(r.fingerprint, ''), g.fingerprint), 'cause', r.cause::json,
+			'for', (r.seconds * 1e9)::bigint,
+			'presented', r.presented OR coalesce(old.claim_nonce = r.nonce AND old.claim::text LIKE '%true}', false))
 	FROM r JOIN renewd.grants old ON old.provider = r.provider AND old.user_id = r.user_id
 	WHERE g.provider = r.provider AND g.user_id = r.user_id AND g.revision = old.revision
-		AND (old.claim_nonce IS NULL OR old.claim_nonce = r.nonce OR old.claim_until <= clock_timestamp())
+		AND (old.claim_nonce = r.nonce OR NOT r.extend AND (old.claim_nonce IS NULL OR old.claim_until <= clock_timestamp()))
 	RETURNING ` + columns + `, old.claim_nonce, old.claim_until, old.claim::text`
 
 // inOrder sorts a batch by key, so that two batches lock what they share in one order and do not wait for each other.
@@ -122,9 +138,11 @@ const claimTries = 4
 func (s *Store) runClaims(in []claim) ([]claimed, error) {
 	done := make(map[grant.Key]claimed, len(in))
 	for left, tries := in, claimTries; len(left) > 0; tries-- {
-		if err := s.tryClaims(left, done); err != nil {
+		won, err := s.tryClaims(left)
+		if err != nil {
 			return nil, err
 		}
+		maps.Copy(done, won)
 		raced, err := s.unclaimed(left, done)
 		if err != nil {
 			return nil, err
@@ -143,13 +161,14 @@ func (s *Store) runClaims(in []claim) ([]claimed, error) {
 	return out, nil
 }
 
-func (s *Store) tryClaims(in []claim, done map[grant.Key]claimed) error {
+func (s *Store) tryClaims(in []claim) (won map[grant.Key]claimed, err error) {
 	in = inOrder(in, func(c claim) grant.Key { return c.key })
-	return s.retried(func(ctx context.Context) error {
-		args, err := claimArgs(in)
-		if err != nil {
-			return err
-		}
+	args, err := claimArgs(in)
+	if err != nil {
+		return nil, err
+	}
+	return won, s.retried(func(ctx context.Context) error {
+		won = make(map[grant.Key]claimed, len(in))
 		rows, err := s.pool.Query(ctx, claimSQL, args...)
 		if err != nil {
 			return err
@@ -160,7 +179,7 @@ func (s *Store) tryClaims(in []claim, done map[grant.Key]claimed) error {
 			if c.row, err = scan(rows, c.prior.targets()...); err != nil {
 				return err
 			}
-			done[c.row.key] = c
+			won[c.row.key] = c
 		}
 		return rows.Err()
 	})
@@ -168,48 +187,98 @@ func (s *Store) tryClaims(in []claim, done map[grant.Key]claimed) error {
 
 func claimArgs(in []claim) ([]any, error) {
 	n := len(in)
-	providers, users, nonces, causes := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
-	seconds, presented := make([]float64, n), make([]bool, n)
+	providers, users, nonces, causes, fingerprints := make([]string, n), make([]string, n), make([]string, n), make([]string, n), make([]string, n)
+	seconds, presented, extend := make([]float64, n), make([]bool, n), make([]bool, n)
 	for i, c := range in {
 		cause, err := json.Marshal(c.request.Cause)
 		if err != nil {
 			return nil, err
 		}
-		providers[i], users[i], nonces[i], causes[i] = c.key.Provider, c.key.User, c.request.Nonce, string(cause)
-		seconds[i], presented[i] = c.request.For.Seconds(), c.request.Presented
+		providers[i], users[i], nonces[i], causes[i], fingerprints[i] = c.key.Provider, c.key.User, c.request.Nonce, string(cause), c.request.Fingerprint
+		seconds[i], presented[i], extend[i] = c.request.For.Seconds(), c.request.Presented, c.request.Extend
 	}
-	return []any{providers, users, nonces, seconds, causes, presented}, nil
+	return []any{providers, users, nonces, seconds, causes, presented, fingerprints, extend}, nil
 }
 
-// unclaimed tells apart, of those that were not claimed, those that are not there, those that somebody holds, and those that
-// somebody wrote just then; these it returns.
+// heldSQL tells whose claims are alive, by the clock that they were made by.
+const heldSQL = `SELECT g.provider, g.user_id, coalesce(g.claim_nonce, ''), coalesce(g.claim_until > clock_timestamp(), false) FROM renewd.grants g
+	JOIN unnest($1::text[], $2::text[]) AS r(provider, user_id) ON g.provider = r.provider AND g.user_id = r.user_id`
+
+type holder struct {
+	nonce string
+	alive bool
+}
+
+func (s *Store) holders(of []grant.Key) (found map[grant.Key]holder, err error) {
+	providers, users := keys(of)
+	return found, s.retried(func(ctx context.Context) error {
+		found = make(map[grant.Key]holder, len(of))
+		rows, err := s.pool.Query(ctx, heldSQL, providers, users)
+		if err != nil {
+			return err
+		}
+		var k grant.Key
+		var h holder
+		_, err = pgx.ForEachRow(rows, []any{&k.Provider, &k.User, &h.nonce, &h.alive}, func() error {
+			found[k] = h
+			return nil
+		})
+		return err
+	})
+}
+
+// unclaimed tells apart, of those that were not claimed, those that are not there, those that may not be claimed, and those
+// that somebody wrote just then; these it returns.
 func (s *Store) unclaimed(in []claim, done map[grant.Key]claimed) (raced []claim, err error) {
+	var left []claim
 	var missing []grant.Key
-	byKey := map[grant.Key]claim{}
 	for _, c := range in {
 		if _, ok := done[c.key]; !ok {
-			missing, byKey[c.key] = append(missing, c.key), c
+			left, missing = append(left, c), append(missing, c.key)
 		}
 	}
-	if len(missing) == 0 {
+	if len(left) == 0 {
 		return nil, nil
 	}
-	there, err := s.runLoads(missing)
+	found, err := s.holders(missing)
 	if err != nil {
 		return nil, err
 	}
-	for i, k := range missing {
-		r := there[i]
-		switch {
-		case r == nil:
-			done[k] = claimed{err: grant.ErrNotFound}
-		case r.claim.nonce != nil && *r.claim.nonce != byKey[k].request.Nonce && at(r.claim.until).After(time.Now()):
-			done[k] = claimed{err: grant.ErrClaimed}
+	for _, c := range left {
+		h, ok := found[c.key]
+		switch mine := h.nonce == c.request.Nonce; {
+		case !ok:
+			done[c.key] = claimed{err: grant.ErrNotFound}
+		case !mine && (h.alive || c.request.Extend):
+			done[c.key] = claimed{err: grant.ErrClaimed}
 		default:
-			raced = append(raced, byKey[k])
+			raced = append(raced, c)
 		}
 	}
 	return raced, nil
+}
+
+// unclaimSQL puts the claim back that was there before, if the row is still as the claim of this nonce left it.
+const unclaimSQL = `UPDATE renewd.grants SET revision = revision + 1, claim_nonce = $5, claim_until = $6, claim = $7::text::json
+	WHERE provider = $1 AND user_id = $2 AND revision = $3 AND claim_nonce = $4`
+
+// unclaim gives back what nonce has just claimed of g, whose claim was prior before, also when ctx has ended. If somebody
+// else wrote meanwhile there is nothing to give back.
+func (s *Store) unclaim(ctx context.Context, g *grant.Grant, nonce string, prior claimRow) error {
+	if prior.nonce != nil && *prior.nonce == nonce {
+		prior = claimRow{} // an earlier try's, which could not be given back
+	}
+	ctx = context.WithoutCancel(ctx)
+	return s.retried(func(context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, s.timeout)
+		defer cancel()
+		tag, err := s.pool.Exec(ctx, unclaimSQL, g.Provider, g.User, int64(g.Revision), nonce, prior.nonce, prior.until, prior.rest)
+		if err == nil && tag.RowsAffected() == 1 {
+			g.Revision++
+			g.Claim, _ = prior.claim() // damaged as it was
+		}
+		return err
+	})
 }
 
 // written are the columns that a save writes, with the type of each.
@@ -250,34 +319,13 @@ func saveSQL() (update, insert string) {
 	update = "WITH " + rows + " UPDATE renewd.grants g SET " + strings.Join(sets, ", ") + `
 		FROM r WHERE g.provider = r.provider AND g.user_id = r.user_id AND g.revision = r.was RETURNING g.provider, g.user_id`
 	insert = "WITH " + rows + " INSERT INTO renewd.grants (" + list + ") SELECT " + strings.Join(values, ", ") +
-		" FROM r ORDER BY r.provider, r.user_id ON CONFLICT DO NOTHING RETURNING provider, user_id"
+		` FROM r ORDER BY r.provider COLLATE "C", r.user_id COLLATE "C"` +
+		" ON CONFLICT DO NOTHING RETURNING provider, user_id"
 	return update, insert
 }
 
-// runSaves writes a batch with one commit. A row that the database refuses as such (class 22, malformed data) does not take
-// the others with it.
+// runSaves writes a batch with one commit.
 func (s *Store) runSaves(in []*row) ([]error, error) {
-	out, err := s.trySaves(in)
-	if err == nil || len(in) == 1 || !malformed(err) {
-		return out, err
-	}
-	out = make([]error, len(in))
-	for i := range in {
-		one, err := s.trySaves(in[i : i+1])
-		if err == nil {
-			err = one[0]
-		}
-		out[i] = err
-	}
-	return out, nil
-}
-
-func malformed(err error) bool {
-	pg, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && strings.HasPrefix(pg.Code, "22")
-}
-
-func (s *Store) trySaves(in []*row) ([]error, error) {
 	var updates, inserts []*row
 	for _, r := range in {
 		if r.was == 0 {
@@ -289,6 +337,7 @@ func (s *Store) trySaves(in []*row) ([]error, error) {
 	updates = inOrder(updates, func(r *row) grant.Key { return r.key })
 	stored := make(map[grant.Key]bool, len(in))
 	err := s.retried(func(ctx context.Context) error {
+		clear(stored)
 		batch := &pgx.Batch{}
 		for sql, rows := range map[string][]*row{updateSQL: updates, insertSQL: inserts} {
 			if len(rows) > 0 {
