@@ -5,18 +5,19 @@
 // its leader only (no direct reads): a replica may answer with what was true a moment ago.
 //
 // The package never calls a provider and never decides anything about a grant. A Store is safe for concurrent use, also
-// from many processes; claims run by the clock it is given, which must be the NATS server's.
+// from many processes. A claim of somebody else runs out when this Store has seen it unchanged for as long as it lasts, so
+// that no clock which is set wrong, or set anew, ends a claim that is alive.
 package natskv
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
-	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/renewd/renewd/internal/grant"
@@ -27,7 +28,7 @@ import (
 type Config struct {
 	Bucket string // its name; it must exist
 	Cipher grant.Cipher
-	Now    func() time.Time // the server's time
+	Now    func() time.Time // the server's time: claims say by it until when they last
 }
 
 // Store is a grant.Store.
@@ -36,6 +37,7 @@ type Store struct {
 	kv     jetstream.KeyValue
 	stream jetstream.Stream
 	config Config
+	claims sightings
 }
 
 var _ grant.Store = (*Store)(nil)
@@ -58,20 +60,26 @@ func Open(ctx context.Context, js jetstream.JetStream, c Config) (*Store, error)
 
 func keyOf(k grant.Key) string { return k.Provider + "." + schema.EscapeUser(k.User) }
 
+func (s *Store) subject(k grant.Key) string { return "$KV." + s.config.Bucket + "." + keyOf(k) }
+
 // Load implements grant.Store.
 func (s *Store) Load(ctx context.Context, k grant.Key) (grant.Grant, error) {
-	entry, err := s.kv.Get(ctx, keyOf(k))
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return grant.Grant{}, fmt.Errorf("load grant %s: %w", k, grant.ErrNotFound)
-	}
-	if err != nil {
-		return grant.Grant{}, fmt.Errorf("load grant %s: %w", k, err)
-	}
-	g, err := s.decode(k, entry.Value(), entry.Revision())
+	g, err := s.load(ctx, k)
 	if err != nil {
 		return g, fmt.Errorf("load grant %s: %w", k, err)
 	}
 	return g, nil
+}
+
+func (s *Store) load(ctx context.Context, k grant.Key) (grant.Grant, error) {
+	entry, err := s.kv.Get(ctx, keyOf(k))
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return grant.Grant{Key: k}, grant.ErrNotFound
+	}
+	if err != nil {
+		return grant.Grant{Key: k}, err
+	}
+	return s.decode(k, entry.Value(), entry.Revision())
 }
 
 // claimTries bounds how often a claim is tried against other writers of the same grant.
@@ -80,27 +88,37 @@ const claimTries = 64
 // Claim implements grant.Store.
 func (s *Store) Claim(ctx context.Context, k grant.Key, r grant.ClaimRequest) (grant.Grant, *grant.Claim, error) {
 	for range claimTries {
-		g, err := s.Load(ctx, k)
+		g, err := s.load(ctx, k)
 		if err != nil {
-			return grant.Grant{}, nil, err
+			return g, nil, fmt.Errorf("claim grant %s: %w", k, err)
 		}
-		prior, now := g.Claim, s.config.Now()
-		if prior != nil && prior.Nonce != r.Nonce && now.Before(prior.Until) {
-			return grant.Grant{}, nil, fmt.Errorf("claim grant %s: %w", k, grant.ErrClaimed)
+		prior := g.Claim
+		if !s.free(g, r) {
+			return grant.Grant{Key: k}, nil, fmt.Errorf("claim grant %s: %w", k, grant.ErrClaimed)
 		}
-		used := r.Presented || prior != nil && prior.Nonce == r.Nonce && prior.Presented
-		g.Claim = &grant.Claim{Nonce: r.Nonce, Until: now.Add(r.For).UTC(), Fingerprint: g.Fingerprint(), Cause: r.Cause, Presented: used}
+		g.Claim = r.On(g, s.config.Now())
 		rev, err := s.Save(ctx, g)
 		if errors.Is(err, grant.ErrConflict) {
 			continue
 		}
 		if err != nil {
-			return grant.Grant{}, nil, fmt.Errorf("claim grant %s: %w", k, err)
+			return grant.Grant{Key: k}, nil, fmt.Errorf("claim grant %s: %w", k, err)
 		}
 		g.Revision = rev
 		return g, prior, nil
 	}
-	return grant.Grant{}, nil, fmt.Errorf("claim grant %s: %w: too many writers", k, grant.ErrClaimed)
+	return grant.Grant{Key: k}, nil, fmt.Errorf("claim grant %s: %w: too many writers", k, grant.ErrClaimed)
+}
+
+// free reports whether r may have the claim on g: it is r's own, or r may take one and there is none, or it has run out.
+func (s *Store) free(g grant.Grant, r grant.ClaimRequest) bool {
+	switch {
+	case g.Claim != nil && g.Claim.Nonce == r.Nonce:
+		return true
+	case r.Extend:
+		return false
+	}
+	return g.Claim == nil || s.claims.seen(g.Key, g.Revision, time.Now()) >= cmp.Or(g.Claim.For, r.For)
 }
 
 // Save implements grant.Store.
@@ -122,10 +140,7 @@ func (s *Store) Save(ctx context.Context, g grant.Grant) (uint64, error) {
 		}
 		rev, err = s.write(ctx, g, raw)
 	}
-	if conflict(err) {
-		return 0, fmt.Errorf("save grant %s: %w", g.Key, grant.ErrConflict)
-	}
-	if err != nil {
+	if err = told(err); err != nil {
 		return 0, fmt.Errorf("save grant %s: %w", g.Key, err)
 	}
 	return rev, nil
@@ -150,86 +165,66 @@ func (s *Store) revision(ctx context.Context, k grant.Key) (uint64, error) {
 	return entry.Revision(), nil
 }
 
-// Delete implements grant.Store. Nothing of the record stays in the bucket but the mark that it was removed.
+// Delete implements grant.Store. Nothing stays in the bucket: the mark that takes the record's place goes too.
 func (s *Store) Delete(ctx context.Context, k grant.Key, revision uint64) error {
-	if _, err := s.kv.Get(ctx, keyOf(k)); errors.Is(err, jetstream.ErrKeyNotFound) {
-		return fmt.Errorf("delete grant %s: %w", k, grant.ErrNotFound)
-	}
-	err := s.kv.Purge(ctx, keyOf(k), jetstream.LastRevision(revision))
-	if conflict(err) {
-		return fmt.Errorf("delete grant %s: %w", k, grant.ErrConflict)
-	}
-	if err != nil {
+	if err := s.erase(ctx, k, revision); err != nil {
 		return fmt.Errorf("delete grant %s: %w", k, err)
 	}
 	return nil
 }
 
+// erase replaces the record by a mark, since only a write is a compare-and-swap, and then removes the mark. What somebody
+// wrote after the mark has a higher sequence and stays.
+func (s *Store) erase(ctx context.Context, k grant.Key, revision uint64) error {
+	last, err := s.stream.GetLastMsgForSubject(ctx, s.subject(k))
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return grant.ErrNotFound
+	case err != nil:
+		return err
+	case removed(last.Header): // of an erasure that was cut short
+		if err := s.purge(ctx, k, last.Sequence); err != nil {
+			return err
+		}
+		return grant.ErrNotFound
+	}
+	mark := &nats.Msg{Subject: s.subject(k), Header: nats.Header{"KV-Operation": {"PURGE"}, jetstream.MsgRollup: {jetstream.MsgRollupSubject}}}
+	ack, err := s.js.PublishMsg(ctx, mark, jetstream.WithExpectLastSequencePerSubject(revision))
+	if err != nil {
+		return told(err)
+	}
+	return s.purge(ctx, k, ack.Sequence)
+}
+
+// removed reports whether a message with these headers says that the key is gone.
+func removed(h nats.Header) bool {
+	op := h.Get("KV-Operation")
+	return op != "" && op != "PUT"
+}
+
+// purge removes what the key's subject holds up to a sequence.
+func (s *Store) purge(ctx context.Context, k grant.Key, upTo uint64) error {
+	return s.stream.Purge(ctx, jetstream.WithPurgeSubject(s.subject(k)), jetstream.WithPurgeSequence(upTo+1))
+}
+
 // conflict reports whether a compare-and-swap was refused. A replicated bucket says so in other words than a single one.
 func conflict(err error) bool {
-	return errors.Is(err, jetstream.ErrKeyExists) || errors.Is(err, jetstream.ErrKeyRevisionMismatch)
-}
-
-// List implements grant.Store. The cursor is a sequence of the bucket's stream.
-func (s *Store) List(ctx context.Context, cursor string, limit int) (page []grant.Listed, next string, err error) {
-	next, err = s.each(ctx, cursor, limit, func(k grant.Key, m *jetstream.RawStreamMsg, err error) {
-		var g grant.Grant
-		if err == nil {
-			g, err = s.decode(k, m.Data, m.Sequence)
-		}
-		g.Key = k
-		page = append(page, grant.Listed{Grant: g, Err: err})
-	})
-	return page, next, err
-}
-
-// ListDue implements grant.Store. The cursor is a sequence of the bucket's stream.
-func (s *Store) ListDue(ctx context.Context, cursor string, limit int) (page []grant.Due, next string, err error) {
-	next, err = s.each(ctx, cursor, limit, func(k grant.Key, m *jetstream.RawStreamMsg, err error) {
-		var r record
-		if err == nil && json.Unmarshal(m.Data, &r) != nil {
-			r = record{}
-		}
-		d := r.Grant.Due()
-		d.Key = k
-		page = append(page, d)
-	})
-	return page, next, err
-}
-
-// each reads up to limit records from the cursor on. A grant written during a walk moves ahead of it and is met again, so
-// none is missed. Records are read one by one from the stream's leader: a consumer would be quicker, but may sit on a
-// replica that lags behind, and half a walk looks like a whole one.
-func (s *Store) each(
-	ctx context.Context, cursor string, limit int, see func(grant.Key, *jetstream.RawStreamMsg, error),
-) (next string, err error) {
-	at := uint64(1)
-	if cursor != "" {
-		if at, err = strconv.ParseUint(cursor, 10, 64); err != nil {
-			return "", fmt.Errorf("list grants: cursor %q: not one of ours", cursor)
-		}
+	if errors.Is(err, jetstream.ErrKeyExists) || errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
+		return true
 	}
-	for range limit {
-		m, err := s.stream.GetMsg(ctx, at, jetstream.WithGetMsgSubject("$KV."+s.config.Bucket+".>"))
-		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			return "", nil
-		}
-		if err != nil {
-			return "", fmt.Errorf("list grants: %w", err)
-		}
-		if op := m.Header.Get("KV-Operation"); op == "" || op == "PUT" {
-			k, err := s.keyOf(m.Subject)
-			see(k, m, err)
-		}
-		at = m.Sequence + 1
-	}
-	return strconv.FormatUint(at, 10), nil
+	api, ok := errors.AsType[*jetstream.APIError](err)
+	return ok && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant)
 }
 
-func (s *Store) keyOf(subject string) (grant.Key, error) {
-	provider, token, _ := strings.Cut(strings.TrimPrefix(subject, "$KV."+s.config.Bucket+"."), ".")
-	user, err := schema.UnescapeUser(token)
-	return grant.Key{Provider: provider, User: user}, err
+// told is the error of a write as the contract names it.
+func told(err error) error {
+	switch {
+	case conflict(err):
+		return grant.ErrConflict
+	case errors.Is(err, nats.ErrMaxPayload), errors.Is(err, jetstream.ErrStreamMessageExceedsMaximum):
+		return fmt.Errorf("%w: %w", grant.ErrRefused, err)
+	}
+	return err
 }
 
 // record is a grant as it is kept: everything but the key, the revision and the plain pair.
@@ -252,16 +247,18 @@ func (s *Store) encode(g grant.Grant) ([]byte, error) {
 	return json.Marshal(record{Sealed: sealed, Grant: g})
 }
 
+// decode is the inverse of encode. Beside ErrUnreadable it returns all that can be read but the pair.
 func (s *Store) decode(k grant.Key, raw []byte, rev uint64) (grant.Grant, error) {
 	var r record
-	if err := json.Unmarshal(raw, &r); err != nil {
-		return grant.Grant{Key: k, Revision: rev}, fmt.Errorf("record is damaged: %w", err)
-	}
+	damage := json.Unmarshal(raw, &r) // fills what it can
 	g := r.Grant
 	g.Key, g.Revision = k, rev
+	if damage != nil {
+		return g, fmt.Errorf("%w: it is damaged: %w", grant.ErrUnreadable, damage)
+	}
 	pair, err := grant.OpenPair(s.config.Cipher, grant.PurposeStore, k, g.Version, r.Sealed)
 	if err != nil {
-		return g, err
+		return g, fmt.Errorf("%w: %w", grant.ErrUnreadable, err)
 	}
 	g.Pair = pair
 	return g, nil
