@@ -46,7 +46,7 @@ var allowed = map[string]entry{
 	"internal/natskv":     {ours: []string{"schema", "internal/grant"}, modules: []string{nats}},
 	"internal/postgres":   {ours: []string{"schema", "internal/grant"}, modules: []string{pgx, "github.com/pressly/goose/v3", "github.com/exaring/otelpgx", otelT}},
 	"internal/natsd":      {ours: []string{"internal/grant"}, modules: []string{nats, "github.com/nats-io/nats-server/v2", "github.com/nats-io/nkeys"}}, // grant.Secret alone
-	"internal/storetest":  {ours: []string{"schema", "internal/grant"}},
+	"internal/storetest":  {ours: []string{"schema", "internal/grant", "internal/seal"}},
 	"internal/pgtest":     {modules: []string{pgx}},
 	"internal/natstest":   {modules: []string{"github.com/nats-io/nats-server/v2"}},
 	"internal/e2e":        {},

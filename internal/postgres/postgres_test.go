@@ -1,6 +1,7 @@
 package postgres_test
 
 import (
+	"context"
 	"errors"
 	"net/url"
 	"os"
@@ -30,7 +31,58 @@ func open(t testing.TB, url string) *postgres.Store {
 }
 
 func TestStore(t *testing.T) {
-	storetest.Run(t, func(t *testing.T) grant.Store { return open(t, databases.URL(t)) })
+	storetest.Run(t, func(t *testing.T) storetest.Fixture { return fixture(t, databases.URL(t)) })
+}
+
+// fixture looks at records, and damages them, in the table itself.
+func fixture(t *testing.T, url string) storetest.Fixture {
+	return storetest.Fixture{
+		Store: open(t, url),
+		Damage: func(t *testing.T, k grant.Key, d storetest.Damage) {
+			t.Helper()
+			column, value := "state", any(`{"login": 5}`)
+			if d == storetest.LostKey {
+				column, value = "tokens", storetest.LostPair
+			}
+			exec(t, url, "UPDATE renewd.grants SET "+column+" = $3, revision = revision + 1 WHERE provider = $1 AND user_id = $2", k.Provider, k.User, value)
+		},
+		Traces: func(t *testing.T, k grant.Key) int {
+			t.Helper()
+			return len(query(t, url, "SELECT user_id FROM renewd.grants g WHERE g::text LIKE '%' || $1 || '%'", k.User))
+		},
+	}
+}
+
+// query reads one column beside the store.
+func query(t *testing.T, url, sql string, args ...any) []string {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.WithoutCancel(t.Context()))
+	rows, err := conn.Query(t.Context(), sql, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	values, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return values
+}
+
+// exec runs one statement beside the store, or several without arguments.
+func exec(t *testing.T, url, sql string, args ...any) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.WithoutCancel(t.Context()))
+	if _, err := conn.Exec(t.Context(), sql, args...); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // A save whose reply was lost on the way is found stored.

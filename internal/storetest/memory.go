@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/seal"
 )
 
 // Memory is a grant.Store in memory, for tests of what stands on a store. It starts no goroutine and opens no socket, so
@@ -19,43 +20,81 @@ type Memory struct {
 	mu       sync.Mutex
 	revision uint64
 	grants   map[grant.Key]grant.Grant
+	damaged  map[grant.Key]Damage
 }
 
 var _ grant.Store = (*Memory)(nil)
 
 // NewMemory returns an empty store on the given clock.
 func NewMemory(now func() time.Time) *Memory {
-	return &Memory{now: now, grants: map[grant.Key]grant.Grant{}}
+	return &Memory{now: now, grants: map[grant.Key]grant.Grant{}, damaged: map[grant.Key]Damage{}}
+}
+
+// Damage makes the record of k unreadable until it is saved or deleted.
+func (m *Memory) Damage(k grant.Key, d Damage) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.damaged[k] = d
+}
+
+// Traces counts what is kept of k.
+func (m *Memory) Traces(k grant.Key) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := 0
+	if _, ok := m.grants[k]; ok {
+		n++
+	}
+	if _, ok := m.damaged[k]; ok {
+		n++
+	}
+	return n
+}
+
+// read is the record as a caller gets it, with the error that says why it is not whole.
+func (m *Memory) read(k grant.Key) (grant.Grant, error) {
+	g, ok := m.grants[k]
+	if !ok {
+		return grant.Grant{Key: k}, grant.ErrNotFound
+	}
+	switch m.damaged[k] {
+	case LostKey:
+		g.Pair = grant.Pair{}
+		return copied(g), fmt.Errorf("%w: %w", grant.ErrUnreadable, seal.ErrUnknownKey)
+	case Broken:
+		return grant.Grant{Key: k, Revision: g.Revision}, grant.ErrUnreadable
+	}
+	return copied(g), nil
 }
 
 // Load implements grant.Store.
 func (m *Memory) Load(ctx context.Context, k grant.Key) (grant.Grant, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	g, ok := m.grants[k]
-	if !ok {
-		return grant.Grant{}, fmt.Errorf("load grant %s: %w", k, grant.ErrNotFound)
+	g, err := m.read(k)
+	if err != nil {
+		return g, fmt.Errorf("load grant %s: %w", k, err)
 	}
-	return copied(g), context.Cause(ctx)
+	return g, context.Cause(ctx)
 }
 
 // Claim implements grant.Store.
 func (m *Memory) Claim(ctx context.Context, k grant.Key, r grant.ClaimRequest) (grant.Grant, *grant.Claim, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	g, ok := m.grants[k]
-	if !ok {
-		return grant.Grant{}, nil, fmt.Errorf("claim grant %s: %w", k, grant.ErrNotFound)
+	g, err := m.read(k)
+	if err != nil {
+		return g, nil, fmt.Errorf("claim grant %s: %w", k, err)
 	}
 	if err := context.Cause(ctx); err != nil {
 		return grant.Grant{}, nil, err
 	}
 	prior, now := g.Claim, m.now()
-	if prior != nil && prior.Nonce != r.Nonce && now.Before(prior.Until) {
+	mine := prior != nil && prior.Nonce == r.Nonce
+	if !mine && (r.Extend || prior != nil && now.Before(prior.Until)) {
 		return grant.Grant{}, nil, fmt.Errorf("claim grant %s: %w", k, grant.ErrClaimed)
 	}
-	used := r.Presented || prior != nil && prior.Nonce == r.Nonce && prior.Presented
-	g.Claim = &grant.Claim{Nonce: r.Nonce, Until: now.Add(r.For), Fingerprint: g.Fingerprint(), Cause: r.Cause, Presented: used}
+	g.Claim = r.On(g, now)
 	m.put(&g)
 	return copied(g), prior, nil
 }
@@ -86,6 +125,7 @@ func (m *Memory) Delete(_ context.Context, k grant.Key, revision uint64) error {
 		return fmt.Errorf("delete grant %s: %w", k, grant.ErrConflict)
 	}
 	delete(m.grants, k)
+	delete(m.damaged, k)
 	return nil
 }
 
@@ -116,7 +156,8 @@ func (m *Memory) List(_ context.Context, cursor string, limit int) (page []grant
 		if len(page) == limit {
 			return page, name(page[limit-1].Key), nil
 		}
-		page = append(page, grant.Listed{Grant: copied(m.grants[k])})
+		g, err := m.read(k)
+		page = append(page, grant.Listed{Grant: g, Err: err})
 	}
 	return page, "", nil
 }
@@ -125,6 +166,7 @@ func (m *Memory) put(g *grant.Grant) {
 	m.revision++
 	g.Revision = m.revision
 	m.grants[g.Key] = copied(*g)
+	delete(m.damaged, g.Key)
 }
 
 // copied keeps what a caller does to its record out of the store.

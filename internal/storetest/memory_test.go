@@ -9,5 +9,12 @@ import (
 )
 
 func TestMemory(t *testing.T) {
-	storetest.Run(t, func(*testing.T) grant.Store { return storetest.NewMemory(time.Now) })
+	storetest.Run(t, func(*testing.T) storetest.Fixture {
+		m := storetest.NewMemory(time.Now)
+		return storetest.Fixture{
+			Store:  m,
+			Damage: func(_ *testing.T, k grant.Key, d storetest.Damage) { m.Damage(k, d) },
+			Traces: func(_ *testing.T, k grant.Key) int { return m.Traces(k) },
+		}
+	})
 }

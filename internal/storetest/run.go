@@ -13,8 +13,30 @@ import (
 	"time"
 
 	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/seal"
 	"github.com/renewd/renewd/schema"
 )
+
+// Fixture is an empty store under test, and what Run may do to it behind its back.
+type Fixture struct {
+	grant.Store
+	// Damage does to the stored record of k what d says. The record stays there.
+	Damage func(t *testing.T, k grant.Key, d Damage)
+	// Traces counts what of k is left in the store's own files and tables, whatever the store says of it.
+	Traces func(t *testing.T, k grant.Key) int
+}
+
+// Damage is a way in which a record cannot be read.
+type Damage string
+
+// The damages that a store must live with.
+const (
+	LostKey Damage = "no key opens it" // its pair is LostPair
+	Broken  Damage = "it is damaged"   // less than all of it decodes
+)
+
+// LostPair is a sealed pair for which Cipher has lost the key.
+var LostPair = []byte("sealed with a key that is gone")
 
 // Cipher is a stand-in for a keyring: it binds to the associated data and hides the plaintext from a search, no more.
 type Cipher struct{}
@@ -30,6 +52,9 @@ func (Cipher) Seal(plain, associated []byte) ([]byte, error) {
 
 // Open implements grant.Cipher.
 func (Cipher) Open(sealed, associated []byte) ([]byte, error) {
+	if bytes.Equal(sealed, LostPair) {
+		return nil, seal.ErrUnknownKey
+	}
 	rest, ok := bytes.CutPrefix(sealed, append([]byte(fmt.Sprintf("%d:", len(associated))), associated...))
 	if !ok {
 		return nil, errors.New("sealed for something else")
@@ -56,7 +81,7 @@ func Full(k grant.Key) grant.Grant {
 			ExpiresAt: at(2), Lifetime: 30 * time.Minute, SentAt: at(3), Parent: "parent",
 		},
 		Verdict: &grant.Verdict{Reason: schema.ReasonRevoked, Code: "invalid_grant", Fingerprint: "f", At: at(4), Confirmed: true},
-		Claim:   &grant.Claim{Nonce: "n", Until: at(5), Fingerprint: "f", Cause: cause, Presented: true},
+		Claim:   &grant.Claim{Nonce: "n", Until: at(5), For: time.Millisecond, Fingerprint: "f", Cause: cause, Presented: true},
 		Doubt:   &grant.Doubt{Fingerprint: "f", Since: at(6)},
 		SavedBy: "nonce", Cause: cause, BeganAt: at(7), Progress: grant.Synced,
 		Pending:   &grant.Pending{ID: "o1", Type: schema.UserSynced, Data: json.RawMessage(`{"a":[1,2,{"b":null}]}`), Stale: true},
@@ -82,7 +107,7 @@ func Profile(p schema.Profile) grant.Profile {
 
 // Run holds a store against the contract. open returns an empty store of its own for each call; it is closed by the
 // test's cleanup.
-func Run(t *testing.T, open func(t *testing.T) grant.Store) {
+func Run(t *testing.T, open func(t *testing.T) Fixture) {
 	for name, test := range map[string]func(*testing.T, grant.Store){
 		"every field comes back":                       testRoundTrip,
 		"odd ids are kept apart":                       testIDs,
@@ -92,6 +117,8 @@ func Run(t *testing.T, open func(t *testing.T) grant.Store) {
 		"a save never brings an erased grant back":     testErased,
 		"a claim is exclusive until it runs out":       testClaim,
 		"a claim makes an older save conflict":         testClaimFences,
+		"an extension never takes a claim":             testExtension,
+		"a claim names the token about to be sent":     testClaimFingerprint,
 		"100 goroutines lose nothing":                  testContention,
 		"one of many inserts wins":                     testInsertRace,
 		"a walk meets every grant":                     testList,
@@ -101,7 +128,17 @@ func Run(t *testing.T, open func(t *testing.T) grant.Store) {
 	} {
 		t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
 			t.Parallel()
-			test(t, open(t))
+			test(t, open(t).Store)
+		})
+	}
+	t.Run("nothing-stays-of-an-erased-grant", func(t *testing.T) {
+		t.Parallel()
+		testTraces(t, open(t))
+	})
+	for _, d := range []Damage{LostKey, Broken} {
+		t.Run("unreadable-since-"+strings.ReplaceAll(string(d), " ", "-"), func(t *testing.T) {
+			t.Parallel()
+			testUnreadable(t, open(t), d)
 		})
 	}
 }
@@ -267,7 +304,7 @@ func testClaim(t *testing.T, s grant.Store) {
 	g := Full(jane)
 	g.Claim = nil
 	g = insert(t, s, g)
-	cause := schema.Cause{ID: "c", Type: schema.CauseTimer, Time: at(1)}
+	cause := Full(jane).Cause
 	got, prior, err := s.Claim(t.Context(), jane, grant.ClaimRequest{Nonce: "a", For: time.Hour, Cause: cause, Presented: true})
 	must(t, err)
 	if prior != nil || got.Claim.Nonce != "a" || got.Claim.Fingerprint != g.Fingerprint() || got.Claim.Cause != cause || !got.Claim.Presented {
@@ -464,4 +501,72 @@ func testDelete(t *testing.T, s grant.Store) {
 	wantErr(t, s.Delete(t.Context(), jane, g.Revision+1), grant.ErrConflict)
 	must(t, s.Delete(t.Context(), jane, g.Revision))
 	wantErr(t, s.Delete(t.Context(), jane, g.Revision), grant.ErrNotFound)
+}
+
+func testExtension(t *testing.T, s grant.Store) {
+	extension := grant.ClaimRequest{Nonce: "a", For: time.Hour, Extend: true, Presented: true}
+	_, _, err := s.Claim(t.Context(), jane, extension)
+	wantErr(t, err, grant.ErrNotFound)
+	g := Full(jane)
+	g.Claim = nil
+	g = insert(t, s, g)
+	refused := func(revision uint64) {
+		t.Helper()
+		_, _, err := s.Claim(t.Context(), jane, extension)
+		wantErr(t, err, grant.ErrClaimed)
+		got, err := s.Load(t.Context(), jane)
+		must(t, err)
+		if got.Revision != revision || got.Claim != nil && got.Claim.Nonce == extension.Nonce {
+			t.Errorf("it left revision %d and claim %+v, want %d", got.Revision, got.Claim, revision)
+		}
+	}
+	refused(g.Revision)
+	_, _, err = s.Claim(t.Context(), jane, grant.ClaimRequest{Nonce: "a", For: time.Hour})
+	must(t, err)
+	g, prior, err := s.Claim(t.Context(), jane, extension)
+	must(t, err)
+	if prior == nil || prior.Nonce != "a" || prior.Presented || !g.Claim.Presented {
+		t.Errorf("extended %+v after %+v", g.Claim, prior)
+	}
+	g.Claim = nil
+	rev, err := s.Save(t.Context(), g)
+	must(t, err)
+	refused(rev)
+	other, _, err := s.Claim(t.Context(), jane, grant.ClaimRequest{Nonce: "b", For: time.Millisecond})
+	must(t, err)
+	refused(other.Revision) // also once that one has run out
+	<-time.After(5 * time.Millisecond)
+	refused(other.Revision)
+}
+
+func testClaimFingerprint(t *testing.T, s grant.Store) {
+	g := Full(jane)
+	g.Claim = nil
+	insert(t, s, g)
+	for _, want := range []string{"of another token", g.Fingerprint()} {
+		r := grant.ClaimRequest{Nonce: "a", For: time.Hour}
+		if want != g.Fingerprint() {
+			r.Fingerprint = want
+		}
+		got, _, err := s.Claim(t.Context(), jane, r)
+		must(t, err)
+		stored, err := s.Load(t.Context(), jane)
+		must(t, err)
+		if got.Claim.Fingerprint != want || stored.Claim.Fingerprint != want {
+			t.Errorf("claimed for %q, stored %q, want %q", got.Claim.Fingerprint, stored.Claim.Fingerprint, want)
+		}
+	}
+}
+
+func testTraces(t *testing.T, f Fixture) {
+	for range 2 {
+		g := insert(t, f, Full(jane))
+		if f.Traces(t, jane) == 0 {
+			t.Fatal("what Traces counts is not there in the first place")
+		}
+		must(t, f.Delete(t.Context(), jane, g.Revision))
+		if n := f.Traces(t, jane); n != 0 {
+			t.Errorf("%d traces of the user stay", n)
+		}
+	}
 }

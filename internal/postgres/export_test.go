@@ -1,0 +1,52 @@
+package postgres
+
+import (
+	"github.com/renewd/renewd/internal/grant"
+)
+
+// together runs calls as one batch and returns the error of each.
+func together[In, Out any](b *batcher[In, Out], ins []In, of func(Out) error) []error {
+	batch := make([]*call[In, Out], len(ins))
+	for i, in := range ins {
+		batch[i] = &call[In, Out]{in: in, done: make(chan struct{})}
+	}
+	b.answer(batch)
+	errs := make([]error, len(ins))
+	for i, c := range batch {
+		if errs[i] = c.err; c.err == nil {
+			errs[i] = of(c.out)
+		}
+	}
+	return errs
+}
+
+// LoadTogether loads in one batch.
+func (s *Store) LoadTogether(keys []grant.Key) []error {
+	return together(&s.loads, keys, func(r *row) error {
+		if r == nil {
+			return grant.ErrNotFound
+		}
+		return nil
+	})
+}
+
+// ClaimTogether claims in one batch.
+func (s *Store) ClaimTogether(keys []grant.Key, r grant.ClaimRequest) []error {
+	claims := make([]claim, len(keys))
+	for i, k := range keys {
+		claims[i] = claim{k, r}
+	}
+	return together(&s.claims, claims, func(c claimed) error { return c.err })
+}
+
+// SaveTogether saves in one batch.
+func (s *Store) SaveTogether(grants []grant.Grant) ([]error, error) {
+	rows := make([]*row, len(grants))
+	for i, g := range grants {
+		var err error
+		if rows[i], err = rowOf(s.cipher, g); err != nil {
+			return nil, err
+		}
+	}
+	return together(&s.saves, rows, func(refused error) error { return refused }), nil
+}
