@@ -18,8 +18,8 @@ var (
 	// it is damaged. What could be read comes back beside the error, Key and Revision always. It stays so for as long as
 	// the record and the keyring do: trying again alone is no use.
 	ErrUnreadable = errors.New("record cannot be read")
-	// ErrRefused: the store works, and refuses this record or key as it is: malformed text, or too much of it. Nothing was
-	// written, and trying again with the same is no use.
+	// ErrRefused: the store works, and refuses this record or key as it is: malformed text, or too
+	// much of it. Nothing was written, and trying again with the same is no use.
 	ErrRefused = errors.New("the store refuses this record as it is")
 )
 
@@ -56,11 +56,12 @@ type Store interface {
 	// Load returns the record, or ErrNotFound, or what is readable of it and ErrUnreadable.
 	Load(ctx context.Context, k Key) (Grant, error)
 
-	// Claim takes or extends the claim and returns the record as it is now, in one atomic step. ErrClaimed if another nonce
-	// holds a claim that has not run out by the store's clock; ErrNotFound; ErrUnreadable, which leaves no claim behind.
-	// A store without a clock of its own lets a claim run out later than at Until, never sooner, and says ErrClaimed until
-	// then. The claim's Fingerprint is the request's, or else that of the refresh token stored at that moment. prior is the
-	// claim that was there before, run out or mine; nil if there was none.
+	// Claim takes or extends the claim and returns the record as it is now, in one atomic step.
+	// ErrClaimed if another nonce holds a claim that has not run out by the store's clock;
+	// ErrNotFound; ErrUnreadable, which leaves no claim behind. A store without a clock of its own
+	// lets a claim run out later than at Until, never sooner, and says ErrClaimed until then. The
+	// claim's Fingerprint is the request's, or else that of the refresh token stored at that
+	// moment. prior is the claim that was there before, run out or mine; nil if there was none.
 	Claim(ctx context.Context, k Key, r ClaimRequest) (g Grant, prior *Claim, err error)
 
 	// Save replaces the record, including its claim, if its revision is still g.Revision; otherwise ErrConflict (also when

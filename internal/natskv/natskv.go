@@ -4,9 +4,10 @@
 // revision of the key is the grant's, so every write is a compare-and-swap by the server. The bucket must be read through
 // its leader only (no direct reads): a replica may answer with what was true a moment ago.
 //
-// The package never calls a provider and never decides anything about a grant. A Store is safe for concurrent use, also
-// from many processes. A claim of somebody else runs out when this Store has seen it unchanged for as long as it lasts, so
-// that no clock which is set wrong, or set anew, ends a claim that is alive.
+// The package never calls a provider and never decides anything about a grant. A Store is safe for
+// concurrent use, also from many processes. A claim of somebody else runs out when this Store has
+// seen it unchanged for as long as it lasts, so that no clock which is set wrong, or set anew, ends
+// a claim that is alive.
 package natskv
 
 import (
@@ -110,7 +111,8 @@ func (s *Store) Claim(ctx context.Context, k grant.Key, r grant.ClaimRequest) (g
 	return grant.Grant{Key: k}, nil, fmt.Errorf("claim grant %s: %w: too many writers", k, grant.ErrClaimed)
 }
 
-// free reports whether r may have the claim on g: it is r's own, or r may take one and there is none, or it has run out.
+// free reports whether r may have the claim on g: it is r's own, or r may take one and there is
+// none, or it has run out.
 func (s *Store) free(g grant.Grant, r grant.ClaimRequest) bool {
 	switch {
 	case g.Claim != nil && g.Claim.Nonce == r.Nonce:
@@ -165,7 +167,8 @@ func (s *Store) revision(ctx context.Context, k grant.Key) (uint64, error) {
 	return entry.Revision(), nil
 }
 
-// Delete implements grant.Store. Nothing stays in the bucket: the mark that takes the record's place goes too.
+// Delete implements grant.Store. Nothing stays in the bucket: the mark that takes the record's
+// place goes too.
 func (s *Store) Delete(ctx context.Context, k grant.Key, revision uint64) error {
 	if err := s.erase(ctx, k, revision); err != nil {
 		return fmt.Errorf("delete grant %s: %w", k, err)
@@ -173,8 +176,8 @@ func (s *Store) Delete(ctx context.Context, k grant.Key, revision uint64) error 
 	return nil
 }
 
-// erase replaces the record by a mark, since only a write is a compare-and-swap, and then removes the mark. What somebody
-// wrote after the mark has a higher sequence and stays.
+// erase replaces the record by a mark, since only a write is a compare-and-swap, and then removes
+// the mark. What somebody wrote after the mark has a higher sequence and stays.
 func (s *Store) erase(ctx context.Context, k grant.Key, revision uint64) error {
 	last, err := s.stream.GetLastMsgForSubject(ctx, s.subject(k))
 	switch {
@@ -207,7 +210,8 @@ func (s *Store) purge(ctx context.Context, k grant.Key, upTo uint64) error {
 	return s.stream.Purge(ctx, jetstream.WithPurgeSubject(s.subject(k)), jetstream.WithPurgeSequence(upTo+1))
 }
 
-// conflict reports whether a compare-and-swap was refused. A replicated bucket says so in other words than a single one.
+// conflict reports whether a compare-and-swap was refused. A replicated bucket says so in other
+// words than a single one.
 func conflict(err error) bool {
 	if errors.Is(err, jetstream.ErrKeyExists) || errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
 		return true
@@ -247,7 +251,8 @@ func (s *Store) encode(g grant.Grant) ([]byte, error) {
 	return json.Marshal(record{Sealed: sealed, Grant: g})
 }
 
-// decode is the inverse of encode. Beside ErrUnreadable it returns all that can be read but the pair.
+// decode is the inverse of encode. Beside ErrUnreadable it returns all that can be read but the
+// pair.
 func (s *Store) decode(k grant.Key, raw []byte, rev uint64) (grant.Grant, error) {
 	var r record
 	damage := json.Unmarshal(raw, &r) // fills what it can

@@ -142,8 +142,9 @@ func prefixed(t *testing.T, prefix string) schema.Subjects {
 	return subjects
 }
 
-// settled opens a bucket of its own on the cluster and uses it once: right after its creation not every node knows of it,
-// and a write that was sent twice conflicts with itself. Callers look then; the suite does not.
+// settled opens a bucket of its own on the cluster and uses it once: right after its creation not
+// every node knows of it, and a write that was sent twice conflicts with itself. Callers look then;
+// the suite does not.
 func settled(t *testing.T, js jetstream.JetStream, prefix string) (*natskv.Store, error) {
 	t.Helper()
 	subjects := prefixed(t, prefix)

@@ -25,7 +25,8 @@ func TestSightingsStartAnewWithEachRevision(t *testing.T) {
 	}
 }
 
-// However many claims there are, what is remembered stays bounded, and what is asked for again and again is not forgotten.
+// However many claims there are, what is remembered stays bounded, and what is asked for again and
+// again is not forgotten.
 func TestSightingsAreBounded(t *testing.T) {
 	var s sightings
 	start := time.Now()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -47,8 +48,8 @@ func (s *Store) keyOf(subject string) (grant.Key, error) {
 	return grant.Key{Provider: provider, User: user}, err
 }
 
-// place is where a walk stands: the next sequence to look at, how many sequences there lately were for one record, and how
-// many sweeps in a row have come to the end.
+// place is where a walk stands: the next sequence to look at, how many sequences there lately were
+// for one record, and how many sweeps in a row have come to the end.
 type place struct{ at, stride, ends uint64 }
 
 func (p place) String() string { return fmt.Sprintf("%d.%d.%d", p.at, p.stride, p.ends) }
@@ -63,18 +64,18 @@ func placeOf(cursor string) (p place, err error) {
 	return p, nil
 }
 
-// endsMost is after how many sweeps in a row that came to the end a walk ends. Who was not met in any of them would have
-// been written in each, just before it was looked at: a renewal writes its grant a handful of times, not that often within
-// milliseconds.
+// endsMost is after how many sweeps in a row that came to the end a walk ends. Who was not met in
+// any of them would have been written in each, just before it was looked at: a renewal writes its
+// grant a handful of times, not that often within milliseconds.
 const endsMost = 16
 
-// each shows up to limit records from the cursor on. They are read from the stream's leader, one by one but many at a time:
-// a consumer may sit on a replica that lags behind, and half a walk looks like a whole one.
+// each shows up to limit records from the cursor on.
 //
-// A record that is written during a walk moves behind the last sequence, ahead of the walk. None is missed, since a sweep
-// never looks beyond what was the last sequence when it began. The walk ends with a sweep that comes to the end and finds
-// every sequence up to there in its place: whoever was not met by then was nowhere. So it need not wait for a moment in
-// which nobody writes, and endsMost bounds it in any case.
+// A record that is written during a walk moves behind the last sequence, ahead of the walk. None is
+// missed, since a sweep never looks beyond what was the last sequence when it began. The walk ends
+// with a sweep that comes to the end and finds every sequence up to there in its place: whoever was
+// not met by then was nowhere. So it need not wait for a moment in which nobody writes, and
+// endsMost bounds it in any case.
 func (s *Store) each(
 	ctx context.Context, cursor string, limit int, see func(grant.Key, *jetstream.RawStreamMsg, error),
 ) (next string, err error) {
@@ -83,15 +84,19 @@ func (s *Store) each(
 		return "", err
 	}
 	for seen := 0; seen <= limit/2; {
-		first, last, err := s.ends(ctx)
+		now, err := s.js.Stream(ctx, "KV_"+s.config.Bucket)
 		if err != nil {
 			return "", fmt.Errorf("list grants: %w", err)
 		}
-		from := max(p.at, first)
+		info := now.CachedInfo()
+		from, last := max(p.at, info.State.FirstSeq), info.State.LastSeq
 		if from > last {
 			return "", nil
 		}
-		found, next, err := s.sweep(ctx, from, last, p.stride, limit-seen)
+		found, next, ok := s.pull(ctx, info.Config.Replicas, from, last, limit-seen)
+		if !ok {
+			found, next, err = s.sweep(ctx, from, last, p.stride, limit-seen)
+		}
 		if err != nil {
 			return "", fmt.Errorf("list grants: %w", err)
 		}
@@ -114,24 +119,63 @@ func (s *Store) each(
 	return p.String(), nil
 }
 
-// ends are the first and the last sequence of the bucket, as its leader knows them now.
-func (s *Store) ends(ctx context.Context) (first, last uint64, err error) {
-	now, err := s.js.Stream(ctx, "KV_"+s.config.Bucket)
-	if err != nil {
-		return 0, 0, err
+// pull is sweep by a consumer, several times as quick. It is good for a stream of one replica only,
+// where it reads the same files as the leader: elsewhere it may sit on a replica that lags behind,
+// and half a walk looks like a whole one. ok: what was found has no hole, and leads on.
+func (s *Store) pull(ctx context.Context, replicas int, from, last uint64, most int) (
+	found []*jetstream.RawStreamMsg, next uint64, ok bool,
+) {
+	if replicas > 1 || most < laneLeast {
+		return nil, 0, false
 	}
-	state := now.CachedInfo().State
-	return state.FirstSeq, state.LastSeq, nil
+	c, err := s.stream.CreateConsumer(ctx, jetstream.ConsumerConfig{
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: from, AckPolicy: jetstream.AckNonePolicy,
+		MemoryStorage: true, InactiveThreshold: pullsFor,
+	})
+	if err != nil {
+		return nil, 0, false
+	}
+	defer func() { _ = s.stream.DeleteConsumer(ctx, c.CachedInfo().Name) }() // or it goes by itself
+	pending := c.CachedInfo().NumPending
+	batch, err := c.FetchNoWait(most)
+	if err != nil {
+		return nil, 0, false
+	}
+	next = from
+	for m := range batch.Messages() {
+		about, err := m.Metadata()
+		if err != nil || about.Sequence.Consumer != uint64(len(found))+1 {
+			break
+		}
+		if pending = about.NumPending; about.Sequence.Stream > last {
+			return found, last + 1, true
+		}
+		found = append(found, &jetstream.RawStreamMsg{
+			Subject: m.Subject(), Sequence: about.Sequence.Stream, Header: m.Headers(), Data: m.Data(),
+		})
+		next = about.Sequence.Stream + 1
+	}
+	if pending == 0 && batch.Error() == nil {
+		next = last + 1
+	}
+	return found, next, next > from
 }
+
+// pullsFor is how long a consumer stays that could not be deleted.
+const pullsFor = 10 * time.Second
 
 const (
 	lanesMost = 32 // reads under way at a time
 	laneLeast = 8  // records that are worth a lane
 )
 
-// sweep reads at most most messages, in order, from a sequence on, none after last, and says where the next sweep starts.
-// Each lane reads a stretch of sequences in which, by stride, there are half as many messages as it may read.
-func (s *Store) sweep(ctx context.Context, from, last, stride uint64, most int) (found []*jetstream.RawStreamMsg, next uint64, err error) {
+// sweep reads at most most messages, in order, from a sequence on, none after last, and says where
+// the next sweep starts. They come from the stream's leader, one by one but many at a time. Each
+// lane reads a stretch of sequences in which, by stride, there are half as many messages as it may
+// read.
+func (s *Store) sweep(ctx context.Context, from, last, stride uint64, most int) (
+	found []*jetstream.RawStreamMsg, next uint64, err error,
+) {
 	lanes := make([]lane, min(max(most/laneLeast, 1), lanesMost))
 	quota := most / len(lanes)
 	width := max(uint64(quota), uint64(quota)*stride/2)
@@ -157,7 +201,8 @@ func (s *Store) sweep(ctx context.Context, from, last, stride uint64, most int) 
 	return found, next, nil
 }
 
-// lane is what was found in one stretch, and the first sequence that was not looked at. cut: quota was not enough.
+// lane is what was found in one stretch, and the first sequence that was not looked at. cut: quota
+// was not enough.
 type lane struct {
 	found []*jetstream.RawStreamMsg
 	next  uint64

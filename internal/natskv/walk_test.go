@@ -30,7 +30,8 @@ func (d disturbed) Stream(ctx context.Context, name string) (jetstream.Stream, e
 	return s, err
 }
 
-// A walk ends though somebody writes at any moment, and meets each grant, also those that move from under its eyes.
+// A walk ends though somebody writes at any moment, and meets each grant, also those that move from
+// under its eyes.
 func TestWalkEndsWhileOthersWrite(t *testing.T) {
 	const grants = 200
 	js := server(t)
@@ -117,8 +118,8 @@ func remote(b *testing.B) jetstream.JetStream {
 	return js
 }
 
-// BenchmarkWalk lists when each of 100,000 grants is due, as the reconciler does, after each was rewritten once, in another
-// order, so that the walk goes over gaps.
+// BenchmarkWalk lists when each of 100,000 grants is due, as the reconciler does, after each was
+// rewritten once, in another order, so that the walk goes over gaps.
 func BenchmarkWalk(b *testing.B) {
 	const grants, writers = 100_000, 64
 	s := open(b, remote(b), 1)

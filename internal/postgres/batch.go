@@ -68,8 +68,8 @@ func (b *batcher[In, Out]) work() {
 	}
 }
 
-// answer runs a batch. One that the database refuses for what a call brings is run again by halves, so that this call
-// fails alone.
+// answer runs a batch. One that the database refuses for what a call brings is run again by halves,
+// so that this call fails alone.
 func (b *batcher[In, Out]) answer(batch []*call[In, Out]) {
 	ins := make([]In, len(batch))
 	for i, c := range batch {

@@ -24,8 +24,9 @@ func saved(t *testing.T, s grant.Store, user string) grant.Grant {
 	return g
 }
 
-// rolledBack makes the next update of a grant fail as a lost serialization when it commits, after it has returned its rows,
-// and each later one change nothing: as if somebody else had written the row in between.
+// rolledBack makes the next update of a grant fail as a lost serialization when it commits, after
+// it has returned its rows, and each later one change nothing: as if somebody else had written the
+// row in between.
 const rolledBack = `CREATE SEQUENCE renewd.tries;
 	CREATE FUNCTION renewd.once() RETURNS trigger LANGUAGE plpgsql AS $$
 		BEGIN IF nextval('renewd.tries') = 1 THEN RETURN NEW; END IF; RETURN NULL; END $$;

@@ -148,7 +148,8 @@ func (s *Store) Load(ctx context.Context, k grant.Key) (grant.Grant, error) {
 	return g, nil
 }
 
-// Claim implements grant.Store. Whether a record can be read shows only once it is claimed: then the claim is given back.
+// Claim implements grant.Store. Whether a record can be read shows only once it is claimed: then
+// the claim is given back.
 func (s *Store) Claim(ctx context.Context, k grant.Key, r grant.ClaimRequest) (grant.Grant, *grant.Claim, error) {
 	g := grant.Grant{Key: k}
 	var prior *grant.Claim

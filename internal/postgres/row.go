@@ -50,7 +50,8 @@ type state struct {
 	Login     grant.Order    `json:"login,omitzero"`
 }
 
-// claimRest is what of a claim has no column of its own. Presented is last and always there: claimSQL reads it off the end.
+// claimRest is what of a claim has no column of its own. Presented is last and always there:
+// claimSQL reads it off the end.
 type claimRest struct {
 	Fingerprint string        `json:"fingerprint"`
 	Cause       schema.Cause  `json:"cause"`

@@ -33,8 +33,8 @@ func (s *Store) retried(run func(ctx context.Context) error) error {
 	return told(err)
 }
 
-// told is err, as ErrRefused if the database works and refuses what it was given: class 22 is malformed data, 54 more than
-// it can hold.
+// told is err, as ErrRefused if the database works and refuses what it was given: class 22 is
+// malformed data, 54 more than it can hold.
 func told(err error) error {
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && (strings.HasPrefix(pg.Code, "22") || strings.HasPrefix(pg.Code, "54")) {
 		return fmt.Errorf("%w: %w", grant.ErrRefused, err)
@@ -107,9 +107,10 @@ func (c claimed) grant(cipher grant.Cipher) (g grant.Grant, prior *grant.Claim, 
 	return g, prior, nil
 }
 
-// claimSQL claims those that are free. What it returns of the claim before was read before the row was locked, hence the
-// comparison of revisions: whoever loses that race tries again. That a claim was presented is read off the end of its text:
-// JSON with a user's text in it may hold what PostgreSQL cannot take apart (\u0000).
+// claimSQL claims those that are free. What it returns of the claim before was read before the row
+// was locked, hence the comparison of revisions: whoever loses that race tries again. That a claim
+// was presented is read off the end of its text: JSON with a user's text in it may hold what
+// PostgreSQL cannot take apart (\u0000).
 const claimSQL = `WITH r AS (
 		SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::text[], $6::bool[], $7::text[], $8::bool[])
 			AS r(provider, user_id, nonce, seconds, cause, presented, fingerprint, extend)
@@ -227,8 +228,8 @@ func (s *Store) holders(of []grant.Key) (found map[grant.Key]holder, err error) 
 	})
 }
 
-// unclaimed tells apart, of those that were not claimed, those that are not there, those that may not be claimed, and those
-// that somebody wrote just then; these it returns.
+// unclaimed tells apart, of those that were not claimed, those that are not there, those that may
+// not be claimed, and those that somebody wrote just then; these it returns.
 func (s *Store) unclaimed(in []claim, done map[grant.Key]claimed) (raced []claim, err error) {
 	var left []claim
 	var missing []grant.Key
@@ -258,12 +259,13 @@ func (s *Store) unclaimed(in []claim, done map[grant.Key]claimed) (raced []claim
 	return raced, nil
 }
 
-// unclaimSQL puts the claim back that was there before, if the row is still as the claim of this nonce left it.
+// unclaimSQL puts the claim back that was there before, if the row is still as the claim of this
+// nonce left it.
 const unclaimSQL = `UPDATE renewd.grants SET revision = revision + 1, claim_nonce = $5, claim_until = $6, claim = $7::text::json
 	WHERE provider = $1 AND user_id = $2 AND revision = $3 AND claim_nonce = $4`
 
-// unclaim gives back what nonce has just claimed of g, whose claim was prior before, also when ctx has ended. If somebody
-// else wrote meanwhile there is nothing to give back.
+// unclaim gives back what nonce has just claimed of g, whose claim was prior before, also when ctx
+// has ended. If somebody else wrote meanwhile there is nothing to give back.
 func (s *Store) unclaim(ctx context.Context, g *grant.Grant, nonce string, prior claimRow) error {
 	if prior.nonce != nil && *prior.nonce == nonce {
 		prior = claimRow{} // an earlier try's, which could not be given back

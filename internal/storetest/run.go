@@ -22,7 +22,8 @@ type Fixture struct {
 	grant.Store
 	// Damage does to the stored record of k what d says. The record stays there.
 	Damage func(t *testing.T, k grant.Key, d Damage)
-	// Traces counts what of k is left in the store's own files and tables, whatever the store says of it.
+	// Traces counts what of k is left in the store's own files and tables, whatever the store says
+	// of it.
 	Traces func(t *testing.T, k grant.Key) int
 }
 

@@ -9,8 +9,8 @@ import (
 	"github.com/renewd/renewd/internal/seal"
 )
 
-// testUnreadable holds f against the contract for a record that cannot be read: it says so in all calls, hinders nobody
-// else's, holds no claim, and is overwritten and deleted like any other.
+// testUnreadable holds f against the contract for a record that cannot be read: it says so in all
+// calls, hinders nobody else's, holds no claim, and is overwritten and deleted like any other.
 func testUnreadable(t *testing.T, f Fixture, d Damage) {
 	want := insert(t, f, Full(jane))
 	well := grant.Key{Provider: jane.Provider, User: "zoe"}
@@ -52,7 +52,8 @@ func testUnreadable(t *testing.T, f Fixture, d Damage) {
 	wantErr(t, err, grant.ErrNotFound)
 }
 
-// wantUnreadable wants the error, and all of the record but its tokens where only they cannot be read.
+// wantUnreadable wants the error, and all of the record but its tokens where only they cannot be
+// read.
 func wantUnreadable(t *testing.T, want, got grant.Grant, err error, d Damage) {
 	t.Helper()
 	wantErr(t, err, grant.ErrUnreadable)
