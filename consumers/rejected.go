@@ -1,6 +1,7 @@
 package consumers
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
@@ -16,16 +17,18 @@ import (
 const unparsed = "unknown"
 
 // Rejected is the message.rejected that answers a command nobody could understand. It names the message's subject, the
-// field at fault and what to do, and never holds anything of the body. Its id is that of the message, so a redelivery
-// rejects the same command under the same id.
+// field at fault and what to do, and holds nothing of the body but the source and id of a structured event. Its cause is the
+// event as its publisher named it, or the message where that cannot be read; its id is of both, so a redelivery rejects the
+// same command under the same id.
 func Rejected(subjects schema.Subjects, m *Message, cause error, source string, now time.Time) schema.Event {
 	addr, err := subjects.Parse(m.Subject)
 	if err != nil {
 		addr = nearest(subjects, m.Subject, addr)
 	}
-	id := fmt.Sprintf("%s-%d", m.Stream, m.Sequence)
+	place := fmt.Sprintf("%s-%d", m.Stream, m.Sequence)
+	from, id := schema.Origin(m.Header, m.Data)
 	data := schema.Rejected{
-		Cause:   schema.Cause{ID: eventID(m, id), Type: addr.Type, Time: m.Time.UTC()},
+		Cause:   schema.Cause{ID: cmp.Or(id, place), Type: addr.Type, Source: from, Time: m.Time.UTC()},
 		Subject: clip(m.Subject, 512), Reason: schema.RejectData, Message: "see the message",
 	}
 	if bad, ok := errors.AsType[*schema.Malformed](cause); ok {
@@ -37,19 +40,13 @@ func Rejected(subjects schema.Subjects, m *Message, cause error, source string, 
 	if err != nil {
 		panic("consumers: encode rejection: " + err.Error()) // a struct of this module: cannot happen
 	}
-	sum := sha256.Sum256([]byte("renewd rejected\x00" + id + "\x00" + m.Time.UTC().Format(time.RFC3339Nano)))
+	sum := sha256.Sum256([]byte(strings.Join([]string{
+		"renewd rejected", place, m.Time.UTC().Format(time.RFC3339Nano), from, id,
+	}, "\x00")))
 	return schema.Event{
 		ID: base64.RawURLEncoding.EncodeToString(sum[:16]), Source: source, Type: schema.MessageRejected,
 		Provider: addr.Provider, User: addr.User, Time: now.UTC(), Data: raw,
 	}
-}
-
-// eventID is the id that the publisher gave the event, if it is one that Decode would take; else the message's own.
-func eventID(m *Message, otherwise string) string {
-	if id := m.Header.Get("ce-id"); id != "" && schema.CheckUser(id) == nil {
-		return id
-	}
-	return otherwise
 }
 
 // nearest reads what it can of a malformed subject, so that the rejection lands where its publisher looks for it: an

@@ -41,11 +41,13 @@ func (t Tokens) MarshalJSON() ([]byte, error) { return []byte(`"[redacted tokens
 
 // Receipt says where an accepted event is.
 type Receipt struct {
-	ID       string    // the event's id: the cause that its outcome names
+	Source   string    // the event's source, and
+	ID       string    // its id: together the cause that its outcome names
 	Stream   string    // that stored it
 	Sequence uint64    // its place there
 	Time     time.Time // when it was accepted, by this process's clock
-	// Duplicate: an event of this id was stored within the last two minutes; this one was dropped.
+	// Duplicate: the same event (type, provider, user, source and id) was stored within the last two minutes; this one was
+	// dropped.
 	Duplicate bool
 }
 
@@ -84,8 +86,8 @@ func New(nc *nats.Conn, opts ...Option) (*Publisher, error) {
 	if p.subjects, err = schema.NewSubjects(p.prefix); err != nil {
 		return nil, fmt.Errorf("publishers: WithPrefix: %w", err)
 	}
-	if len(p.source) == 0 || len(p.source) > schema.MaxID {
-		return nil, fmt.Errorf("publishers: WithSource: want 1 to %d bytes", schema.MaxID)
+	if !attributeFits(p.source) {
+		return nil, fmt.Errorf("publishers: WithSource: %s", wantAttribute)
 	}
 	if p.js, err = jetstream.New(nc); err != nil {
 		return nil, fmt.Errorf("publishers: %w", err)
@@ -97,7 +99,8 @@ func New(nc *nats.Conn, opts ...Option) (*Publisher, error) {
 // EventOption changes one event.
 type EventOption func(*schema.Event)
 
-// WithID sets the event's id, so that publishing it again within two minutes stores it once. Default: random.
+// WithID sets the event's id, so that publishing it again within two minutes stores it once. One id may be used for many
+// users, and by many sources: each is an event of its own. Default: random.
 func WithID(id string) EventOption { return func(e *schema.Event) { e.ID = id } }
 
 // Login says that a user signed in, with fresh tokens. The newest login of a user wins over all that renewd has or is
@@ -141,11 +144,16 @@ func (p *Publisher) event(typ schema.Type, provider, user string, opts []EventOp
 	if err := schema.CheckUser(user); err != nil {
 		return e, malformed("user", err.Error())
 	}
-	if e.ID == "" || len(e.ID) > schema.MaxID {
-		return e, malformed("WithID", fmt.Sprintf("want 1 to %d bytes", schema.MaxID))
+	if !attributeFits(e.ID) {
+		return e, malformed("WithID", wantAttribute)
 	}
 	return e, nil
 }
+
+var wantAttribute = fmt.Sprintf("want 1 to %d bytes of UTF-8 without control characters", schema.MaxID)
+
+// attributeFits holds an id or a source against what renewd takes: the rules of a user id.
+func attributeFits(v string) bool { return len(v) <= schema.MaxID && schema.CheckUser(v) == nil }
 
 func malformed(field, message string) error {
 	return &schema.Malformed{Reason: schema.RejectData, Field: field, Message: message}
@@ -184,7 +192,7 @@ func (p *Publisher) publish(ctx context.Context, e schema.Event, data any) (Rece
 		span.SetStatus(codes.Error, "not stored")
 		return Receipt{}, fmt.Errorf("publish %s of %s/%s: %w", e.Type, e.Provider, e.User, err)
 	}
-	return Receipt{ID: e.ID, Stream: ack.Stream, Sequence: ack.Sequence, Time: time.Now(), Duplicate: ack.Duplicate}, nil
+	return Receipt{Source: e.Source, ID: e.ID, Stream: ack.Stream, Sequence: ack.Sequence, Time: time.Now(), Duplicate: ack.Duplicate}, nil
 }
 
 // check holds the data against the rules that renewd will hold it against.

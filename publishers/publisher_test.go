@@ -99,7 +99,7 @@ func TestLoginIsSealed(t *testing.T) {
 		if tp := m.Header["traceparent"]; len(tp) != 1 || !strings.Contains(tp[0], span.SpanContext.SpanID().String()) || span.Name != "publish user.login" {
 			t.Errorf("traceparent %v of span %s", tp, span.Name)
 		}
-		if m.Header["ce-id"][0] != r.ID || m.Header["Nats-Msg-Id"][0] != r.ID || m.Header["ce-source"][0] != "/shop" {
+		if m.Header["ce-id"][0] != r.ID || m.Header["ce-source"][0] != "/shop" {
 			t.Errorf("header %v", m.Header)
 		}
 		var data schema.Login
@@ -126,6 +126,29 @@ func TestPublishedTwiceIsStoredOnce(t *testing.T) {
 	}
 }
 
+// Source and id together are unique, and only for one user: the same id for another user, or of another source, is another
+// event.
+func TestOneIDForManyUsersIsManyEvents(t *testing.T) {
+	w := newWorld(t, "", true)
+	for _, source := range []string{"/shop", "/billing"} {
+		p := w.publisher(t, publishers.WithSource(source))
+		for _, user := range []string{"u1", "u2", "u3"} {
+			for _, send := range []func() (publishers.Receipt, error){
+				func() (publishers.Receipt, error) {
+					return p.RefreshDue(t.Context(), "propelauth", user, schema.RefreshDue{}, publishers.WithID("nightly"))
+				},
+				func() (publishers.Receipt, error) {
+					return p.Login(t.Context(), "propelauth", user, publishers.Tokens{AccessToken: "a"}, publishers.WithID("nightly"))
+				},
+			} {
+				if r, err := send(); err != nil || r.Duplicate || r.Source != source {
+					t.Errorf("%s %s: %+v, %v", source, user, r, err)
+				}
+			}
+		}
+	}
+}
+
 func TestMistakesNameTheArgument(t *testing.T) {
 	w := newWorld(t, "", true)
 	p := w.publisher(t)
@@ -144,7 +167,11 @@ func TestMistakesNameTheArgument(t *testing.T) {
 		"WithID": func() (publishers.Receipt, error) {
 			return p.RefreshDue(ctx, "propelauth", "u", schema.RefreshDue{}, publishers.WithID(strings.Repeat("x", 300)))
 		},
+		"WithID, a line break": func() (publishers.Receipt, error) {
+			return p.RefreshDue(ctx, "propelauth", "u", schema.RefreshDue{}, publishers.WithID("a\nb"))
+		},
 	} {
+		field, _, _ := strings.Cut(field, ",")
 		_, err := call()
 		if m, ok := errors.AsType[*schema.Malformed](err); !ok || m.Field != field {
 			t.Errorf("%s: %v", field, err)

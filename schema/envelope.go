@@ -3,10 +3,13 @@ package schema
 import (
 	"bytes"
 	"cmp"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -31,7 +34,7 @@ type Arrival struct {
 	Time     time.Time // when the stream stored it
 }
 
-// MaxID is the longest event id, in bytes: ids become NATS message ids and parts of hashes. It bounds Source too.
+// MaxID is the longest event id, in bytes: ids are kept in causes. It bounds Source too.
 const MaxID = 256
 
 // maxDataSchema bounds an address that we only hand on.
@@ -44,8 +47,8 @@ const (
 )
 
 // Encode writes e, which needs an ID and a Source, as a NATS message in CloudEvents binary mode: attributes in lower-case
-// headers, data as the body (not copied). The id is also the Nats-Msg-Id, in the same spelling as ce-id, so that the
-// stream drops a message published twice within its duplicate window. An empty DataSchema stands for that of the type.
+// headers, data as the body (not copied). Its MessageID becomes the Nats-Msg-Id, so that the stream drops an event published
+// twice within its duplicate window. An empty DataSchema stands for that of the type.
 func Encode(e Event) (Header, []byte) {
 	const most = 10
 	values := make([]string, 0, most)
@@ -54,10 +57,9 @@ func Encode(e Event) (Header, []byte) {
 		values = append(values, value)
 		h[name] = values[len(values)-1 : len(values) : len(values)]
 	}
-	id := percentEncode(e.ID)
-	set("Nats-Msg-Id", id)
+	set("Nats-Msg-Id", MessageID(e))
 	set("ce-specversion", specVersion)
-	set("ce-id", id)
+	set("ce-id", percentEncode(e.ID))
 	set("ce-source", percentEncode(e.Source))
 	set("ce-type", percentEncode(string(e.Type)))
 	if e.User != "" {
@@ -75,6 +77,40 @@ func Encode(e Event) (Header, []byte) {
 		set("content-type", jsonType)
 	}
 	return h, e.Data
+}
+
+// MessageID tells events apart in a stream, where a CloudEvents id alone does not: that is unique within its source only, and
+// a publisher may well use one id ("nightly") for the events of many users. It is a hash of the address, source and id.
+// Publishers that send another Nats-Msg-Id, or none, are understood as well: nobody reads it but the stream.
+func MessageID(e Event) string {
+	b := make([]byte, 0, 256)
+	for _, part := range [...]string{string(e.Type), e.Provider, e.User, e.Source, e.ID} {
+		b = strconv.AppendInt(b, int64(len(part)), 10) // so that no two events run together to the same text
+		b = append(append(b, ':'), part...)
+	}
+	sum := sha256.Sum256(b)
+	return base64.RawURLEncoding.EncodeToString(sum[:16])
+}
+
+// Origin is the source and id that the publisher of a message gave its event, as far as they can be read: for whoever answers
+// what Decode refuses. Empty: there is none that an event could have. h and body are as for Decode.
+func Origin(h Header, body []byte) (source, id string) {
+	if structured, _ := isStructured(h); structured {
+		var values attributes
+		if doc, bad := members(body); bad == nil {
+			values, _ = structuredAttributes(doc)
+		}
+		source, id = values.get("source"), values.get("id")
+	} else {
+		source, _ = percentDecode(h.Get("ce-source"))
+		id, _ = percentDecode(h.Get("ce-id"))
+	}
+	for _, v := range []*string{&source, &id} {
+		if len(*v) > MaxID || hasControl(*v) || !utf8.ValidString(*v) {
+			*v = ""
+		}
+	}
+	return source, id
 }
 
 // Decode reads a message in binary mode, in structured mode (Content-Type application/cloudevents+json), or bare: no
@@ -175,15 +211,9 @@ func (e *Event) fromStructured(body []byte) *Malformed {
 	if doc["data_base64"] != nil {
 		return &Malformed{RejectData, "data_base64", "send the data as a JSON object in data"}
 	}
-	var values attributes
-	for i, name := range attributeNames {
-		raw, ok := doc[name]
-		if !ok || string(raw) == "null" {
-			continue
-		}
-		if values[i].there = true; json.Unmarshal(raw, &values[i].value) != nil {
-			return &Malformed{RejectEnvelope, name, "want a string"}
-		}
+	values, bad := structuredAttributes(doc)
+	if bad != nil {
+		return bad
 	}
 	if bad := e.take(&values); bad != nil {
 		return bad
@@ -199,6 +229,20 @@ func (e *Event) fromStructured(body []byte) *Malformed {
 		e.Data = json.RawMessage("{}")
 	}
 	return e.checkData()
+}
+
+// structuredAttributes reads those that are strings, and names the first that is none.
+func structuredAttributes(doc map[string]json.RawMessage) (values attributes, bad *Malformed) {
+	for i, name := range attributeNames {
+		raw, ok := doc[name]
+		if !ok || string(raw) == "null" {
+			continue
+		}
+		if values[i].there = true; json.Unmarshal(raw, &values[i].value) != nil && bad == nil {
+			values[i].value, bad = "", &Malformed{RejectEnvelope, name, "want a string"}
+		}
+	}
+	return values, bad
 }
 
 // members takes a structured event apart. A member given twice is refused: readers of JSON differ on which one counts.

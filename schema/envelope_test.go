@@ -116,11 +116,59 @@ func TestDecodeHeaderValues(t *testing.T) {
 	}
 }
 
+// CloudEvents 1.0: source and id together are unique. The stream must tell apart what differs in either, or in whom it is
+// about, and nothing else.
+func TestMessageIDIsOfAddressSourceAndID(t *testing.T) {
+	e := schema.Event{ID: "nightly", Source: "/crm", Type: schema.UserRefreshDue, Provider: "p", User: "u1"}
+	same := e
+	same.Time, same.Data, same.DataSchema = instant, json.RawMessage(`{}`), "urn:x"
+	if schema.MessageID(same) != schema.MessageID(e) {
+		t.Error("what the event says is part of its message id")
+	}
+	seen := map[string]string{schema.MessageID(e): "the event"}
+	for what, change := range map[string]func(*schema.Event){
+		"type": func(e *schema.Event) { e.Type = schema.UserLogin }, "provider": func(e *schema.Event) { e.Provider = "q" },
+		"user": func(e *schema.Event) { e.User = "u2" }, "source": func(e *schema.Event) { e.Source = "/billing" },
+		"id": func(e *schema.Event) { e.ID = "hourly" }, "border": func(e *schema.Event) { e.Source, e.ID = "/crmn", "ightly" },
+	} {
+		other := e
+		change(&other)
+		id := schema.MessageID(other)
+		if seen[id] != "" || len(id) != 22 {
+			t.Errorf("another %s: %q, as of %s", what, id, seen[id])
+		}
+		seen[id] = what
+	}
+}
+
+// What Decode refuses still says who sent it, in both modes.
+func TestOriginOfWhatIsMalformed(t *testing.T) {
+	structured := schema.Header{"Content-Type": {"application/cloudevents+json"}}
+	for name, tt := range map[string]struct {
+		h          schema.Header
+		body       string
+		source, id string
+	}{
+		"binary":              {schema.Header{"Ce-Id": {"invoice%2088"}, "ce-source": {"/crm"}, "ce-time": {"never"}}, "<html>", "/crm", "invoice 88"},
+		"bare":                {nil, "<html>", "", ""},
+		"no escape":           {schema.Header{"ce-id": {"%"}, "ce-source": {"/crm"}}, "", "/crm", ""},
+		"control":             {schema.Header{"ce-id": {"a%0Ab"}}, "", "", ""},
+		"long":                {schema.Header{"ce-id": {"a"}, "ce-source": {strings.Repeat("x", 257)}}, "", "", "a"},
+		"structured":          {structured, `{"id":"42","source":"/crm","type":7}`, "/crm", "42"},
+		"structured, no text": {structured, `{"id":42,"source":"/crm"}`, "/crm", ""},
+		"structured, twice":   {structured, `{"id":"1","id":"2"}`, "", ""},
+	} {
+		if source, id := schema.Origin(tt.h, []byte(tt.body)); source != tt.source || id != tt.id {
+			t.Errorf("%s: %q %q", name, source, id)
+		}
+	}
+}
+
 func TestEncodeHeaderValues(t *testing.T) {
 	e := schema.Event{ID: "Euro € 😀", Source: `/a"b%c`, Type: schema.UserRefreshDue, Provider: "propelauth", User: "zoë|1", Time: instant.In(time.FixedZone("", 3600))}
 	h, body := schema.Encode(e)
 	want := schema.Header{
-		"Nats-Msg-Id": {"Euro%20%E2%82%AC%20%F0%9F%98%80"}, "ce-id": {"Euro%20%E2%82%AC%20%F0%9F%98%80"}, "ce-source": {"/a%22b%25c"},
+		"Nats-Msg-Id": {schema.MessageID(e)}, "ce-id": {"Euro%20%E2%82%AC%20%F0%9F%98%80"}, "ce-source": {"/a%22b%25c"},
 		"ce-specversion": {"1.0"}, "ce-type": {"user.refresh_due"}, "ce-subject": {"zo%C3%AB|1"}, "ce-time": {"2026-11-02T08:30:01.25Z"},
 		"ce-dataschema": {"urn:renewd:schema:user.refresh_due:v1"},
 	}

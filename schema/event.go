@@ -7,7 +7,7 @@ import (
 
 // Event is a CloudEvents 1.0 event with one of this package's payloads.
 type Event struct {
-	ID         string    // unique within Source; also the Nats-Msg-Id
+	ID         string    // unique within Source
 	Source     string    // a URI reference that names the publisher, "/billing" for instance
 	Type       Type      // from the NATS subject
 	Provider   string    // from the NATS subject

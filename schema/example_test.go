@@ -61,7 +61,7 @@ func ExampleEncode() {
 	fmt.Println(string(body))
 	// Output:
 	// user.refresh_due.propelauth.u17
-	// Nats-Msg-Id: invoice%2088
+	// Nats-Msg-Id: C7uO5YqozBsGB9RWz9-1nQ
 	// ce-datacontenttype: application/json
 	// ce-dataschema: urn:renewd:schema:user.refresh_due:v1
 	// ce-id: invoice%2088

@@ -107,12 +107,17 @@ func throughGo(t *testing.T, e schema.Event) {
 	}
 }
 
-// encodedAgain holds Encode against the example: the same headers in binary mode, the same event in every mode.
+// encodedAgain holds Encode against the example: the same headers in binary mode, the same event in every mode. The
+// Nats-Msg-Id is the publisher's own affair, so examples from before MessageID have the ce-id there.
 func encodedAgain(t *testing.T, g golden, e schema.Event) {
 	t.Helper()
 	h, body := schema.Encode(e)
 	if g.Header["ce-id"] != "" {
-		if want := g.header(); !reflect.DeepEqual(h, want) {
+		want := g.header()
+		if want.Get("Nats-Msg-Id") == want.Get("ce-id") {
+			want.Set("Nats-Msg-Id", schema.MessageID(e))
+		}
+		if !reflect.DeepEqual(h, want) {
 			t.Errorf("headers\n%v\nwant\n%v", h, want)
 		}
 		if !sameJSON(t, body, g.Body) {

@@ -1,0 +1,50 @@
+package consumers_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/renewd/renewd/consumers"
+	"github.com/renewd/renewd/schema"
+)
+
+// A rejection names the command by source and id, as its publisher wrote them, in every mode; two commands that differ in
+// either are rejected apart, and one that comes again under the same id.
+func TestRejectionNamesSourceAndID(t *testing.T) {
+	at := time.Date(2026, 11, 2, 8, 30, 0, 0, time.UTC)
+	reject := func(h schema.Header, body string) (schema.Event, schema.Cause) {
+		t.Helper()
+		m := &consumers.Message{
+			Subject: "user.refresh_due.propelauth.u17", Header: h, Data: []byte(body), Stream: "REQUESTS", Sequence: 4711, Time: at, Deliveries: 1,
+		}
+		e := consumers.Rejected(schema.Subjects{}, m, nil, "/renewd", time.Now())
+		d, err := schema.Data[schema.Rejected](e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return e, d.Cause
+	}
+	ids := map[string]string{}
+	for name, tt := range map[string]struct {
+		h          schema.Header
+		body       string
+		source, id string
+	}{
+		"crm":        {schema.Header{"ce-id": {"invoice%2042"}, "ce-source": {"/crm"}}, "<html>", "/crm", "invoice 42"},
+		"billing":    {schema.Header{"ce-id": {"invoice%2042"}, "ce-source": {"/billing"}}, "<html>", "/billing", "invoice 42"},
+		"structured": {schema.Header{"Content-Type": {"application/cloudevents+json"}}, `{"id":"42","source":"/jobs","data":"x"}`, "/jobs", "42"},
+		"bare":       {nil, "<html>", "", "REQUESTS-4711"},
+	} {
+		e, cause := reject(tt.h, tt.body)
+		if cause.Source != tt.source || cause.ID != tt.id {
+			t.Errorf("%s: cause %+v", name, cause)
+		}
+		if again, _ := reject(tt.h, tt.body); again.ID != e.ID {
+			t.Errorf("%s: rejected again as %s, not %s", name, again.ID, e.ID)
+		}
+		if other := ids[e.ID]; other != "" {
+			t.Errorf("%s and %s are rejected as %s", name, other, e.ID)
+		}
+		ids[e.ID] = name
+	}
+}
