@@ -57,12 +57,16 @@ var (
 	ErrSubjectMismatch = errors.New("userinfo: answer is about another user")
 )
 
-// Tokens is a provider's answer to a refresh. A zero Refresh means: keep the old one (RFC 6749 section 6).
+// ErrNoRevocation: the provider names no endpoint to revoke tokens at (RFC 7009), and neither do the settings.
+var ErrNoRevocation = errors.New("no revocation endpoint is known, so tokens stay good until they expire: set revoke_url if the provider has one")
+
+// Tokens is a provider's answer to a refresh. A zero Refresh means: keep the old one (RFC 6749 section 6). A zero Access
+// beside a Refresh means: the answer had none that can be used, so the access token is to be taken for expired.
 type Tokens struct {
 	Access    Secret
 	Refresh   Secret
 	ID        Secret
 	Scope     string
 	ExpiresIn time.Duration // 0: the provider did not say
-	SentAt    time.Time     // just before the request was written
+	SentAt    time.Time     // just before the request was written, by the clock that all workers share: set by who calls
 }

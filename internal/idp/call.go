@@ -42,15 +42,14 @@ type reply struct {
 	status int
 	header http.Header
 	body   []byte
-	full   bool // the body is larger than the limit, and left out
-	sentAt time.Time
+	cut    bool // the body is larger than the limit, or broke off: there is only its front
 }
 
 // errWritten ends net/http's own second try.
 var errWritten = errors.New("not sent again: the request may have arrived")
 
 // send makes one request, once. Its error is a *grant.Fault: Unsent if nothing of the request can have reached the
-// provider, else Ambiguous.
+// provider, else Ambiguous. Beside the fault of an answer that broke off is what came of it.
 func (p *Provider) send(ctx context.Context, c call) (reply, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.config.Timeout)
 	defer cancel()
@@ -63,7 +62,8 @@ func (p *Provider) send(ctx context.Context, c call) (reply, error) {
 	if err != nil {
 		return reply{}, &grant.Fault{Class: grant.Config, Op: c.op, Err: errors.New("malformed URL")}
 	}
-	fault := func(status int, err error) (reply, error) {
+	var r reply
+	fault := func(err error) (reply, error) {
 		class := grant.Unsent
 		if wrote.Load() {
 			class = grant.Ambiguous
@@ -71,27 +71,37 @@ func (p *Provider) send(ctx context.Context, c call) (reply, error) {
 		if ctx.Err() != nil {
 			err = ctx.Err() // not its cause, which is the caller's and not of the network
 		}
-		return reply{}, &grant.Fault{Class: class, Op: c.op, Status: status, Err: quiet(err)}
+		return r, &grant.Fault{Class: class, Op: c.op, Status: r.status, Err: quiet(err)}
 	}
-	r := reply{sentAt: p.now()}
 	// Not through an http.Client: that follows redirects, and a redirected POST would hand the refresh token to whoever the
 	// answer names.
 	resp, err := p.round.RoundTrip(req)
 	if err != nil {
-		return fault(0, err)
+		return fault(err)
 	}
 	defer resp.Body.Close()
 	r.status, r.header = resp.StatusCode, resp.Header
 	var body bytes.Buffer
 	body.Grow(int(min(max(resp.ContentLength, 0), c.limit)) + bytes.MinRead)
-	if _, err = body.ReadFrom(io.LimitReader(resp.Body, c.limit+1)); err != nil {
-		mark()
-		return fault(resp.StatusCode, err)
+	_, err = body.ReadFrom(io.LimitReader(resp.Body, c.limit+1))
+	r.body = body.Bytes()
+	if int64(len(r.body)) > c.limit {
+		r.body, r.cut = r.body[:c.limit], true
 	}
-	if r.body = body.Bytes(); int64(len(r.body)) > c.limit {
-		r.body, r.full = nil, true
+	if err != nil {
+		r.cut = true
+		mark()
+		return fault(err)
 	}
 	return r, nil
+}
+
+// date is when r was made, by the provider's clock where it says so: times in an answer are the provider's own.
+func (p *Provider) date(r http.Header) time.Time {
+	if at, err := http.ParseTime(r.Get("Date")); err == nil {
+		return at
+	}
+	return p.now()
 }
 
 func (c call) request(ctx context.Context, wrote *atomic.Bool) (*http.Request, error) {

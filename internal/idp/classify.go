@@ -15,8 +15,8 @@ import (
 type Answer struct {
 	Status int
 	Code   string // of its error body; empty if there is none
-	Usable bool   // 2xx with an access token
-	Body   string // for the rules that look into it; it goes nowhere else
+	Usable bool   // 2xx with an access token, or with a new refresh token
+	Body   string // for the rules that look into it, if it came whole; it goes nowhere else
 }
 
 // permanent are the codes that say that the grant is dead, with the reason we give. Only these may sign a user out.
@@ -38,7 +38,7 @@ const (
 	checkGrant  = "the provider does not let this client refresh: allow it the refresh_token grant there"
 	checkScope  = "the provider refuses what was asked for: check scope"
 	checkDPoP   = "the provider wants proof of possession (DPoP), which renewd does not speak: switch it off for this client"
-	checkAddr   = "no token endpoint is there: check auth_url or token_url"
+	checkAddr   = "no token endpoint is there: check auth_url, or token_url and revoke_url"
 )
 
 // config are the codes that blame our settings, with what to do: RFC 6749 section 5.2 and what providers add to it.

@@ -32,8 +32,9 @@ type Config struct {
 
 	// BaseURL is PropelAuth's auth URL, or the issuer of any other provider.
 	BaseURL string
-	// TokenURL and UserInfoURL override what the preset or discovery says.
-	TokenURL, UserInfoURL string
+	// TokenURL, UserInfoURL and RevokeURL override what the preset or discovery says. No preset knows a RevokeURL; without
+	// one, and without discovery, no token is revoked (RFC 7009).
+	TokenURL, UserInfoURL, RevokeURL string
 
 	ClientID     string
 	ClientSecret grant.Secret
@@ -122,7 +123,9 @@ func (c Config) Validate() error {
 }
 
 func (c Config) validateURLs() error {
-	for _, u := range []struct{ field, raw string }{{"auth_url", c.BaseURL}, {"token_url", c.TokenURL}, {"userinfo_url", c.UserInfoURL}} {
+	for _, u := range []struct{ field, raw string }{
+		{"auth_url", c.BaseURL}, {"token_url", c.TokenURL}, {"userinfo_url", c.UserInfoURL}, {"revoke_url", c.RevokeURL},
+	} {
 		if u.raw == "" {
 			continue
 		}

@@ -96,7 +96,7 @@ func (p *Provider) ask(ctx context.Context) (endpoints, error) {
 			return malformed(fmt.Errorf("the OpenID configuration's %s: %w; %s can replace it", u.name, err, u.setting))
 		}
 	}
-	if p.config.checkURL(e.Revoke) != nil {
+	if p.config.checkURL(e.Revoke) != nil { // nothing but Revoke needs it
 		e.Revoke = ""
 	}
 	return e, nil
@@ -104,7 +104,7 @@ func (p *Provider) ask(ctx context.Context) (endpoints, error) {
 
 // undiscovered sorts why there is no document. A provider that is down is no fault of the settings.
 func (p *Provider) undiscovered(d *door, err error) error {
-	f := &grant.Fault{Class: grant.Unsent, Op: "discovery", Status: d.status, RetryAfter: retryAfter(d.header, p.now())}
+	f := &grant.Fault{Class: grant.Unsent, Op: "discovery", Status: d.status, RetryAfter: retryAfter(d.header, p.date(d.header))}
 	at := p.config.BaseURL + "/.well-known/openid-configuration"
 	mismatch, mismatched := errors.AsType[*oidc.IssuerMismatchError](err)
 	class, _ := Classify(Answer{Status: d.status}, nil)

@@ -30,7 +30,7 @@ func document(t *testing.T, answer func(base string) (status int, body string), 
 			w.Header().Set("Retry-After", "9")
 			w.WriteHeader(status)
 			_, _ = w.Write([]byte(body))
-		case "/revoke":
+		case "/revoke", "/other":
 			seen(r)
 		case "/token":
 			if seen != nil {
@@ -188,19 +188,46 @@ func TestDiscoveryOutlivesWhoAsked(t *testing.T) {
 	wg.Wait()
 }
 
-// RFC 7009.
+// RFC 7009 section 2.1: the token with its hint, the client named as for a refresh. The endpoint is the settings', else the
+// one that discovery names.
 func TestRevoke(t *testing.T) {
 	var form url.Values
+	var path, authorization string
 	s := document(t, func(base string) (int, string) {
 		return 200, oidcAt(base, base, fmt.Sprintf(`,"revocation_endpoint":%q`, base+"/revoke"))
 	},
-		func(r *http.Request) { form = r.PostForm })
-	if ok, err := open(t, s.URL, asOIDC).Revoke(t.Context(), grant.NewSecret(canary)); !ok || err != nil ||
+		func(r *http.Request) {
+			form, path, authorization = r.PostForm, r.URL.Path, r.Header.Get("Authorization")
+		})
+	if err := open(t, s.URL, asOIDC).Revoke(t.Context(), grant.NewSecret(canary)); err != nil || path != "/revoke" ||
 		form.Get("token") != canary || form.Get("token_type_hint") != "refresh_token" || form.Get("client_id") != "client" {
-		t.Errorf("%v %v %v", ok, err, form)
+		t.Errorf("%v %s %v", err, path, form)
 	}
-	if ok, err := open(t, s.URL, nil).Revoke(t.Context(), grant.NewSecret(canary)); ok || err != nil {
-		t.Errorf("without an endpoint: %v %v", ok, err)
+	withSecret := func(c *idp.Config) {
+		c.RevokeURL, c.ClientSecret, c.ClientAuth = s.URL+"/other", grant.NewSecret("secret"), idp.AuthBasic
+	}
+	if err := open(t, s.URL, withSecret).Revoke(t.Context(), grant.NewSecret(canary)); err != nil || path != "/other" || authorization == "" {
+		t.Errorf("as set: %v %s", err, path)
+	}
+}
+
+// Who must know that a token stays good is told, and what to set.
+func TestRevokeWithoutAnEndpointSaysSo(t *testing.T) {
+	err := open(t, "http://127.0.0.1:1", nil).Revoke(t.Context(), grant.NewSecret(canary))
+	if !errors.Is(err, grant.ErrNoRevocation) || !strings.Contains(err.Error(), "revoke_url") {
+		t.Error(err)
+	}
+}
+
+// RFC 7009 section 2.2: a token that is good no more is revoked.
+func TestDeadTokenIsRevoked(t *testing.T) {
+	for body, status := range map[string]int{
+		"": 200, "ok": 200, `{"ok":true}`: 200, `{"error":"invalid_grant"}`: 400, `{"error":"invalid_token"}`: 400, `{"error":"token_revoked","ok":false}`: 200,
+	} {
+		end := answering(t, status, nil, body)
+		if err := open(t, end.URL, func(c *idp.Config) { c.RevokeURL = end.URL }).Revoke(t.Context(), grant.NewSecret(canary)); err != nil {
+			t.Errorf("%d %s: %v", status, body, err)
+		}
 	}
 }
 
@@ -211,18 +238,17 @@ func TestRevokeFaults(t *testing.T) {
 		class  grant.Class
 		code   string
 	}{
-		"later":           {503, "", grant.Throttled, ""}, // it still exists
-		"not supported":   {400, `{"error":"unsupported_token_type"}`, grant.Unknown, "unsupported_token_type"},
-		"client":          {401, `{"error":"invalid_client"}`, grant.Config, "invalid_client"},
-		"never a verdict": {400, `{"error":"invalid_grant"}`, grant.Unknown, "invalid_grant"},
+		"later":         {503, "", grant.Throttled, ""}, // section 2.2.1: it still exists
+		"down":          {500, "", grant.Ambiguous, ""},
+		"not supported": {400, `{"error":"unsupported_token_type"}`, grant.Unknown, "unsupported_token_type"},
+		"client":        {401, `{"error":"invalid_client"}`, grant.Config, "invalid_client"},
+		"not there":     {404, "", grant.Config, ""},
+		"not ok":        {200, `{"ok":false,"error":"canary"}`, grant.Unknown, "canary"},
 	} {
 		end := answering(t, tt.status, map[string]string{"Retry-After": "3"}, tt.body)
-		s := document(t, func(base string) (int, string) {
-			return 200, oidcAt(base, base, fmt.Sprintf(`,"revocation_endpoint":%q`, end.URL))
-		}, nil)
-		_, err := open(t, s.URL, asOIDC).Revoke(t.Context(), grant.NewSecret(canary))
+		err := open(t, end.URL, func(c *idp.Config) { c.RevokeURL = end.URL }).Revoke(t.Context(), grant.NewSecret(canary))
 		f, ok := errors.AsType[*grant.Fault](err)
-		if !ok || f.Op != "revoke" || f.Class != tt.class || f.Code != tt.code || (f.RetryAfter > 0) != (tt.status == 503) {
+		if !ok || f.Op != "revoke" || f.Class != tt.class || f.Code != tt.code || (f.RetryAfter > 0) != (tt.status >= 500) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

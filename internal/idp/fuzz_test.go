@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/schema"
@@ -22,7 +23,7 @@ func FuzzParseTokens(f *testing.F) {
 	}
 	f.Add([]byte("access_token=a&expires_in=5&error=%zz"), "application/x-www-form-urlencoded")
 	f.Fuzz(func(t *testing.T, body []byte, contentType string) {
-		tokens, errorCode := parseTokens(body, contentType, time.Unix(1763875210, 0))
+		tokens, errorCode := parseTokens(body, true, contentType, time.Unix(1763875210, 0))
 		if tokens.ExpiresIn < 0 || tokens.ExpiresIn > maxLifetime {
 			t.Errorf("lifetime %v", tokens.ExpiresIn)
 		}
@@ -46,20 +47,23 @@ func FuzzParseProfile(f *testing.F) {
 	for _, seed := range []string{
 		`{"user_id":"u","org_id_to_org_info":{"o":{"user_role":"r"}}}`, `{"sub":"u","email":7}`, `{"org_id_to_org_info":[1]}`, `[]`, `{}`, ``,
 		`{"id":583231,"login":"octo"}`, `{"ok":false,"error":"token_expired"}`, `{"org_id_to_org_member_info":{"b":{},"a":null}}`,
+		`{"sub":"u","name":"Jos\xe9"}`, `{"sub":"u","name":"a\u0000b\\u0000\ud800\ud83d\ude00\udead\udead"}`, `{"sub":"u","SUB":"v","sub":"w"}`,
 	} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		u, err := parseProfile(body)
-		if err != nil {
-			return
-		}
-		if !json.Valid(body) || bytes.TrimSpace(body)[0] != '{' {
-			t.Errorf("body %q", body)
-		}
 		for _, claim := range []string{"user_id", "sub", "id"} {
-			id := u.subject(body, claim)
-			p := u.profile(id, body)
+			u, err := parseProfile(bytes.Clone(body), claim)
+			if err != nil {
+				return
+			}
+			if !json.Valid(body) || bytes.TrimSpace(body)[0] != '{' {
+				t.Errorf("body %q", body)
+			}
+			p := u.profile(u.subject(claim))
+			if !json.Valid(p.Raw) || !utf8.Valid(p.Raw) || bytes.Contains(bytes.ReplaceAll(p.Raw, []byte(`\\`), nil), []byte(`\u0000`)) {
+				t.Errorf("raw %q", p.Raw)
+			}
 			encoded, err := grant.NewProfile(p)
 			if err != nil {
 				t.Error(err)

@@ -24,7 +24,7 @@ type Provider struct {
 	autoAuth  bool   // discovery may choose the client authentication
 	transport *http.Transport
 	round     http.RoundTripper // transport, recorded
-	now       func() time.Time
+	now       func() time.Time  // where a provider does not say what time it is
 
 	mu        sync.Mutex
 	endpoints endpoints
@@ -57,7 +57,7 @@ func New(c Config, t Telemetry) (*Provider, error) {
 	c, preset := c.withDefaults()
 	p := &Provider{config: c, rules: slices.Concat(c.Rules, preset.Rules), autoAuth: autoAuth, transport: newTransport(c), now: time.Now}
 	p.round = t.around(p.transport)
-	p.endpoints = endpoints{Token: c.TokenURL, UserInfo: c.UserInfoURL}
+	p.endpoints = endpoints{Token: c.TokenURL, UserInfo: c.UserInfoURL, Revoke: c.RevokeURL}
 	if c.BaseURL != "" {
 		p.endpoints.fill(endpoints{Token: below(c.BaseURL, preset.Token), UserInfo: below(c.BaseURL, preset.UserInfo)})
 	}

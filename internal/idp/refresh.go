@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
@@ -12,11 +13,15 @@ import (
 	"github.com/renewd/renewd/internal/grant"
 )
 
-// maxTokenBody is the largest answer of a token endpoint that is read, in bytes.
-const maxTokenBody = 64 << 10
+// maxTokenBody is the largest answer of a token endpoint that is read, in bytes. Of a larger one the front is.
+const maxTokenBody = 256 << 10
 
 // Refresh presents a refresh token, once (RFC 6749 section 6). Its errors are *grant.Fault. It cannot know whose the
-// tokens are; UserInfo holds that against the user.
+// tokens are; UserInfo holds that against the user. SentAt is left to the caller, who has the clock that all workers share.
+//
+// A new refresh token has replaced the old one, whatever else the answer is: too long, broken off, without an access token.
+// So it is returned without an error, beside what else can be read. A zero Access then stands for an access token that has
+// expired.
 func (p *Provider) Refresh(ctx context.Context, refresh grant.Secret) (grant.Tokens, error) {
 	e, err := p.discover(ctx)
 	if err != nil {
@@ -27,25 +32,28 @@ func (p *Provider) Refresh(ctx context.Context, refresh grant.Secret) (grant.Tok
 		form.Set("scope", p.config.Scope)
 	}
 	r, err := p.post(ctx, "refresh", e.Token, e.Auth, form)
-	if err != nil {
+	tokens, errorCode := parseTokens(r.body, !r.cut, r.header.Get("Content-Type"), p.date(r.header))
+	rotated := !tokens.Refresh.IsZero() && tokens.Refresh.Reveal() != refresh.Reveal()
+	a := Answer{Status: r.status, Code: errorCode}
+	a.Usable = r.status >= 200 && r.status < 300 && errorCode == "" && (rotated || !tokens.Access.IsZero())
+	if err != nil && !a.Usable {
 		return grant.Tokens{}, err
 	}
-	tokens, errorCode := parseTokens(r.body, r.header.Get("Content-Type"), r.sentAt)
-	tokens.SentAt = r.sentAt
-	a := Answer{Status: r.status, Code: errorCode, Body: string(r.body)}
-	a.Usable = r.status >= 200 && r.status < 300 && errorCode == "" && !tokens.Access.IsZero()
+	if !r.cut {
+		a.Body = string(r.body)
+	}
 	class, reason := Classify(a, p.rules)
 	if class == "" {
 		return tokens, nil
 	}
 	f := &grant.Fault{Class: class, Op: "refresh", Status: r.status, Code: code(errorCode), Reason: reason, RetryAfter: p.patience(class, r)}
 	switch {
-	case r.full:
-		f.Err = errors.New("the answer is larger than 64 KiB")
+	case r.cut:
+		f.Err = errors.New("the answer is larger than 256 KiB")
 	case class == grant.Config:
 		f.Err = advice(r.status, errorCode)
 	case class == grant.Ambiguous && r.status < 300 && errorCode == "":
-		f.Err = errors.New("the answer has no access_token")
+		f.Err = errors.New("the answer has neither an access_token nor a new refresh_token")
 	}
 	return grant.Tokens{}, f
 }
@@ -55,7 +63,7 @@ func (p *Provider) patience(class grant.Class, r reply) time.Duration {
 	if class != grant.Throttled && r.status < 500 {
 		return 0
 	}
-	return retryAfter(r.header, p.now())
+	return retryAfter(r.header, p.date(r.header))
 }
 
 // post sends a form to the token endpoint, or one that authenticates clients in the same way.
@@ -84,27 +92,34 @@ func (p *Provider) authenticate(form url.Values, offered []string) http.Header {
 	return nil
 }
 
-// Revoke ends a refresh token at the provider (RFC 7009). ok is false where the provider names no endpoint for it. A token
-// that the provider does not know is revoked too. Its errors are *grant.Fault; after one the token may still be good.
-func (p *Provider) Revoke(ctx context.Context, refresh grant.Secret) (ok bool, _ error) {
+// Revoke ends a refresh token at the provider (RFC 7009), and so at most providers all that came of it. A token that the
+// provider does not know, or holds for dead, is revoked too. Errors: grant.ErrNoRevocation where no endpoint for it is known,
+// else a *grant.Fault, never Permanent; after either the token may still be good. After a fault that is Throttled, Unsent or
+// Ambiguous the call may be made again.
+func (p *Provider) Revoke(ctx context.Context, refresh grant.Secret) error {
 	e, err := p.discover(ctx)
-	if err != nil || e.Revoke == "" {
-		return false, err
+	switch {
+	case err != nil:
+		return err
+	case e.Revoke == "":
+		return fmt.Errorf("provider %s: %w", p.config.ID, grant.ErrNoRevocation)
 	}
 	form := url.Values{"token": {refresh.Reveal()}, "token_type_hint": {"refresh_token"}}
 	r, err := p.post(ctx, "revoke", e.Revoke, e.Auth, form)
 	if err != nil {
-		return false, err
+		return err
 	}
-	if r.status == http.StatusOK || r.status == http.StatusNoContent {
-		return true, nil
+	_, errorCode := parseTokens(r.body, !r.cut, r.header.Get("Content-Type"), p.date(r.header))
+	class, _ := Classify(Answer{Status: r.status, Code: errorCode, Usable: r.status >= 200 && r.status < 300 && errorCode == ""}, nil)
+	// Section 2.2 wants 200 for a token that is good no more; some (Google) refuse it in words.
+	if class == "" || class == grant.Permanent || errorCode == "invalid_token" {
+		return nil
 	}
-	_, errorCode := parseTokens(r.body, r.header.Get("Content-Type"), r.sentAt)
-	class, _ := Classify(Answer{Status: r.status, Code: errorCode}, nil)
-	if class == grant.Permanent || class == "" {
-		class = grant.Unknown // no verdict on the user comes from here
+	f := &grant.Fault{Class: class, Op: "revoke", Status: r.status, Code: code(errorCode), RetryAfter: p.patience(class, r)}
+	if class == grant.Config {
+		f.Err = advice(r.status, errorCode)
 	}
-	return false, &grant.Fault{Class: class, Op: "revoke", Status: r.status, Code: code(errorCode), RetryAfter: p.patience(class, r)}
+	return f
 }
 
 // Reach finds out whether the provider answers at all: its discovery document, where it has one, and its token endpoint,

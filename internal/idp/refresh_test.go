@@ -79,7 +79,11 @@ func TestClasses(t *testing.T) {
 		{"html with 200", 200, map[string]string{"Content-Type": "text/html"}, "<html>canary</html>", grant.Ambiguous, ""},
 		{"truncated", 200, json, `{"access_token":"canary`, grant.Ambiguous, ""},
 		{"empty", 200, json, "", grant.Ambiguous, ""},
-		{"no access token", 200, json, `{"refresh_token":"canary"}`, grant.Ambiguous, ""},
+		{"no tokens", 200, json, `{"expires_in":60}`, grant.Ambiguous, ""},
+		{"nothing new", 200, json, `{"refresh_token":"canary-refresh-token"}`, grant.Ambiguous, ""},
+		{"a new token beside an error", 200, json, `{"refresh_token":"canary","error":"invalid_client"}`, grant.Config, ""},
+		{"a cut error", 200, json, `{"refresh_token":"canary","error":"invalid_grant","x":"`, grant.Ambiguous, ""},
+		{"a new token with 500", 500, json, `{"refresh_token":"canary"}`, grant.Ambiguous, ""},
 		{"10 MB", 200, json, strings.Repeat("x", 10<<20), grant.Ambiguous, ""},
 		{"500", 500, json, "canary", grant.Ambiguous, ""},
 		{"502", 502, nil, "canary", grant.Ambiguous, ""},
@@ -162,10 +166,88 @@ func TestShapesOfTokens(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := open(t, answering(t, 200, map[string]string{"Content-Type": "application/json"}, tt.body).URL, nil).Refresh(t.Context(), grant.NewSecret("x"))
-			if err != nil || got.Access.Reveal() != tt.access || got.Refresh.Reveal() != tt.refresh || got.ExpiresIn != tt.expires || got.SentAt.IsZero() {
+			if err != nil || got.Access.Reveal() != tt.access || got.Refresh.Reveal() != tt.refresh || got.ExpiresIn != tt.expires || !got.SentAt.IsZero() {
 				t.Errorf("%q %q %v, %v", got.Access.Reveal(), got.Refresh.Reveal(), got.ExpiresIn, err)
 			}
 		})
+	}
+}
+
+// The old token is dead once a new one was named, whatever else is wrong with the answer: a new refresh token that can be read
+// is returned, and an access token that cannot is left out.
+func TestNewRefreshTokenIsNeverDropped(t *testing.T) {
+	const form = "application/x-www-form-urlencoded"
+	long := strings.Repeat("x", 300<<10)
+	type answer struct {
+		contentType, body string
+		length            int // that the answer claims to have; 0: its own
+	}
+	read := func(t *testing.T, a answer) (grant.Tokens, error) {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", a.contentType)
+			if a.length > 0 {
+				w.Header().Set("Content-Length", fmt.Sprint(a.length))
+			}
+			_, _ = w.Write([]byte(a.body))
+		}))
+		defer s.Close()
+		return open(t, s.URL, nil).Refresh(t.Context(), grant.NewSecret(canary))
+	}
+	for name, a := range map[string]answer{
+		"no access token":         {"", `{"refresh_token":"new","expires_in":60}`, 0},
+		"an odd access token":     {"", `{"access_token":7,"refresh_token":"new"}`, 0},
+		"an empty one":            {"", `{"access_token":"","refresh_token":"new"}`, 0},
+		"a long access token":     {"", `{"refresh_token":"new","access_token":"` + long + `"}`, 0},
+		"a long answer":           {"", `{"access_token":"a","refresh_token":"new","x":"` + long + `"}`, 0},
+		"a long form":             {form, "refresh_token=new&access_token=" + long, 0},
+		"broken off":              {"", `{"refresh_token":"new","access_token":"a`, 1000},
+		"broken JSON":             {"", `{"refresh_token":"new","access_token":"a`, 0},
+		"a form broken off":       {form, "refresh_token=new&access_token=a", 1000},
+		"in a form alone":         {form, "refresh_token=new", 0},
+		"garbage after the token": {"", `{"refresh_token":"new"}<html>`, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := read(t, a)
+			if err != nil || got.Refresh.Reveal() != "new" || !got.Access.IsZero() {
+				t.Errorf("%q %d, %v", got.Refresh.Reveal(), len(got.Access.Reveal()), err)
+			}
+		})
+	}
+	// Half a token is none.
+	for name, a := range map[string]answer{
+		"JSON": {"", `{"access_token":"a","refresh_token":"ne`, 1000}, "a form": {form, "access_token=a&refresh_token=ne", 1000},
+		"beyond what is read": {"", `{"x":"` + long + `","refresh_token":"new"}`, 0},
+	} {
+		t.Run("half of it, "+name, func(t *testing.T) {
+			got, err := read(t, a)
+			if f, ok := errors.AsType[*grant.Fault](err); !ok || f.Class != grant.Ambiguous {
+				t.Errorf("%q, %v", got.Refresh.Reveal(), err)
+			}
+		})
+	}
+}
+
+// Nobody can put a token in place of another by a name in other letters. Which of two counts, nobody knows: one of them is kept.
+func TestTokensHaveExactNames(t *testing.T) {
+	body := `{"access_token":"a","refresh_token":"r","expires_in":60,"ACCESS_TOKEN":"x","Refresh_Token":"x","Error":"invalid_grant","OK":false,"EXPIRES_IN":1}`
+	got, err := open(t, answering(t, 200, nil, body).URL, nil).Refresh(t.Context(), grant.NewSecret(canary))
+	if err != nil || got.Access.Reveal() != "a" || got.Refresh.Reveal() != "r" || got.ExpiresIn != time.Minute {
+		t.Errorf("%q %q %v, %v", got.Access.Reveal(), got.Refresh.Reveal(), got.ExpiresIn, err)
+	}
+}
+
+// An absolute time is the provider's, and so is the clock that it is held against: ours may be an hour off.
+func TestExpiryIsByTheProvidersClock(t *testing.T) {
+	theirs := time.Now().Add(-time.Hour).Truncate(time.Second)
+	header := map[string]string{"Date": theirs.UTC().Format(http.TimeFormat)}
+	body := fmt.Sprintf(`{"access_token":"a","expires_at_seconds":%d}`, theirs.Add(time.Minute).Unix())
+	got, err := open(t, answering(t, 200, header, body).URL, nil).Refresh(t.Context(), grant.NewSecret(canary))
+	if err != nil || got.ExpiresIn != time.Minute {
+		t.Errorf("%v, %v", got.ExpiresIn, err)
+	}
+	header["Retry-After"] = theirs.Add(time.Minute).UTC().Format(http.TimeFormat)
+	if f := fault(t, open(t, answering(t, 429, header, "").URL, nil)); f.RetryAfter != time.Minute {
+		t.Errorf("Retry-After %v", f.RetryAfter)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"io"
 	"mime"
 	"net/url"
 	"strconv"
@@ -14,78 +15,91 @@ import (
 	"github.com/renewd/renewd/internal/grant"
 )
 
-// lenient decodes raw into what to points at. A provider that has rotated a token has killed the old one, so an answer that
-// can be understood at all is: what is not of its kind is left out, and must not cost the session. Its error is of the syntax.
-func lenient(raw []byte, to any) error {
-	err := json.Unmarshal(raw, to)
-	if _, odd := errors.AsType[*json.UnmarshalTypeError](err); odd {
-		return nil // the rest is decoded all the same
+// members takes a JSON object apart, so that each member is read for itself: a provider that has rotated a token has killed
+// the old one, so what is not of its kind is left out and must not cost the session. Names are exact: the decoder's own way of filling a struct ignores case and lets the last
+// of two win, so that whoever can add a member of some name could replace another one's value. twice are the names that are
+// there more than once; of those the last counts. Beside an error is what came before it.
+func members(body []byte) (all map[string]json.RawMessage, twice []string, _ error) {
+	dec := json.NewDecoder(bytes.NewReader(body))
+	if start, err := dec.Token(); err != nil || start != json.Delim('{') {
+		return nil, nil, errNoObject
 	}
-	return err
+	all = map[string]json.RawMessage{}
+	for dec.More() {
+		token, err := dec.Token()
+		name, ok := token.(string)
+		if err != nil || !ok {
+			return all, twice, errNoObject
+		}
+		var value json.RawMessage
+		if dec.Decode(&value) != nil {
+			return all, twice, errNoObject
+		}
+		if _, there := all[name]; there {
+			twice = append(twice, name)
+		}
+		all[name] = value
+	}
+	if _, err := dec.Token(); err != nil {
+		return all, twice, errNoObject
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return all, twice, errNoObject
+	}
+	return all, twice, nil
 }
 
-// boolean is true, false, or nil where there is none: a decoder leaves a *bool that it cannot fill false.
-type boolean struct{ value *bool }
+var errNoObject = errors.New("no JSON object")
 
-func (b *boolean) UnmarshalJSON(raw []byte) error {
-	if is := string(raw) == "true"; is || string(raw) == "false" {
-		b.value = &is
-	}
-	return nil
-}
-
-// tokenBody is an answer of a token endpoint, in all the shapes met: access_token is a string, or at PropelAuth's session
+// parseTokens reads an answer of a token endpoint, in all the shapes met: access_token is a string, or at PropelAuth's session
 // endpoint an object; scope is a string, or at Twitch a list; ok and error are Slack's and everybody's ways to refuse, also
-// with status 200.
-type tokenBody struct {
-	Access    json.RawMessage `json:"access_token"`
-	Refresh   string          `json:"refresh_token"`
-	ID        string          `json:"id_token"`
-	Scope     json.RawMessage `json:"scope"`
-	ExpiresIn json.RawMessage `json:"expires_in"`
-	ExpiresAt json.RawMessage `json:"expires_at_seconds"`
-	Error     json.RawMessage `json:"error"`
-	OK        boolean         `json:"ok"`
-}
-
-// parseTokens reads an answer that was asked for at asked. errorCode is the error that the body names; a body that is
-// nothing of the kind gives neither tokens nor a code. Without any expiry ExpiresIn is 0.
-func parseTokens(body []byte, contentType string, asked time.Time) (t grant.Tokens, errorCode string) {
+// with status 200. asked is the provider's time. errorCode is the error that the body names; a body that is nothing of the
+// kind gives neither tokens nor a code. Without any expiry ExpiresIn is 0.
+//
+// A body that is not whole, or whose syntax breaks somewhere, is looked through for a refresh token alone. What it says of an
+// error is no verdict, but then its token is none either.
+func parseTokens(body []byte, whole bool, contentType string, asked time.Time) (t grant.Tokens, errorCode string) {
 	body = bytes.TrimSpace(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")))
 	media, _, _ := mime.ParseMediaType(contentType)
 	if media == "application/x-www-form-urlencoded" && !bytes.HasPrefix(body, []byte("{")) {
-		return parseForm(body, asked)
+		return parseForm(body, whole, asked)
 	}
-	var b tokenBody
-	if lenient(body, &b) != nil {
-		return t, ""
-	}
-	if errorCode = errorOf(b.Error); errorCode == "" && b.OK.value != nil && !*b.OK.value {
+	b, _, err := members(body)
+	if errorCode = errorOf(b["error"]); errorCode == "" && string(b["ok"]) == "false" {
 		errorCode = "not_ok"
 	}
-	access := text(b.Access)
-	if access == "" {
-		var nested struct {
-			Access    string          `json:"access_token"`
-			ExpiresAt json.RawMessage `json:"expires_at_seconds"`
+	if err != nil {
+		if errorCode == "" {
+			t.Refresh = grant.NewSecret(text(b["refresh_token"]))
 		}
-		if lenient(b.Access, &nested) == nil {
-			access = nested.Access
-			if len(b.ExpiresAt) == 0 {
-				b.ExpiresAt = nested.ExpiresAt
-			}
+		return t, ""
+	}
+	access, expiresAt := text(b["access_token"]), b["expires_at_seconds"]
+	if nested, _, err := members(b["access_token"]); err == nil {
+		access = text(nested["access_token"])
+		if len(expiresAt) == 0 {
+			expiresAt = nested["expires_at_seconds"]
 		}
 	}
 	return grant.Tokens{
-		Access: grant.NewSecret(access), Refresh: grant.NewSecret(b.Refresh), ID: grant.NewSecret(b.ID), Scope: scope(b.Scope),
-		ExpiresIn: lifetime(b.ExpiresIn, b.ExpiresAt, access, asked),
+		Access: grant.NewSecret(access), Refresh: grant.NewSecret(text(b["refresh_token"])), ID: grant.NewSecret(text(b["id_token"])),
+		Scope: scope(b["scope"]), ExpiresIn: lifetime(b["expires_in"], expiresAt, access, asked),
 	}, errorCode
 }
 
-// parseForm reads the form-encoded answers of old GitHub Apps.
-func parseForm(body []byte, asked time.Time) (t grant.Tokens, errorCode string) {
+// parseForm reads the form-encoded answers of old GitHub Apps. The last value of one that broke off may be half of it.
+func parseForm(body []byte, whole bool, asked time.Time) (t grant.Tokens, errorCode string) {
+	if !whole {
+		body = body[:max(0, bytes.LastIndexByte(body, '&'))]
+	}
 	v, err := url.ParseQuery(string(body))
 	if err != nil {
+		return t, ""
+	}
+	if !whole {
+		if !v.Has("error") {
+			t.Refresh = grant.NewSecret(v.Get("refresh_token"))
+		}
 		return t, ""
 	}
 	access := v.Get("access_token")
@@ -100,11 +114,8 @@ func errorOf(raw json.RawMessage) string {
 	if s := text(raw); s != "" {
 		return s
 	}
-	var nested struct {
-		Code string `json:"code"`
-	}
-	_ = lenient(raw, &nested) // without one it is none
-	return nested.Code
+	nested, _, _ := members(raw)
+	return text(nested["code"])
 }
 
 func text(raw json.RawMessage) string {
@@ -172,10 +183,6 @@ func jwtTimes(token string) (iat, exp float64) {
 	if err != nil {
 		return 0, 0
 	}
-	var c struct {
-		Iat float64 `json:"iat"`
-		Exp float64 `json:"exp"`
-	}
-	_ = lenient(payload, &c)
-	return c.Iat, c.Exp
+	c, _, _ := members(payload)
+	return seconds(c["iat"]), seconds(c["exp"])
 }

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/schema"
@@ -40,7 +42,7 @@ func (p *Provider) UserInfo(ctx context.Context, access grant.Secret, user strin
 	if r.status == http.StatusUnauthorized {
 		return schema.Profile{}, grant.ErrAccessRefused
 	}
-	if r.full {
+	if r.cut {
 		return fault(grant.Unknown, errors.New("the profile is larger than 1 MiB"))
 	}
 	if r.status != http.StatusOK {
@@ -53,16 +55,19 @@ func (p *Provider) UserInfo(ctx context.Context, access grant.Secret, user strin
 		}
 		return fault(class, err)
 	}
-	u, err := parseProfile(r.body)
+	u, err := parseProfile(r.body, p.config.Subject)
+	if errors.Is(err, errTwice) {
+		return fault(grant.Unknown, err)
+	}
 	if err != nil {
 		return fault(grant.Ambiguous, errors.New("the profile is no JSON object"))
 	}
-	switch id := u.subject(r.body, p.config.Subject); {
+	switch id := u.subject(p.config.Subject); {
 	case id == user && id != "":
-		return u.profile(user, r.body), nil
+		return u.profile(user), nil
 	case id != "":
 		return schema.Profile{}, grant.ErrSubjectMismatch
-	case refusals[u.Error]:
+	case refusals[text(u.members["error"])]:
 		return schema.Profile{}, grant.ErrAccessRefused
 	}
 	return fault(grant.Unknown, fmt.Errorf("the profile has no %s: it names nobody", p.config.Subject))
@@ -71,107 +76,151 @@ func (p *Provider) UserInfo(ctx context.Context, access grant.Secret, user strin
 // refusals are the codes that say in a 200 what others say with a 401: Slack.
 var refusals = map[string]bool{"invalid_auth": true, "not_authed": true, "token_expired": true, "token_revoked": true, "invalid_token": true}
 
-// userInfo is PropelAuth's user and OpenID Connect's standard claims (Core section 5.1) in one.
+// userInfo is a profile taken apart: PropelAuth's user and OpenID Connect's standard claims (Core section 5.1) in one.
 type userInfo struct {
-	UserID        string                  `json:"user_id"`
-	Sub           string                  `json:"sub"`
-	Email         string                  `json:"email"`
-	Confirmed     boolean                 `json:"email_confirmed"`
-	Verified      boolean                 `json:"email_verified"`
-	First         string                  `json:"first_name"`
-	Last          string                  `json:"last_name"`
-	Given         string                  `json:"given_name"`
-	Family        string                  `json:"family_name"`
-	Name          string                  `json:"name"`
-	Username      string                  `json:"username"`
-	Preferred     string                  `json:"preferred_username"`
-	PictureURL    string                  `json:"picture_url"`
-	Picture       string                  `json:"picture"`
-	Enabled       boolean                 `json:"enabled"`
-	Locked        boolean                 `json:"locked"`
-	MFA           boolean                 `json:"mfa_enabled"`
-	HasPassword   boolean                 `json:"has_password"`
-	Organisations map[string]organisation `json:"org_id_to_org_info"`
-	Memberships   map[string]organisation `json:"org_id_to_org_member_info"`
-	Error         string                  `json:"error"`
+	raw           json.RawMessage
+	members       map[string]json.RawMessage
+	organisations []schema.Organisation
 }
 
-// organisation is an entry of PropelAuth's org_id_to_org_info.
-type organisation struct {
-	Name        string   `json:"org_name"`
-	Role        string   `json:"user_role"`
-	Inherited   []string `json:"inherited_user_roles_plus_current_role"`
-	Additional  []string `json:"additional_roles"`
-	Permissions []string `json:"user_permissions"`
+// mapped are the members that a profile is made of. Nobody can tell which of two counts, so none may be there twice.
+var mapped = []string{
+	"user_id", "sub", "email", "email_confirmed", "email_verified", "first_name", "given_name", "last_name", "family_name", "name", "username",
+	"preferred_username", "picture_url", "picture", "enabled", "locked", "mfa_enabled", "has_password", "org_id_to_org_info",
+	"org_id_to_org_member_info",
 }
 
-// parseProfile reads a userinfo body.
-func parseProfile(body []byte) (u userInfo, err error) {
-	if !bytes.HasPrefix(bytes.TrimSpace(body), []byte("{")) {
-		return u, errors.New("no object")
+// errTwice is wrapped by the error of a profile with two members of a name that is looked at.
+var errTwice = errors.New("is there twice: nobody can tell which one counts")
+
+// parseProfile reads a userinfo body, in which claim names the user.
+func parseProfile(body []byte, claim string) (u userInfo, err error) {
+	u.raw = wellFormed(bytes.TrimSpace(body))
+	var twice []string
+	if u.members, twice, err = members(u.raw); err != nil {
+		return u, err
 	}
-	return u, lenient(body, &u)
+	for _, name := range twice {
+		if name == claim || slices.Contains(mapped, name) {
+			return u, fmt.Errorf("the profile's %s %w", name, errTwice)
+		}
+	}
+	orgs := u.members["org_id_to_org_info"]
+	if len(orgs) == 0 || string(orgs) == "null" {
+		orgs = u.members["org_id_to_org_member_info"]
+	}
+	u.organisations, err = organisations(orgs)
+	return u, err
 }
 
 // subject is whom the profile is about, by the member that the settings name. It alone decides, where it is there: a
 // provider may have an id of its own beside the one that users are known by. Without it the other of the usual two does.
-func (u userInfo) subject(raw json.RawMessage, claim string) string {
+func (u userInfo) subject(claim string) string {
 	switch claim {
 	case "user_id":
-		return cmp.Or(u.UserID, u.Sub)
+		return cmp.Or(u.text("user_id"), u.text("sub"))
 	case "sub":
-		return cmp.Or(u.Sub, u.UserID)
+		return cmp.Or(u.text("sub"), u.text("user_id"))
 	}
-	var members map[string]json.RawMessage
-	if json.Unmarshal(raw, &members) != nil {
-		return ""
-	}
-	if s := text(members[claim]); s != "" {
+	if s := u.text(claim); s != "" {
 		return s
 	}
-	if n, err := strconv.ParseInt(string(members[claim]), 10, 64); err == nil {
+	if n, err := strconv.ParseInt(string(u.members[claim]), 10, 64); err == nil {
 		return strconv.FormatInt(n, 10) // GitHub's id
 	}
 	return ""
 }
 
-func (u userInfo) profile(user string, raw json.RawMessage) schema.Profile {
-	first, last := either(u.First, u.Given), either(u.Last, u.Family)
-	p := schema.Profile{
-		ID: user, Email: u.Email, FirstName: first, LastName: last, Name: strings.TrimSpace(first + " " + last),
-		Username: either(u.Username, u.Preferred), Picture: either(u.PictureURL, u.Picture),
-		EmailVerified: cmp.Or(u.Confirmed.value, u.Verified.value), Enabled: u.Enabled.value, Locked: u.Locked.value,
-		MFAEnabled: u.MFA.value, HasPassword: u.HasPassword.value, Raw: raw,
+func (u userInfo) text(name string) string { return text(u.members[name]) }
+
+// flag is true, false, or nil for what is neither.
+func (u userInfo) flag(name string) *bool {
+	is := string(u.members[name]) == "true"
+	if !is && string(u.members[name]) != "false" {
+		return nil
 	}
-	if p.Name == "" {
-		p.Name = strings.TrimSpace(u.Name)
+	return &is
+}
+
+func (u userInfo) profile(user string) schema.Profile {
+	first, last := either(u.text("first_name"), u.text("given_name")), either(u.text("last_name"), u.text("family_name"))
+	return schema.Profile{
+		ID: user, Email: u.text("email"), FirstName: first, LastName: last,
+		Name:     either(first+" "+last, u.text("name")),
+		Username: either(u.text("username"), u.text("preferred_username")), Picture: either(u.text("picture_url"), u.text("picture")),
+		EmailVerified: cmp.Or(u.flag("email_confirmed"), u.flag("email_verified")), Enabled: u.flag("enabled"), Locked: u.flag("locked"),
+		MFAEnabled: u.flag("mfa_enabled"), HasPassword: u.flag("has_password"), Organisations: u.organisations, Raw: u.raw,
 	}
-	orgs := u.Organisations
-	if orgs == nil {
-		orgs = u.Memberships
-	}
-	p.Organisations = organisations(orgs)
-	return p
 }
 
 func either(a, b string) string { return cmp.Or(strings.TrimSpace(a), strings.TrimSpace(b)) }
 
-// organisations puts the memberships in an order of their own, so that a provider's order is no change.
-func organisations(in map[string]organisation) []schema.Organisation {
-	var out []schema.Organisation
-	for id, o := range in {
-		roles := slices.Concat(o.Inherited, o.Additional)
-		if o.Role != "" {
-			roles = append(roles, o.Role)
+// organisations reads PropelAuth's memberships, by organisation, and puts them in an order of their own, so that a
+// provider's order is no change. What is no membership at all has no names.
+func organisations(raw json.RawMessage) (out []schema.Organisation, _ error) {
+	all, twice, _ := members(raw)
+	for id, entry := range all {
+		m, again, _ := members(entry)
+		if twice = append(twice, again...); len(twice) > 0 {
+			return nil, fmt.Errorf("a member of the profile's organisations %w", errTwice)
 		}
-		out = append(out, schema.Organisation{ID: id, Name: o.Name, Role: o.Role, Roles: sorted(roles), Permissions: sorted(o.Permissions)})
+		o := schema.Organisation{ID: id, Name: text(m["org_name"]), Role: text(m["user_role"]), Permissions: sorted(texts(m["user_permissions"]))}
+		o.Roles = sorted(slices.Concat(texts(m["inherited_user_roles_plus_current_role"]), texts(m["additional_roles"]), []string{o.Role}))
+		out = append(out, o)
 	}
 	slices.SortFunc(out, func(a, b schema.Organisation) int { return strings.Compare(a.ID, b.ID) })
+	return out, nil
+}
+
+// texts are the texts in a list.
+func texts(raw json.RawMessage) (out []string) {
+	var list []json.RawMessage
+	if len(raw) == 0 || json.Unmarshal(raw, &list) != nil {
+		return nil
+	}
+	for _, v := range list {
+		out = append(out, text(v))
+	}
 	return out
 }
 
+// wellFormed makes of JSON what every reader takes: stores and subscribers refuse bytes that are no UTF-8, and many refuse an
+// escape that stands for NUL or for half a character. In their place is U+FFFD, as in what the decoder makes of them.
+func wellFormed(body []byte) []byte {
+	body = bytes.ToValidUTF8(body, []byte("\ufffd"))
+	for i := 0; i+1 < len(body); i++ {
+		if body[i] != '\\' {
+			continue
+		}
+		if u := escape(body[i:]); u == 0 || utf16.IsSurrogate(u) {
+			if utf16.DecodeRune(u, escape(body[min(i+6, len(body)):])) != utf8.RuneError {
+				i += 11
+				continue
+			}
+			copy(body[i:], `\ufffd`)
+		}
+		i++ // what is escaped, so that a backslash is not taken for another escape
+	}
+	return body
+}
+
+// escape is the code unit that a \u escape at the start of b stands for; -1 if there is none.
+func escape(b []byte) rune {
+	if len(b) < 6 || b[0] != '\\' || b[1] != 'u' {
+		return -1
+	}
+	n, err := strconv.ParseUint(string(b[2:6]), 16, 16)
+	if err != nil {
+		return -1
+	}
+	return rune(n)
+}
+
 func sorted(in []string) []string {
-	out := slices.DeleteFunc(slices.Clone(in), func(s string) bool { return s == "" }) // what was no text in a list
+	out := slices.DeleteFunc(in, func(s string) bool { return s == "" }) // what was no text in a list
+	if len(out) == 0 {
+		return nil
+	}
 	slices.Sort(out)
 	return slices.Compact(out)
 }

@@ -1,6 +1,7 @@
 package idp_test
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -82,6 +83,49 @@ func TestProfiles(t *testing.T) {
 				t.Errorf("the error quotes the answer: %v", err)
 			}
 		})
+	}
+}
+
+// A user who can name a claim is still nobody else, and has nobody else's address: only exact names count, and none may be
+// there twice.
+func TestProfileHasExactNames(t *testing.T) {
+	const body = `{"user_id":"u","email":"u@example.org","USER_ID":"victim","Email":"ceo@example.com","EMAIL_CONFIRMED":true,
+		"org_id_to_org_info":{"o":{"org_name":"mine","ORG_NAME":"theirs","User_Role":"Owner"}}}`
+	p, err := open(t, answering(t, 200, nil, body).URL, nil).UserInfo(t.Context(), grant.NewSecret(canary), "u")
+	want := []schema.Organisation{{ID: "o", Name: "mine"}}
+	if err != nil || p.Email != "u@example.org" || p.EmailVerified != nil || !reflect.DeepEqual(p.Organisations, want) {
+		t.Errorf("%+v, %v", p, err)
+	}
+	for _, body := range []string{
+		`{"user_id":"u","user_id":"u"}`, `{"user_id":"v","user_id":"u"}`, `{"user_id":"u","email":"a@x","\u0065mail":"b@x"}`,
+		`{"user_id":"u","org_id_to_org_info":{"o":{},"o":{}}}`, `{"user_id":"u","org_id_to_org_info":{"o":{"user_role":"a","user_role":"b"}}}`,
+	} {
+		_, err := open(t, answering(t, 200, nil, body).URL, nil).UserInfo(t.Context(), grant.NewSecret(canary), "u")
+		if !isFault(grant.Unknown)(schema.Profile{}, err) || !strings.Contains(err.Error(), "twice") {
+			t.Errorf("%s: %v", body, err)
+		}
+	}
+	p, err = open(t, answering(t, 200, nil, `{"user_id":"u","tag":"a","tag":"b"}`).URL, nil).UserInfo(t.Context(), grant.NewSecret(canary), "u")
+	if err != nil {
+		t.Errorf("what nobody looks at may be there twice: %v", err)
+	}
+}
+
+// What no store and no subscriber takes does not get as far as them: it would be refused for ever.
+func TestProfileIsWellFormed(t *testing.T) {
+	for raw, want := range map[string]string{
+		"Jos\xe9": "Jos\ufffd", `a\u0000b`: `a\ufffdb`, `a\\u0000b`: `a\\u0000b`, `\\\u0000`: `\\\ufffd`, `\ud83d\ude00`: `\ud83d\ude00`, `\ud83d`: `\ufffd`,
+		`\ud83d\u0041`: `\ufffd\u0041`, `\ude00\ud83d\ude00`: `\ufffd\ud83d\ude00`, `\"\u00e9`: `\"\u00e9`, "\xff\xfe": "\ufffd",
+	} {
+		body := fmt.Sprintf(`{"user_id":"u","name":"%s"}`, raw)
+		p, err := open(t, answering(t, 200, nil, body).URL, nil).UserInfo(t.Context(), grant.NewSecret(canary), "u")
+		if err != nil || string(p.Raw) != fmt.Sprintf(`{"user_id":"u","name":"%s"}`, want) {
+			t.Errorf("%q: raw %s, want %s, %v", raw, p.Raw, want, err)
+		}
+		var name struct{ Name string }
+		if err := json.Unmarshal(p.Raw, &name); err != nil || p.Name != strings.TrimSpace(name.Name) || strings.Contains(p.Name, "\x00") {
+			t.Errorf("%q: name %q of %q, %v", raw, p.Name, name.Name, err)
+		}
 	}
 }
 
