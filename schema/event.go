@@ -164,6 +164,7 @@ type Profile struct {
 	HasPassword   *bool           `json:"has_password,omitempty"`
 	Organisations []Organisation  `json:"organisations,omitempty"` // sorted by ID
 	Raw           json.RawMessage `json:"raw,omitempty"`           // the provider's own JSON
+	Omitted       []string        `json:"omitted,omitempty"`       // names of members that were too large for an event; see FitProfile
 }
 
 // Organisation is one membership of a user.

@@ -1,0 +1,72 @@
+package schema
+
+import (
+	"encoding/json"
+	"reflect"
+	"slices"
+	"strings"
+)
+
+// Fit makes the data of an outcome fit into limit bytes, where a profile is why it does not: see FitProfile. Data that fits
+// is returned as it is, and so is data that has no profile to leave anything out of.
+func Fit(data json.RawMessage, limit int) json.RawMessage {
+	if len(data) <= limit {
+		return data
+	}
+	var doc map[string]json.RawMessage
+	if json.Unmarshal(data, &doc) != nil || len(doc["profile"]) == 0 {
+		return data
+	}
+	var p Profile
+	if json.Unmarshal(doc["profile"], &p) != nil {
+		return data
+	}
+	rest := len(data) - len(doc["profile"])
+	fitted, err := json.Marshal(FitProfile(p, limit-rest))
+	if err != nil {
+		return data
+	}
+	doc["profile"] = fitted
+	if fitted, err = json.Marshal(doc); err != nil {
+		return data
+	}
+	return fitted
+}
+
+// FitProfile leaves out of p what makes it larger than limit bytes of JSON, and says so in Omitted: the provider's own JSON
+// first, then the organisations, then all but the id. An id alone is returned whatever the limit.
+func FitProfile(p Profile, limit int) Profile {
+	fits := func() bool {
+		text, err := json.Marshal(p)
+		return err == nil && len(text) <= limit
+	}
+	if fits() {
+		return p
+	}
+	omitted := slices.Clone(p.Omitted)
+	if p.Raw != nil {
+		omitted = append(omitted, "raw")
+		if p.Raw, p.Omitted = nil, omitted; fits() {
+			return p
+		}
+	}
+	if p.Organisations != nil {
+		omitted = append(omitted, "organisations")
+		if p.Organisations, p.Omitted = nil, omitted; fits() {
+			return p
+		}
+	}
+	return Profile{ID: p.ID, Omitted: append(omitted, p.members()...)}
+}
+
+// members are the JSON names of what p says, beside whom it is about.
+func (p Profile) members() (names []string) {
+	v := reflect.ValueOf(p)
+	for i := range v.NumField() {
+		name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
+		if name != "id" && name != "omitted" && !v.Field(i).IsZero() {
+			names = append(names, name)
+		}
+	}
+	return names
+}
