@@ -3,6 +3,7 @@ package schema_test
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -33,6 +34,48 @@ var payloads = map[schema.Type]any{
 	schema.MessageRejected:    schema.Rejected{},
 	schema.ProviderDegraded:   schema.ProviderState{},
 	schema.ProviderRecovered:  schema.ProviderState{},
+}
+
+// readers pairs each type with what reads its data.
+var readers = map[schema.Type]func(schema.Event) error{
+	schema.UserLogin:          read[schema.Login],
+	schema.UserRefreshDue:     read[schema.RefreshDue],
+	schema.UserSynced:         read[schema.Synced],
+	schema.UserReauthRequired: read[schema.ReauthRequired],
+	schema.UserRefreshFailed:  read[schema.RefreshFailed],
+	schema.UserForgotten:      read[schema.Forgotten],
+	schema.MessageRejected:    read[schema.Rejected],
+	schema.ProviderDegraded:   read[schema.ProviderState],
+	schema.ProviderRecovered:  read[schema.ProviderState],
+}
+
+func read[T any](e schema.Event) error {
+	_, err := schema.Data[T](e)
+	return err
+}
+
+// Nobody is signed out by the data of another event: each struct takes the data of its own types only.
+func TestDataIsOfItsType(t *testing.T) {
+	for _, of := range append(allTypes(), "", "user.signed_out") {
+		e := schema.Event{Type: of, Data: json.RawMessage(`{"tokens":"t","version":7,"reason":"revoked"}`)}
+		for _, as := range allTypes() {
+			reader := readers[as]
+			if reader == nil {
+				t.Fatalf("%s has no reader in this test", as)
+			}
+			own := payloads[of] != nil && reflect.TypeOf(payloads[of]) == reflect.TypeOf(payloads[as])
+			err := reader(e)
+			if own != (err == nil) {
+				t.Errorf("%s read as that of %s: %v", of, as, err)
+			}
+			if bad, ok := errors.AsType[*schema.Malformed](err); err != nil && (!ok || bad.Field != "type" || !strings.Contains(bad.Message, string(of))) {
+				t.Errorf("%s read as that of %s: %v", of, as, err)
+			}
+		}
+		if err := read[map[string]any](e); err != nil {
+			t.Errorf("%s read as anything: %v", of, err)
+		}
+	}
 }
 
 // drafts are the versions of JSON Schema that the files must mean the same in.

@@ -4,11 +4,40 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 )
 
-// Data decodes the data of e and checks it; its error is a *Malformed that names the field. Unknown fields are ignored.
+// dataOf says which types have a struct of this package for their data; nil for a struct of somebody else's.
+func dataOf(v any) []Type {
+	switch v.(type) {
+	case Login:
+		return []Type{UserLogin}
+	case RefreshDue:
+		return []Type{UserRefreshDue}
+	case Synced:
+		return []Type{UserSynced}
+	case ReauthRequired:
+		return []Type{UserReauthRequired}
+	case RefreshFailed:
+		return []Type{UserRefreshFailed}
+	case Forgotten:
+		return []Type{UserForgotten}
+	case Rejected:
+		return []Type{MessageRejected}
+	case ProviderState:
+		return []Type{ProviderDegraded, ProviderRecovered}
+	}
+	return nil
+}
+
+// Data decodes the data of e and checks it; its error is a *Malformed that names the field. Unknown fields are ignored. The
+// structs of this package take the data of their own types of events only, since any JSON object would do for most: the field
+// is then "type".
 func Data[T any](e Event) (T, error) {
 	var v T
+	if want := dataOf(v); want != nil && !slices.Contains(want, e.Type) {
+		return v, &Malformed{RejectData, "type", fmt.Sprintf("%s, not %s: look at the type of an event before its data", quote(string(e.Type)), want[0])}
+	}
 	if len(e.Data) > 0 {
 		if err := json.Unmarshal(e.Data, &v); err != nil {
 			field := "data"

@@ -334,12 +334,12 @@ func TestData(t *testing.T) {
 			t.Errorf("%s: %v", body, err)
 		}
 	}
-	if _, err := schema.Data[schema.RefreshDue](schema.Event{}); err != nil {
+	if _, err := schema.Data[schema.RefreshDue](schema.Event{Type: schema.UserRefreshDue}); err != nil {
 		t.Errorf("no data at all: %v", err)
 	}
 	_, err := schema.Data[schema.Login](schema.Event{Type: schema.UserLogin, Data: []byte(`{"access_token":"` + marked + `"}`)})
 	wantMalformed(t, err, schema.RejectData, "tokens")
-	_, err = schema.Data[schema.Forgotten](schema.Event{Data: []byte(`{"began_at":"` + marked + `"}`)})
+	_, err = schema.Data[schema.Forgotten](schema.Event{Type: schema.UserForgotten, Data: []byte(`{"began_at":"` + marked + `"}`)})
 	wantMalformed(t, err, schema.RejectData, "data")
 }
 

@@ -197,6 +197,7 @@ func FuzzDecode(f *testing.F) {
 		if err != nil || !reflect.DeepEqual(again, e) {
 			t.Fatalf("%+v\nagain %+v %v", e, again, err)
 		}
+		e.Type = UserRefreshDue
 		_, err = Data[RefreshDue](e)
 		if _, ok := errors.AsType[*Malformed](err); err != nil && !ok {
 			t.Fatal(err)

@@ -25,7 +25,7 @@ func main() {
 	}
 	defer nc.Close()
 
-	sessions := map[string]int64{} // user → the newest version that this service has acted on
+	sessions := map[schema.Address]int64{} // user → the newest version that this service has acted on
 
 	err = consumers.Subscribe(ctx, nc, consumers.Subscription{
 		Types:   []schema.Type{schema.UserReauthRequired},
@@ -33,13 +33,13 @@ func main() {
 	}, func(ctx context.Context, e schema.Event) error {
 		d, err := schema.Data[schema.ReauthRequired](e)
 		if err != nil {
-			return nil // not for us
+			return nil // another type of event, or none: never a reason to sign anybody out
 		}
-		if d.Version <= sessions[e.User] {
+		if d.Version <= sessions[e.Address()] {
 			return nil // delivered again, or older than what we know
 		}
 		log.Printf("sign %s out: %s", e.User, d.Reason) // here: delete this user's sessions
-		sessions[e.User] = d.Version
+		sessions[e.Address()] = d.Version
 		return nil // an error instead would bring the event again
 	})
 	if err != nil {
