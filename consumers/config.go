@@ -28,6 +28,18 @@ type Config struct {
 	// error it comes again. nil: rejections are logged only.
 	Rejected func(ctx context.Context, m *Message, reason error) error
 
+	// PutOff takes a message away for longer than a nak may: it is called instead of the nak for a message that is Exhausted
+	// and still held, after a Retry, any other error or a panic, with that error. A message that is tried again and again
+	// keeps its place among those in hand, and enough of them leave none for the rest. nil from it means that the work is
+	// stored elsewhere, with a timer that brings it again: the message is then acknowledged, so that without the timer the
+	// work is lost. An error means that it is not: the message comes again as without PutOff. Its ctx lasts for 10 s, also
+	// when the runner was told to stop. nil: messages are tried for ever.
+	PutOff func(ctx context.Context, m *Message, err error) error
+	// Ready says whether messages may be taken now; it must be quick, and safe for concurrent use. While it returns an error
+	// none are asked for. What is in hand is finished, and a request under way, of a second at most, may still bring some.
+	// nil: always.
+	Ready func() error
+
 	// Slots is how many messages are handled at a time. Default 16, 1 to 10,000.
 	Slots int
 	// Beat is how often the lease on a message in hand is renewed. Default 3 s, and never more than a third of the

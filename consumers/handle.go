@@ -17,27 +17,27 @@ func (x *run) handle(t *task) {
 	began := time.Now()
 	x.meters.took(t.m)
 	ctx, span := startSpan(t.ctx, x.Tracer, x.Template, x.Durable, t.m)
-	v := verdictOf(x.call(ctx, t.m))
+	v := verdictOf(x.call("handler", t.m, func() error { return x.Handler(ctx, t.m) }))
 	v = x.settle(ctx, t.m, v)
 	endSpan(span, v)
 	x.meters.settled(v.kind, time.Since(began))
 	x.drop(t)
 }
 
-// call runs the handler. A panic becomes an error; its value is not logged unless it is the runtime's own, since it might
-// quote the body.
-func (x *run) call(ctx context.Context, m *Message) (err error) {
+// call runs one of the caller's functions. A panic becomes an error; its value is not logged unless it is the runtime's own,
+// since it might quote the body. It is a failure of that message's own.
+func (x *run) call(what string, m *Message, f func() error) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			what := fmt.Sprintf("%T", v)
+			kind := fmt.Sprintf("%T", v)
 			if e, ok := v.(runtime.Error); ok {
-				what = e.Error()
+				kind = e.Error()
 			}
-			x.Logger.Error("handler panicked", "subject", m.Subject, "sequence", m.Sequence, "panic", what, "stack", string(debug.Stack()))
-			err = Retry(fmt.Errorf("handler panicked: %s", what), retryAfter)
+			x.Logger.Error(what+" panicked", "subject", m.Subject, "sequence", m.Sequence, "panic", kind, "stack", string(debug.Stack()))
+			err = Retry(fmt.Errorf("%s panicked: %s", what, kind), retryAfter)
 		}
 	}()
-	return x.Handler(ctx, m)
+	return f()
 }
 
 // settle tells the server what became of the message, and returns what it told. It goes on when ctx has ended.
@@ -45,38 +45,61 @@ func (x *run) settle(ctx context.Context, m *Message, v *verdict) *verdict {
 	ctx = context.WithoutCancel(ctx)
 	span := trace.SpanFromContext(ctx)
 	if v.kind == reject && x.Rejected != nil {
-		if err := x.Rejected(ctx, m, v.err); err != nil {
+		if err := x.call("Rejected", m, func() error { return x.Rejected(ctx, m, v.err) }); err != nil {
 			x.log(slog.LevelError, "rejection could not be recorded", m, err)
 			v = &verdict{retry, err, retryAfter}
 		}
+	}
+	if v.kind == retry && x.PutOff != nil && m.Held() && m.Exhausted() {
+		v = x.putOff(ctx, m, v)
 	}
 	switch {
 	case v.kind == reject:
 		x.log(slog.LevelWarn, "message rejected", m, v.err)
 		x.send(m, "+TERM "+v.reason())
 		span.AddEvent("term")
-	case v.kind == retry && !m.Held():
-		// A nak would take the message from whoever has it now.
+	case v.kind != done && !m.Held():
+		// A nak, or an ack, would take the message from whoever has it now.
 		x.log(slog.LevelWarn, "lease lost: left to another worker", m, v.err)
 		return &verdict{abandoned, v.err, 0}
 	case v.kind == retry:
-		after := v.after
-		if after > x.MaxDelay {
-			x.Logger.Warn("retry cut short: arm a timer for longer waits", "subject", m.Subject, "asked", after, "limit", x.MaxDelay)
-			after = x.MaxDelay
-		}
-		level := slog.LevelDebug // once is a matter of course: another worker was there first, a server was away for a moment
-		if m.Deliveries > 2 {
-			level = slog.LevelWarn
-		}
-		x.log(level, "message comes again", m, v.err)
-		x.send(m, nak(after))
+		x.again(m, v)
 		span.AddEvent("nak")
 	default:
 		x.acknowledge(m)
 		span.AddEvent("ack")
 	}
 	return v
+}
+
+// putOffLimit bounds a call of Config.PutOff.
+const putOffLimit = 10 * time.Second
+
+// putOff has an exhausted message stored elsewhere. If that is not possible its verdict stands.
+func (x *run) putOff(ctx context.Context, m *Message, v *verdict) *verdict {
+	ctx, stop := context.WithTimeout(ctx, putOffLimit)
+	defer stop()
+	if err := x.call("PutOff", m, func() error { return x.PutOff(ctx, m, v.err) }); err != nil {
+		x.log(slog.LevelError, "message could not be put off", m, err)
+		return v
+	}
+	x.log(slog.LevelWarn, "message put off", m, v.err)
+	return &verdict{putOff, v.err, 0}
+}
+
+// again has the message delivered once more, after what the verdict asks for.
+func (x *run) again(m *Message, v *verdict) {
+	after := v.after
+	if after > x.MaxDelay {
+		x.Logger.Warn("retry cut short: arm a timer for longer waits", "subject", m.Subject, "asked", after, "limit", x.MaxDelay)
+		after = x.MaxDelay
+	}
+	level := slog.LevelDebug // once is a matter of course: another worker was there first, a server was away for a moment
+	if m.Deliveries > 2 {
+		level = slog.LevelWarn
+	}
+	x.log(level, "message comes again", m, v.err)
+	x.send(m, nak(after))
 }
 
 func nak(after time.Duration) string {

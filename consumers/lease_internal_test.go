@@ -178,3 +178,25 @@ func TestHooksDoNotOverlap(t *testing.T) {
 		t.Error("hooks stopped")
 	}
 }
+
+// A message is exhausted by its fifth delivery, or by a later one that takes longer than ten seconds; one that is made by hand
+// by its deliveries alone.
+func TestExhausted(t *testing.T) {
+	var passed time.Duration
+	l := newLease(func() instant { return instant{mono: passed} }, instant{}, time.Minute, time.Second)
+	for _, tt := range []struct {
+		deliveries uint64
+		inHand     time.Duration
+		lease      *lease
+		want       bool
+	}{
+		{1, 0, l, false}, {4, 10 * time.Second, l, false}, {5, 0, l, true}, {6, 0, l, true},
+		{1, time.Hour, l, false}, {2, 10*time.Second + 1, l, true},
+		{4, time.Hour, nil, false}, {5, 0, nil, true},
+	} {
+		m := &Message{Deliveries: tt.deliveries, lease: tt.lease, taken: time.Minute}
+		if passed = time.Minute + tt.inHand; m.Exhausted() != tt.want {
+			t.Errorf("delivery %d, %v in hand, by hand %v: %v", tt.deliveries, tt.inHand, tt.lease == nil, !tt.want)
+		}
+	}
+}

@@ -18,11 +18,12 @@ type Message struct {
 	Sequence uint64
 	Time     time.Time // when the stream stored it, by the server's clock
 	// Deliveries counts this delivery and those before it. It restarts with the server and counts retries: good for logs
-	// and metrics, never for a decision.
+	// and metrics, never for a decision on the work itself. See Exhausted.
 	Deliveries uint64
 
 	raw   *nats.Msg
-	lease *lease // nil for a message made by hand
+	lease *lease        // nil for a message made by hand
+	taken time.Duration // by the lease's monotonic clock
 }
 
 // Hold has extend called at every beat from now on, until the handler returns: it renews what must live as long as the
@@ -41,6 +42,20 @@ func (m *Message) Hold(extend func(ctx context.Context) error) {
 // server answered, less a margin, by the monotonic and the wall clock. So it is false at once after a stall, of the process
 // or the machine. Once false it stays false. A message made by hand is always held.
 func (m *Message) Held() bool { return m.lease == nil || m.lease.isHeld() }
+
+// What a message may be given before it is to make room for others.
+const (
+	maxDeliveries = 5
+	maxInHand     = 10 * time.Second
+)
+
+// Exhausted reports whether the message was tried enough for now, so that a failure should put it off instead of having it
+// delivered again in a moment: this is its fifth delivery or a later one, or it was delivered before and this delivery has
+// been in hand for more than 10 s, by the monotonic clock. The server's count may start again, so there may be some more. A
+// message made by hand goes by its Deliveries alone.
+func (m *Message) Exhausted() bool {
+	return m.Deliveries >= maxDeliveries || m.Deliveries > 1 && m.lease != nil && m.lease.now().mono-m.taken > maxInHand
+}
 
 func newMessage(raw *nats.Msg) (*Message, error) {
 	meta, err := raw.Metadata()

@@ -168,7 +168,8 @@ func (x *run) fetch(ctx, work context.Context, ready func()) error {
 	defer p.close()
 	for ctx.Err() == nil {
 		n := x.reserve(ctx)
-		if n == 0 {
+		if n == 0 || !x.awaitReady(ctx) {
+			x.release(n)
 			return nil
 		}
 		asked := x.clock.now()
@@ -186,6 +187,26 @@ func (x *run) fetch(ctx, work context.Context, ready func()) error {
 		ready()
 	}
 	return nil
+}
+
+// awaitReady waits until messages may be taken; false if ctx ended first.
+func (x *run) awaitReady(ctx context.Context) bool {
+	if x.Ready == nil {
+		return true
+	}
+	var wait backoff
+	for err := x.Ready(); err != nil; err = x.Ready() {
+		if wait.next == 0 {
+			x.Logger.Warn("not ready: no messages are taken", "stream", x.Stream, "consumer", x.Durable, "error", err)
+		}
+		if wait.wait(ctx); ctx.Err() != nil {
+			return false
+		}
+	}
+	if wait.next > 0 {
+		x.Logger.Info("ready: taking messages again", "stream", x.Stream, "consumer", x.Durable)
+	}
+	return true
 }
 
 // reserve waits for a free slot and takes all that are free; 0 if ctx ended first.
@@ -223,7 +244,7 @@ func (x *run) take(ctx, work context.Context, raw *nats.Msg, l *lease) {
 		x.send(m, "-NAK")
 	default:
 		x.send(m, "+WPI")
-		m.lease = l
+		m.lease, m.taken = l, l.now().mono
 		t := &task{m: m}
 		t.ctx, l.cancel = context.WithCancelCause(work)
 		x.mu.Lock()

@@ -93,7 +93,7 @@ func newMeters(c Config) (meters, error) {
 	}
 	m.common = metric.WithAttributeSet(attribute.NewSet(common...))
 	m.byKind = map[kind]metric.MeasurementOption{}
-	for _, k := range []kind{done, retry, reject, abandoned} {
+	for _, k := range []kind{done, retry, reject, putOff, abandoned} {
 		attrs := append(common[:len(common):len(common)], attrVerdict.String(string(k)))
 		if k != done {
 			attrs = append(attrs, attrError.String(string(k)))

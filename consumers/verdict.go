@@ -9,7 +9,7 @@ import (
 )
 
 // Handler handles one message and returns a verdict: nil (done, the message goes), Retry, or Reject. Any other error, and
-// a panic, is Retry after a second. It never acknowledges the message itself. Its ctx ends with cause ErrLeaseLost when the
+// a panic, is Retry after a second; see Config.PutOff for a message that is retried again and again. It never acknowledges the message itself. Its ctx ends with cause ErrLeaseLost when the
 // message may have gone to another worker, and with cause ErrShutdown when the time to drain is over.
 type Handler = func(ctx context.Context, m *Message) error
 
@@ -34,6 +34,7 @@ const (
 	done      kind = "ack"
 	retry     kind = "retry"
 	reject    kind = "reject"
+	putOff    kind = "put_off"   // retried enough for now: stored elsewhere, with a timer
 	abandoned kind = "abandoned" // the lease was lost: whoever has the message now settles it
 )
 
