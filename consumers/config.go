@@ -54,6 +54,10 @@ type Config struct {
 	Logger *slog.Logger
 	Tracer trace.Tracer
 	Meter  metric.Meter
+
+	// Of a durable that a subscription looks after; nil: it is made by somebody else.
+	looked  func(*jetstream.ConsumerInfo)   // told how far it is, every now and then
+	missing func(ctx context.Context) error // makes it anew
 }
 
 // WithDefaults returns a copy of c with its zero fields filled in.

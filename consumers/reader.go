@@ -19,6 +19,8 @@ type reader struct {
 	next    uint64    // sequence to read from; 0: since
 	since   time.Time // zero: the oldest
 
+	created time.Time // when the stream was made that next is in; zero: not known yet
+
 	puller  *puller // nil: the consumer is yet to be made
 	name    string
 	read    uint64 // messages read from this consumer
@@ -29,6 +31,25 @@ const (
 	readBatch   = 1000
 	readExpires = 2 * time.Second
 )
+
+// errAnew: the stream is another one than was read so far, and holds nothing of that.
+var errAnew = errors.New("the stream was made anew: it is read from its beginning, and what the old one held and was not read is missed")
+
+// locate makes sure, once there is a consumer, that the reader is in the stream that this was made of. After errAnew it is,
+// at the beginning.
+func (r *reader) locate(ctx context.Context) error {
+	s, err := r.js.Stream(ctx, r.stream)
+	if err != nil {
+		return fmt.Errorf("look up stream %s: %w", r.stream, err)
+	}
+	i := s.CachedInfo()
+	anew := !r.created.IsZero() && !r.created.Equal(i.Created) || r.next > i.State.LastSeq+1
+	if r.created = i.Created; anew {
+		r.next, r.since = 0, time.Time{}
+		return errAnew
+	}
+	return nil
+}
 
 // open makes the consumer, from where the reader is.
 func (r *reader) open(ctx context.Context) error {
@@ -58,6 +79,10 @@ func (r *reader) open(ctx context.Context) error {
 		return err
 	}
 	r.puller.once = true
+	if err := r.locate(ctx); err != nil {
+		r.close(ctx)
+		return err
+	}
 	return nil
 }
 
@@ -126,5 +151,5 @@ func passing(err error) bool {
 	if api, ok := errors.AsType[*jetstream.APIError](err); ok {
 		return api.Code == 503 || api.Code == 500 || errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, jetstream.ErrConsumerNotFound)
 	}
-	return !errors.Is(err, nats.ErrConnectionClosed)
+	return !errors.Is(err, nats.ErrConnectionClosed) && !errors.Is(err, errFilters)
 }

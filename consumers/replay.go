@@ -178,7 +178,7 @@ func (s *source) try(ctx context.Context) (b batch) {
 	var wait backoff
 	for tries := 1; ; tries++ {
 		b = s.more(ctx)
-		if b.err == nil || ctx.Err() != nil || !passing(b.err) || tries == readTries {
+		if b.err == nil || ctx.Err() != nil || !passing(b.err) || errors.Is(b.err, errAnew) || tries == readTries {
 			return b
 		}
 		wait.wait(ctx)

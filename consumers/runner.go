@@ -103,21 +103,24 @@ type task struct {
 // intake fetches until ctx ends.
 func (x *run) intake(ctx, work context.Context) error {
 	var wait backoff
-	var failing bool
+	var failing string // what to do about it; empty: nothing is wrong
 	for ctx.Err() == nil {
 		err := x.fetch(ctx, work, func() {
-			if failing {
+			if failing != "" {
 				x.Logger.Info("taking messages again", "stream", x.Stream, "consumer", x.Durable)
 			}
-			failing, wait = false, backoff{}
+			failing, wait = "", backoff{}
 		})
+		if x.missing != nil && errors.Is(err, jetstream.ErrConsumerNotFound) && ctx.Err() == nil {
+			err = x.missing(ctx)
+		}
 		switch {
 		case ctx.Err() != nil:
 		case x.nc.IsClosed():
 			return fmt.Errorf("take messages of %s/%s: %w", x.Stream, x.Durable, nats.ErrConnectionClosed)
-		case err != nil && !failing:
-			x.Logger.Warn("no messages for now, trying again", "stream", x.Stream, "consumer", x.Durable, "error", err, "hint", hint(err))
-			failing = true
+		case err != nil && failing != hint(err):
+			failing = hint(err)
+			x.Logger.Warn("no messages for now, trying again", "stream", x.Stream, "consumer", x.Durable, "error", err, "hint", failing)
 			wait.wait(ctx)
 		default:
 			wait.wait(ctx)
@@ -128,6 +131,8 @@ func (x *run) intake(ctx, work context.Context) error {
 
 func hint(err error) string {
 	switch {
+	case errors.Is(err, errVanished):
+		return "have it made, or allow this user to make it"
 	case errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, jetstream.ErrConsumerNotFound):
 		return "create it: renewd streams apply"
 	case errors.Is(err, errConfig):
@@ -138,8 +143,29 @@ func hint(err error) string {
 
 var errConfig = errors.New("unfit consumer")
 
-// lookupLimit bounds one look at the durable.
-const lookupLimit = 2 * time.Second
+// lookupLimit bounds one look at the durable; lookEvery is how often a subscription has one.
+const (
+	lookupLimit = 2 * time.Second
+	lookEvery   = 10 * time.Second
+)
+
+// lookUp finds the durable, and refuses one that a runner cannot work with.
+func (x *run) lookUp(ctx context.Context) (jetstream.ConsumerConfig, error) {
+	ctx, done := context.WithTimeout(ctx, lookupLimit) // without a leader nobody answers at all
+	defer done()
+	c, err := x.JetStream.Consumer(ctx, x.Stream, x.Durable)
+	if err != nil {
+		return jetstream.ConsumerConfig{}, fmt.Errorf("look up consumer %s/%s: %w", x.Stream, x.Durable, err)
+	}
+	config := c.CachedInfo().Config
+	if config.AckPolicy != jetstream.AckExplicitPolicy || config.AckWait <= 0 || config.MaxDeliver > 0 {
+		return config, fmt.Errorf("%w: %s/%s: want explicit acks, an AckWait and no MaxDeliver", errConfig, x.Stream, x.Durable)
+	}
+	if x.looked != nil {
+		x.looked(c.CachedInfo())
+	}
+	return config, nil
+}
 
 // fetch looks the durable up and takes messages from it until ctx ends or something is wrong. ready is called after each
 // request that the server answered.
@@ -147,16 +173,9 @@ func (x *run) fetch(ctx, work context.Context, ready func()) error {
 	if !x.nc.IsConnected() {
 		return nats.ErrDisconnected
 	}
-	// Without a leader nobody answers at all.
-	asking, done := context.WithTimeout(ctx, lookupLimit)
-	c, err := x.JetStream.Consumer(asking, x.Stream, x.Durable)
-	done()
+	config, err := x.lookUp(ctx)
 	if err != nil {
-		return fmt.Errorf("look up consumer %s/%s: %w", x.Stream, x.Durable, err)
-	}
-	config := c.CachedInfo().Config
-	if config.AckPolicy != jetstream.AckExplicitPolicy || config.AckWait <= 0 || config.MaxDeliver > 0 {
-		return fmt.Errorf("%w: %s/%s: want explicit acks, an AckWait and no MaxDeliver", errConfig, x.Stream, x.Durable)
+		return err
 	}
 	every := min(x.Beat, config.AckWait/3)
 	x.ticker.Reset(max(every/4, time.Millisecond))
@@ -166,7 +185,14 @@ func (x *run) fetch(ctx, work context.Context, ready func()) error {
 		return err
 	}
 	defer p.close()
+	looked := x.clock.now()
 	for ctx.Err() == nil {
+		if now := x.clock.now(); x.looked != nil && now.since(looked) > lookEvery {
+			if _, err := x.lookUp(ctx); err != nil {
+				return err
+			}
+			looked = now
+		}
 		n := x.reserve(ctx)
 		if n == 0 || !x.awaitReady(ctx) {
 			x.release(n)

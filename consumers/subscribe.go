@@ -31,6 +31,10 @@ type Subscription struct {
 	// Durable names a place in the stream that the server keeps: after a restart, events go on where they stopped, and
 	// several processes with the same name share them. Empty: the place is this call's own and forgotten with it.
 	Durable string
+	// UpdateFilter lets this call change which events an existing durable is for, to its own Types, Provider and User. It
+	// does so for every process that shares the durable: those that asked for other events end with an error. Default: a
+	// durable that is for other events is an error.
+	UpdateFilter bool
 	// Since, or StartAll for the oldest, is where a new subscription begins. Default: now. An existing durable goes on
 	// where it is.
 	Since    time.Time
@@ -46,7 +50,12 @@ type Subscription struct {
 }
 
 // Subscribe calls fn for each event until ctx ends; it then returns nil. It waits for a stream or a server that is not
-// there yet, and goes on by itself after a lost connection.
+// there yet, and goes on by itself after a lost connection. A durable that vanished is made anew from where this process
+// last saw it, and a stream that was made anew is read from its beginning; both are logged as warnings, since events may
+// come again.
+//
+// fn gets no event that was not asked for. Where another process gave the durable a filter that lets one through, it goes
+// back to whoever wants it, and Subscribe ends with an error: two that want different events need two durables.
 //
 // Delivery is at least once: fn must not mind an event that it has seen. With a Durable, an error of fn brings the event
 // again, with growing waits of up to a minute; with the default concurrency later ones wait for it. Without a Durable an
@@ -74,7 +83,8 @@ func Subscribe(ctx context.Context, nc *nats.Conn, s Subscription, fn func(conte
 		return fn(ctx, e)
 	}
 	if s.Durable != "" {
-		return s.durable(ctx, config, subjects)
+		d := durable{Subscription: s, config: config, subjects: subjects, want: s.durableFilters(subjects), began: time.Now()}
+		return d.run(ctx)
 	}
 	return s.follow(ctx, config, subjects)
 }
@@ -136,83 +146,12 @@ func filters(subjects schema.Subjects, types []schema.Type, provider, user strin
 	return out
 }
 
-// durable runs the handler on a durable consumer, which it makes if need be.
-func (s Subscription) durable(ctx context.Context, c Config, subjects schema.Subjects) error {
-	handle := c.Handler
-	c.Handler = func(ctx context.Context, m *Message) error {
-		err := handle(ctx, m)
-		if err == nil {
-			return nil
-		}
-		return Retry(err, min(time.Second<<min(max(m.Deliveries, 1)-1, 6), c.MaxDelay))
-	}
-	runner, err := NewRunner(c)
-	if err != nil {
-		return err
-	}
-	var wait backoff
-	for err = s.ensure(ctx, c, subjects); err != nil && ctx.Err() == nil; err = s.ensure(ctx, c, subjects) {
-		if !passing(err) {
-			return fmt.Errorf("subscribe as %s: %w", s.Durable, err)
-		}
-		if wait.next == 0 {
-			c.Logger.Warn("cannot subscribe yet, trying again", "stream", c.Stream, "consumer", c.Durable, "error", err)
-		}
-		wait.wait(ctx)
-	}
-	return runner.Run(ctx)
-}
-
-// ensure makes the durable, or gives an existing one the filters asked for. As many events may be in hand as are handled
-// at a time: with one, an event that comes again is not overtaken.
-func (s Subscription) ensure(ctx context.Context, c Config, subjects schema.Subjects) error {
-	want := filters(subjects, s.Types, s.Provider, s.User)
-	consumer, err := c.JetStream.Consumer(ctx, c.Stream, s.Durable)
-	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		config := jetstream.ConsumerConfig{
-			Durable: s.Durable, FilterSubjects: want, AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second, MaxDeliver: -1,
-			MaxAckPending: c.Slots, DeliverPolicy: jetstream.DeliverNewPolicy,
-		}
-		switch {
-		case s.StartAll:
-			config.DeliverPolicy = jetstream.DeliverAllPolicy
-		case !s.Since.IsZero():
-			config.DeliverPolicy, config.OptStartTime = jetstream.DeliverByStartTimePolicy, &s.Since
-		}
-		_, err = c.JetStream.CreateConsumer(ctx, c.Stream, config)
-		return err
-	}
-	if err != nil {
-		return err
-	}
-	have := consumer.CachedInfo().Config
-	if equalFilters(have, want) && have.MaxAckPending == c.Slots {
-		return nil
-	}
-	update := have
-	update.FilterSubject, update.FilterSubjects, update.MaxAckPending = "", want, c.Slots
-	if _, err = c.JetStream.UpdateConsumer(ctx, c.Stream, update); err != nil && equalFilters(have, want) {
-		c.Logger.Warn("the durable allows another number of events in hand", "consumer", s.Durable, "have", have.MaxAckPending,
-			"want", c.Slots, "error", err)
-		return nil
-	}
-	return err
-}
-
-func equalFilters(c jetstream.ConsumerConfig, want []string) bool {
-	have := slices.Clone(c.FilterSubjects)
-	if c.FilterSubject != "" {
-		have = append(have, c.FilterSubject)
-	}
-	slices.Sort(have)
-	return slices.Equal(have, want)
-}
-
 // follow calls the handler for each event in order, from a place that only this call knows.
 func (s Subscription) follow(ctx context.Context, c Config, subjects schema.Subjects) error {
 	r := &reader{js: c.JetStream, stream: c.Stream, filters: filters(subjects, s.Types, s.Provider, s.User), since: s.Since}
 	defer r.close(ctx)
 	placed := s.StartAll || !s.Since.IsZero()
+	began := time.Now()
 	var wait backoff
 	for ctx.Err() == nil {
 		var messages []*Message
@@ -220,7 +159,9 @@ func (s Subscription) follow(ctx context.Context, c Config, subjects schema.Subj
 		if !placed {
 			// A number rather than "new": so that nothing is missed if the connection is lost before the first event.
 			r.next, err = end(ctx, c.JetStream, c.Stream)
-			placed = err == nil
+			if placed = err == nil; placed && wait.next > 0 {
+				r.next, r.since = 0, began // what was stored since the stream is there counts, too
+			}
 		}
 		if err == nil {
 			messages, err = r.batch(ctx)
@@ -231,7 +172,7 @@ func (s Subscription) follow(ctx context.Context, c Config, subjects schema.Subj
 		case err != nil && !passing(err):
 			return fmt.Errorf("subscribe: %w", err)
 		case err != nil:
-			if wait.next == 0 {
+			if wait.next == 0 || errors.Is(err, errAnew) {
 				c.Logger.Warn("no events for now, trying again", "stream", c.Stream, "error", err)
 			}
 			wait.wait(ctx)

@@ -174,7 +174,7 @@ func TestDurableGoesOnWhereItStopped(t *testing.T) {
 		t.Fatal(err)
 	}
 	say(t, js, "2", schema.UserSynced, "u17", struct{}{})
-	s.Types = []schema.Type{schema.UserSynced} // what is asked for may change
+	s.Types, s.UpdateFilter = []schema.Type{schema.UserSynced}, true // what is asked for may change
 	ids, _ = subscribe(t, nc, s, nil)
 	wantIDs(t, ids, "2")
 	say(t, js, "3", schema.UserReauthRequired, "u17", struct{}{})

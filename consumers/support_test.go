@@ -27,9 +27,14 @@ const patience = 20 * time.Second
 // start runs a NATS server with JetStream for the test; it listens only if asked to.
 func start(t testing.TB, listen bool) *server.Server {
 	t.Helper()
-	s, err := server.NewServer(&server.Options{
-		JetStream: true, StoreDir: t.TempDir(), DontListen: !listen, Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true,
-	})
+	return startWith(t, &server.Options{DontListen: !listen, Host: "127.0.0.1", Port: server.RANDOM_PORT})
+}
+
+func startWith(t testing.TB, o *server.Options) *server.Server {
+	t.Helper()
+	o.JetStream, o.StoreDir, o.NoLog, o.NoSigs = true, t.TempDir(), true, true
+	o.DontListen = o.DontListen || o.Port == 0
+	s, err := server.NewServer(o)
 	if err != nil {
 		t.Fatal(err)
 	}
