@@ -19,13 +19,13 @@ type Whom struct {
 	User     string
 }
 
-// Await publishes a command and waits for its answer. publish returns the command's id and when the stream accepted it.
+// Await publishes a command and waits for its answer. publish returns the command's source and id once it is stored.
 //
-// The answer is the outcome whose cause is that id. If a newer command of the same user replaced it before work began, it
-// is the first outcome about this user whose work began no earlier than the acceptance. So the answer may be any outcome
-// of a user, or a message.rejected. The wait ends with ctx; the error then wraps its cause, and the command is still in
-// hand. Safe for concurrent use.
-func Await(ctx context.Context, nc *nats.Conn, w Whom, publish func(context.Context) (id string, accepted time.Time, err error)) (schema.Event, error) {
+// The answer is the outcome whose cause is that source and id. If a newer command of the same user replaced it before work
+// began, it is the first outcome about this user whose work began after the command was stored. Both times are the NATS
+// server's, never this process's: its clock may be off. So the answer may be any outcome of a user, or a message.rejected.
+// The wait ends with ctx; the error then wraps its cause, and the command is still in hand. Safe for concurrent use.
+func Await(ctx context.Context, nc *nats.Conn, w Whom, publish func(context.Context) (source, id string, err error)) (schema.Event, error) {
 	subjects, err := schema.NewSubjects(w.Prefix)
 	if err = errors.Join(err, schema.CheckProvider(w.Provider), schema.CheckUser(w.User)); err != nil {
 		return schema.Event{}, fmt.Errorf("await: %w", err)
@@ -40,12 +40,16 @@ func Await(ctx context.Context, nc *nats.Conn, w Whom, publish func(context.Cont
 	if r.next, err = end(ctx, js, r.stream); err != nil {
 		return schema.Event{}, fmt.Errorf("await: %w", err)
 	}
-	id, accepted, err := publish(ctx)
+	source, id, err := publish(ctx)
 	if err != nil {
 		return schema.Event{}, err
 	}
+	var stored time.Time // the command was, by then
 	var wait backoff
 	for {
+		if stored.IsZero() {
+			stored, _ = serverTime(ctx, js, r.stream) // until it is known only the cause counts
+		}
 		messages, err := r.batch(ctx)
 		switch {
 		case ctx.Err() != nil:
@@ -57,14 +61,27 @@ func Await(ctx context.Context, nc *nats.Conn, w Whom, publish func(context.Cont
 		}
 		for _, m := range messages {
 			e, err := subjects.Decode(m.Header, m.Data, arrival(m))
-			if err == nil && answers(e, id, accepted) {
+			if err == nil && answers(e, source, id, stored) {
 				return e, nil
 			}
 		}
 	}
 }
 
-func answers(e schema.Event, id string, accepted time.Time) bool {
+// serverTime asks the server for its time, with a stream's info: the one thing that who waits for an outcome may ask it for.
+func serverTime(ctx context.Context, js jetstream.JetStream, stream string) (time.Time, error) {
+	ctx, stop := context.WithTimeout(ctx, lookupLimit)
+	defer stop()
+	s, err := js.Stream(ctx, stream)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return s.CachedInfo().TimeStamp, nil
+}
+
+// answers reports whether e answers the command, which was stored not later than stored (zero: not known). A rejection may
+// name no source, where that could not be read.
+func answers(e schema.Event, source, id string, stored time.Time) bool {
 	var data struct {
 		Cause   schema.Cause `json:"cause"`
 		BeganAt time.Time    `json:"began_at"`
@@ -72,5 +89,8 @@ func answers(e schema.Event, id string, accepted time.Time) bool {
 	if json.Unmarshal(e.Data, &data) != nil {
 		return false
 	}
-	return data.Cause.ID == id || !data.BeganAt.IsZero() && !accepted.IsZero() && !data.BeganAt.Before(accepted)
+	if c := data.Cause; c.ID == id && (c.Source == source || c.Source == "") {
+		return true
+	}
+	return !stored.IsZero() && !data.BeganAt.Before(stored)
 }

@@ -193,37 +193,82 @@ func TestQueryNamesTheField(t *testing.T) {
 	}
 }
 
+// theirs is the server's time, as Await sees it.
+func theirs(t *testing.T, js jetstream.JetStream) time.Time {
+	t.Helper()
+	s, err := js.Stream(t.Context(), "OUTCOMES")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.CachedInfo().TimeStamp
+}
+
 func TestAwait(t *testing.T) {
 	t.Parallel()
-	accepted := time.Now().UTC()
-	cause := func(id string) schema.Cause { return schema.Cause{ID: id, Type: schema.UserRefreshDue} }
+	cause := func(id string) schema.Cause { return schema.Cause{ID: id, Type: schema.UserRefreshDue, Source: "/crm"} }
 	for name, c := range map[string]struct {
 		of   schema.Type
 		data any
 	}{
-		"synced":   {schema.UserSynced, schema.Synced{Cause: cause("mine"), BeganAt: accepted.Add(-time.Second)}},
-		"reauth":   {schema.UserReauthRequired, schema.ReauthRequired{Cause: cause("mine")}},
-		"rejected": {schema.MessageRejected, schema.Rejected{Cause: cause("mine")}},
-		"replaced": {schema.UserSynced, schema.Synced{Cause: cause("newer"), BeganAt: accepted}},
+		"synced":            {schema.UserSynced, schema.Synced{Cause: cause("mine"), BeganAt: time.Now().Add(-time.Hour)}},
+		"reauth":            {schema.UserReauthRequired, schema.ReauthRequired{Cause: cause("mine")}},
+		"rejected":          {schema.MessageRejected, schema.Rejected{Cause: cause("mine")}},
+		"rejected, unnamed": {schema.MessageRejected, schema.Rejected{Cause: schema.Cause{ID: "mine", Type: schema.UserRefreshDue}}},
+		"replaced":          {schema.UserSynced, schema.Synced{Cause: cause("newer"), BeganAt: time.Now().Add(time.Hour)}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			nc := connect(t, start(t, false))
 			js := outcomes(t, nc)
-			say(t, js, "before", schema.UserSynced, "u17", schema.Synced{Cause: cause("mine"), BeganAt: accepted.Add(time.Hour)})
-			e, err := consumers.Await(t.Context(), nc, consumers.Whom{Provider: "propelauth", User: "u17"}, func(context.Context) (string, time.Time, error) {
+			say(t, js, "before", schema.UserSynced, "u17", schema.Synced{Cause: cause("mine"), BeganAt: time.Now().Add(time.Hour)})
+			e, err := consumers.Await(t.Context(), nc, consumers.Whom{Provider: "propelauth", User: "u17"}, func(context.Context) (string, string, error) {
 				// The answer is there before publish returns; around it, what is none.
-				say(t, js, "older work", schema.UserSynced, "u17", schema.Synced{Cause: cause("other"), BeganAt: accepted.Add(-time.Second)})
-				say(t, js, "other user", schema.UserSynced, "u18", schema.Synced{Cause: cause("mine"), BeganAt: accepted})
+				say(t, js, "older work", schema.UserSynced, "u17", schema.Synced{Cause: cause("other"), BeganAt: theirs(t, js)})
+				say(t, js, "other user", schema.UserSynced, "u18", schema.Synced{Cause: cause("mine"), BeganAt: time.Now().Add(time.Hour)})
+				say(t, js, "other source", schema.UserSynced, "u17", schema.Synced{Cause: schema.Cause{ID: "mine", Source: "/billing"}})
 				say(t, js, "rejection of another", schema.MessageRejected, "u17", schema.Rejected{Cause: cause("other")})
 				if _, err := js.Publish(t.Context(), "user.synced.propelauth.u17", json.RawMessage(`"odd"`)); err != nil {
 					t.Error(err)
 				}
 				say(t, js, "answer", c.of, "u17", c.data)
-				return "mine", accepted, nil
+				return "/crm", "mine", nil
 			})
 			if err != nil || e.ID != "answer" {
 				t.Errorf("%s, %v", e.ID, err)
+			}
+		})
+	}
+}
+
+// What began before the command was stored is no answer to it, and what began after is, by the server's clock: whether the
+// command's own time is a minute slow or fast makes no difference.
+func TestAwaitGoesByTheServersClock(t *testing.T) {
+	t.Parallel()
+	for name, skew := range map[string]time.Duration{"slow": -time.Minute, "fast": time.Minute} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			nc := connect(t, start(t, false))
+			js := outcomes(t, nc)
+			mine := make(chan time.Time, 1)
+			got := make(chan schema.Event, 1)
+			go func() {
+				e, err := consumers.Await(t.Context(), nc, consumers.Whom{Provider: "propelauth", User: "u17"}, func(context.Context) (string, string, error) {
+					mine <- time.Now().Add(skew) // the publisher's clock: ce-time of its command
+					return "/crm", "mine", nil
+				})
+				if err != nil {
+					t.Error(err)
+				}
+				got <- e
+			}()
+			at := receive(t, mine)
+			newer := schema.Cause{ID: "newer", Source: "/crm", Time: at}
+			before := theirs(t, js).Add(-30 * time.Second)
+			say(t, js, "begun before", schema.UserSynced, "u17", schema.Synced{Cause: newer, BeganAt: before})
+			subscribed(t, js, 1) // the wait has begun
+			say(t, js, "begun after", schema.UserSynced, "u17", schema.Synced{Cause: newer, BeganAt: theirs(t, js)})
+			if e := receive(t, got); e.ID != "begun after" {
+				t.Errorf("answered by %s", e.ID)
 			}
 		})
 	}
@@ -234,13 +279,13 @@ func TestAwaitEnds(t *testing.T) {
 	nc := connect(t, start(t, false))
 	outcomes(t, nc)
 	whom := consumers.Whom{Provider: "propelauth", User: "u17"}
-	if _, err := consumers.Await(t.Context(), nc, whom, func(context.Context) (string, time.Time, error) { return "", time.Time{}, errFlaky }); !errors.Is(err, errFlaky) {
+	if _, err := consumers.Await(t.Context(), nc, whom, func(context.Context) (string, string, error) { return "", "", errFlaky }); !errors.Is(err, errFlaky) {
 		t.Errorf("publish failed: %v", err)
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
-	_, err := consumers.Await(ctx, nc, whom, func(context.Context) (string, time.Time, error) {
+	_, err := consumers.Await(ctx, nc, whom, func(context.Context) (string, string, error) {
 		cancel(errFlaky)
-		return "mine", time.Now(), nil
+		return "/crm", "mine", nil
 	})
 	if !errors.Is(err, errFlaky) || !strings.Contains(err.Error(), "mine") {
 		t.Errorf("context ended: %v", err)

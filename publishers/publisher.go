@@ -45,7 +45,7 @@ type Receipt struct {
 	ID       string    // its id: together the cause that its outcome names
 	Stream   string    // that stored it
 	Sequence uint64    // its place there
-	Time     time.Time // when it was accepted, by this process's clock
+	Time     time.Time // when it was accepted, by this process's clock: compare it with no other
 	// Duplicate: the same event (type, provider, user, source and id) was stored within the last two minutes; this one was
 	// dropped.
 	Duplicate bool

@@ -149,9 +149,9 @@ func (p publishFlags) print(a *app, r publishers.Receipt) error {
 
 // await publishes, waits for the outcome and shows it.
 func (p publishFlags) await(ctx context.Context, a *app, nc *nats.Conn, prefix string, pub *publishers.Publisher, do send) error {
-	e, err := consumers.Await(ctx, nc, consumers.Whom{Prefix: prefix, Provider: p.Provider, User: p.User}, func(ctx context.Context) (string, time.Time, error) {
+	e, err := consumers.Await(ctx, nc, consumers.Whom{Prefix: prefix, Provider: p.Provider, User: p.User}, func(ctx context.Context) (string, string, error) {
 		r, err := do(ctx, pub, p.Provider, p.User)
-		return r.ID, r.Time, err
+		return r.Source, r.ID, err
 	})
 	if err != nil {
 		return streamHint(p.refused(err), a)
