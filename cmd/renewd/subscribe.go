@@ -17,9 +17,10 @@ type clientFlags struct {
 type subscribeCommand struct {
 	clientFlags
 	eventFlags
-	Durable string `placeholder:"NAME" help:"Keep the place under this name on the server: events that come while nobody runs this are shown later."`
-	Since   string `placeholder:"WHEN" help:"Begin in the past: 1h (ago), 2026-01-31, or an RFC 3339 time."`
-	Output  string `short:"o" enum:"text,json" default:"text" help:"text or json (CloudEvents, one a line)."`
+	Durable      string `placeholder:"NAME" help:"Keep the place under this name on the server: events that come while nobody runs this are shown later."`
+	UpdateFilter bool   `help:"Let a --durable that was made for other events be for these from now on."`
+	Since        string `placeholder:"WHEN" help:"Begin in the past: 1h (ago), 2026-01-31, or an RFC 3339 time."`
+	Output       string `short:"o" enum:"text,json" default:"text" help:"text or json (CloudEvents, one a line)."`
 }
 
 // Run shows outcomes until it is stopped.
@@ -46,7 +47,7 @@ func (s subscribeCommand) Run(ctx context.Context, a *app, c *cli) error {
 	defer nc.Close()
 	colour := colours(a.stdout, a.environ)
 	return consumers.Subscribe(ctx, nc, consumers.Subscription{
-		Prefix: conf.NATSPrefix, Types: types, Provider: s.Provider, User: s.User, Durable: s.Durable, Since: since, Logger: newLogger(a.stderr, &conf.settings),
+		Prefix: conf.NATSPrefix, Types: types, Provider: s.Provider, User: s.User, Durable: s.Durable, UpdateFilter: s.UpdateFilter, Since: since, Logger: newLogger(a.stderr, &conf.settings),
 	}, func(_ context.Context, e schema.Event) error {
 		if s.Output == "json" {
 			return printJSON(a.stdout, e)
