@@ -117,10 +117,21 @@ func (x *examination) provider(ctx context.Context, s providerSettings, connecte
 	case o != nil:
 		return finding{State: warning, Found: fmt.Sprintf("it answers, but its renewals pause: %s since %s, next try %s", o.Reason, clock(o.Since), clock(o.Until)),
 			Advice: guard.Hint(o.Reason)}
+	case known.Doubt != nil:
+		return finding{State: warning, Found: "it answers, but refuses most users since " + clock(known.Doubt.Since) + ": nobody is signed out" + waiting(*known.Doubt),
+			Advice: guard.Hint(guard.ReasonMassFailure)}
 	case known.Settings != client.Settings() || known.ProvenAt.IsZero():
 		return finding{State: warning, Found: "it answers; nobody was renewed with these settings yet", Advice: "until somebody is, a refusal is held back and signs nobody out"}
 	}
 	return finding{State: fine, Found: "it answers; the settings have worked since " + clock(known.ProvenAt)}
+}
+
+// waiting says whether a doubt makes renewals wait.
+func waiting(d guard.Doubt) string {
+	if d.Until.IsZero() {
+		return ", the others are renewed"
+	}
+	return ", and nobody is renewed, next try " + clock(d.Until)
 }
 
 func (x *examination) store(ctx context.Context) finding {

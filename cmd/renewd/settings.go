@@ -65,7 +65,7 @@ type providerSettings struct {
 	AllowHTTP    bool          `key:"allow_http_loopback" env:"RENEWD_ALLOW_HTTP_LOOPBACK" default:"false" doc:"allow plain HTTP to a provider on loopback, for development"`
 	Timeout      time.Duration `key:"timeout" env:"RENEWD_PROVIDER_TIMEOUT" default:"20s" min:"1s" max:"2m" doc:"of one call; keep it longer than the provider's own, since an answer that is not read may cost the user a login"`
 	Concurrency  int           `key:"concurrency" env:"RENEWD_PROVIDER_CONCURRENCY" default:"64" min:"1" max:"10000" doc:"renewals at the same time, over all processes"`
-	Rate         float64       `key:"rate" env:"RENEWD_PROVIDER_RATE" default:"0" min:"0" doc:"calls a second that this process makes at most; 0: no limit"`
+	Rate         float64       `key:"rate" env:"RENEWD_PROVIDER_RATE" default:"0" min:"0" doc:"calls a second over all workers, each call counted: refreshes and userinfo; 0: no limit"`
 
 	Policy policySettings
 	Guard  guardSettings
@@ -90,11 +90,11 @@ type policySettings struct {
 // guardSettings is when a provider is not believed, and when it is left alone: guard.Rules in the settings file, under
 // guard.
 type guardSettings struct {
-	Window     time.Duration `key:"window" default:"10m" min:"1s" doc:"in which refused users are weighed against renewed ones"`
+	Window     time.Duration `key:"window" default:"10m" min:"1s" max:"1h" doc:"in which refused users are weighed against renewed ones"`
 	DeadMin    int           `key:"dead_min" default:"10" min:"1" doc:"refused users in it from which on the provider may be in doubt"`
-	DeadShare  float64       `key:"dead_share" default:"0.5" min:"0.01" doc:"share of refused users in it that puts the provider in doubt: nobody is signed out, its renewals pause; above 1: never"`
-	Release    time.Duration `key:"release" default:"10m" min:"1s" doc:"how long they pause before one tries again"`
-	Hold       time.Duration `key:"hold" default:"24h" min:"1s" doc:"how long a refusal is held back while no renewal has ever succeeded with this client_id"`
+	DeadShare  float64       `key:"dead_share" default:"0.5" min:"0.01" doc:"share of refused users in it that puts the provider in doubt: nobody is signed out, everybody else is renewed; above 1: never"`
+	Release    time.Duration `key:"release" default:"1m" min:"1s" doc:"longest wait before the next try while a provider is in doubt and nobody at all is renewed; it grows from open_min"`
+	Hold       time.Duration `key:"hold" default:"24h" min:"1s" doc:"how long a refusal is held back at most: while no renewal has ever succeeded with this client_id, and while most users are refused but others are renewed"`
 	Alone      time.Duration `key:"alone" default:"2m" min:"1ms" doc:"how long a refusal is held back while nobody at all was renewed since"`
 	FailMin    int           `key:"fail_min" default:"10" min:"1" doc:"failed calls in fail_window from which on the provider may be down"`
 	FailWindow time.Duration `key:"fail_window" default:"15s" min:"1s" doc:"in which failed calls are weighed against all"`

@@ -14,7 +14,6 @@ import (
 	"github.com/renewd/renewd/internal/guard"
 	"github.com/renewd/renewd/internal/seal"
 	"github.com/renewd/renewd/internal/stream"
-	"golang.org/x/time/rate"
 )
 
 // source is the CloudEvents source of what renewd itself says.
@@ -82,8 +81,9 @@ func (p *plant) providers(ctx context.Context) (map[string]refresh.Provider, []*
 		}
 		guards = append(guards, g)
 		provider := refresh.Provider{Client: client, Policy: s.Policy.policy(), Guard: g}
-		if s.Rate > 0 {
-			provider.Limiter = rate.NewLimiter(rate.Limit(s.Rate), max(1, int(s.Rate)))
+		budget := guard.NewBudget(guard.BudgetConfig{Provider: s.ID, Rate: s.Rate, Bucket: bucket, Now: p.engine.Now})
+		if budget != nil {
+			provider.Limiter = budget
 		}
 		providers[s.ID] = provider
 	}

@@ -153,32 +153,6 @@ func TestOutagesNeverSignOut(t *testing.T) {
 	}
 }
 
-func TestThrottledProviderIsLeftAlone(t *testing.T) {
-	w := newWorld(t)
-	w.login("a", 10*time.Second)
-	w.refuse = &grant.Fault{Class: grant.Throttled, Status: 429, RetryAfter: time.Minute}
-	c := w.consumer()
-	calls := 0
-	w.setAt(func(effect string) error {
-		if effect == "present" || effect == "userinfo" {
-			calls++
-		}
-		return nil
-	})
-	current.Store(w, work("r1"))
-	for n := range 3 {
-		if err := c.Handle(context.Background(), message(uint64(n+1))); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if calls != 1 {
-		t.Errorf("a provider that asked for a minute was called %d times", calls)
-	}
-	if wait := w.timers[key].at.Sub(w.now()); wait < time.Minute {
-		t.Errorf("the next try is after %v", wait)
-	}
-}
-
 func TestLostReplyIsReplayedAtOnceWithinTheGrace(t *testing.T) {
 	w := newWorld(t)
 	w.grace = 30 * time.Second

@@ -9,34 +9,19 @@ import (
 	"github.com/renewd/renewd/internal/grant"
 )
 
-// quietDefault is how long a provider that throttles without a Retry-After is left alone.
-const quietDefault = 5 * time.Second
-
-// heed keeps this process from asking a throttling provider again before it wants to be asked.
-func (t *task) heed(f *grant.Fault) {
-	if f.Class != grant.Throttled {
-		return
+// quiet is how long the provider is to be left alone; 0 when it may be asked. The user's own login is looked at only where
+// others wait: who has signed in since does not wait behind those who are refused.
+func (t *task) quiet(ctx context.Context) time.Duration {
+	if t.provider.Guard == nil {
+		return 0
 	}
-	wait := f.RetryAfter
-	if wait <= 0 {
-		wait = quietDefault
-	}
-	until := t.Stream.Now().Add(wait).UnixNano()
-	for {
-		old := t.provider.quietUntil.Load()
-		if old >= until || t.provider.quietUntil.CompareAndSwap(old, until) {
-			return
+	wait := t.provider.Guard.Wait()
+	if wait > 0 {
+		if g, err := t.Store.Load(ctx, t.key); err == nil {
+			wait = t.provider.Guard.WaitSince(g.LoginAt)
 		}
 	}
-}
-
-// quiet is how long the provider still wants to be left alone; 0 when it may be asked.
-func (t *task) quiet() time.Duration {
-	wait := time.Duration(t.provider.quietUntil.Load() - t.Stream.Now().UnixNano())
-	if g := t.provider.Guard; g != nil {
-		wait = max(wait, g.Wait())
-	}
-	return max(0, wait)
+	return wait
 }
 
 // later puts the work off: the same cause again when the wait is over, spread so that not all come at once.
@@ -50,12 +35,8 @@ func (t *task) later(ctx context.Context, wait time.Duration) error {
 
 // report tells the guard how a presentation ended.
 func (t *task) report(g grant.Grant, f *grant.Fault) {
-	switch {
-	case t.provider.Guard == nil:
-	case f == nil:
-		t.provider.Guard.Report("", false)
-	default:
-		t.provider.Guard.Report(f.Class, g.Verdict != nil && g.Verdict.Fingerprint == g.Fingerprint())
+	if t.provider.Guard != nil {
+		t.provider.Guard.Report(f, g.Verdict != nil && g.Verdict.Fingerprint == g.Fingerprint())
 	}
 }
 
@@ -76,7 +57,8 @@ func (t *task) hold(ctx context.Context, g grant.Grant, f *grant.Fault, presente
 
 var errLoginWaits = errors.New("a newer login of this user is about to be stored")
 
-// pace waits for the provider's rate limit.
+// pace waits for one call of the provider's rate limit. Each call has its own, but for a replay: it must come before the
+// grace window is over.
 func (t *task) pace(ctx context.Context) error {
 	if t.provider.Limiter == nil {
 		return nil

@@ -18,7 +18,7 @@ import (
 
 // refresh claims the grant, presents its refresh token once, and saves what comes back before anything else.
 func (t *task) refresh(ctx context.Context) error {
-	if wait := t.quiet(); wait > 0 {
+	if wait := t.quiet(ctx); wait > 0 {
 		return t.later(ctx, wait)
 	}
 	if err := t.pace(ctx); err != nil {
@@ -255,7 +255,6 @@ func (t *task) savePairOnce(ctx context.Context, g *grant.Grant, tokens grant.To
 func (t *task) faulted(ctx context.Context, g grant.Grant, f *grant.Fault) error {
 	presented := g.Fingerprint()
 	doubt := g.Doubt
-	t.heed(f)
 	level := slog.LevelWarn
 	switch f.Class {
 	case grant.Config:

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nuid"
@@ -28,10 +27,12 @@ type Limiter interface {
 
 // Guard is what all workers together know about a provider's health.
 type Guard interface {
-	// Report counts how a refresh ended; the empty class is a success. again tells that this user was refused before.
-	Report(class grant.Class, again bool)
+	// Report counts how a call ended; f is nil for a success. again tells that this user was refused before.
+	Report(f *grant.Fault, again bool)
 	// Wait is how long the provider is to be left alone; 0: it may be called.
 	Wait() time.Duration
+	// WaitSince is the same for the tokens of a login at this time: a newer one than the trouble may not have to wait.
+	WaitSince(login time.Time) time.Duration
 	// Hold says why a refusal of a token that was refused before, as v tells, is not to be believed now; empty: it is.
 	Hold(ctx context.Context, v grant.Verdict) (reason string, err error)
 }
@@ -42,9 +43,6 @@ type Provider struct {
 	Policy  grant.Policy // zero fields take their defaults
 	Limiter Limiter      // nil: no limit
 	Guard   Guard        // nil: every confirmed refusal is believed, and the provider is never left alone
-
-	// quietUntil is when a throttling provider wants to be asked again, in Unix nanoseconds by the stream's clock.
-	quietUntil *atomic.Int64
 }
 
 // Stream is the engine: timers, outcomes, and the place where a pair waits that the store would not take.
@@ -127,7 +125,6 @@ func New(c Config) (*Consumer, error) {
 		if err := p.Policy.Validate(); err != nil {
 			return nil, fmt.Errorf("refresh: provider %s: %w", id, err)
 		}
-		p.quietUntil = new(atomic.Int64)
 		providers[id] = p
 	}
 	c.Providers = providers

@@ -12,8 +12,13 @@ import (
 
 // sync fetches the profile with the access token, stores it if it changed, and finishes.
 func (t *task) sync(ctx context.Context, g grant.Grant) error {
-	if wait := t.quiet(); wait > 0 && !g.Refreshed {
-		return t.later(ctx, wait)
+	if !g.Refreshed {
+		if wait := t.quiet(ctx); wait > 0 {
+			return t.later(ctx, wait)
+		}
+	}
+	if err := t.pace(ctx); err != nil {
+		return err
 	}
 	began := time.Now()
 	profile, err := t.provider.Client.UserInfo(ctx, g.Pair.Access, t.key.User)
@@ -76,7 +81,9 @@ func (t *task) accessRefused(ctx context.Context, g grant.Grant) error {
 
 // profileFailed: after a rotation the renewal is a success without a profile, tried again soon; else it is a failed try.
 func (t *task) profileFailed(ctx context.Context, g grant.Grant, f *grant.Fault) error {
-	t.heed(f)
+	if f.Class == grant.Throttled {
+		t.report(g, f) // what else can go wrong with a profile says nothing about refreshing
+	}
 	t.Logger.Warn("profile not synced", "grant", t.key, "class", f.Class, "error", f)
 	if g.Refreshed {
 		g = g.WithoutProfile(t.turn())

@@ -2,9 +2,6 @@ package guard
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -47,11 +44,25 @@ type Config struct {
 type Guard struct {
 	Config
 	state atomic.Pointer[State]
+	read  atomic.Bool // the state is one that was read
+	tried atomic.Int64
 	kick  chan struct{}
 
 	mu      sync.Mutex
 	tally   Tally
 	waiters []chan error
+
+	// Of Run alone.
+	set        braking
+	complaint  string
+	complained time.Time
+}
+
+// braking is what this worker has last set, and when.
+type braking struct {
+	limit int
+	until time.Time
+	at    time.Time
 }
 
 // New returns a guard that believes the provider until Run has read the record.
@@ -65,23 +76,17 @@ func New(c Config) (*Guard, error) {
 	return g, nil
 }
 
-// Report counts how a refresh ended; the empty class is a success. again tells that this user was refused before.
-func (g *Guard) Report(class grant.Class, again bool) {
+// Report counts how a call ended: f is nil for a success. again tells that this user was refused before. A Retry-After is
+// remembered for all workers.
+func (g *Guard) Report(f *grant.Fault, again bool) {
+	t := tallied(f, again, g.Now())
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	switch {
-	case class == "":
-		g.tally.OK++
-	case class == grant.Permanent && again:
-		g.tally.Again++
-	case class == grant.Permanent:
-		g.tally.Dead++
-	case class == grant.Config:
-		g.tally.Config++
-	case class == grant.Unsent, class == grant.Ambiguous:
-		g.tally.Failed++
-	}
-	if t := g.tally; t.Failed+t.Config+t.Dead == g.Rules.FailMin || g.state.Load().Outage != nil {
+	g.tally = g.tally.add(t)
+	sum := g.tally
+	g.mu.Unlock()
+	s := g.state.Load()
+	waited := s.Outage != nil || s.Doubt != nil && !s.Doubt.Until.IsZero()
+	if waited || sum.bad()+sum.Dead == g.Rules.FailMin || t.Throttled > 0 && sum.Throttled == throttles {
 		g.wakeUp()
 	}
 }
@@ -94,11 +99,38 @@ func (g *Guard) wakeUp() {
 }
 
 // Wait is how long the provider is to be left alone; 0: it may be called.
-func (g *Guard) Wait() time.Duration {
-	if o := g.state.Load().Outage; o != nil {
-		return max(0, o.Until.Sub(g.Now()))
+func (g *Guard) Wait() time.Duration { return g.WaitSince(time.Time{}) }
+
+// WaitSince is Wait for the tokens of a login at this time. While the provider is only in doubt, a login that is newer than
+// the doubt does not wait.
+func (g *Guard) WaitSince(login time.Time) time.Duration {
+	s, now := g.state.Load(), g.Now()
+	var wait time.Duration
+	if s.Outage != nil {
+		wait = max(0, s.Outage.Until.Sub(now))
 	}
-	return 0
+	if d := s.Doubt; d != nil && !d.Until.IsZero() && wait == 0 && !login.After(d.Since) {
+		wait = g.turn(*d, now)
+	}
+	return wait
+}
+
+// longestTurn bounds how long renewals that wait for the end of a doubt are put off, and with it how long after its end the
+// last one goes on. They are many, and each putting off costs a message.
+const longestTurn = 5 * time.Minute
+
+// turn is how long a presentation waits while nobody at all is renewed: 0 for one at a time, of each worker. Who waits does so
+// for as long again as it has lasted.
+func (g *Guard) turn(d Doubt, now time.Time) time.Duration {
+	if !now.Before(d.Until) {
+		last := g.tried.Load()
+		since := now.Sub(time.Unix(0, last))
+		over := last < d.Until.UnixNano() || since < 0 || since > max(d.interval(g.Rules), 30*time.Second) // or its answer got lost
+		if over && g.tried.CompareAndSwap(last, now.UnixNano()) {
+			return 0
+		}
+	}
+	return max(d.Until.Sub(now), min(now.Sub(d.Since), longestTurn), time.Second)
 }
 
 // Hold asks, before a user who was refused as v tells is signed out, whether the provider is to be believed. It returns
@@ -111,7 +143,10 @@ func (g *Guard) Hold(ctx context.Context, v grant.Verdict) (reason string, err e
 	g.wakeUp()
 	select {
 	case err := <-done:
-		if err != nil {
+		switch {
+		case errors.Is(err, ErrRecord):
+			return schema.ReasonUnproven, nil // whatever it knows is not known here; asking again soon changes nothing
+		case err != nil:
 			return "", err
 		}
 		return g.state.Load().Hold(v, g.Now(), g.Rules), nil
@@ -123,20 +158,13 @@ func (g *Guard) Hold(ctx context.Context, v grant.Verdict) (reason string, err e
 // State is the shared record as last seen.
 func (g *Guard) State() State { return *g.state.Load() }
 
-// Run shares what is counted until ctx ends. Errors are logged, and what was counted is kept for the next try.
+// Run shares what is counted, sets the brake and tells what is to be told, until ctx ends. Errors are logged, and what they
+// left undone is tried again.
 func (g *Guard) Run(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	ramp := g.settle(ctx)
 	for {
-		change, err := g.share(ctx)
-		if err != nil && ctx.Err() == nil {
-			g.Logger.Warn("provider state not shared; kept for the next try", "provider", g.Provider, "error", err)
-		}
-		if change == Recovered {
-			ramp = 1
-		}
-		ramp = g.ramp(ctx, ramp)
+		g.round(ctx)
 		select {
 		case <-tick.C:
 		case <-g.kick:
@@ -147,47 +175,27 @@ func (g *Guard) Run(ctx context.Context) error {
 	}
 }
 
-// settle puts the brake where the record says, after a restart in the middle of anything. It returns the ramp to go on
-// with: 0 for none.
-func (g *Guard) settle(ctx context.Context) int {
-	s, _, err := Load(ctx, g.Bucket, g.Provider)
-	if err != nil {
-		return g.Concurrency
+// round is one look at the record. Sharing, braking and telling do not hang on one another: each follows from the record.
+func (g *Guard) round(ctx context.Context) {
+	err := errors.Join(g.share(ctx), g.brake(ctx), g.tell(ctx))
+	if err == nil {
+		g.complaint, g.complained = "", time.Time{}
+		return
 	}
-	g.state.Store(&s)
-	if s.Outage == nil {
-		return g.Concurrency
+	if again := err.Error() == g.complaint && g.Now().Sub(g.complained) < time.Minute; again || ctx.Err() != nil {
+		return
 	}
-	if err := g.stop(ctx, s.Outage.Until); err != nil && ctx.Err() == nil {
-		g.Logger.Warn("provider not paused again after the start", "provider", g.Provider, "error", err)
-	}
-	return 0
+	g.complaint, g.complained = err.Error(), g.Now()
+	g.Logger.Warn("provider state not kept up; tried again each second", "provider", g.Provider, "error", err)
 }
 
-// ramp doubles the limit towards the full concurrency, a step a call.
-func (g *Guard) ramp(ctx context.Context, n int) int {
-	if n == 0 || g.state.Load().Outage != nil {
-		return 0
-	}
-	if err := g.Brake.Limit(ctx, g.Provider, min(n, g.Concurrency)); err != nil {
-		if ctx.Err() == nil {
-			g.Logger.Warn("provider's concurrency not raised; tried again", "provider", g.Provider, "error", err)
-		}
-		return n
-	}
-	if n >= g.Concurrency {
-		return 0
-	}
-	return 2 * n
-}
-
-// share adds what was counted to the record, and does what the change of it asks for.
-func (g *Guard) share(ctx context.Context) (Change, error) {
+// share adds what was counted to the record.
+func (g *Guard) share(ctx context.Context) error {
 	g.mu.Lock()
 	tally, waiters := g.tally, g.waiters
 	g.tally, g.waiters = Tally{}, nil
 	g.mu.Unlock()
-	change, err := g.write(ctx, tally)
+	err := g.change(ctx, func(s State) State { return s.Next(tally, g.Settings, g.Now(), g.Rules) })
 	if err != nil {
 		g.mu.Lock()
 		g.tally = g.tally.add(tally)
@@ -196,7 +204,7 @@ func (g *Guard) share(ctx context.Context) (Change, error) {
 	for _, w := range waiters {
 		w <- err
 	}
-	return change, err
+	return err
 }
 
 func (g *Guard) answer(err error) {
@@ -208,116 +216,25 @@ func (g *Guard) answer(err error) {
 	g.waiters = nil
 }
 
-// Load reads a provider's record: the zero State, and revision 0, if there is none.
-func Load(ctx context.Context, bucket jetstream.KeyValue, provider string) (s State, revision uint64, err error) {
-	entry, err := bucket.Get(ctx, provider)
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return State{}, 0, nil
-	}
-	if err != nil {
-		return State{}, 0, fmt.Errorf("read state of provider %s: %w", provider, err)
-	}
-	if err := json.Unmarshal(entry.Value(), &s); err != nil {
-		return State{}, entry.Revision(), nil // of a later version, or damaged: start anew rather than stop
-	}
-	return s, entry.Revision(), nil
-}
-
-func (g *Guard) write(ctx context.Context, t Tally) (Change, error) {
-	for {
-		s, rev, err := Load(ctx, g.Bucket, g.Provider)
-		if err != nil {
-			return "", err
-		}
-		now := g.Now()
-		next, change := s.Next(t, g.Settings, now, g.Rules)
-		if t == (Tally{}) && change == "" && s.Settings == g.Settings {
-			g.state.Store(&s)
-			return "", nil
-		}
-		// The brake before the record: a worker that dies in between has paused the provider for a moment, no more.
-		if change == Degraded || change == Extended {
-			if err := g.stop(ctx, next.Outage.Until); err != nil {
-				return "", err
-			}
-		}
-		if err := g.put(ctx, next, rev); conflict(err) {
-			continue
-		} else if err != nil {
-			return "", err
-		}
-		g.state.Store(&next)
-		return change, g.tell(ctx, change, s, next)
-	}
-}
-
-func (g *Guard) put(ctx context.Context, s State, rev uint64) error {
-	raw, err := json.Marshal(s)
-	if err != nil {
-		return err
-	}
-	if rev == 0 {
-		_, err = g.Bucket.Create(ctx, g.Provider, raw)
-	} else {
-		_, err = g.Bucket.Update(ctx, g.Provider, raw, rev)
-	}
-	if err != nil && !conflict(err) {
-		return fmt.Errorf("write state of provider %s: %w", g.Provider, err)
-	}
-	return err
-}
-
-// conflict reports whether another worker was faster. A replicated bucket says so in other words than a single one.
-func conflict(err error) bool {
-	return errors.Is(err, jetstream.ErrKeyExists) || errors.Is(err, jetstream.ErrKeyRevisionMismatch)
-}
-
-// stop lets nothing through before until, and one at a time after it.
-func (g *Guard) stop(ctx context.Context, until time.Time) error {
-	return errors.Join(g.Brake.Limit(ctx, g.Provider, 1), g.Brake.Pause(ctx, g.Provider, until))
-}
-
-// tell publishes what changed. The event's id is that of the outage, so that it is stored once however often it is tried.
-func (g *Guard) tell(ctx context.Context, change Change, before, after State) error {
-	var typ schema.Type
-	outage := after.Outage
-	switch change {
-	case Degraded:
-		typ = schema.ProviderDegraded
-		g.Logger.Error("provider degraded: its renewals wait, nobody is signed out", "provider", g.Provider, "reason", outage.Reason,
-			"until", outage.Until, "hint", Hint(outage.Reason))
-	case Recovered:
-		typ, outage = schema.ProviderRecovered, before.Outage
-		g.Logger.Info("provider recovered", "provider", g.Provider, "reason", outage.Reason, "since", outage.Since)
-	default:
+// brake sets what follows from the record: at each change of it, and each minute in case another worker set it by an older
+// one.
+func (g *Guard) brake(ctx context.Context) error {
+	if !g.read.Load() {
 		return nil
 	}
-	waiting, err := g.Brake.Waiting(ctx, g.Provider)
-	if err != nil {
-		waiting = 0 // the figure is a courtesy
+	s, now := g.state.Load(), g.Now()
+	want := braking{s.Limit(now, g.Concurrency), s.PausedUntil(now), now}
+	if want.limit == g.set.limit && want.until.Equal(g.set.until) && now.Sub(g.set.at) < time.Minute {
+		return nil
 	}
-	data, err := json.Marshal(schema.ProviderState{Reason: outage.Reason, Since: outage.Since.UTC(), Waiting: waiting})
-	if err != nil {
+	if err := g.Brake.Limit(ctx, g.Provider, want.limit); err != nil {
 		return err
 	}
-	sum := sha256.Sum256(fmt.Appendf(nil, "renewd provider\x00%s\x00%s\x00%d", typ, g.Provider, outage.Since.UnixNano()))
-	err = g.Brake.Publish(ctx, schema.Event{
-		ID: base64.RawURLEncoding.EncodeToString(sum[:16]), Source: g.Source, Type: typ, Provider: g.Provider, Time: g.Now().UTC(), Data: data,
-	})
-	if err != nil {
-		g.Logger.Error("provider event not published", "provider", g.Provider, "type", typ, "error", err)
+	if !want.until.IsZero() {
+		if err := g.Brake.Pause(ctx, g.Provider, want.until); err != nil {
+			return err
+		}
 	}
+	g.set = want
 	return nil
-}
-
-// Hint says what to do about an outage for this reason.
-func Hint(reason string) string {
-	switch reason {
-	case ReasonConfig:
-		return "the provider refuses this client: check client_id, client_secret, client_auth and the URLs in renewd's settings"
-	case ReasonMassFailure:
-		return "most users are refused at once: is the client id right, was the provider's database restored? If they really all left, raise dead_share above 1 for this provider"
-	default:
-		return "is the provider reachable from here? It is tried again by itself"
-	}
 }

@@ -1,0 +1,86 @@
+package guard
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// version of a record's form. A record without one was written before there were versions, and has the same form with
+// fields missing. A form that these rules would misread needs the next number.
+const version = 1
+
+// ErrRecord: the record is of a later version, or damaged. It is never overwritten.
+var ErrRecord = errors.New("the provider's record cannot be read")
+
+// Load reads a provider's record: the zero State, and revision 0, if there is none. ErrRecord if this version cannot read
+// it.
+func Load(ctx context.Context, bucket jetstream.KeyValue, provider string) (s State, revision uint64, err error) {
+	entry, err := bucket.Get(ctx, provider)
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return State{}, 0, nil
+	}
+	if err != nil {
+		return State{}, 0, fmt.Errorf("read state of provider %s: %w", provider, err)
+	}
+	if err := json.Unmarshal(entry.Value(), &s); err != nil {
+		return State{}, 0, unreadable(bucket, provider, err)
+	}
+	if s.V > version {
+		return State{}, 0, unreadable(bucket, provider, fmt.Errorf("version %d, %d is the newest known here", s.V, version))
+	}
+	return s, entry.Revision(), nil
+}
+
+func unreadable(bucket jetstream.KeyValue, key string, why error) error {
+	return fmt.Errorf("%w: %s in bucket %s: %w; run the renewd that wrote it, or forget what it knows: nats kv del %s %s",
+		ErrRecord, key, bucket.Bucket(), why, bucket.Bucket(), key)
+}
+
+// change stores what f makes of the record, again on each conflict, and keeps it as the state last seen. What f leaves as it
+// is, is not written.
+func (g *Guard) change(ctx context.Context, f func(State) State) error {
+	for {
+		s, rev, err := Load(ctx, g.Bucket, g.Provider)
+		if err != nil {
+			return err
+		}
+		next := f(s)
+		if !reflect.DeepEqual(next, s) {
+			next.V = version
+			err = put(ctx, g.Bucket, g.Provider, next, rev)
+		}
+		switch {
+		case conflict(err):
+			continue
+		case err != nil:
+			return fmt.Errorf("write state of provider %s: %w", g.Provider, err)
+		}
+		g.state.Store(&next)
+		g.read.Store(true)
+		return nil
+	}
+}
+
+// put stores v in place of the revision that was read; 0: there was none.
+func put(ctx context.Context, bucket jetstream.KeyValue, key string, v any, rev uint64) error {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if rev == 0 {
+		_, err = bucket.Create(ctx, key, raw)
+	} else {
+		_, err = bucket.Update(ctx, key, raw, rev)
+	}
+	return err
+}
+
+// conflict reports whether another worker was faster. A replicated bucket says so in other words than a single one.
+func conflict(err error) bool {
+	return errors.Is(err, jetstream.ErrKeyExists) || errors.Is(err, jetstream.ErrKeyRevisionMismatch)
+}

@@ -1,0 +1,143 @@
+package guard
+
+import (
+	"slices"
+	"time"
+
+	"github.com/renewd/renewd/internal/grant"
+)
+
+// Tally counts how calls ended.
+type Tally struct {
+	OK        int `json:"ok,omitempty"`
+	Dead      int `json:"dead,omitempty"`      // users refused for the first time
+	Again     int `json:"again,omitempty"`     // users refused once more
+	Failed    int `json:"failed,omitempty"`    // outages: unsent, ambiguous
+	Config    int `json:"config,omitempty"`    // our settings refused
+	Throttled int `json:"throttled,omitempty"` // asked for patience
+	Unknown   int `json:"unknown,omitempty"`   // answered in words nobody knows
+	// Quiet is the latest time until which a throttling answer asked to be left alone; zero: none said.
+	Quiet time.Time `json:"quiet,omitzero"`
+}
+
+// tallied is how one call ended; f is nil for a success.
+func tallied(f *grant.Fault, again bool, now time.Time) Tally {
+	switch {
+	case f == nil:
+		return Tally{OK: 1}
+	case f.Class == grant.Permanent && again:
+		return Tally{Again: 1}
+	case f.Class == grant.Permanent:
+		return Tally{Dead: 1}
+	case f.Class == grant.Config:
+		return Tally{Config: 1}
+	case f.Class == grant.Unknown:
+		return Tally{Unknown: 1}
+	case f.Class == grant.Throttled && f.RetryAfter > 0:
+		return Tally{Throttled: 1, Quiet: now.Add(min(f.RetryAfter, maxQuiet)).UTC()}
+	case f.Class == grant.Throttled:
+		return Tally{Throttled: 1}
+	}
+	return Tally{Failed: 1}
+}
+
+func (t Tally) add(u Tally) Tally {
+	return Tally{
+		t.OK + u.OK, t.Dead + u.Dead, t.Again + u.Again, t.Failed + u.Failed, t.Config + u.Config, t.Throttled + u.Throttled,
+		t.Unknown + u.Unknown, later(t.Quiet, u.Quiet),
+	}
+}
+
+// answers are those that say something about a user.
+func (t Tally) answers() int { return t.OK + t.Dead + t.Again }
+
+// bad are the calls that say something against the provider.
+func (t Tally) bad() int { return t.Failed + t.Config + t.Throttled + t.Unknown }
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
+// What was said is remembered in pieces of fine for fineFor, and in pieces of coarse for coarseFor: a verdict is weighed
+// against what the provider said to everybody since it was first given, and in a backlog that can be long ago.
+const (
+	fine, fineFor     = 2 * time.Second, 2 * time.Minute
+	coarse, coarseFor = time.Minute, time.Hour
+	bucketsMost       = int(fineFor/fine + coarseFor/coarse + 4)
+)
+
+// Bucket is what happened in one piece of time.
+type Bucket struct {
+	From time.Time `json:"from"`
+	OK   int       `json:"ok,omitempty"`
+	Dead int       `json:"dead,omitempty"`
+	// Again are those refused once more.
+	Again  int  `json:"again,omitempty"`
+	Coarse bool `json:"coarse,omitempty"`
+}
+
+// after is what surely happened after at, or may have: of a piece that lies across it refusals count, and where the piece
+// is long successes do not, so that those before at speak against nobody.
+func (b Bucket) after(at time.Time) Tally {
+	t := Tally{OK: b.OK, Dead: b.Dead, Again: b.Again}
+	switch {
+	case b.Coarse && !b.From.Add(coarse).After(at), !b.Coarse && !b.From.Add(fine).After(at):
+		return Tally{}
+	case b.Coarse && b.From.Before(at):
+		t.OK = 0
+	}
+	return t
+}
+
+// lately is list with t at its end, older pieces made coarse, and those that are too old left out. The list that is shared
+// is left as it is.
+func lately(list []Bucket, t Tally, now time.Time) []Bucket {
+	if t.answers() == 0 {
+		return list
+	}
+	if n := len(list); n == 0 || list[n-1].Coarse || now.Sub(list[n-1].From) >= fine {
+		list = append(slices.Clip(list), Bucket{From: now.UTC()})
+	}
+	out := make([]Bucket, 0, len(list))
+	for _, b := range list {
+		age := now.Sub(b.From)
+		if age > coarseFor+coarse {
+			continue
+		}
+		if age > fineFor && !b.Coarse {
+			b.From, b.Coarse = b.From.Truncate(coarse), true
+		}
+		if n := len(out); n > 0 && b.Coarse && out[n-1].Coarse && out[n-1].From.Equal(b.From) {
+			b.OK, b.Dead, b.Again = b.OK+out[n-1].OK, b.Dead+out[n-1].Dead, b.Again+out[n-1].Again
+			out = out[:n-1]
+		}
+		out = append(out, b)
+	}
+	last := &out[len(out)-1]
+	last.OK, last.Dead, last.Again = last.OK+t.OK, last.Dead+t.Dead, last.Again+t.Again
+	return out[max(0, len(out)-bucketsMost):]
+}
+
+// since is what was said after at, as far as it is remembered.
+func (s State) since(at time.Time) Tally {
+	var sum Tally
+	for _, b := range s.Lately {
+		sum = sum.add(b.after(at))
+	}
+	return sum
+}
+
+// renewed reports whether anybody was renewed since.
+func (s State) renewed(since time.Time) bool {
+	return slices.ContainsFunc(s.Lately, func(b Bucket) bool { return b.OK > 0 && !b.From.Before(since) })
+}
+
+func share(part, whole int) float64 {
+	if whole == 0 {
+		return 0
+	}
+	return float64(part) / float64(whole)
+}
