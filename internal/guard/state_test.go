@@ -17,122 +17,150 @@ var (
 // given is a verdict that was first given at a time, and again half a minute later.
 func given(at time.Time) grant.Verdict { return grant.Verdict{At: at, Again: at.Add(30 * time.Second)} }
 
-// feed applies tallies a second apart and returns the last change.
-func feed(s guard.State, at time.Time, tallies ...guard.Tally) (guard.State, guard.Change, time.Time) {
-	var change guard.Change
+// said is the type and reason of the newest event; empty if there is none.
+func said(s guard.State) string {
+	if len(s.Untold) == 0 {
+		return ""
+	}
+	n := s.Untold[len(s.Untold)-1]
+	return string(n.Type) + " " + n.Reason
+}
+
+const degraded, recovered = "provider.degraded ", "provider.recovered "
+
+// feed applies tallies a second apart.
+func feed(s guard.State, at time.Time, tallies ...guard.Tally) (guard.State, time.Time) {
 	for _, t := range tallies {
 		at = at.Add(time.Second)
-		s, change = s.Next(t, "a", at, rules)
+		s = s.Next(t, "a", at, rules)
 	}
-	return s, change, at
+	return s, at
+}
+
+// pass lets seconds go by in which nothing happens.
+func pass(s guard.State, at time.Time, d time.Duration) (guard.State, time.Time) {
+	return feed(s, at, make([]guard.Tally, int(d/time.Second))...)
 }
 
 func TestOutageOpensAndOneSuccessCloses(t *testing.T) {
-	_, change, _ := feed(guard.State{}, noon, guard.Tally{OK: 100}, guard.Tally{Failed: 9})
-	if change != "" {
+	s, _ := feed(guard.State{}, noon, guard.Tally{OK: 100}, guard.Tally{Failed: 9})
+	if said(s) != "" {
 		t.Fatal("nine failures among a hundred successes open the breaker")
 	}
-	s, change, at := feed(guard.State{}, noon, guard.Tally{Failed: 9}, guard.Tally{Failed: 1})
-	if change != guard.Degraded || s.Outage.Reason != guard.ReasonOutage {
-		t.Fatalf("ten failures in a row: %s %+v", change, s.Outage)
+	s, at := feed(guard.State{}, noon, guard.Tally{Failed: 9}, guard.Tally{Failed: 1})
+	if s.Outage == nil || said(s) != degraded+guard.ReasonOutage {
+		t.Fatalf("ten failures in a row: %s %+v", said(s), s.Outage)
 	}
 	// Answers that were under way when it opened.
-	if s, change = s.Next(guard.Tally{OK: 1, Failed: 3}, "a", at, rules); change != "" || s.Outage == nil {
-		t.Fatalf("an answer from before the outage: %s", change)
+	if s = s.Next(guard.Tally{OK: 1, Failed: 3}, "a", at, rules); len(s.Untold) != 1 || s.Outage == nil {
+		t.Fatalf("an answer from before the outage: %s", said(s))
 	}
 	until := s.Outage.Until
-	s, change = s.Next(guard.Tally{Failed: 1}, "a", until, rules)
-	if change != guard.Extended || !s.Outage.Until.After(until.Add(rules.OpenMin)) {
-		t.Fatalf("a failed try: %s until %v after %v", change, s.Outage.Until, until)
+	s = s.Next(guard.Tally{Failed: 1}, "a", until, rules)
+	if len(s.Untold) != 1 || !s.Outage.Until.After(until.Add(rules.OpenMin)) {
+		t.Fatalf("a failed try: %s until %v after %v", said(s), s.Outage.Until, until)
 	}
 	for range 20 {
-		s, _ = s.Next(guard.Tally{Failed: 1}, "a", s.Outage.Until, rules)
+		s = s.Next(guard.Tally{Failed: 1}, "a", s.Outage.Until, rules)
 	}
 	if wait := s.Outage.Until.Sub(until); wait > 21*rules.OpenMax {
 		t.Errorf("waits grow without bound: %v", wait)
 	}
-	if s, change = s.Next(guard.Tally{OK: 1}, "a", s.Outage.Until, rules); change != guard.Recovered || s.Outage != nil {
-		t.Errorf("a try that worked: %s", change)
+	if s = s.Next(guard.Tally{OK: 1}, "a", s.Outage.Until, rules); s.Outage != nil || said(s) != recovered+guard.ReasonOutage {
+		t.Errorf("a try that worked: %s", said(s))
 	}
 }
 
 func TestARefusedUserIsNoOutage(t *testing.T) {
-	s, _, at := feed(guard.State{}, noon, guard.Tally{Failed: 10})
-	if _, change := s.Next(guard.Tally{Dead: 1}, "a", at.Add(rules.OpenMin), rules); change != guard.Recovered {
-		t.Errorf("a provider that answers is back: %q", change)
+	s, at := feed(guard.State{}, noon, guard.Tally{Failed: 10})
+	if s = s.Next(guard.Tally{Dead: 1}, "a", at.Add(rules.OpenMin), rules); s.Outage != nil {
+		t.Errorf("a provider that answers is back: %s", said(s))
+	}
+}
+
+// The limit follows from the record and the time alone, so that it does not hang on who wrote the record.
+func TestTheLimitFollowsFromTheRecord(t *testing.T) {
+	s, at := feed(guard.State{}, noon, guard.Tally{OK: 1})
+	if got := s.Limit(at, 50); got != 50 {
+		t.Errorf("in good times %d", got)
+	}
+	s, at = feed(s, at, guard.Tally{Failed: 50})
+	if got := s.Limit(at.Add(time.Hour), 50); got != 1 || !s.PausedUntil(at).Equal(s.Outage.Until) {
+		t.Errorf("in an outage %d, paused until %v", got, s.PausedUntil(at))
+	}
+	until := s.Outage.Until
+	s, at = feed(s, until, guard.Tally{OK: 1})
+	for i, want := range []int{1, 2, 4, 8, 16, 32, 50, 50} {
+		if got := s.Limit(at.Add(time.Duration(i)*time.Second), 50); got != want {
+			t.Errorf("%d s after it %d, want %d", i, got, want)
+		}
+	}
+	if got := s.Limit(at.Add(1000*time.Hour), 50); got != 50 {
+		t.Errorf("long after it %d", got)
+	}
+	if !s.PausedUntil(at).IsZero() {
+		t.Error("a pause that is over is lifted")
 	}
 }
 
 func TestWrongSettingsAreNamed(t *testing.T) {
-	s, change, _ := feed(guard.State{}, noon, guard.Tally{Config: 10})
-	if change != guard.Degraded || s.Outage.Reason != guard.ReasonConfig {
-		t.Fatalf("%s %+v", change, s.Outage)
+	s, _ := feed(guard.State{}, noon, guard.Tally{Config: 10})
+	if said(s) != degraded+guard.ReasonConfig {
+		t.Fatalf("%s", said(s))
 	}
 	// New settings are tried at once.
-	s, _ = s.Next(guard.Tally{}, "b", noon.Add(2*time.Second), rules)
+	s = s.Next(guard.Tally{}, "b", noon.Add(2*time.Second), rules)
 	if s.Outage == nil || s.Outage.Until.After(noon.Add(2*time.Second)) || !s.ProvenAt.IsZero() {
 		t.Errorf("after new settings %+v", s)
 	}
 }
 
-func TestMassFailureHoldsVerdicts(t *testing.T) {
-	s, change, at := feed(guard.State{}, noon, guard.Tally{OK: 1000}, guard.Tally{Dead: 500})
-	if change != "" || s.Hold(given(noon), at, rules) != "" {
-		t.Fatal("a third of the users gone trips the guard")
+// Words that nobody knows are about one user while others are renewed, and about us when nobody is.
+func TestUnknownAnswersToEverybodyOpenTheBreaker(t *testing.T) {
+	s, at := feed(guard.State{}, noon, guard.Tally{OK: 1}, guard.Tally{Unknown: 20})
+	if said(s) != "" {
+		t.Errorf("somebody was renewed a second ago: %s", said(s))
 	}
-	s, change, at = feed(s, at, guard.Tally{Dead: 600})
-	if change != guard.Degraded || s.Outage.Reason != guard.ReasonMassFailure {
-		t.Fatalf("most users gone: %s %+v", change, s.Outage)
-	}
-	if s.Hold(given(noon), at, rules) != guard.ReasonMassFailure {
-		t.Error("a verdict is believed while most users are refused")
-	}
-	if s, change = s.Next(guard.Tally{Dead: 1}, "a", s.Outage.Until, rules); change != guard.Extended {
-		t.Errorf("still refused: %s", change)
-	}
-	if s, change = s.Next(guard.Tally{OK: 1}, "a", s.Outage.Until, rules); change != guard.Recovered {
-		t.Errorf("back again: %s", change)
-	}
-	// A verdict of that time is believed once others are renewed.
-	if s, _, at = feed(s, at, guard.Tally{OK: 2000}); s.Hold(given(noon), at, rules) != "" {
-		t.Error("a verdict is held though most users are renewed again")
+	s, at = pass(s, at, rules.Window)
+	if s, _ = feed(s, at, guard.Tally{Unknown: 10}); said(s) != degraded+guard.ReasonUnknown {
+		t.Errorf("ten unknown answers, nobody renewed: %s", said(s))
 	}
 }
 
 func TestUnprovenSettingsHoldVerdicts(t *testing.T) {
-	s, _, at := feed(guard.State{}, noon, guard.Tally{Dead: 1})
+	s, at := feed(guard.State{}, noon, guard.Tally{Dead: 1})
 	if got := s.Hold(given(noon), at, rules); got != schema.ReasonUnproven {
 		t.Errorf("a refusal under settings that never worked is held for %q", got)
 	}
 	if s.Hold(given(noon), noon.Add(rules.Hold), rules) != "" {
 		t.Error("it is held back for ever")
 	}
-	s, _, at = feed(s, at, guard.Tally{OK: 1})
+	s, at = feed(s, at, guard.Tally{OK: 1})
 	if s.Hold(given(noon), at, rules) != "" {
 		t.Error("a refusal under proven settings is not believed")
 	}
-	if s, _ = s.Next(guard.Tally{}, "b", at, rules); s.Hold(given(noon), at, rules) == "" {
+	if s = s.Next(guard.Tally{}, "b", at, rules); s.Hold(given(noon), at, rules) == "" {
 		t.Error("new settings are taken as proven")
 	}
 }
 
 func TestOldRefusalsAreForgotten(t *testing.T) {
-	s, _, at := feed(guard.State{}, noon, guard.Tally{Dead: 9})
-	if _, change := s.Next(guard.Tally{Dead: 1}, "a", at.Add(rules.Window+time.Second), rules); change != "" {
-		t.Errorf("refusals of different windows are added up: %s", change)
+	s, at := feed(guard.State{}, noon, guard.Tally{Dead: 9})
+	if s = s.Next(guard.Tally{Dead: 1, OK: 1}, "a", at.Add(rules.Window+time.Minute), rules); said(s) != "" {
+		t.Errorf("refusals of different windows are added up: %s", said(s))
 	}
 }
 
 // In ten minutes of good answers half a minute of nothing but refusals is a small share. Each user refused in it would be
 // signed out by the time the window notices.
 func TestVerdictsOfABadMomentAreHeld(t *testing.T) {
-	s, _, at := feed(guard.State{}, noon, guard.Tally{OK: 3000})
+	s, at := feed(guard.State{}, noon, guard.Tally{OK: 3000})
 	first := at.Add(3 * time.Second)
-	s, change, at := feed(s, first.Add(-time.Second), guard.Tally{Dead: 4}, guard.Tally{Dead: 4, Again: 1}, guard.Tally{Dead: 4, Again: 2})
-	if change != "" {
-		t.Fatalf("a dozen refusals among thousands: %s", change)
+	s, at = feed(s, first.Add(-time.Second), guard.Tally{Dead: 4}, guard.Tally{Dead: 4, Again: 1}, guard.Tally{Dead: 4, Again: 2})
+	if said(s) != "" {
+		t.Fatalf("a dozen refusals among thousands: %s", said(s))
 	}
-	s, _, at = feed(s, at.Add(30*time.Second), guard.Tally{OK: 1})
+	s, at = feed(s, at.Add(30*time.Second), guard.Tally{OK: 1})
 	if got := s.Hold(given(first.Add(6*time.Second)), at, rules); got != "" {
 		t.Errorf("a user refused when all was well again is held: %s", got)
 	}
@@ -140,13 +168,13 @@ func TestVerdictsOfABadMomentAreHeld(t *testing.T) {
 		t.Fatal("a verdict given while everybody was refused is believed")
 	}
 	// Asking again says nothing new; others who are renewed do.
-	s, _, at = feed(s, at, guard.Tally{Again: 50})
+	s, at = feed(s, at, guard.Tally{Again: 50})
 	if s.Hold(given(first), at, rules) == "" {
 		t.Error("asking again made the verdict true")
 	}
 	v := given(first)
 	v.Again = at.Add(3 * time.Second)
-	s, _, at = feed(s, v.Again, guard.Tally{OK: 13})
+	s, at = feed(s, v.Again, guard.Tally{OK: 13})
 	if got := s.Hold(v, at, rules); got != "" {
 		t.Errorf("most users are renewed since, and the verdict is held: %s", got)
 	}
@@ -154,15 +182,15 @@ func TestVerdictsOfABadMomentAreHeld(t *testing.T) {
 
 // Users wait for their last refusal while all is well again, and get it when the next bad moment begins.
 func TestVerdictsConfirmedInABadMomentAreHeld(t *testing.T) {
-	s, _, at := feed(guard.State{}, noon, guard.Tally{Dead: 3, OK: 100})
+	s, at := feed(guard.State{}, noon, guard.Tally{Dead: 3, OK: 100})
 	v := grant.Verdict{At: noon}
-	s, _, at = feed(s, at.Add(30*time.Second), guard.Tally{OK: 100}, guard.Tally{OK: 100})
+	s, at = feed(s, at.Add(30*time.Second), guard.Tally{OK: 100}, guard.Tally{OK: 100})
 	v.Again = at.Add(3 * time.Second)
-	s, _, at = feed(s, v.Again, guard.Tally{Again: 8}, guard.Tally{Again: 8})
+	s, at = feed(s, v.Again, guard.Tally{Again: 8}, guard.Tally{Again: 8})
 	if s.Hold(v, at, rules) != guard.ReasonMassFailure {
 		t.Error("a verdict confirmed while everybody is refused is believed")
 	}
-	s, _, at = feed(s, at, guard.Tally{OK: 20})
+	s, at = feed(s, at, guard.Tally{OK: 20})
 	if got := s.Hold(v, at, rules); got != "" {
 		t.Errorf("most are renewed, and the verdict is held: %s", got)
 	}
@@ -170,7 +198,7 @@ func TestVerdictsConfirmedInABadMomentAreHeld(t *testing.T) {
 
 // Where few users are, most of them are fewer than the guard counts; that nobody was renewed since says as much.
 func TestVerdictsWithoutAWitnessAreHeld(t *testing.T) {
-	s, _, at := feed(guard.State{}, noon, guard.Tally{OK: 1}, guard.Tally{Dead: 1}, guard.Tally{Dead: 2, Again: 1}, guard.Tally{Again: 3})
+	s, at := feed(guard.State{}, noon, guard.Tally{OK: 1}, guard.Tally{Dead: 1}, guard.Tally{Dead: 2, Again: 1}, guard.Tally{Again: 3})
 	v := given(noon.Add(2 * time.Second))
 	if s.Hold(v, at.Add(40*time.Second), rules) != schema.ReasonNobodyRenewed {
 		t.Error("a verdict is believed though nobody was renewed since")
@@ -178,7 +206,7 @@ func TestVerdictsWithoutAWitnessAreHeld(t *testing.T) {
 	if got := s.Hold(v, v.At.Add(rules.Alone), rules); got != "" {
 		t.Errorf("the only user who comes is held for ever: %s", got)
 	}
-	if s, _, at = feed(s, at, guard.Tally{OK: 1}); s.Hold(v, at, rules) != "" {
+	if s, at = feed(s, at, guard.Tally{OK: 1}); s.Hold(v, at, rules) != "" {
 		t.Error("somebody is renewed again, and the verdict is held")
 	}
 }
