@@ -24,6 +24,7 @@ import (
 	"github.com/renewd/renewd/consumers/refresh"
 	"github.com/renewd/renewd/consumers/request"
 	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/guard"
 	"github.com/renewd/renewd/internal/idp"
 	"github.com/renewd/renewd/internal/idp/idptest"
 	"github.com/renewd/renewd/internal/natsd"
@@ -53,6 +54,9 @@ type world struct {
 	keys     *seal.Keyring
 	topology stream.Topology
 	policy   grant.Policy
+	rules    guard.Rules
+	rate     float64
+	secret   string // of the client, as renewd has it
 	logger   *slog.Logger
 	tracers  trace.TracerProvider
 	meters   metric.MeterProvider
@@ -68,6 +72,8 @@ type world struct {
 type options struct {
 	provider    idptest.Options
 	policy      grant.Policy
+	rules       guard.Rules
+	rate        float64 // calls a second
 	concurrency int
 	postgres    bool
 }
@@ -75,7 +81,8 @@ type options struct {
 func newWorld(t *testing.T, o options) *world {
 	t.Helper()
 	w := &world{
-		t: t, policy: o.policy.WithDefaults(), outcomes: map[string][]schema.Event{}, seen: make(chan struct{}, 1),
+		t: t, policy: o.policy.WithDefaults(), rules: o.rules, rate: o.rate, secret: o.provider.ClientSecret,
+		outcomes: map[string][]schema.Event{}, seen: make(chan struct{}, 1),
 		logger: slog.New(slog.DiscardHandler), tracers: tracenoop.NewTracerProvider(), meters: noop.NewMeterProvider(), topology: stream.Topology{Providers: []stream.Provider{{ID: provider, Concurrency: o.concurrency}}, Grants: !o.postgres}.WithDefaults(),
 	}
 	w.boot(t.TempDir())
@@ -176,9 +183,10 @@ func (w *world) start(slots int) {
 	js := w.connect()
 	e := w.engine(js)
 	client := w.client(slots)
+	known := w.guard(js, e, client.Settings())
 	refresher, err := refresh.New(refresh.Config{
 		Store: w.store, Stream: e, Cipher: w.keys, Parse: e.ParseWork, Rand: rand.Float64, Logger: w.logger, Meter: w.meters.Meter("test"),
-		Providers: map[string]refresh.Provider{provider: {Client: client, Policy: w.policy}},
+		Providers: map[string]refresh.Provider{provider: known(refresh.Provider{Client: client, Policy: w.policy})},
 	})
 	w.must(err)
 	logins, err := js.Stream(w.t.Context(), stream.Logins)
@@ -194,9 +202,29 @@ func (w *world) start(slots int) {
 	w.run(js, e, stream.Requests, stream.ConsumerRequest, request.Handle, 64)
 }
 
+// guard runs one worker's guard, and completes the provider by it and the budget of calls.
+func (w *world) guard(js jetstream.JetStream, e *stream.Engine, settings string) func(refresh.Provider) refresh.Provider {
+	w.t.Helper()
+	bucket, err := js.KeyValue(w.t.Context(), stream.BucketProviders)
+	w.must(err)
+	g, err := guard.New(guard.Config{
+		Provider: provider, Settings: settings, Concurrency: w.topology.Providers[0].Concurrency, Rules: w.rules, Bucket: bucket, Brake: e,
+		Source: "/renewd", Now: e.Now, Logger: w.logger,
+	})
+	w.must(err)
+	w.workers = append(w.workers, w.background(g.Run))
+	return func(p refresh.Provider) refresh.Provider {
+		p.Guard = g
+		if b := guard.NewBudget(guard.BudgetConfig{Provider: provider, Rate: w.rate, Bucket: bucket, Now: e.Now}); b != nil {
+			p.Limiter = b
+		}
+		return p
+	}
+}
+
 func (w *world) client(conns int) *idp.Provider {
 	w.t.Helper()
-	p, err := idp.New(idp.Config{ID: provider, BaseURL: w.url, ClientID: "renewd-test", AllowHTTPLoopback: true, MaxConns: conns}, idp.Telemetry{Tracers: w.tracers, Meters: w.meters})
+	p, err := idp.New(idp.Config{ID: provider, BaseURL: w.url, ClientID: "renewd-test", ClientSecret: grant.NewSecret(w.secret), AllowHTTPLoopback: true, MaxConns: conns}, idp.Telemetry{Tracers: w.tracers, Meters: w.meters})
 	w.must(err)
 	return p
 }
