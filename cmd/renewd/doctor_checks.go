@@ -112,6 +112,8 @@ func (x *examination) provider(ctx context.Context, s providerSettings, connecte
 	}
 	known, _, err := guard.Load(ctx, bucket, s.ID)
 	switch o := known.Outage; {
+	case errors.Is(err, guard.ErrRecord):
+		return failed(err, "until then its refusals sign nobody out")
 	case err != nil:
 		return failed(err, "the buckets must be there: see the streams above")
 	case o != nil:
