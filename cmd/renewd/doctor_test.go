@@ -91,6 +91,38 @@ func TestDoctor(t *testing.T) {
 	ill["parked pairs"].is(t, warning, "1 pair waits")
 }
 
+// What is known of a provider is told with what to do, also where it can not be read.
+func TestDoctorReadsTheProvidersRecord(t *testing.T) {
+	t.Parallel()
+	standIn := startStandIn(t)
+	url := natsServer(t)
+	env := []string{
+		"RENEWD_NATS_URL=" + url, "RENEWD_DATA_DIR=" + t.TempDir(), "RENEWD_AUTH_URL=http://" + standIn.addr, "RENEWD_CLIENT_ID=" + devClient,
+		"RENEWD_ALLOW_HTTP_LOOPBACK=true",
+	}
+	want(t, env, exitDone, "", "keys", "new")
+	want(t, env, exitDone, "", "streams", "apply")
+	bucket, err := client(t, url).KeyValue(t.Context(), stream.BucketProviders)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, known := range []struct {
+		record string
+		state  condition
+		says   string
+	}{
+		{`{"v":1,"outage":{"reason":"provider_throttled","since":"2026-03-01T12:00:00Z","until":"2026-03-01T12:00:09Z"}}`, warning, "set rate"},
+		{`{"v":1,"doubt":{"since":"2026-03-01T12:00:00Z"}}`, warning, "the others are renewed"},
+		{`{"v":1,"doubt":{"since":"2026-03-01T12:00:00Z","until":"2026-03-01T12:00:09Z"}}`, warning, "nobody is renewed, next try"},
+		{`{"v":99}`, broken, "nats kv del renewd_providers propelauth"},
+	} {
+		if _, err := bucket.PutString(t.Context(), "propelauth", known.record); err != nil {
+			t.Fatal(err)
+		}
+		diagnosis(t, env, exitFailed)["provider propelauth"].is(t, known.state, known.says)
+	}
+}
+
 func TestDoctorOfWhatIsDown(t *testing.T) {
 	t.Parallel()
 	env := []string{

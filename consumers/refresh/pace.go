@@ -9,8 +9,9 @@ import (
 	"github.com/renewd/renewd/internal/grant"
 )
 
-// quiet is how long the provider is to be left alone; 0 when it may be asked. The user's own login is looked at only where
-// others wait: who has signed in since does not wait behind those who are refused.
+// quiet is how long the provider is to be left alone; 0 when it may be asked. The user's own login
+// is looked at only where others wait: who has signed in since does not wait behind those who are
+// refused.
 func (t *task) quiet(ctx context.Context) time.Duration {
 	if t.provider.Guard == nil {
 		return 0
@@ -24,7 +25,8 @@ func (t *task) quiet(ctx context.Context) time.Duration {
 	return wait
 }
 
-// later puts the work off: the same cause again when the wait is over, spread so that not all come at once.
+// later puts the work off: the same cause again when the wait is over, spread so that not all come
+// at once.
 func (t *task) later(ctx context.Context, wait time.Duration) error {
 	spread := time.Duration(t.Rand() * float64(min(wait, 30*time.Second)))
 	if err := t.Stream.Arm(ctx, t.key, t.Stream.Now().Add(wait+spread), t.work); err != nil {
@@ -40,7 +42,8 @@ func (t *task) report(g grant.Grant, f *grant.Fault) {
 	}
 }
 
-// hold asks why a refusal must not end the grant now: the first two never do, the third one needs the guard's word.
+// hold asks why a refusal must not end the grant now: the first two never do, the third one needs
+// the guard's word.
 func (t *task) hold(ctx context.Context, g grant.Grant, f *grant.Fault, presented string) (string, error) {
 	v := g.Verdict
 	if f.Class != grant.Permanent || v == nil || v.Fingerprint != presented || !t.provider.Policy.Final(*v, t.Stream.Now()) {
@@ -57,8 +60,8 @@ func (t *task) hold(ctx context.Context, g grant.Grant, f *grant.Fault, presente
 
 var errLoginWaits = errors.New("a newer login of this user is about to be stored")
 
-// pace waits for one call of the provider's rate limit. Each call has its own, but for a replay: it must come before the
-// grace window is over.
+// pace waits for one call of the provider's rate limit. Each call has its own, but for a replay: it
+// must come before the grace window is over.
 func (t *task) pace(ctx context.Context) error {
 	if t.provider.Limiter == nil {
 		return nil

@@ -9,7 +9,8 @@ import (
 	"github.com/renewd/renewd/internal/grant"
 )
 
-// quietGuard believes everything and obeys each Retry-After, as a guard does once it holds for all. It counts permits too.
+// quietGuard believes everything and obeys each Retry-After, as a guard does once it holds for all.
+// It counts permits too.
 type quietGuard struct {
 	w       *world
 	since   time.Time // logins after it need not wait
@@ -57,7 +58,8 @@ func calls(w *world) *int {
 	return n
 }
 
-// The guard, which knows for all workers, hears what a throttling answer asks for, and what it says is kept.
+// The guard, which knows for all workers, hears what a throttling answer asks for, and what it says
+// is kept.
 func TestThrottledProviderIsLeftAlone(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 10*time.Second)
@@ -100,7 +102,8 @@ func TestANewerLoginDoesNotWaitBehindTheOthers(t *testing.T) {
 	}
 }
 
-// Each call takes a permit, userinfo too; but for a replay, which the grace window does not wait for.
+// Each call takes a permit, userinfo too; but for a replay, which the grace window does not wait
+// for.
 func TestEachCallButAReplayTakesAPermit(t *testing.T) {
 	w := newWorld(t)
 	w.grace = 30 * time.Second

@@ -41,8 +41,8 @@ func (s State) failing(t Tally, now time.Time, r Rules) string {
 	return ReasonOutage
 }
 
-// asked is until when the provider as a whole asked to be left alone. What it says to one user, while others are answered,
-// holds for that user alone.
+// asked is until when the provider as a whole asked to be left alone. What it says to one user,
+// while others are answered, holds for that user alone.
 func (s State) asked(t Tally) time.Time {
 	if s.Run.Throttled < throttles {
 		return time.Time{}
@@ -50,8 +50,8 @@ func (s State) asked(t Tally) time.Time {
 	return t.Quiet
 }
 
-// probed is braked during an outage: answers that were under way when it began change nothing, unless they ask for more
-// patience; those after Until decide.
+// probed is braked during an outage: answers that were under way when it began change nothing,
+// unless they ask for more patience; those after Until decide.
 func (s State) probed(t Tally, now time.Time, r Rules) State {
 	o := *s.Outage
 	longest := r.OpenMax
@@ -85,8 +85,8 @@ func (s State) recovered(t Tally, now time.Time) State {
 	return s.tell(schema.ProviderRecovered, o.Reason, o.Since, now)
 }
 
-// doubting begins a doubt, keeps it, or ends it. It begins with a refusal only, so that workers whose rules differ do not
-// begin and end it in turns.
+// doubting begins a doubt, keeps it, or ends it. It begins with a refusal only, so that workers
+// whose rules differ do not begin and end it in turns.
 func (s State) doubting(t Tally, now time.Time, r Rules) State {
 	said := s.since(now.Add(-r.Window))
 	none := s.Run.Dead >= nobody*r.DeadMin && r.DeadShare <= 1
@@ -106,8 +106,9 @@ func (s State) doubting(t Tally, now time.Time, r Rules) State {
 	return s.pausing(t, none, now, r)
 }
 
-// pausing lets presentations wait while the provider is in doubt and nobody at all is renewed, from one try to the next.
-// As soon as anybody is, everybody goes on: those who are well must not wait for those who are refused.
+// pausing lets presentations wait while the provider is in doubt and nobody at all is renewed, from
+// one try to the next. As soon as anybody is, everybody goes on: those who are well must not wait
+// for those who are refused.
 func (s State) pausing(t Tally, none bool, now time.Time, r Rules) State {
 	d := *s.Doubt
 	switch {

@@ -21,10 +21,11 @@ type BudgetConfig struct {
 
 // Budget spends one provider's calls a second, over all workers. It is safe for concurrent use.
 //
-// The record has the time of the next call that nobody has a permit for (the theoretical arrival time of GCRA). Who wants
-// permits moves it forward by their number, and so has the calls in between, each at its own time: there are no two calls
-// of a provider in less than 1/rate, whoever makes them. A worker takes as many as wait for one at the time, and what it
-// has used in the last tenth of a second on top. It gives none back: a worker that dies loses its batch.
+// The record has the time of the next call that nobody has a permit for (the theoretical arrival
+// time of GCRA). Who wants permits moves it forward by their number, and so has the calls in
+// between, each at its own time: there are no two calls of a provider in less than 1/rate, whoever
+// makes them. A worker takes as many as wait for one at the time, and what it has used in the last
+// tenth of a second on top. It gives none back: a worker that dies loses its batch.
 type Budget struct {
 	BudgetConfig
 	turn  chan struct{} // held by the one who takes permits; guards the rest
@@ -33,8 +34,8 @@ type Budget struct {
 	spent []time.Time   // when the last permits were used, no older than a tenth of a second
 }
 
-// waitersMost is more than can wait: a worker has at most as many handlers as a provider's concurrency may be, and as many
-// logins.
+// waitersMost is more than can wait: a worker has at most as many handlers as a provider's
+// concurrency may be, and as many logins.
 const waitersMost = 1 << 15
 
 // NewBudget returns nil if rate is 0: no limit.
@@ -52,11 +53,12 @@ type budgetRecord struct {
 	Rate float64   `json:"rate"` // it was reckoned with
 }
 
-// slotLife is how long after its time a permit may be used: a worker that stalled must not make up for it.
+// slotLife is how long after its time a permit may be used: a worker that stalled must not make up
+// for it.
 const slotLife = time.Second
 
-// Wait returns when one more call may be made, or the error of ctx. While the record cannot be reached it waits: what the
-// call brings could not be saved either.
+// Wait returns when one more call may be made, or the error of ctx. While the record cannot be
+// reached it waits: what the call brings could not be saved either.
 func (b *Budget) Wait(ctx context.Context) error {
 	at, err := b.take(ctx)
 	if err != nil {
@@ -137,8 +139,9 @@ func (b *Budget) lease(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-// spend is the record after n permits were taken, and the time of the first of them. What was reckoned by another rate, or
-// lies further ahead than callers can wait, was reckoned by other settings or another clock.
+// spend is the record after n permits were taken, and the time of the first of them. What was
+// reckoned by another rate, or lies further ahead than callers can wait, was reckoned by other
+// settings or another clock.
 func (r budgetRecord) spend(n int, rate float64, now time.Time) (first time.Time, next budgetRecord) {
 	first = later(now, r.Next)
 	if r.Rate != rate && first.After(now.Add(time.Second)) || first.After(now.Add(time.Hour)) {

@@ -11,8 +11,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// Three workers with ten handlers each take 600 permits as fast as they can. Whoever takes them, no two are nearer to each
-// other than the rate says, so that in any time there are no more than the rate times that time, and one.
+// Three workers with ten handlers each take 600 permits as fast as they can. Whoever takes them, no
+// two are nearer to each other than the rate says, so that in any time there are no more than the
+// rate times that time, and one.
 func TestTheRateHoldsOverAllWorkers(t *testing.T) {
 	s := newSite(t)
 	const rate, workers, handlers, each = 500, 3, 10, 20

@@ -39,8 +39,8 @@ type Config struct {
 	Logger      *slog.Logger
 }
 
-// Guard is one worker's view of one provider. Calls are counted in memory and written together, about once a second and
-// when a verdict hangs on them.
+// Guard is one worker's view of one provider. Calls are counted in memory and written together,
+// about once a second and when a verdict hangs on them.
 type Guard struct {
 	Config
 	state atomic.Pointer[State]
@@ -76,8 +76,8 @@ func New(c Config) (*Guard, error) {
 	return g, nil
 }
 
-// Report counts how a call ended: f is nil for a success. again tells that this user was refused before. A Retry-After is
-// remembered for all workers.
+// Report counts how a call ended: f is nil for a success. again tells that this user was refused
+// before. A Retry-After is remembered for all workers.
 func (g *Guard) Report(f *grant.Fault, again bool) {
 	t := tallied(f, again, g.Now())
 	g.mu.Lock()
@@ -101,8 +101,8 @@ func (g *Guard) wakeUp() {
 // Wait is how long the provider is to be left alone; 0: it may be called.
 func (g *Guard) Wait() time.Duration { return g.WaitSince(time.Time{}) }
 
-// WaitSince is Wait for the tokens of a login at this time. While the provider is only in doubt, a login that is newer than
-// the doubt does not wait.
+// WaitSince is Wait for the tokens of a login at this time. While the provider is only in doubt, a
+// login that is newer than the doubt does not wait.
 func (g *Guard) WaitSince(login time.Time) time.Duration {
 	s, now := g.state.Load(), g.Now()
 	var wait time.Duration
@@ -115,12 +115,12 @@ func (g *Guard) WaitSince(login time.Time) time.Duration {
 	return wait
 }
 
-// longestTurn bounds how long renewals that wait for the end of a doubt are put off, and with it how long after its end the
-// last one goes on. They are many, and each putting off costs a message.
+// longestTurn bounds how long renewals that wait for the end of a doubt are put off, and with it
+// how long after its end the last one goes on. They are many, and each putting off costs a message.
 const longestTurn = 5 * time.Minute
 
-// turn is how long a presentation waits while nobody at all is renewed: 0 for one at a time, of each worker. Who waits does so
-// for as long again as it has lasted.
+// turn is how long a presentation waits while nobody at all is renewed: 0 for one at a time, of
+// each worker. Who waits does so for as long again as it has lasted.
 func (g *Guard) turn(d Doubt, now time.Time) time.Duration {
 	if !now.Before(d.Until) {
 		last := g.tried.Load()
@@ -133,8 +133,9 @@ func (g *Guard) turn(d Doubt, now time.Time) time.Duration {
 	return max(d.Until.Sub(now), min(now.Sub(d.Since), longestTurn), time.Second)
 }
 
-// Hold asks, before a user who was refused as v tells is signed out, whether the provider is to be believed. It returns
-// after everything this worker has counted is in the shared record. A reason means: not now.
+// Hold asks, before a user who was refused as v tells is signed out, whether the provider is to be
+// believed. It returns after everything this worker has counted is in the shared record. A reason
+// means: not now.
 func (g *Guard) Hold(ctx context.Context, v grant.Verdict) (reason string, err error) {
 	done := make(chan error, 1)
 	g.mu.Lock()
@@ -158,8 +159,8 @@ func (g *Guard) Hold(ctx context.Context, v grant.Verdict) (reason string, err e
 // State is the shared record as last seen.
 func (g *Guard) State() State { return *g.state.Load() }
 
-// Run shares what is counted, sets the brake and tells what is to be told, until ctx ends. Errors are logged, and what they
-// left undone is tried again.
+// Run shares what is counted, sets the brake and tells what is to be told, until ctx ends. Errors
+// are logged, and what they left undone is tried again.
 func (g *Guard) Run(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -175,7 +176,8 @@ func (g *Guard) Run(ctx context.Context) error {
 	}
 }
 
-// round is one look at the record. Sharing, braking and telling do not hang on one another: each follows from the record.
+// round is one look at the record. Sharing, braking and telling do not hang on one another: each
+// follows from the record.
 func (g *Guard) round(ctx context.Context) {
 	err := errors.Join(g.share(ctx), g.brake(ctx), g.tell(ctx))
 	if err == nil {
@@ -216,8 +218,8 @@ func (g *Guard) answer(err error) {
 	g.waiters = nil
 }
 
-// brake sets what follows from the record: at each change of it, and each minute in case another worker set it by an older
-// one.
+// brake sets what follows from the record: at each change of it, and each minute in case another
+// worker set it by an older one.
 func (g *Guard) brake(ctx context.Context) error {
 	if !g.read.Load() {
 		return nil

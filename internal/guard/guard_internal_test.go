@@ -18,7 +18,8 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// site is one NATS server with one provider's record, one consumer's brake, and one clock, for any number of workers.
+// site is one NATS server with one provider's record, one consumer's brake, and one clock, for any
+// number of workers.
 type site struct {
 	t      *testing.T
 	bucket jetstream.KeyValue
@@ -148,7 +149,8 @@ func (d *deaf) Update(ctx context.Context, key string, value []byte, last uint64
 	return rev, err
 }
 
-// outage takes the site through an outage as far as the first success, which a has just been told of.
+// outage takes the site through an outage as far as the first success, which a has just been told
+// of.
 func (s *site) outage(a *Guard) {
 	s.t.Helper()
 	s.fail(a)
@@ -194,7 +196,8 @@ func TestTheDeathOfTheWorkerThatNoticedEndsNothing(t *testing.T) {
 	}
 }
 
-// A worker that looked at the record before it changed may set the brake after it did. The next minute puts it right.
+// A worker that looked at the record before it changed may set the brake after it did. The next
+// minute puts it right.
 func TestABrakeSetByAnOlderRecordIsPutRight(t *testing.T) {
 	s := newSite(t)
 	a := s.worker(s.bucket)
@@ -277,7 +280,8 @@ func TestRetryAfterHoldsForEveryWorker(t *testing.T) {
 	}
 }
 
-// While nobody is renewed one presentation at a time tries, and the tokens of newer logins are presented at once.
+// While nobody is renewed one presentation at a time tries, and the tokens of newer logins are
+// presented at once.
 func TestOneTriesWhileNobodyIsRenewed(t *testing.T) {
 	s := newSite(t)
 	a := s.worker(s.bucket)

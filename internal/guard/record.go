@@ -10,15 +10,15 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// version of a record's form. A record without one was written before there were versions, and has the same form with
-// fields missing. A form that these rules would misread needs the next number.
+// version of a record's form. A record without one was written before there were versions, and has
+// the same form with fields missing. A form that these rules would misread needs the next number.
 const version = 1
 
 // ErrRecord: the record is of a later version, or damaged. It is never overwritten.
 var ErrRecord = errors.New("the provider's record cannot be read")
 
-// Load reads a provider's record: the zero State, and revision 0, if there is none. ErrRecord if this version cannot read
-// it.
+// Load reads a provider's record: the zero State, and revision 0, if there is none. ErrRecord if
+// this version cannot read it.
 func Load(ctx context.Context, bucket jetstream.KeyValue, provider string) (s State, revision uint64, err error) {
 	entry, err := bucket.Get(ctx, provider)
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
@@ -41,8 +41,8 @@ func unreadable(bucket jetstream.KeyValue, key string, why error) error {
 		ErrRecord, key, bucket.Bucket(), why, bucket.Bucket(), key)
 }
 
-// change stores what f makes of the record, again on each conflict, and keeps it as the state last seen. What f leaves as it
-// is, is not written.
+// change stores what f makes of the record, again on each conflict, and keeps it as the state last
+// seen. What f leaves as it is, is not written.
 func (g *Guard) change(ctx context.Context, f func(State) State) error {
 	for {
 		s, rev, err := Load(ctx, g.Bucket, g.Provider)
@@ -80,7 +80,8 @@ func put(ctx context.Context, bucket jetstream.KeyValue, key string, v any, rev 
 	return err
 }
 
-// conflict reports whether another worker was faster. A replicated bucket says so in other words than a single one.
+// conflict reports whether another worker was faster. A replicated bucket says so in other words
+// than a single one.
 func conflict(err error) bool {
 	return errors.Is(err, jetstream.ErrKeyExists) || errors.Is(err, jetstream.ErrKeyRevisionMismatch)
 }

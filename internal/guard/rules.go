@@ -5,33 +5,38 @@ import (
 	"time"
 )
 
-// Rules say when a provider is not to be believed, and when it is to be left alone. Zero fields take their defaults. They
-// are applied to the record as it is: a changed rule holds at once, also for a doubt or a pause that is in force.
+// Rules say when a provider is not to be believed, and when it is to be left alone. Zero fields
+// take their defaults. They are applied to the record as it is: a changed rule holds at once, also
+// for a doubt or a pause that is in force.
 type Rules struct {
 	// Window in which refusals are weighed against successes. Default 10 min, at most an hour.
 	Window time.Duration
-	// DeadMin refused users or more, and at least DeadShare of all answers, put the provider in doubt. The same share of
-	// those between a user's first refusal and its confirmation holds the verdict on this user back. Defaults 10, 0.5. A
-	// DeadShare above 1 switches both off.
+	// DeadMin refused users or more, and at least DeadShare of all answers, put the provider in
+	// doubt. The same share of those between a user's first refusal and its confirmation holds the
+	// verdict on this user back. Defaults 10, 0.5. A DeadShare above 1 switches both off.
 	DeadMin   int
 	DeadShare float64
-	// Release bounds how long presentations wait for the next try while the provider is in doubt and nobody at all is
-	// renewed. It grows from OpenMin. Default 1 min.
+	// Release bounds how long presentations wait for the next try while the provider is in doubt
+	// and nobody at all is renewed. It grows from OpenMin. Default 1 min.
 	Release time.Duration
-	// Hold is how long a refusal is held back at most: while no refresh has ever succeeded under the present settings, and
-	// while most users are refused but others are renewed. That most users have left can be the truth, and who is refused
-	// for so long beside others who are not must be told. Default 24 h.
+	// Hold is how long a refusal is held back at most: while no refresh has ever succeeded under
+	// the present settings, and while most users are refused but others are renewed. That most
+	// users have left can be the truth, and who is refused for so long beside others who are not
+	// must be told. Default 24 h.
 	Hold time.Duration
-	// Alone is how long a refusal is held back while nobody at all was renewed since it was first given: then there are
-	// none who could tell a user who left from a provider in a bad moment. Default 2 min.
+	// Alone is how long a refusal is held back while nobody at all was renewed since it was first
+	// given: then there are none who could tell a user who left from a provider in a bad moment.
+	// Default 2 min.
 	Alone time.Duration
-	// FailMin failures within FailWindow, and at least FailShare of all calls in it, open the breaker. Defaults 10, 15 s,
-	// 0.8. A FailShare above 1 switches it off; what the provider asks for by Retry-After is kept all the same.
+	// FailMin failures within FailWindow, and at least FailShare of all calls in it, open the
+	// breaker. Defaults 10, 15 s, 0.8. A FailShare above 1 switches it off; what the provider asks
+	// for by Retry-After is kept all the same.
 	FailMin    int
 	FailWindow time.Duration
 	FailShare  float64
-	// OpenMin and OpenMax bound how long the breaker stays open before each try, doubling. Defaults 1 s, 4 s: a try is one
-	// call over all workers, so that asking often costs the provider nothing, and its return is noticed at once.
+	// OpenMin and OpenMax bound how long the breaker stays open before each try, doubling. Defaults
+	// 1 s, 4 s: a try is one call over all workers, so that asking often costs the provider
+	// nothing, and its return is noticed at once.
 	OpenMin, OpenMax time.Duration
 }
 

@@ -27,8 +27,9 @@ type Outage struct {
 // Doubt says that most users are refused, and that verdicts on them are held back.
 type Doubt struct {
 	Since time.Time `json:"since"`
-	// Until is set while nobody at all is renewed: no refresh token is presented before, then one is, to see. The tokens of
-	// logins after Since are presented all the same: nobody is as likely to be renewed as who has just signed in.
+	// Until is set while nobody at all is renewed: no refresh token is presented before, then one
+	// is, to see. The tokens of logins after Since are presented all the same: nobody is as likely
+	// to be renewed as who has just signed in.
 	Until time.Time `json:"until,omitzero"`
 	Tries int       `json:"tries,omitempty"`
 }
@@ -50,7 +51,8 @@ type Notice struct {
 // State is one provider's record, shared by all workers.
 type State struct {
 	V int `json:"v,omitempty"` // of the record's form, see Load
-	// Settings is a fingerprint of the client id and endpoint that the rest is about; other settings start anew.
+	// Settings is a fingerprint of the client id and endpoint that the rest is about; other
+	// settings start anew.
 	Settings string    `json:"settings"`
 	ProvenAt time.Time `json:"proven_at,omitzero"` // first success under them
 
@@ -61,8 +63,8 @@ type State struct {
 
 	Outage *Outage `json:"outage,omitempty"`
 	Doubt  *Doubt  `json:"doubt,omitempty"`
-	// RecoveredAt is when the last outage ended; the limit rises from there. LiftUntil is until when its pause would last
-	// if nobody lifted it.
+	// RecoveredAt is when the last outage ended; the limit rises from there. LiftUntil is until
+	// when its pause would last if nobody lifted it.
 	RecoveredAt time.Time `json:"recovered_at,omitzero"`
 	LiftUntil   time.Time `json:"lift_until,omitzero"`
 	// Untold are the events to publish, oldest first. Whoever has published one takes it out.
@@ -70,20 +72,23 @@ type State struct {
 }
 
 const (
-	// throttles in a row make a Retry-After hold for everybody. A user who was throttled waits on their own timer, so that
-	// three in a row are three users, with nobody answered in between: it is then about the client, not about a user.
+	// throttles in a row make a Retry-After hold for everybody. A user who was throttled waits on
+	// their own timer, so that three in a row are three users, with nobody answered in between: it
+	// is then about the client, not about a user.
 	throttles = 3
-	// maxQuiet caps what a provider may ask for: a typo of theirs must not stop renewals for a year.
+	// maxQuiet caps what a provider may ask for: a typo of theirs must not stop renewals for a
+	// year.
 	maxQuiet = time.Hour
-	// nobody times DeadMin users refused in a row, with nobody renewed in between, mean that nobody at all is. Where 60 %
-	// of all have left, twenty in a row happen once in 30,000 times, and cost a second.
+	// nobody times DeadMin users refused in a row, with nobody renewed in between, mean that nobody
+	// at all is. Where 60 % of all have left, twenty in a row happen once in 30,000 times, and cost
+	// a second.
 	nobody = 2
 	// untoldMost bounds the record while events cannot be published.
 	untoldMost = 32
 )
 
-// Next is the state after t happened under settings. Events that follow are in Untold. The zero t lets time go by, and
-// changed rules take hold.
+// Next is the state after t happened under settings. Events that follow are in Untold. The zero t
+// lets time go by, and changed rules take hold.
 func (s State) Next(t Tally, settings string, now time.Time, r Rules) State {
 	if s.Settings != settings {
 		s = s.under(settings, now)
@@ -97,7 +102,8 @@ func (s State) Next(t Tally, settings string, now time.Time, r Rules) State {
 	return s.braked(t, now, r).doubting(t, now, r)
 }
 
-// under is s under new settings: nothing is known about them. They deserve a try at once, since they may be the cure.
+// under is s under new settings: nothing is known about them. They deserve a try at once, since
+// they may be the cure.
 func (s State) under(settings string, now time.Time) State {
 	next := State{Settings: settings, RecoveredAt: s.RecoveredAt, LiftUntil: s.LiftUntil, Untold: s.Untold}
 	if o := s.Outage; o != nil {
@@ -150,8 +156,8 @@ func (s State) Told(n Notice) State {
 	return s
 }
 
-// Limit is how many renewals may be in hand over all workers at now, where full is usual: one in an outage, doubling each
-// second after it.
+// Limit is how many renewals may be in hand over all workers at now, where full is usual: one in an
+// outage, doubling each second after it.
 func (s State) Limit(now time.Time, full int) int {
 	switch since := now.Sub(s.RecoveredAt); {
 	case s.Outage != nil:
@@ -163,8 +169,8 @@ func (s State) Limit(now time.Time, full int) int {
 	}
 }
 
-// PausedUntil is until when the consumer delivers nothing; a time that has passed: a pause is to be lifted; zero: nothing
-// is to be done.
+// PausedUntil is until when the consumer delivers nothing; a time that has passed: a pause is to be
+// lifted; zero: nothing is to be done.
 func (s State) PausedUntil(now time.Time) time.Time {
 	switch {
 	case s.Outage != nil:
@@ -175,9 +181,10 @@ func (s State) PausedUntil(now time.Time) time.Time {
 	return time.Time{}
 }
 
-// most reports whether most users have been refused since v was first given, or most answers are refusals since it was
-// given again: then it is the provider that is out of order, or restored, or taken for another, and none of them has left.
-// Over the longer time each user counts once: those who are held back ask again and again.
+// most reports whether most users have been refused since v was first given, or most answers are
+// refusals since it was given again: then it is the provider that is out of order, or restored, or
+// taken for another, and none of them has left. Over the longer time each user counts once: those
+// who are held back ask again and again.
 func (s State) most(v grant.Verdict, r Rules) bool {
 	refused := func(t Tally) bool {
 		return t.Dead+t.Again >= r.DeadMin && share(t.Dead+t.Again, t.answers()) >= r.DeadShare

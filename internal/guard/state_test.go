@@ -78,7 +78,8 @@ func TestARefusedUserIsNoOutage(t *testing.T) {
 	}
 }
 
-// The limit follows from the record and the time alone, so that it does not hang on who wrote the record.
+// The limit follows from the record and the time alone, so that it does not hang on who wrote the
+// record.
 func TestTheLimitFollowsFromTheRecord(t *testing.T) {
 	s, at := feed(guard.State{}, noon, guard.Tally{OK: 1})
 	if got := s.Limit(at, 50); got != 50 {
@@ -151,8 +152,8 @@ func TestOldRefusalsAreForgotten(t *testing.T) {
 	}
 }
 
-// In ten minutes of good answers half a minute of nothing but refusals is a small share. Each user refused in it would be
-// signed out by the time the window notices.
+// In ten minutes of good answers half a minute of nothing but refusals is a small share. Each user
+// refused in it would be signed out by the time the window notices.
 func TestVerdictsOfABadMomentAreHeld(t *testing.T) {
 	s, at := feed(guard.State{}, noon, guard.Tally{OK: 3000})
 	first := at.Add(3 * time.Second)
@@ -180,7 +181,8 @@ func TestVerdictsOfABadMomentAreHeld(t *testing.T) {
 	}
 }
 
-// Users wait for their last refusal while all is well again, and get it when the next bad moment begins.
+// Users wait for their last refusal while all is well again, and get it when the next bad moment
+// begins.
 func TestVerdictsConfirmedInABadMomentAreHeld(t *testing.T) {
 	s, at := feed(guard.State{}, noon, guard.Tally{Dead: 3, OK: 100})
 	v := grant.Verdict{At: noon}
@@ -196,7 +198,8 @@ func TestVerdictsConfirmedInABadMomentAreHeld(t *testing.T) {
 	}
 }
 
-// Where few users are, most of them are fewer than the guard counts; that nobody was renewed since says as much.
+// Where few users are, most of them are fewer than the guard counts; that nobody was renewed since
+// says as much.
 func TestVerdictsWithoutAWitnessAreHeld(t *testing.T) {
 	s, at := feed(guard.State{}, noon, guard.Tally{OK: 1}, guard.Tally{Dead: 1}, guard.Tally{Dead: 2, Again: 1}, guard.Tally{Again: 3})
 	v := given(noon.Add(2 * time.Second))

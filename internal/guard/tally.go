@@ -16,7 +16,8 @@ type Tally struct {
 	Config    int `json:"config,omitempty"`    // our settings refused
 	Throttled int `json:"throttled,omitempty"` // asked for patience
 	Unknown   int `json:"unknown,omitempty"`   // answered in words nobody knows
-	// Quiet is the latest time until which a throttling answer asked to be left alone; zero: none said.
+	// Quiet is the latest time until which a throttling answer asked to be left alone; zero: none
+	// said.
 	Quiet time.Time `json:"quiet,omitzero"`
 }
 
@@ -61,8 +62,9 @@ func later(a, b time.Time) time.Time {
 	return a
 }
 
-// What was said is remembered in pieces of fine for fineFor, and in pieces of coarse for coarseFor: a verdict is weighed
-// against what the provider said to everybody since it was first given, and in a backlog that can be long ago.
+// What was said is remembered in pieces of fine for fineFor, and in pieces of coarse for coarseFor:
+// a verdict is weighed against what the provider said to everybody since it was first given, and in
+// a backlog that can be long ago.
 const (
 	fine, fineFor     = 2 * time.Second, 2 * time.Minute
 	coarse, coarseFor = time.Minute, time.Hour
@@ -79,8 +81,9 @@ type Bucket struct {
 	Coarse bool `json:"coarse,omitempty"`
 }
 
-// after is what surely happened after at, or may have: of a piece that lies across it refusals count, and where the piece
-// is long successes do not, so that those before at speak against nobody.
+// after is what surely happened after at, or may have: of a piece that lies across it refusals
+// count, and where the piece is long successes do not, so that those before at speak against
+// nobody.
 func (b Bucket) after(at time.Time) Tally {
 	t := Tally{OK: b.OK, Dead: b.Dead, Again: b.Again}
 	switch {
@@ -92,8 +95,8 @@ func (b Bucket) after(at time.Time) Tally {
 	return t
 }
 
-// lately is list with t at its end, older pieces made coarse, and those that are too old left out. The list that is shared
-// is left as it is.
+// lately is list with t at its end, older pieces made coarse, and those that are too old left out.
+// The list that is shared is left as it is.
 func lately(list []Bucket, t Tally, now time.Time) []Bucket {
 	if t.answers() == 0 {
 		return list

@@ -10,8 +10,9 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// tell publishes what the record says is untold, oldest first, and takes it out. The event's id is that of the outage, so
-// that two workers who find it at a time, or one that dies in between, make one event of it.
+// tell publishes what the record says is untold, oldest first, and takes it out. The event's id is
+// that of the outage, so that two workers who find it at a time, or one that dies in between, make
+// one event of it.
 func (g *Guard) tell(ctx context.Context) error {
 	for _, n := range g.state.Load().Untold {
 		e, err := g.event(ctx, n)

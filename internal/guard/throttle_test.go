@@ -26,7 +26,7 @@ func TestRetryAfterHoldsForEverybody(t *testing.T) {
 	}
 	// Answers to calls that were under way change nothing, but that the longest wish holds.
 	longer := until.Add(time.Minute)
-	if s, at = feed(s, at, guard.Tally{OK: 1}, throttled(5, longer), throttled(5, until)); !s.Outage.Until.Equal(longer) {
+	if s, _ = feed(s, at, guard.Tally{OK: 1}, throttled(5, longer), throttled(5, until)); !s.Outage.Until.Equal(longer) {
 		t.Errorf("a longer wish: %v", s.Outage.Until)
 	}
 	// The try that comes too early for the provider.

@@ -60,7 +60,8 @@ func (l *ledger) between(from, to time.Time) (n int) {
 	return n
 }
 
-// manned is a world with two workers, and users who are signed in and were renewed once. The provider answers as fault says.
+// manned is a world with two workers, and users who are signed in and were renewed once. The
+// provider answers as fault says.
 func manned(t *testing.T, users int, o options) (w *world, fault *atomic.Pointer[idptest.Fault], calls *ledger) {
 	t.Helper()
 	w, fault, calls = newWorld(t, o), &atomic.Pointer[idptest.Fault]{}, &ledger{}
@@ -89,7 +90,8 @@ func TestAnOutageIsToldAndEnds(t *testing.T) {
 	w.nobodySignedOut(users)
 }
 
-// A Retry-After holds both workers: between the time that it was told and its end the provider is left alone.
+// A Retry-After holds both workers: between the time that it was told and its end the provider is
+// left alone.
 func TestRetryAfterHoldsBothWorkers(t *testing.T) {
 	t.Parallel()
 	const users, wait = 40, 8 * time.Second
@@ -110,7 +112,8 @@ func TestRetryAfterHoldsBothWorkers(t *testing.T) {
 	w.nobodySignedOut(users)
 }
 
-// A client secret that is wrong from one moment on: told once, nobody signed out, and the right one heals it.
+// A client secret that is wrong from one moment on: told once, nobody signed out, and the right one
+// heals it.
 func TestAWrongSecretIsTold(t *testing.T) {
 	t.Parallel()
 	const users = 30
@@ -129,8 +132,9 @@ func TestAWrongSecretIsTold(t *testing.T) {
 	w.nobodySignedOut(users)
 }
 
-// 60 % of the users are refused. The others are renewed all the while, in their time, and nobody is signed out as long as
-// verdicts are held; when they have been held for long enough, the dead are told, and they alone.
+// 60 % of the users are refused. The others are renewed all the while, in their time, and nobody is
+// signed out as long as verdicts are held; when they have been held for long enough, the dead are
+// told, and they alone.
 func TestMostUsersRefusedTheRestGoesOn(t *testing.T) {
 	t.Parallel()
 	const users, dead = 50, 30
@@ -211,8 +215,8 @@ func TestTheRateCountsEveryCallOfAllWorkers(t *testing.T) {
 	first := slices.Clone(calls.calls)
 	calls.mu.Unlock()
 	for _, at := range first {
-		// A permit is used at its time or a moment later. So in two seconds there are those of two seconds, and of the
-		// moment before.
+		// A permit is used at its time or a moment later. So in two seconds there are those of two
+		// seconds, and of the moment before.
 		if n := calls.between(at, at.Add(2*time.Second)); n > 3*rate {
 			t.Fatalf("%d calls within two seconds, at a rate of %d", n, rate)
 		}
