@@ -7,7 +7,7 @@ import (
 
 // Request is what a fault may depend on.
 type Request struct {
-	Op   string // "token", "userinfo", "session" (PropelAuth's own refresh endpoint) or "discovery"
+	Op   string // "token", "userinfo", "session" (PropelAuth's own refresh endpoint), "revoke" or "discovery"
 	User string // empty if the token is not known
 }
 

@@ -12,6 +12,7 @@ func (s *Server) routes() {
 	s.mux.HandleFunc("GET /propelauth/oauth/userinfo", s.serveUserInfo)
 	s.mux.HandleFunc("GET /.well-known/openid-configuration", s.serveDiscovery)
 	s.mux.HandleFunc("GET /.well-known/jwks.json", s.serveKeys)
+	s.mux.HandleFunc("POST /propelauth/oauth/revoke", s.serveRevoke)
 	s.mux.HandleFunc("POST /api/backend/v1/refresh_token", s.serveSessionRefresh)
 	s.mux.HandleFunc("POST /api/backend/v1/logout", s.serveLogout)
 	if s.options.Admin {
@@ -123,6 +124,9 @@ func (s *Server) serveUserInfo(w http.ResponseWriter, r *http.Request) {
 		name = u.name
 	}
 	s.mu.Unlock()
+	if s.options.Asked != nil {
+		s.options.Asked(Call{User: name, At: s.options.Now()})
+	}
 	s.answer(w, r, s.faultFor(Request{Op: "userinfo", User: name}), func(w http.ResponseWriter) {
 		if !ok {
 			w.Header().Set("WWW-Authenticate", `Bearer error="invalid_token"`)
@@ -145,14 +149,35 @@ func (s *Server) serveDiscovery(w http.ResponseWriter, r *http.Request) {
 		alg = RS256 // of ID tokens, which it does not make; the member is required
 	}
 	s.answer(w, r, s.faultFor(Request{Op: "discovery"}), func(w http.ResponseWriter) {
-		reply(w, http.StatusOK, map[string]any{
+		document := map[string]any{
 			"issuer": base, "authorization_endpoint": base + "/propelauth/oauth/authorize", "token_endpoint": base + "/propelauth/oauth/token",
 			"userinfo_endpoint": base + "/propelauth/oauth/userinfo", "jwks_uri": base + "/.well-known/jwks.json",
 			"response_types_supported": []string{"code"}, "subject_types_supported": []string{"public"}, "code_challenge_methods_supported": []string{"S256"},
 			"id_token_signing_alg_values_supported": []Signing{alg}, "grant_types_supported": []string{"authorization_code"},
 			"scopes_supported": []string{"openid", "email", "profile"}, "token_endpoint_auth_methods_supported": []string{"client_secret_basic", "client_secret_post"},
 			"claims_supported": []string{"email", "email_verified", "exp", "first_name", "iat", "iss", "last_name", "picture_url"},
-		})
+		}
+		if s.options.OIDC {
+			document["revocation_endpoint"] = base + "/propelauth/oauth/revoke"
+		}
+		reply(w, http.StatusOK, document)
+	})
+}
+
+// serveRevoke ends the session of a refresh token, spent or not (RFC 7009). An unknown token is revoked already.
+func (s *Server) serveRevoke(w http.ResponseWriter, r *http.Request) {
+	r.Body = http.MaxBytesReader(w, r.Body, 1<<16)
+	if !s.client(r) {
+		refuse(w, http.StatusUnauthorized, "invalid_client")
+		return
+	}
+	s.answer(w, r, s.faultFor(Request{Op: "revoke"}), func(w http.ResponseWriter) {
+		s.mu.Lock()
+		if ses, _, ok := s.open("rt", r.PostFormValue("token")); ok {
+			ses.dead = true
+		}
+		s.mu.Unlock()
+		w.WriteHeader(http.StatusOK)
 	})
 }
 

@@ -45,6 +45,9 @@ func (s *Server) profile(name string) []byte {
 	active, created := u.active, u.created
 	if u.edited != nil {
 		u.edited["last_active_at"] = active
+		if s.options.OIDC {
+			u.edited["sub"] = name
+		}
 		body, err := json.Marshal(u.edited)
 		s.mu.Unlock()
 		if err != nil {
@@ -55,6 +58,9 @@ func (s *Server) profile(name string) []byte {
 	s.mu.Unlock()
 	p := profileOf(name, created)
 	p["last_active_at"] = active
+	if s.options.OIDC {
+		p["sub"] = name
+	}
 	body, err := json.Marshal(p)
 	if err != nil {
 		panic("idptest: " + err.Error()) // our own

@@ -37,13 +37,16 @@ type Options struct {
 	OmitRefresh  bool          // answers carry no refresh token (use with Never)
 	Nested       bool          // access_token is an object, as at PropelAuth's session endpoint
 	LaxUserInfo  bool          // userinfo looks at the access token only, not at the session
+	OIDC         bool          // userinfo names the user in sub too, and discovery names where tokens are revoked (RFC 7009)
 	Latency      time.Duration // before each answer
 	Admin        bool          // serve /_admin/
 	Issuer       string        // of access tokens; "": they name none
 	// Observe is told of each presentation once it is answered, or will not be; nil: nobody. It may be called from many
 	// goroutines at once, and must not call the Server.
 	Observe func(Presentation)
-	Now     func() time.Time // default time.Now
+	// Asked is told of each userinfo call when it comes in, under the same terms; nil: nobody.
+	Asked func(Call)
+	Now   func() time.Time // default time.Now
 }
 
 func (o Options) withDefaults() Options {

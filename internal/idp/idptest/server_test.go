@@ -166,3 +166,57 @@ func TestAdminOnlyWhenTold(t *testing.T) {
 		}
 	}
 }
+
+func TestARevokedTokenEndsItsSession(t *testing.T) {
+	s, base := start(t, idptest.Options{OIDC: true})
+	first := s.Login("u")
+	second, code := refresh(t, base, first.Refresh)
+	if code != "" {
+		t.Fatal(code)
+	}
+	for _, token := range []string{"unknown", second.Refresh} {
+		if !s.Live("u") {
+			t.Fatal("ended before its token was revoked")
+		}
+		res, err := http.PostForm(base+"/propelauth/oauth/revoke", url.Values{"client_id": {"renewd-test"}, "token": {token}})
+		if err != nil || res.StatusCode != http.StatusOK {
+			t.Fatal(res, err)
+		}
+	}
+	if s.Live("u") {
+		t.Error("the session lives on")
+	}
+}
+
+func TestUserinfoCallsAreTold(t *testing.T) {
+	var mu sync.Mutex
+	var calls []idptest.Call
+	s, base := start(t, idptest.Options{OIDC: true, Asked: func(c idptest.Call) {
+		mu.Lock()
+		calls = append(calls, c)
+		mu.Unlock()
+	}})
+	for _, token := range []string{s.Login("u").Access, "unknown"} {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, base+"/propelauth/oauth/userinfo", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", "Bearer "+token)
+		res, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var profile struct {
+			Sub string `json:"sub"`
+		}
+		if err := json.NewDecoder(res.Body).Decode(&profile); err != nil || res.StatusCode == http.StatusOK && profile.Sub != "u" {
+			t.Error(profile, err)
+		}
+		res.Body.Close()
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(calls) != 2 || calls[0].User != "u" || calls[1].User != "" || calls[0].At.IsZero() {
+		t.Errorf("%+v", calls)
+	}
+}

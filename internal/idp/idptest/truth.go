@@ -29,6 +29,12 @@ type Presentation struct {
 	Took       time.Duration // until it was answered, or was not
 }
 
+// Call is one userinfo call.
+type Call struct {
+	User string // empty if the access token opens no account
+	At   time.Time
+}
+
 // Stats is the truth about what was asked.
 type Stats struct {
 	Refreshes       int `json:"refreshes"`        // presentations of refresh tokens
