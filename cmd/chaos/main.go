@@ -45,6 +45,8 @@ type options struct {
 	WorkerGap   time.Duration `default:"2500ms" help:"Middle pause between faults of workers."`
 	ServerGap   time.Duration `default:"3s" help:"Middle pause between faults of NATS and PostgreSQL."`
 	ProviderGap time.Duration `default:"15s" help:"Middle pause between faults of one provider."`
+	RollGap     time.Duration `default:"45s" help:"Middle pause between what is done to all workers, one after the other."`
+	UserGap     time.Duration `default:"5s" help:"Middle pause between what users, apps and strangers do wrong."`
 	Outage      time.Duration `help:"Begin with an outage of both providers of this length, which workers and servers are struck in as well."`
 	Binary      string        `placeholder:"FILE" help:"The renewd to test. Default: built from this module."`
 	Dir         string        `placeholder:"DIR" help:"Folder to work in. Default: the system's for temporary files."`
@@ -79,8 +81,8 @@ func main() {
 
 // run lets it all happen and returns what it came to.
 func run(ctx context.Context, o options, progress io.Writer) (*report, error) {
-	chosen := o.choose(kinds(o.Store == storePostgres, o.Nodes))
-	if len(chosen) == 0 {
+	chosen := o.choose(kinds(o))
+	if len(chosen) == 0 && !o.wants(keyringLost) {
 		return nil, fmt.Errorf("--only %s: no fault has such a name", strings.Join(o.Only, ","))
 	}
 	t, err := begin(ctx, o, progress)
@@ -101,13 +103,14 @@ type trial struct {
 	folks *people
 	eyes  *witness
 	plan  *schedule
-	deaf  context.CancelFunc // ends the witness
-	heard chan error
+	looks *sampler
+	rest  context.CancelFunc // ends witness and sampler
+	ended chan error
 }
 
 // begin starts everything, and has everybody sign in.
 func begin(ctx context.Context, o options, progress io.Writer) (*trial, error) {
-	t := &trial{began: time.Now(), heard: make(chan error, 1)}
+	t := &trial{began: time.Now(), ended: make(chan error, 2)}
 	t.say = func(format string, args ...any) {
 		fmt.Fprintf(progress, "%s %6.1fs  %s\n", time.Now().Format("15:04:05"), time.Since(t.began).Seconds(), fmt.Sprintf(format, args...))
 	}
@@ -120,9 +123,11 @@ func begin(ctx context.Context, o options, progress io.Writer) (*trial, error) {
 		return nil, err
 	}
 	t.eyes = &witness{people: t.folks, ids: map[string]bool{}}
-	t.plan = &schedule{world: t.world, say: t.say, busy: map[*worker]bool{}}
-	ctx, t.deaf = context.WithCancel(context.WithoutCancel(ctx))
-	go func() { t.heard <- t.eyes.listen(ctx) }()
+	t.plan = &schedule{world: t.world, people: t.folks, say: t.say}
+	t.looks = &sampler{world: t.world, counted: map[life]float64{}}
+	ctx, t.rest = context.WithCancel(context.WithoutCancel(ctx))
+	go func() { t.ended <- t.eyes.listen(ctx) }()
+	go func() { t.looks.run(ctx); t.ended <- nil }()
 	t.say("seed %d: %d users sign in", o.Seed, len(t.folks.all))
 	t.folks.everybodySignsIn(ctx)
 	return t, nil
@@ -134,27 +139,30 @@ func (t *trial) finish(ctx context.Context) (*report, error) {
 	a := &audit{world: t.world, people: t.folks, schedule: t.plan}
 	settled, err := a.settle(ctx, t.eyes, t.say)
 	t.plan.errs = append(t.plan.errs, err)
+	a.emptyHands(ctx)
 	if err := a.stop(ctx); err != nil {
 		return nil, err
 	}
-	a.heard, a.ids = t.eyes.all(func(ids map[string]bool) bool {
-		return !slices.ContainsFunc(slices.Collect(maps.Keys(a.stored)), func(id string) bool { return !ids[id] })
-	})
-	t.deaf()
-	if err := <-t.heard; err != nil {
+	a.heard, a.ids = t.eyes.all(a.published)
+	a.everything(ctx, t.eyes, t.looks)
+	if t.world.wants(keyringLost) {
+		t.say("the keyring is lost")
+		t.plan.errs = append(t.plan.errs, a.keyringLost(ctx, t.eyes))
+	}
+	t.rest()
+	if err := errors.Join(<-t.ended, <-t.ended); err != nil {
 		t.plan.errs = append(t.plan.errs, fmt.Errorf("listening to outcomes: %w", err))
 	}
-	a.everything(ctx, t.eyes)
-	return a.report(time.Since(t.began), settled), nil
+	return a.report(time.Since(t.began), settled, t.looks.thirds()), nil
 }
 
 func (o options) choose(all []kind) []kind {
-	if len(o.Only) == 0 {
-		return all
-	}
-	return slices.DeleteFunc(all, func(k kind) bool {
-		return !slices.ContainsFunc(o.Only, func(text string) bool { return strings.Contains(k.name, text) })
-	})
+	return slices.DeleteFunc(all, func(k kind) bool { return !o.wants(k.name) })
+}
+
+// wants reports whether a fault of this name may strike.
+func (o options) wants(name string) bool {
+	return len(o.Only) == 0 || slices.ContainsFunc(o.Only, func(text string) bool { return strings.Contains(name, text) })
 }
 
 // disturb strikes while people live, and says how it goes.
@@ -198,7 +206,7 @@ func (s *schedule) outage(ctx context.Context, length time.Duration) {
 	s.say("both providers are out of order for %v", length)
 	within, cancel := context.WithTimeout(ctx, length)
 	defer cancel()
-	part := &schedule{world: s.world, say: s.say, busy: s.busy, kinds: slices.DeleteFunc(slices.Clone(s.kinds), func(k kind) bool { return k.lane == providerLane })}
+	part := &schedule{world: s.world, say: s.say, people: s.people, kinds: slices.DeleteFunc(slices.Clone(s.kinds), func(k kind) bool { return k.lane == providerLane })}
 	var wg sync.WaitGroup
 	for id, p := range s.world.providers {
 		wg.Go(func() {
@@ -213,61 +221,11 @@ func (s *schedule) outage(ctx context.Context, length time.Duration) {
 	s.mu.Unlock()
 }
 
-// settle waits until nothing is late, refused or in doubt any more.
-func (a *audit) settle(ctx context.Context, eyes *witness, say func(string, ...any)) (time.Duration, error) {
-	say("everything is healed; waiting until it has settled")
-	for _, k := range a.world.workers {
-		if err := k.start(); err != nil {
-			return 0, err
-		}
-	}
-	if err := a.world.workersReady(ctx, time.Minute); err != nil {
-		return 0, err
-	}
-	s, closeStore, err := a.world.openStore(ctx)
-	if err != nil {
-		return 0, err
-	}
-	defer closeStore()
-	said := time.Now()
-	err = eventually(ctx, 3*time.Minute, func() error {
-		err := a.settled(ctx, s, eyes)
-		if err != nil && time.Since(said) > 10*time.Second {
-			said = time.Now()
-			say("%v", err)
-		}
-		return err
-	})
-	return time.Since(a.world.ended), err
-}
-
-// stop looks at what the workers show, stops them in order, and reads what they have left.
-func (a *audit) stop(ctx context.Context) error {
-	leaked := a.leaks(ctx)
-	var wg sync.WaitGroup
-	errs := make([]error, len(a.world.workers))
-	for i, k := range a.world.workers {
-		wg.Go(func() { errs[i] = k.stop(40 * time.Second) })
-	}
-	wg.Wait()
-	a.schedule.errs = append(a.schedule.errs, errs...)
-	return errors.Join(leaked, a.load(ctx))
-}
-
-// everything looks at all there is.
-func (a *audit) everything(ctx context.Context, eyes *witness) {
-	a.presentations()
-	a.commands()
-	a.verdicts(eyes)
-	a.store(ctx)
-	a.facts.Erasures = a.people.erasures
-}
-
-func (a *audit) report(took, settled time.Duration) *report {
+func (a *audit) report(took, settled time.Duration, m memory) *report {
 	w := a.world
 	r := &report{
 		Seed: w.Seed, Took: took, Users: len(a.people.all), Store: w.Store, Nodes: len(w.nodes), Workers: len(w.workers), Faults: map[string]int{},
-		Facts: a.facts, Settled: settled, Counts: a.counts, Recovery: a.recovery(),
+		Facts: a.facts, Settled: settled, Counts: a.counts, Recovery: a.recovery(), Memory: m,
 	}
 	for _, x := range a.schedule.strikes {
 		r.Faults[x.kind]++

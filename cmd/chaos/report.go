@@ -24,6 +24,7 @@ type report struct {
 	Facts    facts            `json:"facts"`
 	Settled  time.Duration    `json:"settled_ns"` // from the last fault's end until nothing was late
 	Recovery map[string]spans `json:"recovery"`
+	Memory   memory           `json:"memory_of_a_worker"`
 	Counts   []*count         `json:"counts"`
 	Errors   []string         `json:"errors,omitempty"`
 }
@@ -112,7 +113,7 @@ func (a *audit) pickedUp() (took spans) {
 		slices.SortFunc(times, time.Time.Compare)
 	}
 	for _, x := range a.schedule.strikes {
-		if x.kind != killed {
+		if x.kind != killed && x.kind != rolledKill {
 			continue
 		}
 		for id, p := range a.world.providers {
@@ -140,11 +141,7 @@ const patience = 15 * time.Second
 // disturbed reports whether a server, or this provider, was out of order between two moments by any other fault than but.
 func (a *audit) disturbed(p *standIn, from, to time.Time, but *strike) bool {
 	return slices.ContainsFunc(a.schedule.strikes, func(x *strike) bool {
-		end := x.to
-		if x.healed.After(end) {
-			end = x.healed
-		}
-		return x != but && x.worker == nil && (x.provider == nil || x.provider == p) && x.from.Before(to) && end.After(from)
+		return x != but && !x.unfelt && x.worker == nil && (x.provider == nil || x.provider == p) && x.from.Before(to) && x.over().After(from)
 	})
 }
 
@@ -172,7 +169,7 @@ func (r *report) print(to io.Writer) {
 	}{
 		{"refresh tokens presented", f.Presentations}, {"renewals", f.Renewals}, {"replays inside the grace window", f.Replays},
 		{"commands accepted", f.Commands}, {"of them logins", f.Logins}, {"outcomes in the log", f.Outcomes}, {"user.reauth_required", f.Reauth},
-		{"users erased", f.Erasures}, {"renewals answered in the last 0.75 s of a worker, or later", f.InFlight},
+		{"users erased", f.Erasures}, {"logins published again", f.Repeated}, {"renewals answered in the last 0.75 s of a worker, or later", f.InFlight},
 		{"pairs lost with it, provider without a grace window", f.LostWithWorker}, {"pairs lost by the provider's own lost answers, no grace window", f.LostOnTheWay},
 		{"pairs lost with a grace window that ended before things were calm for 12 s", f.LostInStorm},
 	} {
@@ -184,6 +181,8 @@ func (r *report) print(to io.Writer) {
 		fmt.Fprintf(w, "%s\t%v\t%v\t%d\n", name, s.median().Round(10*time.Millisecond), s.longest().Round(10*time.Millisecond), len(s))
 	}
 	fmt.Fprintf(w, "all settled after the last fault\t%v\t\t\n", r.Settled.Round(time.Second))
+	fmt.Fprintf(w, "\nMEMORY\tat the start\tin the middle\tat the end\n")
+	fmt.Fprintf(w, "of a worker, median, MiB\t%d\t%d\t%d\n", r.Memory.Start>>10, r.Memory.Middle>>10, r.Memory.End>>10)
 	fmt.Fprintf(w, "\nMUST NOT HAPPEN\tfound\n")
 	for _, c := range r.Counts {
 		fmt.Fprintf(w, "%s\t%d\n", c.Name, c.Found)

@@ -23,7 +23,10 @@ type outcome struct {
 	beganAt   time.Time
 	version   int64
 	refreshed bool
+	expiresAt time.Time
+	profile   bool // it shows the user's
 	reason    string
+	heard     time.Time
 }
 
 // witness hears every outcome while it happens, as a service would.
@@ -33,7 +36,7 @@ type witness struct {
 	mu    sync.Mutex
 	heard []outcome
 	ids   map[string]bool
-	wrong []string // users who were told to sign in again and need not
+	wrong []string // what was told to users who need not sign in again
 	wg    sync.WaitGroup
 }
 
@@ -57,6 +60,7 @@ func read(e schema.Event) (outcome, error) {
 	case schema.UserSynced:
 		d, err := schema.Data[schema.Synced](e)
 		o.cause, o.beganAt, o.version, o.refreshed = d.Cause, d.BeganAt, d.Version, d.Refreshed
+		o.expiresAt, o.profile = d.ExpiresAt, d.Profile != nil
 		return o, err
 	case schema.UserReauthRequired:
 		d, err := schema.Data[schema.ReauthRequired](e)
@@ -80,6 +84,7 @@ func read(e schema.Event) (outcome, error) {
 }
 
 func (w *witness) hear(ctx context.Context, o outcome) {
+	o.heard = time.Now()
 	w.mu.Lock()
 	known := w.ids[o.id]
 	w.ids[o.id] = true
@@ -104,20 +109,41 @@ func (w *witness) knows(id string) bool {
 // judge holds an outcome against the provider's truth, at once: later the user may have signed in again.
 func (w *witness) judge(ctx context.Context, x *person, o outcome) {
 	x.mu.Lock()
-	if x.accepted && (o.cause.ID == x.login.id || !o.beganAt.Before(x.login.accepted)) {
+	if x.accepted && (names(o, x.login) || !o.beganAt.Before(x.login.accepted)) {
 		x.answered = true
 	}
 	told := o.kind == schema.UserReauthRequired
-	if told && x.answered && o.beganAt.After(x.opened) && x.provider.Live(x.name) {
-		w.mu.Lock()
-		w.wrong = append(w.wrong, fmt.Sprintf("%s/%s was told %s (%s) at %s, and the provider honours the session of %s",
-			o.provider, o.user, o.kind, o.reason, o.time.Format(clockFormat), x.opened.Format(clockFormat)))
-		w.mu.Unlock()
+	if told && x.answered && o.beganAt.After(x.opened) {
+		x.told++
+		if why := x.mistaken(o, w.people.world.Life); why != "" {
+			w.mu.Lock()
+			w.wrong = append(w.wrong, fmt.Sprintf("%s/%s was told %s (%s) at %s, and %s: signed in at %s",
+				o.provider, o.user, o.kind, o.reason, o.time.Format(clockFormat), why, x.opened.Format(clockFormat)))
+			w.mu.Unlock()
+		}
 	}
 	x.mu.Unlock()
 	if told {
 		w.people.backAgain(ctx, x, o.time)
 	}
+}
+
+// mistaken says why a person need not sign in again, though told to; empty: it is true. Who has no refresh token keeps what
+// is left of the access token, and is told once. The caller holds x.mu.
+func (x *person) mistaken(o outcome, life time.Duration) string {
+	const early = 1500 * time.Millisecond // tokens count whole seconds
+	alive := x.provider.Live(x.name)
+	switch {
+	case !x.bare && alive:
+		return "the provider honours the session"
+	case x.bare && alive && o.reason != schema.ReasonNoRefreshToken:
+		return "the provider honours the session, which has no refresh token"
+	case x.bare && alive && time.Now().Before(x.opened.Add(life-early)):
+		return "the access token was still good"
+	case x.told > 1:
+		return "for the second time"
+	}
+	return ""
 }
 
 // all is what was heard, once it is enough, or nothing more comes.

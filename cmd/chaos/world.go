@@ -5,11 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -17,11 +14,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/renewd/renewd/internal/grant"
-	"github.com/renewd/renewd/internal/idp/idptest"
 	"github.com/renewd/renewd/internal/natskv"
 	"github.com/renewd/renewd/internal/pgtest"
 	"github.com/renewd/renewd/internal/postgres"
-	"github.com/renewd/renewd/internal/seal"
 	"github.com/renewd/renewd/internal/stream"
 )
 
@@ -36,50 +31,10 @@ type world struct {
 	nodes     []*node
 	workers   []*worker
 	database  *pgtest.Server // nil where grants are kept in NATS KV
-	keys      *seal.Keyring
 	nc        *nats.Conn
 	js        jetstream.JetStream
 	ended     time.Time // when the last fault was healed
 }
-
-// worker is one `renewd serve`.
-type worker struct {
-	*process
-	http     string
-	database *link // its way to PostgreSQL; nil without one
-}
-
-// standIn is one provider.
-type standIn struct {
-	*idptest.Server
-	id       string
-	url      string
-	grace    bool
-	listener net.Listener
-	http     *http.Server
-	seen     *presentations
-}
-
-// The providers: one that takes a spent token for a while, and one that never does.
-const (
-	graceful = "grace"
-	strict   = "strict"
-)
-
-const settingsFile = `
-providers:
-%s`
-
-// Each provider is as shipped, but that the clock runs faster: tokens live seconds, so what takes minutes must too.
-const providerSettings = `
-  - id: %s
-    auth_url: %s
-    client_id: chaos
-    allow_http_loopback: true
-    timeout: 6s
-    policy: {floor: 1s, retry_min: 1s, retry_max: 5s, retry_later: 10s, confirm_min: 5s, confirm_max: 8s}
-    guard: {release: 5s, alone: 20s}
-`
 
 // newWorld starts everything and waits until every worker is ready.
 func newWorld(ctx context.Context, o options, say func(string, ...any)) (w *world, err error) {
@@ -111,43 +66,6 @@ func newWorld(ctx context.Context, o options, say func(string, ...any)) (w *worl
 		}
 	}
 	return w, nil
-}
-
-// build makes the binary that is put to the test, unless one was given.
-func (w *world) build(ctx context.Context) error {
-	if w.binary = w.Binary; w.binary != "" {
-		return nil
-	}
-	w.binary = filepath.Join(w.dir, "renewd")
-	out, err := exec.CommandContext(ctx, "go", "build", "-o", w.binary, "github.com/renewd/renewd/cmd/renewd").CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("%w: %s", err, out)
-	}
-	return nil
-}
-
-func (w *world) startProviders(context.Context) error {
-	var all []string
-	for _, id := range []string{graceful, strict} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return err
-		}
-		p := &standIn{id: id, url: "http://" + l.Addr().String(), grace: id == graceful, listener: l, seen: &presentations{owners: w.owners}}
-		o := idptest.Options{
-			Lifetime: w.Life, ClientID: "chaos", Latency: 20 * time.Millisecond, Rotation: idptest.Strict, Observe: p.seen.add,
-		}
-		if p.grace {
-			o.Rotation, o.Grace = idptest.Grace, 30*time.Second
-		}
-		p.Server = idptest.New(o)
-		p.http = &http.Server{Handler: p.Server, ReadHeaderTimeout: 10 * time.Second, ConnContext: w.owners.note}
-		go func() { _ = p.http.Serve(l) }() // until it is closed
-		w.providers[id] = p
-		all = append(all, fmt.Sprintf(providerSettings, id, p.url))
-	}
-	w.config = filepath.Join(w.dir, "renewd.yaml")
-	return os.WriteFile(w.config, fmt.Appendf(nil, settingsFile, strings.Join(all, "")), 0o600)
 }
 
 func (w *world) startDatabase(context.Context) (err error) {
@@ -196,78 +114,6 @@ func (w *world) natsURL() string {
 	return strings.Join(urls, ",")
 }
 
-func (w *world) startWorkers(ctx context.Context) error {
-	if out, err := w.command(nil, "keys", "new").CombinedOutput(); err != nil {
-		return fmt.Errorf("keys new: %w: %s", err, out)
-	}
-	raw, err := os.ReadFile(w.keysFile())
-	if err != nil {
-		return err
-	}
-	if w.keys, err = seal.ParseKeyring(raw); err != nil {
-		return err
-	}
-	ports, err := freePorts(w.Workers)
-	if err != nil {
-		return err
-	}
-	workers := make([]*worker, w.Workers)
-	for i, port := range ports {
-		k := &worker{http: fmt.Sprintf("127.0.0.1:%d", port)}
-		if w.database != nil {
-			if k.database, err = w.databaseLink(); err != nil {
-				return err
-			}
-		}
-		name := fmt.Sprintf("worker-%d", i)
-		k.process = &process{name: name, log: filepath.Join(w.dir, name+".log"), make: func() *exec.Cmd { return w.command(k, "serve") }}
-		workers[i] = k
-	}
-	w.workers = workers
-	for _, k := range workers {
-		if err := k.start(); err != nil {
-			return err
-		}
-	}
-	return w.workersReady(ctx, time.Minute)
-}
-
-func (w *world) databaseLink() (*link, error) {
-	u, err := url.Parse(w.database.URL("postgres"))
-	if err != nil {
-		return nil, err
-	}
-	return newLink(u.Host)
-}
-
-func (w *world) workersReady(ctx context.Context, limit time.Duration) error {
-	for _, k := range w.workers {
-		if err := eventually(ctx, limit, k.ready); err != nil {
-			return fmt.Errorf("%s: %w", k.name, err)
-		}
-	}
-	return nil
-}
-
-// ready asks /readyz.
-func (k *worker) ready() error {
-	if err := k.ended(); err != nil {
-		return err
-	}
-	client := http.Client{Timeout: 3 * time.Second}
-	res, err := client.Get("http://" + k.http + "/readyz")
-	if err != nil {
-		return err
-	}
-	defer res.Body.Close()
-	if res.StatusCode != http.StatusOK {
-		return fmt.Errorf("/readyz: %w: status %d", errNotReady, res.StatusCode)
-	}
-	return nil
-}
-
-func (w *world) keysFile() string { return filepath.Join(w.dir, "keys.json") }
-
 // command is renewd with this world's settings; k is the worker that it is, or nil.
 func (w *world) command(k *worker, args ...string) *exec.Cmd {
 	cmd := exec.Command(w.binary, args...)
@@ -292,6 +138,9 @@ func (w *world) command(k *worker, args ...string) *exec.Cmd {
 			set["DATABASE_URL"] = "postgres://renewd@" + k.database.addr + "/postgres?sslmode=disable"
 		}
 	}
+	if k != nil {
+		cmd.Env = append(cmd.Env, clockFileEnv+"="+k.clock)
+	}
 	for name, value := range set {
 		cmd.Env = append(cmd.Env, "RENEWD_"+name+"="+value)
 	}
@@ -309,14 +158,18 @@ func (w *world) connect(context.Context) (err error) {
 
 // openStore reads the grants as a worker would.
 func (w *world) openStore(ctx context.Context) (grant.Store, func(), error) {
+	keys, err := w.keyring()
+	if err != nil {
+		return nil, nil, err
+	}
 	if w.database != nil {
-		s, err := postgres.Open(ctx, postgres.Config{URL: grant.NewSecret(w.database.URL("postgres")), Cipher: w.keys})
+		s, err := postgres.Open(ctx, postgres.Config{URL: grant.NewSecret(w.database.URL("postgres")), Cipher: keys})
 		if err != nil {
 			return nil, nil, err
 		}
 		return s, s.Close, nil
 	}
-	s, err := natskv.Open(ctx, w.js, natskv.Config{Bucket: stream.BucketGrants, Cipher: w.keys, Now: time.Now})
+	s, err := natskv.Open(ctx, w.js, natskv.Config{Bucket: stream.BucketGrants, Cipher: keys, Now: time.Now})
 	return s, func() {}, err
 }
 

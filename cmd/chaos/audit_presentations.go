@@ -1,0 +1,171 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/renewd/renewd/internal/idp/idptest"
+)
+
+// reaction is how long after the provider's answer, or a worker's death, what happened then still counts as its cause: the
+// answer has to be read, encrypted and stored by a worker that shares two cores with everything else here.
+const reaction = 750 * time.Millisecond
+
+// struck reports whether a worker died, or was stalled past its lease, while p was under way or just answered.
+func (a *audit) struck(p shown) bool {
+	answered := p.At.Add(p.Took)
+	return slices.ContainsFunc(a.schedule.strikes, func(x *strike) bool {
+		return x.lost && (p.by == x.worker || p.by == nil) && !p.At.After(x.to) && answered.Add(reaction).After(x.from)
+	})
+}
+
+// presentations looks at what the providers saw.
+func (a *audit) presentations() {
+	twice := a.count("refresh tokens presented twice, other than a replay of an ambiguous one")
+	overlap := a.count("presentations of one session's tokens at the same time, other than by a worker stalled past its lease")
+	revoked := a.count("sessions ended by reuse, other than by a replay of an ambiguous one")
+	kept := a.count("pairs lost with a grace window of 30 s, of which nothing struck anybody for 12 s")
+	for _, p := range a.world.providers {
+		for session, list := range p.seen.bySession() {
+			for i, this := range list {
+				a.facts.Presentations++
+				if this.Verdict == idptest.Renewed {
+					a.facts.Renewals++
+					if this.by != nil && a.struck(this) {
+						a.facts.InFlight++
+					}
+				}
+				if this.Verdict == idptest.Replay {
+					a.facts.Replays++
+				}
+				spent := this.Verdict == idptest.Reuse || this.Verdict == idptest.Replay
+				if !spent {
+					continue
+				}
+				why := a.explain(list[:i], this)
+				if why == "" {
+					twice.add("%s session %d of %s: %s", p.id, session, this.User, history(list, this.Generation))
+					if this.Verdict == idptest.Reuse {
+						revoked.add("%s session %d of %s", p.id, session, this.User)
+					}
+				}
+				if this.Verdict == idptest.Reuse {
+					switch {
+					case p.grace && !a.calm(p, a.spent(list[:i], this)):
+						a.facts.LostInStorm++
+					case p.grace:
+						kept.add("%s session %d of %s, spent at %s, shown again at %s (%s); meanwhile: %s", p.id, session, this.User,
+							a.spent(list[:i], this).Format(clockFormat), this.At.Format(clockFormat), why, a.during(a.spent(list[:i], this), this.At))
+					case why == onTheWay:
+						a.facts.LostOnTheWay++
+					case why == withWorker:
+						a.facts.LostWithWorker++
+					}
+				}
+			}
+			a.overlaps(overlap, p, list)
+		}
+	}
+}
+
+const (
+	onTheWay   = "answer lost on the way"
+	withWorker = "worker struck"
+)
+
+// explain says why a spent token may be shown again: the answer that spent it never arrived, or its worker died with it.
+func (a *audit) explain(before []shown, p shown) string {
+	for _, q := range slices.Backward(before) {
+		if !spends(q, p) {
+			continue
+		}
+		switch {
+		case q.Lost:
+			return onTheWay
+		case a.struck(q):
+			return withWorker
+		}
+		return ""
+	}
+	return ""
+}
+
+// history tells of each presentation of one token.
+func history(list []shown, generation int) string {
+	var all []string
+	for _, p := range list {
+		if p.Generation != generation && p.Generation != generation-1 {
+			continue
+		}
+		by := "?"
+		if p.by != nil {
+			by = p.by.name
+		}
+		all = append(all, fmt.Sprintf("%d at %s for %v by %s: %s, lost %v", p.Generation, p.At.Format(clockFormat), p.Took.Round(time.Millisecond), by, p.Verdict, p.Lost))
+	}
+	return strings.Join(all, "; ")
+}
+
+// spent is when p's token was first taken.
+func (a *audit) spent(before []shown, p shown) time.Time {
+	for _, q := range before {
+		if spends(q, p) {
+			return q.At
+		}
+	}
+	return time.Time{}
+}
+
+// spends reports whether q is what made p's token a spent one: a presentation of it, or a replay of the token before it,
+// whose answer took its place.
+func spends(q, p shown) bool {
+	return q.Generation == p.Generation && (q.Verdict == idptest.Renewed || q.Verdict == idptest.Replay) ||
+		q.Generation == p.Generation-1 && q.Verdict == idptest.Replay
+}
+
+// during lists the faults between two moments.
+func (a *audit) during(from, to time.Time) string {
+	var all []string
+	for _, x := range a.schedule.strikes {
+		if x.from.Before(to) && x.to.After(from) {
+			all = append(all, fmt.Sprintf("%s %s-%s", x.kind, x.from.Format(clockFormat), x.to.Format(clockFormat)))
+		}
+	}
+	return strings.Join(all, ", ")
+}
+
+// calm reports whether there was a stretch in the grace window of a token spent at from in which nothing struck the
+// provider, a server or any worker: long enough for a dead worker's message to come again.
+func (a *audit) calm(p *standIn, from time.Time) bool {
+	const step, enough = 100 * time.Millisecond, 12 * time.Second
+	run := time.Duration(0)
+	for at := from; at.Before(from.Add(30 * time.Second)); at = at.Add(step) {
+		if run += step; a.disturbed(p, at, at.Add(step), nil) || a.workerStruck(at, at.Add(step)) {
+			run = 0
+		}
+		if run >= enough {
+			return true
+		}
+	}
+	return false
+}
+
+func (a *audit) workerStruck(from, to time.Time) bool {
+	return slices.ContainsFunc(a.schedule.strikes, func(x *strike) bool {
+		return x.worker != nil && !x.unfelt && !x.from.After(to) && !x.to.Before(from)
+	})
+}
+
+// noticed is how long a provider may take to see that a client has gone.
+const noticed = 100 * time.Millisecond
+
+func (a *audit) overlaps(c *count, p *standIn, list []shown) {
+	for i := 1; i < len(list); i++ {
+		before := list[i-1]
+		if before.At.Add(before.Took-noticed).After(list[i].At) && !a.struck(before) {
+			c.add("%s: %s at %s for %v, and at %s", p.id, before.User, before.At.Format(clockFormat), before.Took, list[i].At.Format(clockFormat))
+		}
+	}
+}

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"context"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/schema"
+)
+
+// store looks at each person's grant, against the session that the provider honours.
+func (a *audit) store(ctx context.Context) {
+	silent := a.count("live grants whose refresh token the provider would not take")
+	gone := a.count("people told to sign in again whose session the provider still honours")
+	older := a.count("live grants of another session than the newest login's")
+	back := a.count("erased users that came back")
+	missing := a.count("people signed in without a grant")
+	timers := a.count("live grants without a timer")
+	parked := a.count("pairs still parked")
+	for _, x := range a.people.all {
+		g, stored := a.grants[x.key()]
+		stored = stored && g.Status != grant.Forgotten
+		current := x.provider.CurrentRefresh(x.name)
+		switch {
+		case x.unsure && !stored:
+		case x.erased && (stored || g.Profile != "" || !g.Pair.Access.IsZero() || !g.Pair.Refresh.IsZero()):
+			back.add("%s, version %d, %s", x.name, g.Version, g.Status)
+		case x.erased, !x.accepted:
+		case !stored:
+			missing.add("%s of %s", x.name, x.provider.id)
+		case x.bare:
+		case g.Status == grant.ReauthRequired && current != "":
+			gone.add("%s of %s: %s", x.name, x.provider.id, g.LastError)
+		case g.Status == grant.Live && !x.provider.Valid(g.Pair.Refresh.Reveal()):
+			silent.add("%s of %s: last error %q, next %s", x.name, x.provider.id, g.LastError, g.NextDueAt.Format(clockFormat))
+		case g.Status == grant.Live && g.Pair.Refresh.Reveal() != current:
+			older.add("%s of %s", x.name, x.provider.id)
+		}
+		if stored && g.Status == grant.Live && !a.holds(ctx, stream.Renewals, x.subject("renewal.timer")) && !a.holds(ctx, stream.Renewals, x.subject("renewal.due")) {
+			timers.add("%s, next due %s", g.Key, g.NextDueAt.Format(clockFormat))
+		}
+	}
+	if s, err := a.world.js.Stream(ctx, stream.Parked); err == nil {
+		a.parked(ctx, s, parked)
+	}
+}
+
+// parked looks at the pairs that nobody fetched. One that the store has gone past is rubbish, which the reconciler removes.
+func (a *audit) parked(ctx context.Context, s jetstream.Stream, c *count) {
+	for next := s.CachedInfo().State.FirstSeq; ; {
+		m, err := s.GetMsg(ctx, next, jetstream.WithGetMsgSubject("parked.>"))
+		if err != nil {
+			return // there are no more
+		}
+		next = m.Sequence + 1
+		for _, g := range a.grants {
+			if m.Subject == "parked."+g.Provider+"."+schema.EscapeUser(g.User) && m.Header.Get("renewd-parent") == g.Fingerprint() {
+				c.add("%s since %s", m.Subject, m.Time.Local().Format(clockFormat))
+			}
+		}
+	}
+}

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/idp/idptest"
+	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/schema"
+)
+
+// outcomes looks at the log by itself, and at what a subscriber heard of it.
+func (a *audit) outcomes() {
+	twice := a.count("outcome ids stored twice")
+	unheard := a.count("outcomes in the log that a subscriber never heard of")
+	stored := map[string]int{}
+	for _, o := range a.log {
+		stored[o.id]++
+	}
+	for id, n := range stored {
+		if n > 1 {
+			twice.add("%s: %d times", id, n)
+		}
+		if !a.ids[id] {
+			unheard.add("%s", id)
+		}
+	}
+	a.facts.Outcomes = len(stored)
+	unpublished := a.count("outcomes that were decided and stored, but never published")
+	for key, g := range a.grants {
+		if g.Pending != nil && stored[g.Pending.ID] == 0 {
+			unpublished.add("%s: %s for %s %s", key, g.Pending.Type, g.Cause.Type, g.Cause.ID)
+		}
+	}
+}
+
+// lastWord is the last thing that services were told about whether each user is signed in.
+func (a *audit) lastWord() map[string]outcome {
+	last := map[string]outcome{}
+	for _, o := range a.log {
+		if slices.Contains([]schema.Type{schema.UserSynced, schema.UserReauthRequired, schema.UserForgotten}, o.kind) {
+			last[o.provider+"/"+o.user] = o
+		}
+	}
+	return last
+}
+
+// agreement holds the provider's truth and the store against the last word that services were told.
+func (a *audit) agreement() {
+	store := a.count("users of whom the last outcome says another thing than the store")
+	truth := a.count("users of whom the last outcome says another thing than the provider")
+	last := a.lastWord()
+	for _, x := range a.people.all {
+		if x.unsure || !x.accepted {
+			continue
+		}
+		o, g := last[x.key()], a.grants[x.key()]
+		want := map[grant.Status]schema.Type{grant.Live: schema.UserSynced, grant.ReauthRequired: schema.UserReauthRequired}[g.Status]
+		switch {
+		case x.erased:
+			want = schema.UserForgotten
+		case x.bare && want == schema.UserReauthRequired && g.Verdict != nil && g.Verdict.Reason != schema.ReasonNoRefreshToken && x.provider.Live(x.name):
+			truth.add("%s of %s: %s, and the provider honours the session", x.name, x.provider.id, g.Verdict.Reason)
+		}
+		if want != "" && o.kind != want {
+			store.add("%s of %s: %q, and the store says %s", x.name, x.provider.id, o.kind, condition(g))
+		}
+		if x.bare || x.erased {
+			continue
+		}
+		if ended := !x.provider.Live(x.name); ended != (o.kind == schema.UserReauthRequired) {
+			truth.add("%s of %s: %q, session ended: %t; %s", x.name, x.provider.id, o.kind, ended, a.said(x.provider.id, x.name))
+		}
+	}
+}
+
+// traces looks for what is left of people who were erased and did not sign in again, by the order of LOGINS.
+func (a *audit) traces(ctx context.Context) {
+	left := a.count("messages left in a stream of people who were erased")
+	shown := a.count("outcomes after user.forgotten that show the profile of somebody who was erased")
+	alive := a.count("people who were erased whose session the provider still honours, where it can be told")
+	for _, x := range a.people.all {
+		if !x.erased || x.unsure {
+			continue
+		}
+		for name, subjects := range map[string][]string{
+			stream.Logins: {x.loginSubject()}, stream.Requests: {x.subject(schema.UserRefreshDue)}, stream.Parked: {x.subject("parked")},
+			stream.Renewals: {x.subject("renewal.timer"), x.subject("renewal.due")},
+		} {
+			for _, subject := range subjects {
+				if a.holds(ctx, name, subject) {
+					left.add("%s: %s", name, subject)
+				}
+			}
+		}
+		if !x.bare && !x.provider.grace && x.provider.Live(x.name) && a.trouble(x.provider, x.erasing[0], x.erasing[1]) == 0 {
+			alive.add("%s of %s, erased from %s to %s", x.name, x.provider.id, x.erasing[0].Format(clockFormat), x.erasing[1].Format(clockFormat))
+		}
+	}
+	forgotten := map[string]bool{}
+	for _, o := range a.log {
+		key := o.provider + "/" + o.user
+		if o.kind == schema.UserForgotten {
+			forgotten[key] = true
+		}
+		if x := a.people.byName[key]; x != nil && x.erased && !x.unsure && forgotten[key] && (o.profile || o.kind == schema.UserSynced) {
+			shown.add("%s: %s %s for %s", key, o.kind, o.id, o.cause.Type)
+		}
+	}
+}
+
+func (a *audit) holds(ctx context.Context, name, subject string) bool {
+	s, err := a.world.js.Stream(ctx, name)
+	if err != nil {
+		return false
+	}
+	_, err = s.GetLastMsgForSubject(ctx, subject)
+	return !errors.Is(err, jetstream.ErrMsgNotFound)
+}
+
+// repeatsHarmless looks whether a login that was published again has had its spent tokens presented.
+func (a *audit) repeatsHarmless() {
+	c := a.count("spent tokens presented because their login was published again")
+	for _, r := range a.people.repeats {
+		for _, shown := range r.who.provider.seen.list() {
+			if shown.Session == r.session && shown.Generation == 0 && shown.At.After(r.at) && shown.Verdict != idptest.Renewed {
+				c.add("%s session %d of %s: %s at %s", r.who.provider.id, r.session, r.who.name, shown.Verdict, shown.At.Format(clockFormat))
+			}
+		}
+	}
+}

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/idp/idptest"
+	"github.com/renewd/renewd/schema"
+)
+
+// verdictsHeard looks at those who were told to sign in again, and at those who lost their tokens and were not told.
+func (a *audit) verdicts(w *witness) {
+	wrong := a.count("user.reauth_required for a user whose session the provider still honours, or whose access token was good, or told twice")
+	for _, text := range w.wrong {
+		wrong.add("%s", text)
+	}
+	reasons := a.count("sessions lost with a worker that were not answered by rotation_lost or a newer login")
+	sessions := a.world.providers[strict].seen.bySession()
+	for _, list := range sessions {
+		for i, p := range list {
+			if p.Verdict != idptest.Reuse || a.explain(list[:i], p) == "" {
+				continue
+			}
+			told := slices.ContainsFunc(a.heard, func(o outcome) bool {
+				return o.provider == strict && o.user == p.User && o.time.After(p.At) &&
+					(o.kind == schema.UserReauthRequired && o.reason == schema.ReasonRotationLost || o.cause.Type == schema.UserLogin || o.kind == schema.UserForgotten)
+			})
+			if !told && !renewedAnew(sessions, p) {
+				reasons.add("%s at %s: %s; %s", p.User, p.At.Format(clockFormat), a.said(strict, p.User), condition(a.grants[strict+"/"+p.User]))
+			}
+		}
+	}
+}
+
+// condition tells how far a grant has come, without its tokens.
+func condition(g grant.Grant) string {
+	return fmt.Sprintf("grant is %s, version %d of %s, next %s, attempts %d, outages %d, last error %q, verdict %+v, doubt %+v, claim %+v, pending %t",
+		g.Status, g.Version, g.RefreshedAt.Format(clockFormat), g.NextDueAt.Format(clockFormat), g.Attempts, g.Outages, g.LastError, g.Verdict, g.Doubt, g.Claim, g.Pending != nil)
+}
+
+// renewedAnew reports whether the user signed in anew after p, which the outcome of a request may have told before that of
+// the login: a session that began later was renewed.
+func renewedAnew(sessions map[int][]shown, p shown) bool {
+	for _, list := range sessions {
+		renewed := func(q shown) bool { return q.Verdict == idptest.Renewed && q.At.After(p.At) }
+		if list[0].User == p.User && list[0].At.After(p.At) && slices.ContainsFunc(list, renewed) {
+			return true
+		}
+	}
+	return false
+}
+
+// said is what services heard of a user.
+func (a *audit) said(provider, user string) string {
+	var all []string
+	for _, o := range a.heard {
+		if o.provider == provider && o.user == user {
+			all = append(all, fmt.Sprintf("%s %s %s for %s", o.time.Format(clockFormat), o.kind, o.reason, o.cause.Type))
+		}
+	}
+	return strings.Join(all, "; ")
+}

@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/renewd/renewd/schema"
+)
+
+// roll restarts every worker, one after the other, as an operator does who has changed something: some in order, some by
+// kill. What was begun is brought to an end, also when ctx ends: half of a change is no end.
+func (x *strike) roll(ctx context.Context) error {
+	ctx = context.WithoutCancel(ctx)
+	var errs []error
+	for i, k := range x.world.workers {
+		if err := eventually(ctx, 5*time.Minute, k.mine); err != nil {
+			return err
+		}
+		part := &strike{world: x.world, worker: k, lane: workerLane, kind: rolledStop, from: time.Now()}
+		if x.brief && i%2 == 0 || !x.brief && x.rand.IntN(2) == 0 {
+			part.kind, part.lost = rolledKill, true
+			k.kill()
+		} else {
+			errs = append(errs, k.stop(40*time.Second))
+		}
+		part.to = time.Now()
+		errs = append(errs, k.start(), eventually(ctx, time.Minute, k.ready))
+		k.release()
+		x.parts = append(x.parts, part)
+	}
+	return errors.Join(errs...)
+}
+
+var errHeld = errors.New("held by another fault")
+
+// mine takes the worker once nobody else has it.
+func (k *worker) mine() error {
+	if !k.take() {
+		return fmt.Errorf("%s: %w", k.name, errHeld)
+	}
+	return nil
+}
+
+// rotateKeys adds keys and has every worker read them, while people sign in by apps that have just fetched the public key.
+func rotateKeys(ctx context.Context, x *strike) error {
+	x.unfelt = true
+	if _, err := output(x.world.command(nil, "keys", "rotate")); err != nil {
+		return err
+	}
+	rolled, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var wg sync.WaitGroup
+	wg.Go(func() { x.people.comeAndGo(rolled, rand.New(rand.NewPCG(x.rand.Uint64(), 0))) })
+	err := x.roll(ctx)
+	stop()
+	wg.Wait()
+	return err
+}
+
+// comeAndGo has people sign in by apps that know nothing yet, and asks for others, until ctx ends.
+func (p *people) comeAndGo(ctx context.Context, r *rand.Rand) {
+	done := context.WithoutCancel(ctx)
+	for ctx.Err() == nil {
+		x, other := p.all[r.IntN(len(p.all))], p.all[r.IntN(len(p.all))]
+		if by, err := newApp(p.world, "/fresh"); err == nil && x.mu.TryLock() {
+			p.signIn(done, x, by)
+			x.mu.Unlock()
+		}
+		if other.mu.TryLock() {
+			p.request(done, other, r)
+			other.mu.Unlock()
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// changeSettings rolls other settings out, and those as shipped after them, so that workers with different ones run side by
+// side each time. A margin is raised, then lowered: for a while each grant is due by one rule and not by the other.
+func changeSettings(ctx context.Context, x *strike) error {
+	x.unfelt = true
+	plans := [][]tuning{
+		{{concurrency: 64, margin: 0.5, jitter: 0.2}, {concurrency: 64, margin: 0.02, jitter: 0.001}},
+		{{concurrency: 8, margin: 0.2, jitter: 0.1}},
+		{{concurrency: 64, rate: max(20, 0.3*float64(x.world.Users)), margin: 0.2, jitter: 0.1}},
+	}
+	plan := plans[0]
+	if !x.brief {
+		plan = plans[x.rand.IntN(len(plans))]
+	}
+	var errs []error
+	for _, t := range append(plan, asShipped) {
+		errs = append(errs, x.world.write(t), x.roll(ctx))
+		x.last(ctx, x.world.Life*3/4, x.world.Life)
+	}
+	return errors.Join(errs...)
+}
+
+// due is when a person's timer fires; false if there is none.
+func (p *people) due(ctx context.Context, x *person) (time.Time, bool) {
+	s, err := p.world.js.Stream(ctx, "RENEWALS")
+	if err != nil {
+		return time.Time{}, false
+	}
+	m, err := s.GetLastMsgForSubject(ctx, x.subject("renewal.timer"))
+	if err != nil {
+		return time.Time{}, false
+	}
+	var at time.Time
+	err = at.UnmarshalText([]byte(trimAt(m.Header.Get("Nats-Schedule"))))
+	return at, err == nil
+}
+
+func trimAt(schedule string) string {
+	const at = "@at "
+	if len(schedule) < len(at) {
+		return ""
+	}
+	return schedule[len(at):]
+}
+
+// meet has a timer, two requests, a login and an erasure of one user come within milliseconds.
+func meet(ctx context.Context, x *strike) error {
+	x.unfelt = true
+	victims := x.people.some(x.rand, x.count(8, 20))
+	seeds := map[*person]uint64{}
+	for _, v := range victims {
+		seeds[v] = x.rand.Uint64()
+	}
+	done := context.WithoutCancel(ctx)
+	x.people.eachOf(victims, 4, func(v *person) {
+		if at, ok := x.people.due(ctx, v); ok && time.Until(at) < x.world.Life/2 {
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Until(at) - 20*time.Millisecond):
+			}
+		}
+		x.people.meetOn(done, v, rand.New(rand.NewPCG(seeds[v], 0)))
+	})
+	return nil
+}
+
+// meetOn does all of it to one person. The caller holds v.mu.
+func (p *people) meetOn(ctx context.Context, v *person, r *rand.Rand) {
+	var wg sync.WaitGroup
+	soon := func(do func()) {
+		wait := time.Duration(r.IntN(40)) * time.Millisecond
+		wg.Go(func() {
+			<-time.After(wait)
+			do()
+		})
+	}
+	soon(func() { p.ask(ctx, v, p.apps[0], newID(schema.UserRefreshDue), schema.RefreshDue{}) })
+	soon(func() {
+		p.ask(ctx, v, p.apps[1], newID(schema.UserRefreshDue), schema.RefreshDue{Want: schema.WantTokens})
+	})
+	signsIn, erased := r.IntN(3) > 0, r.IntN(3) == 0
+	if signsIn {
+		p.open(v)
+		soon(func() { p.tell(ctx, v, p.apps[0]) })
+	}
+	if erased {
+		wg.Go(func() { erased = p.erase(ctx, v) })
+	}
+	wg.Wait()
+	switch {
+	case !v.erasing[0].IsZero() && erased:
+		p.settleOrder(v)
+	case v.erasing[0].After(v.opened):
+		v.unsure = true // it gave up
+	}
+}
+
+// count draws a number.
+func (x *strike) count(from, to int) int {
+	if x.brief {
+		return from
+	}
+	return from + x.rand.IntN(to-from+1)
+}

@@ -1,0 +1,159 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/renewd/renewd/internal/idp/idptest"
+	"github.com/renewd/renewd/internal/seal"
+	"github.com/renewd/renewd/publishers"
+	"github.com/renewd/renewd/schema"
+)
+
+// eraseWithLogin erases users whose login arrives at any moment of the erasure.
+func eraseWithLogin(ctx context.Context, x *strike) error {
+	x.unfelt = true
+	done := context.WithoutCancel(ctx)
+	for _, v := range x.people.some(x.rand, x.count(6, 12)) {
+		v.mu.Lock()
+		x.people.eraseMeanwhile(done, v, x.rand)
+		v.mu.Unlock()
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil
+}
+
+// eraseMeanwhile erases a person and publishes a login of theirs meanwhile, close to when the erasure empties LOGINS. The
+// caller holds v.mu.
+func (p *people) eraseMeanwhile(ctx context.Context, v *person, r *rand.Rand) {
+	p.open(v)
+	p.mu.Lock()
+	wait := p.purging - time.Duration(r.IntN(60)-15)*time.Millisecond
+	p.mu.Unlock()
+	var wg sync.WaitGroup
+	erased := false
+	wg.Go(func() { erased = p.erase(ctx, v) })
+	wg.Go(func() {
+		<-time.After(wait)
+		p.tell(ctx, v, p.apps[0])
+	})
+	wg.Wait()
+	if v.unsure = !erased; erased {
+		p.settleOrder(v)
+	}
+}
+
+// fewestRotations is how often a session was rotated at least before its login is repeated.
+const fewestRotations = 3
+
+// repeatLogins publishes logins again whose tokens are long spent.
+func repeatLogins(ctx context.Context, x *strike) error {
+	x.unfelt = true
+	rotations := map[string]int{}
+	for id, p := range x.world.providers {
+		for _, shown := range p.seen.list() {
+			if shown.Verdict == idptest.Renewed {
+				rotations[fmt.Sprint(id, shown.Session)]++
+			}
+		}
+	}
+	left := x.count(6, 12)
+	for _, v := range x.people.some(x.rand, len(x.people.all)) {
+		if left == 0 || ctx.Err() != nil {
+			return nil
+		}
+		if !v.mu.TryLock() {
+			continue
+		}
+		if v.accepted && v.answered && !v.erased && !v.unsure && rotations[fmt.Sprint(v.provider.id, v.session)] >= fewestRotations && v.provider.Live(v.name) {
+			if err := x.people.repeat(context.WithoutCancel(ctx), v, left%3); err != nil {
+				v.mu.Unlock()
+				return err
+			}
+			left--
+		}
+		v.mu.Unlock()
+	}
+	if x.brief && left > 0 {
+		return fmt.Errorf("%d logins too few had been rotated %d times", left, fewestRotations)
+	}
+	return nil
+}
+
+// repeat publishes a person's login again, in one of three ways: the same sealed message as a new event, the very same
+// event, and the same tokens sealed hours ago. The caller holds v.mu.
+func (p *people) repeat(ctx context.Context, v *person, way int) error {
+	m := p.tape.newest(v.loginSubject())
+	if m == nil || m.Header.Get("ce-id") != v.login.id {
+		return nil // it passed while the tape's connection was away
+	}
+	c := command{who: v, id: v.login.id, source: v.login.source, kind: schema.UserLogin, fate: rejectable}
+	switch way {
+	case 0:
+		c.id = newID("repeated")
+	case 2:
+		c.id = newID("sealed-long-ago")
+		long := time.Now().Add(-3 * time.Hour)
+		keys, err := p.world.keyring()
+		if err != nil {
+			return err
+		}
+		jwe, err := seal.SealLogin(keys.JWKS(), v.provider.id, v.name, long, seal.Tokens{
+			Access: seal.NewToken(v.tokens.Access), Refresh: seal.NewToken(v.tokens.Refresh), ExpiresIn: p.world.Life,
+		})
+		if err != nil {
+			return err
+		}
+		m.Data = fmt.Appendf(nil, `{"tokens":%q}`, jwe)
+		m.Header.Set("ce-time", long.UTC().Format(time.RFC3339Nano))
+	}
+	m.Header.Set("ce-id", c.id)
+	p.mu.Lock()
+	p.repeats = append(p.repeats, repeat{v, v.session, time.Now()})
+	p.mu.Unlock()
+	p.again(ctx, c, m)
+	return nil
+}
+
+// garbageLogins publishes logins for people who are signed in, with tokens that the provider never issued, and with those
+// of somebody else.
+func garbageLogins(ctx context.Context, x *strike) error {
+	x.unfelt = true
+	for i, v := range x.people.some(x.rand, x.count(6, 12)) {
+		v.mu.Lock()
+		if v.accepted && !v.erased && !v.unsure {
+			tokens := publishers.Tokens{AccessToken: fmt.Sprint("garbage-a-", x.rand.Uint64()), RefreshToken: fmt.Sprint("garbage-r-", x.rand.Uint64()), ExpiresIn: x.world.Life}
+			if i%2 == 0 {
+				good := v.provider.Login("mallory|" + v.provider.id)
+				tokens.AccessToken, tokens.RefreshToken = good.Access, good.Refresh
+			}
+			x.people.give(context.WithoutCancel(ctx), v, x.people.apps[1], tokens, rejected)
+		}
+		v.mu.Unlock()
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil
+}
+
+// signMostOut has one provider end 60 % of its users' sessions at once. The others' must be renewed in time.
+func signMostOut(ctx context.Context, x *strike) error {
+	x.unfelt = true
+	id := []string{graceful, strict}[x.rand.IntN(2)]
+	for _, v := range x.people.all {
+		if v.provider.id != id || x.rand.IntN(10) >= 6 {
+			continue
+		}
+		v.mu.Lock()
+		x.people.end(v)
+		v.mu.Unlock()
+	}
+	x.last(ctx, 2*x.world.Life, 3*x.world.Life)
+	return nil
+}

@@ -1,0 +1,131 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+)
+
+// schedule strikes, lane by lane, until ctx ends; then everything is healed.
+type schedule struct {
+	world  *world
+	people *people
+	kinds  []kind
+	say    func(string, ...any)
+
+	mu      sync.Mutex
+	strikes []*strike
+	errs    []error
+}
+
+func (s *schedule) run(ctx context.Context, seed uint64) {
+	var wg sync.WaitGroup
+	wg.Go(func() { s.workers(ctx, rand.New(rand.NewPCG(seed, 101))) })
+	wg.Go(func() {
+		s.one(ctx, rand.New(rand.NewPCG(seed, 102)), serverLane, s.world.ServerGap, func(*strike) {})
+	})
+	wg.Go(func() {
+		s.one(ctx, rand.New(rand.NewPCG(seed, 105)), rollLane, s.world.RollGap, func(*strike) {})
+	})
+	wg.Go(func() {
+		s.one(ctx, rand.New(rand.NewPCG(seed, 106)), userLane, s.world.UserGap, func(*strike) {})
+	})
+	for i, id := range []string{graceful, strict} {
+		wg.Go(func() {
+			s.one(ctx, rand.New(rand.NewPCG(seed, 103+uint64(i))), providerLane, s.world.ProviderGap, func(x *strike) { x.provider = s.world.providers[id] })
+		})
+	}
+	wg.Wait()
+}
+
+// one strikes one fault of a lane after the other.
+func (s *schedule) one(ctx context.Context, r *rand.Rand, of lane, gap time.Duration, aim func(*strike)) {
+	for {
+		k, ok := s.draw(r, of)
+		x := &strike{world: s.world, rand: rand.New(rand.NewPCG(r.Uint64(), 0))}
+		if x.last(ctx, gap/2, 3*gap/2); ctx.Err() != nil || !ok {
+			return
+		}
+		aim(x)
+		s.strike(ctx, k, x)
+	}
+}
+
+// workers strikes workers, several of them at a time.
+func (s *schedule) workers(ctx context.Context, r *rand.Rand) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		k, ok := s.draw(r, workerLane)
+		x := &strike{world: s.world, rand: rand.New(rand.NewPCG(r.Uint64(), 0))}
+		pick := r.IntN(len(s.world.workers))
+		if x.last(ctx, s.world.WorkerGap/2, 3*s.world.WorkerGap/2); ctx.Err() != nil || !ok {
+			return
+		}
+		if x.worker = s.world.free(pick); x.worker == nil {
+			continue
+		}
+		wg.Go(func() {
+			defer x.worker.release()
+			s.strike(ctx, k, x)
+		})
+	}
+}
+
+// free takes the worker of this number, or the next one that nobody is at; nil if somebody is at each.
+func (w *world) free(n int) *worker {
+	for i := range w.workers {
+		if k := w.workers[(n+i)%len(w.workers)]; k.take() {
+			return k
+		}
+	}
+	return nil
+}
+
+func (s *schedule) draw(r *rand.Rand, of lane) (kind, bool) {
+	var weights int
+	for _, k := range s.kinds {
+		if k.lane == of {
+			weights += k.weight
+		}
+	}
+	if weights == 0 {
+		return kind{}, false
+	}
+	n := r.IntN(weights)
+	i := slices.IndexFunc(s.kinds, func(k kind) bool {
+		if k.lane != of {
+			return false
+		}
+		n -= k.weight
+		return n < 0
+	})
+	return s.kinds[i], true
+}
+
+func (s *schedule) strike(ctx context.Context, k kind, x *strike) {
+	x.kind, x.lane, x.people, x.from = k.name, k.lane, s.people, time.Now()
+	err := k.strike(ctx, x)
+	if x.to.IsZero() {
+		x.to = time.Now()
+	}
+	if s.world.Verbose {
+		s.say("%s, %.1fs, healed after %.1fs", x, x.to.Sub(x.from).Seconds(), max(0, x.healed.Sub(x.to).Seconds()))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.strikes = append(append(s.strikes, x), x.parts...)
+	if err != nil {
+		s.errs = append(s.errs, fmt.Errorf("%s at %s: %w", k.name, x.from.Format(clockFormat), err))
+		s.say("%s: %v", k.name, err)
+	}
+}
+
+func (s *schedule) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.strikes)
+}

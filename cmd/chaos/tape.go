@@ -1,0 +1,86 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/schema"
+)
+
+// tape remembers what the streams forget: the newest sealed login of each user, and up to which login each erasure reached.
+type tape struct {
+	mu     sync.Mutex
+	logins map[string]*nats.Msg // by subject
+	erased map[string]erasure   // by the subject of logins
+}
+
+// erasure is how a user's logins were taken out of LOGINS.
+type erasure struct {
+	before uint64 // all with a lower sequence
+	at     time.Time
+}
+
+// loginSubject is where a person's logins are published.
+func (x *person) loginSubject() string { return x.subject(schema.UserLogin) }
+
+func (x *person) subject(t schema.Type) string {
+	return fmt.Sprintf("%s.%s.%s", t, x.provider.id, schema.EscapeUser(x.name))
+}
+
+// newTape listens from now on. What passes while its connection is away is not on it.
+func newTape(nc *nats.Conn) (*tape, error) {
+	t := &tape{logins: map[string]*nats.Msg{}, erased: map[string]erasure{}}
+	if _, err := nc.Subscribe(string(schema.UserLogin)+".>", t.login); err != nil {
+		return nil, err
+	}
+	_, err := nc.Subscribe("$JS.API.STREAM.PURGE."+stream.Logins, t.purge)
+	return t, err
+}
+
+func (t *tape) login(m *nats.Msg) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.logins[m.Subject] = m
+}
+
+func (t *tape) purge(m *nats.Msg) {
+	var order struct {
+		Filter   string `json:"filter"`
+		Sequence uint64 `json:"seq"`
+	}
+	if json.Unmarshal(m.Data, &order) != nil || order.Filter == "" {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.erased[order.Filter] = erasure{order.Sequence, time.Now()}
+}
+
+// newest is a copy of the newest login on a subject, without what the server drops repetitions by; nil if there is none.
+func (t *tape) newest(subject string) *nats.Msg {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	m := t.logins[subject]
+	if m == nil {
+		return nil
+	}
+	again := &nats.Msg{Subject: subject, Data: m.Data, Header: nats.Header{}}
+	for name, values := range m.Header {
+		again.Header[name] = values
+	}
+	delete(again.Header, nats.MsgIdHdr)
+	return again
+}
+
+// erasure is the last one of the logins on a subject since a moment.
+func (t *tape) erasure(subject string, since time.Time) (erasure, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e, ok := t.erased[subject]
+	return e, ok && e.at.After(since)
+}
