@@ -155,7 +155,7 @@ func (a *audit) commandsAnswered() {
 			a.facts.Logins++
 		}
 		if !s.answered(c) {
-			lost.add("%s of %s at %s (%s from %s, want %q)", c.kind, c.who.name, c.accepted.Format(clockFormat), c.id, c.source, c.want)
+			lost.add("%s of %s at %s (%s from %s, want %q); %s", c.kind, c.who.name, c.accepted.Format(clockFormat), c.id, c.source, c.want, a.said(c.who.provider.id, c.who.name))
 		}
 		if c.fate == "" {
 			continue

@@ -91,7 +91,7 @@ func (a *audit) storm(times, commands []time.Time) string {
 	return ""
 }
 
-// idle is storm for times at which nothing was out of order, when a profile is asked for with a renewal or a command alone.
+// idle is storm for times at which no server and no provider was out of order, when a profile is asked for with a renewal or a command alone.
 func (a *audit) idle(p *standIn, times, commands, renewed []time.Time) string {
 	for i, from := range times {
 		n := within(times[i:], from, from.Add(stretch))
@@ -99,7 +99,7 @@ func (a *audit) idle(p *standIn, times, commands, renewed []time.Time) string {
 			continue
 		}
 		most := within(renewed, from.Add(-time.Second), from.Add(stretch)) + within(commands, from.Add(-answersIn), from.Add(stretch)) + repeated
-		if n > most && a.trouble(p, from.Add(-patience), from.Add(stretch)) == 0 {
+		if n > most && !a.disturbed(p, from.Add(-patience), from.Add(stretch), nil) {
 			return fmt.Sprintf("%d calls within %v from %s, %d at most", n, stretch, from.Format(clockFormat), most)
 		}
 	}

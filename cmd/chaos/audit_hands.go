@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -23,18 +24,25 @@ func (w *world) durables() map[string]string {
 // one for an instant only.
 func (a *audit) emptyHands(ctx context.Context) {
 	c := a.count("streams of which a message stays in a worker's hand")
+	var wg sync.WaitGroup
+	var mu sync.Mutex
 	for durable, name := range a.world.durables() {
-		err := eventually(ctx, 30*time.Second, func() error {
-			info, err := a.consumer(ctx, name, durable)
-			if err == nil && info.NumAckPending > 0 {
-				err = fmt.Errorf("%d of %s %w", info.NumAckPending, name, errUnsettled)
+		wg.Go(func() {
+			err := eventually(ctx, 30*time.Second, func() error {
+				info, err := a.consumer(ctx, name, durable)
+				if err == nil && info.NumAckPending > 0 {
+					err = fmt.Errorf("%d of %s %w", info.NumAckPending, name, errUnsettled)
+				}
+				return err
+			})
+			if err != nil {
+				mu.Lock()
+				c.add("%s: %v", durable, err)
+				mu.Unlock()
 			}
-			return err
 		})
-		if err != nil {
-			c.add("%s: %v", durable, err)
-		}
 	}
+	wg.Wait()
 }
 
 func (a *audit) consumer(ctx context.Context, name, durable string) (*jetstream.ConsumerInfo, error) {

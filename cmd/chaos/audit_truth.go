@@ -18,8 +18,10 @@ func (a *audit) outcomes() {
 	twice := a.count("outcome ids stored twice")
 	unheard := a.count("outcomes in the log that a subscriber never heard of")
 	stored := map[string]int{}
+	said := map[string]schema.Type{}
 	for _, o := range a.log {
 		stored[o.id]++
+		said[o.id] = o.kind
 	}
 	for id, n := range stored {
 		if n > 1 {
@@ -32,8 +34,8 @@ func (a *audit) outcomes() {
 	a.facts.Outcomes = len(stored)
 	unpublished := a.count("outcomes that were decided and stored, but never published")
 	for key, g := range a.grants {
-		if g.Pending != nil && stored[g.Pending.ID] == 0 {
-			unpublished.add("%s: %s for %s %s", key, g.Pending.Type, g.Cause.Type, g.Cause.ID)
+		if g.Pending != nil && said[g.Pending.ID] != g.Pending.Type {
+			unpublished.add("%s: %s for %s %s; under its id there is %q", key, g.Pending.Type, g.Cause.Type, g.Cause.ID, said[g.Pending.ID])
 		}
 	}
 }
@@ -67,7 +69,7 @@ func (a *audit) agreement() {
 			truth.add("%s of %s: %s, and the provider honours the session", x.name, x.provider.id, g.Verdict.Reason)
 		}
 		if want != "" && o.kind != want {
-			store.add("%s of %s: %q, and the store says %s", x.name, x.provider.id, o.kind, condition(g))
+			store.add("%s of %s: %q, and the store says %s; %s", x.name, x.provider.id, o.kind, condition(g), a.said(x.provider.id, x.name))
 		}
 		if x.bare || x.erased {
 			continue

@@ -128,15 +128,15 @@ func (p *people) request(ctx context.Context, x *person, r *rand.Rand) {
 		due.MinValidSeconds = int(p.world.Life.Seconds()) / 2
 	}
 	by := p.apps[r.IntN(len(p.apps))]
-	switch r.IntN(10) {
-	case 0:
+	switch r.IntN(30) {
+	case 0, 1, 2:
 		p.askBare(ctx, x, due.Want == schema.WantTokens)
-	case 1:
+	case 3, 4, 5:
 		id := newID("colliding")
 		for _, a := range p.apps {
 			p.ask(ctx, x, a, id, due)
 		}
-	case 2:
+	case 6:
 		p.ask(ctx, x, by, fmt.Sprintf("nightly-%d", time.Now().Unix()/10), due)
 	default:
 		p.ask(ctx, x, by, newID(schema.UserRefreshDue), due)

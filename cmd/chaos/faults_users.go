@@ -17,7 +17,7 @@ import (
 func eraseWithLogin(ctx context.Context, x *strike) error {
 	x.unfelt = true
 	done := context.WithoutCancel(ctx)
-	for _, v := range x.people.some(x.rand, x.count(6, 12)) {
+	for _, v := range x.people.some(x.rand, x.count(12, 20)) {
 		v.mu.Lock()
 		x.people.eraseMeanwhile(done, v, x.rand)
 		v.mu.Unlock()

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/renewd/renewd/internal/grant"
@@ -93,7 +92,7 @@ func (l *loss) look(ctx context.Context) error {
 		return err
 	}
 	defer closeStore()
-	limit := time.Minute + 2*l.world.Life
+	limit := 40*time.Second + 2*l.world.Life
 	_ = eventually(ctx, limit, func() error { // what is still wrong then is counted below
 		if n := len(l.unhealed(ctx, store)) + len(l.unrenewed()) + len(l.unanswered()); n > 0 {
 			return fmt.Errorf("%d %w", n, errUnsettled)
@@ -115,16 +114,7 @@ func (l *loss) look(ctx context.Context) error {
 			count.add("%s", text)
 		}
 	}
-	return l.stop(ctx)
-}
-
-func (l *loss) stop(context.Context) error {
-	var wg sync.WaitGroup
-	for _, k := range l.world.workers {
-		wg.Go(func() { k.kill() }) // how workers leave in order was looked at before
-	}
-	wg.Wait()
-	return nil
+	return nil // how workers leave in order was looked at before
 }
 
 // unhealed are those who signed in and whose grant is not that of their session.

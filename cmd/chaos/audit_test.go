@@ -1,0 +1,112 @@
+package main
+
+import (
+	"testing"
+	"time"
+
+	"github.com/renewd/renewd/schema"
+)
+
+var noon = time.Date(2027, 1, 1, 12, 0, 0, 0, time.UTC)
+
+func at(seconds float64) time.Time { return noon.Add(time.Duration(seconds * float64(time.Second))) }
+
+// newAudit is one of a run with these faults, with access tokens of a minute.
+func newAudit(strikes ...*strike) *audit {
+	return &audit{world: &world{options: options{Life: time.Minute}}, people: &people{swept: map[string]bool{}}, schedule: &schedule{strikes: strikes}}
+}
+
+func TestACommandIsAnsweredByTheRuleAlone(t *testing.T) {
+	who := &person{provider: &standIn{id: strict}, name: "u"}
+	asked := func(id, source, want string, when float64) command {
+		return command{who: who, id: id, source: source, want: want, kind: schema.UserRefreshDue, sent: at(when), accepted: at(when + 0.01)}
+	}
+	synced := func(id, source string, began float64) outcome {
+		return outcome{kind: schema.UserSynced, provider: strict, user: "u", cause: schema.Cause{ID: id, Source: source, Type: schema.UserRefreshDue}, beganAt: at(began), heard: at(began + 0.1), expiresAt: at(50)}
+	}
+	timer := synced("timer-1", "/renewd", 5)
+	timer.cause.Type, timer.refreshed = schema.CauseTimer, true
+	fresh := synced("b", "/crm", 1.2)
+	fresh.refreshed = true
+	long := synced("b", "/crm", 1.2)
+	long.expiresAt = at(62)
+	failed := synced("b", "/crm", 1.2)
+	failed.kind = schema.UserRefreshFailed
+	refused := synced("b", "/crm", 1.2)
+	refused.kind = schema.MessageRejected
+	forgotten := synced("x", "/renewd/cli", 3)
+	forgotten.kind = schema.UserForgotten
+	profile, tokens := asked("a", "/crm", "", 1), asked("a", "/crm", schema.WantTokens, 1)
+	newer, later := asked("b", "/crm", "", 1.1), asked("b", "/crm", "", 30)
+	killed := &strike{worker: &worker{}, from: at(2), to: at(3)}
+	for _, c := range []struct {
+		name     string
+		command  command
+		other    []command
+		outcomes []outcome
+		strikes  []*strike
+		want     bool
+	}{
+		{"by the outcome that names it", profile, nil, []outcome{synced("a", "/crm", 2)}, nil, true},
+		{"not by that of another source", profile, nil, []outcome{synced("a", "/billing", 2)}, nil, false},
+		{"not by a renewal that a timer made", profile, nil, []outcome{timer}, nil, false},
+		{"by that of the command that took its place", profile, []command{newer}, []outcome{synced("b", "/crm", 1.2)}, nil, true},
+		{"not by one whose work began before it", asked("a", "/crm", "", 1.15), []command{newer}, []outcome{synced("b", "/crm", 1.12)}, nil, false},
+		{"not where that brought less than was wanted", tokens, []command{newer}, []outcome{synced("b", "/crm", 1.2)}, nil, false},
+		{"by one that rotated", tokens, []command{newer}, []outcome{fresh}, nil, true},
+		{"by one with tokens of later", tokens, []command{newer}, []outcome{long}, nil, true},
+		{"by a failure", tokens, []command{newer}, []outcome{failed}, nil, true},
+		{"not by a rejection of the other", profile, []command{newer}, []outcome{refused}, nil, false},
+		{"not by a command of long after", profile, []command{later}, []outcome{synced("b", "/crm", 31)}, nil, false},
+		{"but by it if work could not begin", profile, []command{later}, []outcome{synced("b", "/crm", 31)}, []*strike{killed}, true},
+		{"by an erasure", profile, nil, []outcome{forgotten}, nil, true},
+		{"not by an erasure of before", asked("a", "/crm", "", 4), nil, []outcome{forgotten}, nil, false},
+	} {
+		s := newAudit(c.strikes...).replies(c.outcomes, append(c.other, c.command))
+		if got := s.answered(c.command); got != c.want {
+			t.Errorf("%s: %t", c.name, got)
+		}
+	}
+}
+
+func TestALoginIsTakenByAnErasureByItsOrderAlone(t *testing.T) {
+	a := newAudit()
+	a.people.swept["taken"] = true
+	o := outcome{kind: schema.UserForgotten, beganAt: at(1), heard: at(3)}
+	for id, want := range map[string]bool{"taken": true, "stays": false} {
+		if got := a.took(o, command{id: id, kind: schema.UserLogin, sent: at(2)}); got != want {
+			t.Errorf("%s: %t", id, got)
+		}
+	}
+}
+
+func TestAStormIsWhatNobodyAskedFor(t *testing.T) {
+	var once, spinning []time.Time
+	for i := range 30 {
+		once = append(once, at(float64(i)))
+		spinning = append(spinning, at(float64(i)/4))
+	}
+	a := newAudit()
+	if text := a.storm(once, nil); text != "" {
+		t.Errorf("once a floor: %s", text)
+	}
+	if a.storm(spinning, nil) == "" {
+		t.Error("four times a floor is no storm")
+	}
+	if text := a.storm(spinning, spinning); text != "" {
+		t.Errorf("each of them asked for: %s", text)
+	}
+}
+
+// What was begun by users or operators, or a clock that is wrong, excuses no renewal that is late.
+func TestOnlyWhatIsOutOfOrderExcuses(t *testing.T) {
+	p := &standIn{id: strict}
+	felt, unfelt := &strike{from: at(0), to: at(5)}, &strike{from: at(0), to: at(5), unfelt: true}
+	elsewhere := &strike{provider: &standIn{id: graceful}, from: at(0), to: at(5)}
+	if d := newAudit(unfelt, elsewhere).excuse(p, at(1), at(9)); d != 0 {
+		t.Errorf("excused by %v", d)
+	}
+	if d := newAudit(felt).excuse(p, at(1), at(9)); d != 15*time.Second {
+		t.Errorf("a server that was away for 5 s excuses %v", d)
+	}
+}
