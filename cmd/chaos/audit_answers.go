@@ -116,10 +116,11 @@ func (s *replies) replaced(c, d command) bool {
 	})
 }
 
-// trouble is how long anything that may be felt struck the provider, a server or a worker between two moments.
+// trouble is how long anything that may be felt struck the provider, a server or a worker between two moments. Work waits
+// too while most users of a provider are refused.
 func (a *audit) trouble(p *standIn, from, to time.Time) (sum time.Duration) {
 	for _, x := range a.schedule.strikes {
-		if x.unfelt || x.provider != nil && x.provider != p || !x.from.Before(to) || !x.over().After(from) {
+		if x.unfelt && x.kind != massSignOut || x.provider != nil && x.provider != p || !x.from.Before(to) || !x.over().After(from) {
 			continue
 		}
 		sum += min(x.over().Sub(x.from), to.Sub(from)) + time.Second

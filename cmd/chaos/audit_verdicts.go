@@ -27,6 +27,9 @@ func (a *audit) verdicts(w *witness) {
 				return o.provider == strict && o.user == p.User && o.time.After(p.At) &&
 					(o.kind == schema.UserReauthRequired && o.reason == schema.ReasonRotationLost || o.cause.Type == schema.UserLogin || o.kind == schema.UserForgotten)
 			})
+			if x := a.people.byName[strict+"/"+p.User]; x != nil && a.held(x, a.grants[x.key()]) {
+				continue
+			}
 			if !told && !renewedAnew(sessions, p) {
 				reasons.add("%s at %s: %s; %s", p.User, p.At.Format(clockFormat), a.said(strict, p.User), condition(a.grants[strict+"/"+p.User]))
 			}
@@ -52,7 +55,14 @@ func renewedAnew(sessions map[int][]shown, p shown) bool {
 	return false
 }
 
-// said is what services heard of a user.
+// held reports whether a person who was signed out with most others has not been told yet, because while most users of a
+// provider are refused nobody is believed to have left.
+func (a *audit) held(x *person, g grant.Grant) bool {
+	refused := g.Status == grant.Live && g.Verdict != nil && g.LastError == schema.ReasonMassFailure && !x.provider.Live(x.name)
+	return refused && slices.ContainsFunc(a.schedule.strikes, func(s *strike) bool { return s.kind == massSignOut && s.provider == x.provider })
+}
+
+// said is what services heard of a user of late.
 func (a *audit) said(provider, user string) string {
 	var all []string
 	for _, o := range a.heard {
@@ -60,5 +70,6 @@ func (a *audit) said(provider, user string) string {
 			all = append(all, fmt.Sprintf("%s %s %s for %s", o.time.Format(clockFormat), o.kind, o.reason, o.cause.Type))
 		}
 	}
-	return strings.Join(all, "; ")
+	const most = 8
+	return strings.Join(all[max(0, len(all)-most):], "; ")
 }

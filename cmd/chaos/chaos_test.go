@@ -44,7 +44,7 @@ func TestEachFault(t *testing.T) {
 			if k.lane == providerLane {
 				x.provider = trial.world.providers[[]string{graceful, strict}[i%2]]
 			}
-			if k.lane != workerLane {
+			if k.lane != workerLane && k.lane != slowLane {
 				x.worker = nil
 			}
 			trial.plan.strike(t.Context(), k, x)

@@ -14,7 +14,8 @@ import (
 type lane string
 
 const (
-	workerLane   lane = "worker"
+	workerLane   lane = "worker" // several at a time
+	slowLane     lane = "slow"   // what holds a worker for long
 	serverLane   lane = "server"
 	providerLane lane = "provider"
 	rollLane     lane = "roll" // what an operator does to all workers, one after the other
@@ -35,7 +36,7 @@ type strike struct {
 	world    *world
 	people   *people
 	rand     *rand.Rand
-	worker   *worker  // in workerLane
+	worker   *worker  // in workerLane and slowLane
 	provider *standIn // in providerLane
 	brief    bool     // as short as faults of its kind are
 
@@ -103,7 +104,7 @@ func kinds(o options) []kind {
 		{killed, workerLane, 14, killWorker},
 		{"worker stalled shortly", workerLane, 2, stallWorker(time.Second, 5*time.Second, false)},
 		{"worker stalled past its lease", workerLane, 2, stallWorker(12*time.Second, 16*time.Second, true)},
-		{longStall, workerLane, 1, stallWorker(170*time.Second, 200*time.Second, true)},
+		{longStall, slowLane, 1, stallWorker(170*time.Second, 200*time.Second, true)},
 		{"worker stopped in order", workerLane, 2, stopWorker},
 		{"NATS server killed", serverLane, 4, killNode},
 		{allKilled, serverLane, 3, killNodes},
@@ -114,7 +115,7 @@ func kinds(o options) []kind {
 			name string
 			d    time.Duration
 		}{{"11 s ahead", 11 * time.Second}, {"11 s behind", -11 * time.Second}, {"an hour ahead", time.Hour}, {"an hour behind", -time.Hour}} {
-			all = append(all, kind{"worker's clock " + c.name, workerLane, 1, stepClock(c.d)})
+			all = append(all, kind{"worker's clock " + c.name, slowLane, 1, stepClock(c.d)})
 		}
 	}
 	if o.Nodes == wholeCluster {
@@ -133,10 +134,10 @@ func kinds(o options) []kind {
 	return append(append(all, providerKinds()...), []kind{
 		{"keys rotated", rollLane, 3, rotateKeys},
 		{"settings changed", rollLane, 4, changeSettings},
-		{"users erased with a login in hand", userLane, 4, eraseWithLogin},
-		{"works meet on one grant", userLane, 4, meet},
-		{"logins repeated after long", userLane, 4, repeatLogins},
-		{"logins with nobody's or another's tokens", userLane, 4, garbageLogins},
+		{"users erased with a login in hand", userLane, 8, eraseWithLogin},
+		{"works meet on one grant", userLane, 8, meet},
+		{"logins repeated after long", userLane, 8, repeatLogins},
+		{"logins with nobody's or another's tokens", userLane, 8, garbageLogins},
 		{massSignOut, userLane, 1, signMostOut},
 	}...)
 }

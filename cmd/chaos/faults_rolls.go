@@ -28,7 +28,7 @@ func (x *strike) roll(ctx context.Context) error {
 			errs = append(errs, k.stop(40*time.Second))
 		}
 		part.to = time.Now()
-		errs = append(errs, k.start(), eventually(ctx, time.Minute, k.ready))
+		errs = append(errs, k.start(), eventually(ctx, 3*time.Minute, k.ready))
 		k.release()
 		x.parts = append(x.parts, part)
 	}

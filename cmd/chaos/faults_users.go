@@ -145,9 +145,9 @@ func garbageLogins(ctx context.Context, x *strike) error {
 // signMostOut has one provider end 60 % of its users' sessions at once. The others' must be renewed in time.
 func signMostOut(ctx context.Context, x *strike) error {
 	x.unfelt = true
-	id := []string{graceful, strict}[x.rand.IntN(2)]
+	x.provider = x.world.providers[[]string{graceful, strict}[x.rand.IntN(2)]]
 	for _, v := range x.people.all {
-		if v.provider.id != id || x.rand.IntN(10) >= 6 {
+		if v.provider != x.provider || x.rand.IntN(10) >= 6 {
 			continue
 		}
 		v.mu.Lock()

@@ -47,6 +47,7 @@ type options struct {
 	ProviderGap time.Duration `default:"15s" help:"Middle pause between faults of one provider."`
 	RollGap     time.Duration `default:"45s" help:"Middle pause between what is done to all workers, one after the other."`
 	UserGap     time.Duration `default:"5s" help:"Middle pause between what users, apps and strangers do wrong."`
+	SlowGap     time.Duration `default:"15s" help:"Middle pause between what holds one worker for long: clocks that step, stalls of minutes."`
 	Outage      time.Duration `help:"Begin with an outage of both providers of this length, which workers and servers are struck in as well."`
 	Binary      string        `placeholder:"FILE" help:"The renewd to test. Default: built from this module."`
 	Dir         string        `placeholder:"DIR" help:"Folder to work in. Default: the system's for temporary files."`

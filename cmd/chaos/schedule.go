@@ -24,20 +24,16 @@ type schedule struct {
 func (s *schedule) run(ctx context.Context, seed uint64) {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.workers(ctx, rand.New(rand.NewPCG(seed, 101))) })
-	wg.Go(func() {
-		s.one(ctx, rand.New(rand.NewPCG(seed, 102)), serverLane, s.world.ServerGap, func(*strike) {})
-	})
-	wg.Go(func() {
-		s.one(ctx, rand.New(rand.NewPCG(seed, 105)), rollLane, s.world.RollGap, func(*strike) {})
-	})
-	wg.Go(func() {
-		s.one(ctx, rand.New(rand.NewPCG(seed, 106)), userLane, s.world.UserGap, func(*strike) {})
-	})
-	for i, id := range []string{graceful, strict} {
-		wg.Go(func() {
-			s.one(ctx, rand.New(rand.NewPCG(seed, 103+uint64(i))), providerLane, s.world.ProviderGap, func(x *strike) { x.provider = s.world.providers[id] })
-		})
+	lane := func(stream uint64, of lane, gap time.Duration, aim func(*strike)) {
+		wg.Go(func() { s.one(ctx, rand.New(rand.NewPCG(seed, stream)), of, gap, aim) })
 	}
+	lane(102, serverLane, s.world.ServerGap, func(*strike) {})
+	for i, id := range []string{graceful, strict} {
+		lane(103+uint64(i), providerLane, s.world.ProviderGap, func(x *strike) { x.provider = s.world.providers[id] })
+	}
+	lane(105, rollLane, s.world.RollGap, func(*strike) {})
+	lane(106, userLane, s.world.UserGap, func(*strike) {})
+	lane(107, slowLane, s.world.SlowGap, func(x *strike) { x.worker = s.world.free(x.rand.IntN(len(s.world.workers))) })
 	wg.Wait()
 }
 
@@ -49,8 +45,13 @@ func (s *schedule) one(ctx context.Context, r *rand.Rand, of lane, gap time.Dura
 		if x.last(ctx, gap/2, 3*gap/2); ctx.Err() != nil || !ok {
 			return
 		}
-		aim(x)
+		if aim(x); of == slowLane && x.worker == nil {
+			continue // somebody is at each
+		}
 		s.strike(ctx, k, x)
+		if x.worker != nil {
+			x.worker.release()
+		}
 	}
 }
 

@@ -95,7 +95,7 @@ func (a *audit) behind(g grant.Grant) (late time.Duration, _ bool) {
 		return 0, false
 	}
 	late = time.Since(g.NextDueAt)
-	if x := a.people.byName[g.Provider+"/"+g.User]; x != nil && x.bare {
+	if x := a.people.byName[g.Provider+"/"+g.User]; x != nil && (x.bare || a.held(x, g)) {
 		return late, late > 2*time.Second // there is nothing to renew it with
 	}
 	return late, g.RefreshedAt.Before(a.world.ended) || late > 2*time.Second || g.Verdict != nil || g.Doubt != nil || g.Outages > 0
