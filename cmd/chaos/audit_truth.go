@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -17,15 +19,15 @@ import (
 func (a *audit) outcomes() {
 	twice := a.count("outcome ids stored twice")
 	unheard := a.count("outcomes in the log that a subscriber never heard of")
-	stored := map[string]int{}
+	stored := map[string][]string{}
 	said := map[string]schema.Type{}
 	for _, o := range a.log {
-		stored[o.id]++
+		stored[o.id] = append(stored[o.id], fmt.Sprintf("%s at %s", o.kind, o.time.Format(clockFormat)))
 		said[o.id] = o.kind
 	}
-	for id, n := range stored {
-		if n > 1 {
-			twice.add("%s: %d times", id, n)
+	for id, all := range stored {
+		if len(all) > 1 {
+			twice.add("%s: %s", id, strings.Join(all, ", "))
 		}
 		if !a.ids[id] {
 			unheard.add("%s", id)

@@ -99,7 +99,7 @@ func (l *loss) look(ctx context.Context) error {
 		}
 		return nil
 	})
-	l.emptyHands(ctx)
+	l.emptyHands(ctx, keyringLost+": ")
 	for _, c := range []struct {
 		name string
 		who  []string

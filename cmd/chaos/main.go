@@ -140,7 +140,7 @@ func (t *trial) finish(ctx context.Context) (*report, error) {
 	a := &audit{world: t.world, people: t.folks, schedule: t.plan}
 	settled, err := a.settle(ctx, t.eyes, t.say)
 	t.plan.errs = append(t.plan.errs, err)
-	a.emptyHands(ctx)
+	a.emptyHands(ctx, "")
 	if err := a.stop(ctx); err != nil {
 		return nil, err
 	}
