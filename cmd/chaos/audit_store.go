@@ -38,7 +38,7 @@ func (a *audit) store(ctx context.Context) {
 		case g.Status == grant.Live && g.Pair.Refresh.Reveal() != current:
 			older.add("%s of %s", x.name, x.provider.id)
 		}
-		if stored && g.Status == grant.Live && !a.holds(ctx, stream.Renewals, x.subject("renewal.timer")) && !a.holds(ctx, stream.Renewals, x.subject("renewal.due")) {
+		if stored && g.Status == grant.Live && a.newest(ctx, stream.Renewals, x.subject("renewal.timer")) == nil && a.newest(ctx, stream.Renewals, x.subject("renewal.due")) == nil {
 			timers.add("%s, next due %s", g.Key, g.NextDueAt.Format(clockFormat))
 		}
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -96,8 +95,9 @@ func (a *audit) traces(ctx context.Context) {
 			stream.Renewals: {x.subject("renewal.timer"), x.subject("renewal.due")},
 		} {
 			for _, subject := range subjects {
-				if a.holds(ctx, name, subject) {
-					left.add("%s: %s", name, subject)
+				if m := a.newest(ctx, name, subject); m != nil {
+					left.add("%s: %s since %s for %s, erased from %s to %s", name, subject, m.Time.Local().Format(clockFormat), m.Header.Get("ce-id"),
+						x.erasing[0].Format(clockFormat), x.erasing[1].Format(clockFormat))
 				}
 			}
 		}
@@ -117,13 +117,17 @@ func (a *audit) traces(ctx context.Context) {
 	}
 }
 
-func (a *audit) holds(ctx context.Context, name, subject string) bool {
+// newest is the last message of a subject; nil if there is none.
+func (a *audit) newest(ctx context.Context, name, subject string) *jetstream.RawStreamMsg {
 	s, err := a.world.js.Stream(ctx, name)
 	if err != nil {
-		return false
+		return nil
 	}
-	_, err = s.GetLastMsgForSubject(ctx, subject)
-	return !errors.Is(err, jetstream.ErrMsgNotFound)
+	m, err := s.GetLastMsgForSubject(ctx, subject)
+	if err != nil {
+		return nil
+	}
+	return m
 }
 
 // repeatsHarmless looks whether a login that was published again has had its spent tokens presented.

@@ -22,6 +22,7 @@ type nodeConfig struct {
 	Cluster int      // port that the other nodes' links lead to; 0: no cluster
 	Routes  []string // addresses of the links to the other nodes
 	Dir     string
+	Sync    bool // each write reaches the disk before it is acknowledged
 }
 
 // runNode is a NATS server until it is killed. It returns at once in every other process.
@@ -42,7 +43,7 @@ func serveNode(text string) error {
 	if err := json.Unmarshal([]byte(text), &c); err != nil {
 		return fmt.Errorf("%s: %w", nodeEnv, err)
 	}
-	o := &server.Options{ServerName: c.Name, Host: "127.0.0.1", Port: c.Port, NoSigs: true, JetStream: true, StoreDir: c.Dir}
+	o := &server.Options{ServerName: c.Name, Host: "127.0.0.1", Port: c.Port, NoSigs: true, JetStream: true, StoreDir: c.Dir, SyncAlways: c.Sync}
 	if c.Cluster != 0 {
 		// Nothing but the links may lead from node to node, so nobody is told of any other address.
 		o.Cluster = server.ClusterOpts{Name: "chaos", Host: "127.0.0.1", Port: c.Cluster, NoAdvertise: true, Advertise: "127.0.0.1:1", PoolSize: -1}
@@ -72,8 +73,9 @@ type node struct {
 
 func (n *node) url() string { return fmt.Sprintf("nats://127.0.0.1:%d", n.config.Port) }
 
-// newNodes prepares a cluster of this many servers.
-func newNodes(count int, dir string) ([]*node, error) {
+// newNodes prepares a cluster of this many servers. Where they hold the grants too, an acknowledged write must be on the
+// disk (sync), as renewd's own server has it.
+func newNodes(count int, dir string, sync bool) ([]*node, error) {
 	ports, err := freePorts(2 * count)
 	if err != nil {
 		return nil, err
@@ -84,7 +86,7 @@ func newNodes(count int, dir string) ([]*node, error) {
 	}
 	var nodes []*node
 	for i := range count {
-		n := &node{config: nodeConfig{Name: fmt.Sprintf("nats-%d", i), Port: ports[i], Dir: filepath.Join(dir, fmt.Sprintf("nats-%d", i))}}
+		n := &node{config: nodeConfig{Name: fmt.Sprintf("nats-%d", i), Port: ports[i], Sync: sync, Dir: filepath.Join(dir, fmt.Sprintf("nats-%d", i))}}
 		if count > 1 {
 			n.config.Cluster = ports[count+i]
 		}

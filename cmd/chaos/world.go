@@ -76,7 +76,7 @@ func (w *world) startDatabase(context.Context) (err error) {
 }
 
 func (w *world) startNodes(ctx context.Context) (err error) {
-	if w.nodes, err = newNodes(w.Nodes, w.dir); err != nil {
+	if w.nodes, err = newNodes(w.Nodes, w.dir, w.Store == storeKV); err != nil {
 		return err
 	}
 	for _, n := range w.nodes {
