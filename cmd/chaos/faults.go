@@ -77,6 +77,14 @@ func (x *strike) last(ctx context.Context, from, to time.Duration) {
 	}
 }
 
+// count draws a number.
+func (x *strike) count(from, to int) int {
+	if x.brief {
+		return from
+	}
+	return from + x.rand.IntN(to-from+1)
+}
+
 // over is when the fault, and what it did to servers, had ended.
 func (x *strike) over() time.Time {
 	if x.healed.After(x.to) {
