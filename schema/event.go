@@ -103,6 +103,10 @@ const (
 	ReasonProfile             = "profile_unavailable"
 	ReasonMassFailure         = "mass_failure"      // most of the provider's users are refused at once: nobody is believed to have left
 	ReasonNobodyRenewed       = "nobody_renewed"    // refused, but nobody at all was renewed since: the provider is asked again before it is believed
+	ReasonUnreadable          = "record_unreadable" // the stored record cannot be read: a key is missing, or it is damaged; a login replaces it
+	ReasonRefused             = "record_refused"    // the store refuses what is to be stored of this user
+	ReasonInternal            = "internal_error"    // a fault of renewd's that this user's work brings about; its log says more
+	ReasonUnweighed           = "refusal_unweighed" // refused, and nobody could say whether that is to be believed; it is asked for again
 	ReasonUnproven            = "settings_unproven" // nobody was ever renewed with these settings: the refusal may be their fault
 )
 
@@ -130,6 +134,7 @@ const (
 	RejectData            = "malformed_data"
 	RejectUnknownProvider = "unknown_provider"
 	RejectSealed          = "sealed_tokens_refused" // cannot be opened, or was sealed for another user, provider or time
+	RejectUnproven        = "login_unproven"        // the provider did not name the login's user by its tokens; what was proven before stays
 )
 
 // Rejected is the data of message.rejected: a command that could not be understood. It never carries the body.
