@@ -34,7 +34,7 @@ func (x *run) call(what string, m *Message, f func() error) (err error) {
 				kind = e.Error()
 			}
 			x.Logger.Error(what+" panicked", "subject", m.Subject, "sequence", m.Sequence, "panic", kind, "stack", string(debug.Stack()))
-			err = Retry(fmt.Errorf("%s panicked: %s", what, kind), retryAfter)
+			err = Retry(fmt.Errorf("%s: %w: %s", what, ErrPanicked, kind), retryAfter)
 		}
 	}()
 	return f()

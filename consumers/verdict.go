@@ -20,6 +20,8 @@ var (
 	ErrLeaseLost = errors.New("lease on the message is lost")
 	// ErrShutdown: the runner was told to stop, and the handler did not finish within Config.Drain.
 	ErrShutdown = errors.New("worker is shutting down")
+	// ErrPanicked: what the runner takes a panic of its caller's functions for.
+	ErrPanicked = errors.New("panicked")
 )
 
 // errRetry stands in for a Retry without an error.
