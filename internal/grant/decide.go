@@ -17,7 +17,8 @@ const (
 	Refresh Step = "refresh" // claim, present the refresh token, save the pair, then Sync
 	Sync    Step = "sync"    // fetch the profile with the access token
 	Publish Step = "publish" // the outcome is stored already: publish it again under the same id
-	SignOut Step = "signout" // tokens are wanted and there is no refresh token: user.reauth_required
+	SignOut Step = "signout" // the access token has ended and there is no refresh token: user.reauth_required
+	Decline Step = "decline" // tokens are wanted, and there is no refresh token: the user keeps what is left, user.refresh_failed
 	Suspend Step = "suspend" // the refresh token is superseded: never present it, user.refresh_failed
 )
 
@@ -29,10 +30,10 @@ func IsCommand(c schema.Cause) bool { return slices.Contains(schema.Commands(), 
 
 // Decide says what to do with g for w at now. It is the whole rule of when a refresh token is presented.
 func Decide(g Grant, w Work, p Policy, now time.Time) Step {
-	if w.Mark.Supersedes(g) {
+	if w.Mark.Supersedes(g) && !g.OnCandidate() {
 		return Suspend
 	}
-	if g.Cause.ID == w.Cause.ID && w.Cause.ID != "" {
+	if g.about(w.Cause) {
 		switch g.Progress {
 		case Saved:
 			return Sync
@@ -46,21 +47,40 @@ func Decide(g Grant, w Work, p Policy, now time.Time) Step {
 		}
 		return Drop
 	}
-	if !g.wantsTokens(w, p, now) {
-		return Sync
-	}
 	if g.Pair.Refresh.IsZero() {
-		return SignOut
+		return g.withoutRefresh(w, now)
 	}
-	return Refresh
+	if g.OnCandidate() && !g.inDoubt() && g.Verdict == nil && g.Pair.ExpiresAt.Sub(now) > slack && !g.refused(w) {
+		return Sync // nothing of a login is presented as long as its access token can name the user
+	}
+	if g.wantsTokens(w, p, now) {
+		return Refresh
+	}
+	return Sync
+}
+
+// withoutRefresh is Decide for a grant that cannot be renewed: its user keeps the access token until that has ended, whoever
+// asks for another one.
+func (g Grant) withoutRefresh(w Work, now time.Time) Step {
+	if g.Pair.ExpiresAt.IsZero() {
+		return Sync // the provider gave it no end: userinfo tells when there is one
+	}
+	switch left := g.Pair.ExpiresAt.Sub(now); {
+	case left <= 0:
+		return SignOut
+	case IsCommand(w.Cause) && !g.OnCandidate() && (w.Want == schema.WantTokens || left < w.MinValid):
+		return Decline
+	}
+	return Sync
 }
 
 func (g Grant) wantsTokens(w Work, p Policy, now time.Time) bool {
 	left := g.Pair.ExpiresAt.Sub(now)
-	if g.Pair.Refresh.IsZero() {
-		return w.Want == schema.WantTokens || left < w.MinValid || left <= slack
-	}
 	switch {
+	case g.Pair.Refresh.IsZero():
+		return false
+	case g.Pair.Access.IsZero():
+		return true // the provider's answer had none that could be read
 	case g.inDoubt():
 		// The token may be spent already; only presenting it again, soon, can tell.
 		return true
@@ -68,10 +88,17 @@ func (g Grant) wantsTokens(w Work, p Policy, now time.Time) bool {
 		return true
 	case left > slack && now.Sub(g.RefreshedAt) < p.Floor:
 		return false
+	case g.refused(w):
+		return true
 	case left < p.margin(g.Pair.Lifetime)+p.largestJitter(g.Pair.Lifetime)+slack:
 		return true
 	}
 	return w.Want == schema.WantTokens || left < w.MinValid
+}
+
+// refused reports whether the provider did not take g's access token in the course of w.
+func (g Grant) refused(w Work) bool {
+	return w.Refused != "" && w.Refused == g.Pair.Access.Fingerprint()
 }
 
 // inDoubt reports whether the stored refresh token was presented by somebody whose answer nobody knows.
@@ -91,10 +118,14 @@ func (p Policy) confirms(v Verdict, now time.Time) bool {
 	return now.Sub(v.Again) >= p.hindsight()-min(slack/2, p.hindsight()/2)
 }
 
-// Final reports whether one more refusal of the token at now makes v final. It must be soon after the second: of what the
-// provider said long ago nobody knows enough.
-func (p Policy) Final(v Verdict, now time.Time) bool {
-	return !v.Again.IsZero() && p.confirms(v, now) && now.Sub(v.Again) <= 3*p.hindsight()+slack
+// latest is how late a third refusal may be: what others were told by then, the guard still knows.
+const latest = 30 * time.Minute
+
+// Final reports whether one more refusal of the token at now makes v final. It must be soon after the second, or soon after
+// it was due where timers are late: of what the provider said long ago nobody knows enough.
+func (p Policy) Final(v Verdict, now, due time.Time) bool {
+	late := min(max(0, now.Sub(due)), latest)
+	return !v.Again.IsZero() && p.confirms(v, now) && now.Sub(v.Again) <= 3*p.hindsight()+slack+late
 }
 
 // hindsight is the time between the second refusal and the third.

@@ -65,13 +65,19 @@ func TestDecide(t *testing.T) {
 		{"a refusal is confirmed when it is time", with(live(20*time.Minute), func(g *grant.Grant) { g.Verdict = &grant.Verdict{At: noon.Add(-40 * time.Second)} }),
 			grant.Work{Cause: due}, grant.Refresh},
 		{"no refresh token: the user keeps what is left", with(live(4*time.Minute), noRefresh), grant.Work{Cause: asked}, grant.Sync},
-		{"no refresh token and expired", with(live(time.Second), noRefresh), grant.Work{Cause: due}, grant.SignOut},
-		{"no refresh token and tokens wanted", with(live(20*time.Minute), noRefresh), grant.Work{Cause: asked, Want: schema.WantTokens}, grant.SignOut},
+		{"no refresh token and expired", with(live(0), noRefresh), grant.Work{Cause: due}, grant.SignOut},
+		{"no refresh token and a second left", with(live(time.Second), noRefresh), grant.Work{Cause: due}, grant.Sync},
+		{"no refresh token and no end", with(live(0), func(g *grant.Grant) { noRefresh(g); g.Pair.ExpiresAt = time.Time{} }), grant.Work{Cause: due}, grant.Sync},
+		{"no refresh token and tokens wanted", with(live(20*time.Minute), noRefresh), grant.Work{Cause: asked, Want: schema.WantTokens}, grant.Decline},
+		{"no refresh token and more validity wanted", with(live(20*time.Minute), noRefresh), grant.Work{Cause: asked, MinValid: time.Hour}, grant.Decline},
 		{"a dead grant answers commands", with(live(0), func(g *grant.Grant) { g.Status = grant.ReauthRequired }), grant.Work{Cause: asked}, grant.Refuse},
 		{"a dead grant drops timers", with(live(0), func(g *grant.Grant) { g.Status = grant.ReauthRequired }), grant.Work{Cause: due}, grant.Drop},
 		{"a suspended grant drops timers", with(live(0), func(g *grant.Grant) { g.Status = grant.Suspended }), grant.Work{Cause: due}, grant.Drop},
 		{"resume after the pair was saved", with(live(0), func(g *grant.Grant) { g.Cause, g.Progress = due, grant.Saved }), grant.Work{Cause: due}, grant.Sync},
 		{"resume after the outcome was stored", with(live(0), func(g *grant.Grant) { g.Cause, g.Progress = due, grant.Synced }), grant.Work{Cause: due}, grant.Publish},
+		{"the same id of another source does not resume", with(live(20*time.Minute), func(g *grant.Grant) {
+			g.Cause, g.Progress = schema.Cause{ID: asked.ID, Source: "/crm", Type: asked.Type}, grant.Synced
+		}), grant.Work{Cause: asked}, grant.Sync},
 		{"another cause does not resume", with(live(0), func(g *grant.Grant) { g.Cause, g.Progress = asked, grant.Synced }), grant.Work{Cause: due}, grant.Refresh},
 		{"the outcome of a dead grant is still published", with(live(0), func(g *grant.Grant) {
 			g.Status, g.Cause, g.Progress = grant.ReauthRequired, due, grant.Synced

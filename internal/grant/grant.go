@@ -83,9 +83,11 @@ type Doubt struct {
 
 // Pending is an outcome that is decided and stored but perhaps not yet published.
 type Pending struct {
-	ID   string          `json:"id"`
-	Type schema.Type     `json:"type"`
-	Data json.RawMessage `json:"data"` // for user.synced without the profile: the record has it
+	ID   string      `json:"id"`
+	Type schema.Type `json:"type"`
+	// Version is the record's when the outcome was decided. 0: it was decided before records kept it.
+	Version int64           `json:"version,omitempty"`
+	Data    json.RawMessage `json:"data"` // for user.synced without the profile: the record has it
 	// Stale: the profile could not be fetched this time, so the outcome goes without it.
 	Stale bool `json:"stale,omitempty"`
 }
@@ -96,7 +98,27 @@ type Order struct {
 	Sequence uint64    `json:"sequence,omitempty"`
 	// Time is when the stream took the login, by the server's clock.
 	Time time.Time `json:"time,omitzero"`
+	// SealedAt is when its tokens were sealed, by the publisher's clock.
+	SealedAt time.Time `json:"sealed_at,omitzero"`
+	// Token is the fingerprint of the refresh token it brought, or of the access token if it brought no other. It stays as
+	// it is however often that token was rotated since: the same login published again is known by it.
+	Token string `json:"token,omitempty"`
+	// Event tells the login's event, its source and id, from others.
+	Event string `json:"event,omitempty"`
 }
+
+// sealSkew is how far the clocks of two machines that seal may be apart: only beyond it an older seal tells an older login.
+const sealSkew = 5 * time.Minute
+
+// Repeats reports whether p, which was published after o, a login that was proven, brings what o brought, or what was sealed
+// before it: a message that was published again, from an outbox, a restored stream or a recording. It says nothing new of the
+// user.
+func (o Order) Repeats(p Order) bool {
+	return p.brings(o) || !p.SealedAt.IsZero() && p.SealedAt.Before(o.SealedAt.Add(-sealSkew))
+}
+
+// brings reports whether the tokens of o and p are the same.
+func (o Order) brings(p Order) bool { return o.Token != "" && o.Token == p.Token }
 
 // rewound is how much later a login must have been taken to be newer than one with a higher sequence: more than the
 // clocks of a cluster's servers may be apart.
@@ -127,6 +149,8 @@ type Grant struct {
 	Verdict *Verdict
 	Claim   *Claim
 	Doubt   *Doubt
+	// Candidate is a login whose user the provider has not named yet. nil: there is none. See OnCandidate.
+	Candidate *Candidate `json:",omitempty"`
 
 	// SavedBy is the nonce of the last save: it tells a worker whose save was refused that the reply was lost, not the save.
 	SavedBy  string
@@ -134,6 +158,9 @@ type Grant struct {
 	BeganAt  time.Time    // when that renewal began
 	Progress Progress
 	Pending  *Pending
+	// Owed are outcomes of earlier causes which were decided, and which nobody is known to have published. Whoever works on
+	// the grant publishes them.
+	Owed []Pending `json:",omitempty"`
 	// Refreshed: that renewal rotated the pair. Recovered: the next user.synced is the first success after a failure or a
 	// reauth_required; with an empty Progress it has not been said yet.
 	Refreshed bool
@@ -155,6 +182,8 @@ type Grant struct {
 	SyncedAt    time.Time // last time the profile was stored
 	FailedAt    time.Time
 	ActiveAt    time.Time // last login or command of a service
+
+	onCandidate bool
 }
 
 // Fingerprint is that of the stored refresh token.
@@ -178,7 +207,9 @@ type Parcel struct {
 	Version int64 // that the pair was sealed for
 	// Parent is the fingerprint of the refresh token that the pair was got with.
 	Parent string
-	Sealed []byte
+	// Candidate: the pair is of a login that was not proven. It says nothing of how far the proven side has come.
+	Candidate bool
+	Sealed    []byte
 	// Sequence and Time are where and when it was set aside.
 	Sequence uint64
 	Time     time.Time
@@ -186,6 +217,7 @@ type Parcel struct {
 
 // storedPair is the plain form that is sealed. It is the only place where tokens become JSON.
 type storedPair struct {
+	Candidate *storedPair   `json:"c,omitempty"`
 	Access    string        `json:"a"`
 	Refresh   string        `json:"r,omitempty"`
 	ID        string        `json:"i,omitempty"`
@@ -202,9 +234,24 @@ func associated(purpose string, k Key, version int64) []byte {
 	return fmt.Appendf(nil, "renewd %s\x00%s\x00%s\x00%d", purpose, k.Provider, k.User, version)
 }
 
+func storedOf(p Pair) storedPair {
+	return storedPair{
+		Access: p.Access.Reveal(), Refresh: p.Refresh.Reveal(), ID: p.ID.Reveal(), Scope: p.Scope, ExpiresAt: p.ExpiresAt.UTC(),
+		Lifetime: p.Lifetime, SentAt: p.SentAt.UTC(), Parent: p.Parent,
+	}
+}
+
+func (s storedPair) pair() Pair {
+	return Pair{NewSecret(s.Access), NewSecret(s.Refresh), NewSecret(s.ID), s.Scope, s.ExpiresAt, s.Lifetime, s.SentAt, s.Parent}
+}
+
 // SealPair encrypts p for the grant k at version.
 func SealPair(c Cipher, purpose string, k Key, version int64, p Pair) ([]byte, error) {
-	plain, err := json.Marshal(storedPair{p.Access.Reveal(), p.Refresh.Reveal(), p.ID.Reveal(), p.Scope, p.ExpiresAt.UTC(), p.Lifetime, p.SentAt.UTC(), p.Parent})
+	return storedOf(p).seal(c, purpose, k, version)
+}
+
+func (s storedPair) seal(c Cipher, purpose string, k Key, version int64) ([]byte, error) {
+	plain, err := json.Marshal(s)
 	if err != nil {
 		return nil, fmt.Errorf("encode pair of %s: %w", k, err)
 	}
@@ -217,13 +264,51 @@ func SealPair(c Cipher, purpose string, k Key, version int64, p Pair) ([]byte, e
 
 // OpenPair is the inverse of SealPair. It fails for another purpose, grant or version than the pair was sealed for.
 func OpenPair(c Cipher, purpose string, k Key, version int64, sealed []byte) (Pair, error) {
+	s, err := openStored(c, purpose, k, version, sealed)
+	return s.pair(), err
+}
+
+func openStored(c Cipher, purpose string, k Key, version int64, sealed []byte) (s storedPair, _ error) {
 	plain, err := c.Open(sealed, associated(purpose, k, version))
 	if err != nil {
-		return Pair{}, fmt.Errorf("open pair of %s at version %d: %w", k, version, err)
+		return s, fmt.Errorf("open pair of %s at version %d: %w", k, version, err)
 	}
-	var s storedPair
 	if err := json.Unmarshal(plain, &s); err != nil {
-		return Pair{}, fmt.Errorf("decode pair of %s: not what was sealed", k)
+		return storedPair{}, fmt.Errorf("decode pair of %s: not what was sealed", k)
 	}
-	return Pair{NewSecret(s.Access), NewSecret(s.Refresh), NewSecret(s.ID), s.Scope, s.ExpiresAt, s.Lifetime, s.SentAt, s.Parent}, nil
+	return s, nil
+}
+
+// SealTokens encrypts all tokens of g, those of logins that are not proven too, as a store keeps them.
+func SealTokens(c Cipher, g Grant) ([]byte, error) {
+	return storedGrant(g.Pair, g.Candidate).seal(c, PurposeStore, g.Key, g.Version)
+}
+
+func storedGrant(p Pair, next *Candidate) storedPair {
+	s := storedOf(p)
+	if next != nil {
+		candidate := storedGrant(next.Pair, next.Next)
+		s.Candidate = &candidate
+	}
+	return s
+}
+
+// OpenTokens is the inverse of SealTokens: it puts the tokens into g, which has everything else. Its error wraps
+// ErrUnreadable.
+func OpenTokens(c Cipher, g *Grant, sealed []byte) error {
+	s, err := openStored(c, PurposeStore, g.Key, g.Version, sealed)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnreadable, err)
+	}
+	g.Pair = s.pair()
+	all := g.Candidate.all()
+	for i := range all {
+		if s.Candidate == nil {
+			return fmt.Errorf("%w: the tokens of a login of %s are missing", ErrUnreadable, g.Key)
+		}
+		s = *s.Candidate
+		all[i].Pair = s.pair()
+	}
+	g.Candidate = chained(all)
+	return nil
 }

@@ -2,6 +2,7 @@ package grant
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,8 +19,8 @@ type Mark struct {
 	Token   string // empty: the record held no refresh token
 }
 
-// Mark is that of g as it is.
-func (g Grant) Mark() Mark { return Mark{g.Version, g.Fingerprint()} }
+// Mark is that of g as it is stored: a candidate's token has no part in it.
+func (g Grant) Mark() Mark { return Mark{g.Version, g.AsStored().Fingerprint()} }
 
 // Newest returns the later of m and o.
 func (m Mark) Newest(o Mark) Mark {
@@ -32,7 +33,7 @@ func (m Mark) Newest(o Mark) Mark {
 // Supersedes reports whether m is of a later state than g is in, and of another refresh token: the one in g was rotated
 // or ended since, and presenting it may end the user's session. Where the provider does not rotate, the token is the same
 // in all states, and nothing is ever superseded.
-func (m Mark) Supersedes(g Grant) bool { return m.Version > g.Version && m.Token != g.Fingerprint() }
+func (m Mark) Supersedes(g Grant) bool { return m.Version > g.Version && m.Token != g.Mark().Token }
 
 // String is the form that ParseMark reads: the version, then the token if there is one.
 func (m Mark) String() string { return strings.TrimSpace(fmt.Sprintf("%d %s", m.Version, m.Token)) }
@@ -57,10 +58,14 @@ func (w Work) Unsure(g Grant) bool {
 }
 
 // Superseded is g when its refresh token must not be presented because a later one is known to have been stored. Tokens
-// stay as they are; a login ends this, or an operator (Accepted).
+// stay as they are; a login ends this, or an operator (Accepted). A candidate of that older state goes: its token may be
+// spent as well. NextDueAt stays set until Told.
 func (g Grant) Superseded(t Turn) Grant {
-	g = g.change(t).turn(t, Synced)
-	g.Status, g.LastError, g.FailedAt, g.NextDueAt = Suspended, schema.ReasonSuperseded, t.Now, time.Time{}
+	g = g.AsStored().change(t).turn(t, Synced)
+	for _, c := range g.Candidate.all() {
+		g.Owed = append(slices.Clip(g.Owed), g.owed(c, "the store was restored from before it was handled: sign in again")...)
+	}
+	g.Status, g.LastError, g.FailedAt, g.NextDueAt, g.Candidate = Suspended, schema.ReasonSuperseded, t.Now, t.Now, nil
 	g.Refreshed, g.Recovered = false, false
 	g.Pending = g.pending(schema.UserRefreshFailed, schema.RefreshFailed{
 		Cause: g.Cause, BeganAt: g.BeganAt, Version: g.Version, Reason: schema.ReasonSuperseded, Attempts: g.Attempts,
@@ -84,8 +89,8 @@ func (g Grant) IsSuperseded() bool {
 // Accepted is g when an operator decides to go on with the tokens it has, superseded or not: due at once, and later than
 // all that was published.
 func (g Grant) Accepted(t Turn) Grant {
-	g = g.change(t)
-	g.Status, g.Cause, g.BeganAt, g.Progress, g.Pending = Live, schema.Cause{}, time.Time{}, "", nil
+	g = g.change(t).turn(t, "")
+	g.Status, g.Cause, g.BeganAt = Live, schema.Cause{}, time.Time{}
 	g.Attempts, g.Outages, g.LastError, g.Recovered = 0, 0, "", true
 	g.NextDueAt = t.Now
 	return g

@@ -56,6 +56,11 @@ func TestMarkDecides(t *testing.T) {
 	}
 }
 
+func withMark(t grant.Turn, g grant.Grant) grant.Turn {
+	t.Work.Mark = g.Mark()
+	return t
+}
+
 // Whatever is made of a record that is behind, its version goes beyond what was published.
 func TestChangesGoBeyondWhatWasPublished(t *testing.T) {
 	turn := turn(due, noon)
@@ -68,14 +73,15 @@ func TestChangesGoBeyondWhatWasPublished(t *testing.T) {
 		t.Error("a record that is behind is not written")
 	}
 	refused, _ := g.Refused(turn, &grant.Fault{Class: grant.Permanent}, g.Fingerprint())
-	loggedIn, _ := grant.LoggedIn(g, g.Key, g.Pair, grant.Order{Sequence: 99}, turn)
-	first, _ := grant.LoggedIn(grant.Grant{}, g.Key, g.Pair, grant.Order{Sequence: 99}, turn)
+	candidate := grant.Candidate{Pair: login(9), Login: grant.Order{Sequence: 99}}
+	loggedIn, _ := grant.LoggedIn(g, g.Key, candidate, turn)
+	first, _ := grant.LoggedIn(grant.Grant{}, g.Key, candidate, turn)
 	for name, next := range map[string]grant.Grant{
 		"rotated": g.Rotated(turn, tokens(1), g.Fingerprint()), "synced": synced, "failed": g.Failed(turn, grant.Failure{Reason: "x"}), "refused": refused,
 		"signed out": g.SignedOut(turn, grant.Verdict{}), "superseded": g.Superseded(turn), "accepted": g.Accepted(turn), "logged in": loggedIn,
-		"logged in again after it was lost": first,
+		"logged in again after it was lost": first, "erased": g.Erased(g.Key, grant.Order{}, turn), "rejected": loggedIn.AsCandidate().Rejected(withMark(turn, loggedIn)),
 	} {
-		if next.Version != turn.Work.Mark.Version+1 {
+		if next.Version <= turn.Work.Mark.Version {
 			t.Errorf("%s: version %d, published %d", name, next.Version, turn.Work.Mark.Version)
 		}
 	}
@@ -85,17 +91,15 @@ func TestSupersededKeepsTheTokensAndWaits(t *testing.T) {
 	g := live(0)
 	g.NextDueAt = noon
 	next := g.Superseded(turn(due, noon))
-	if next.Status != grant.Suspended || !next.IsSuperseded() || next.Refusal() != schema.ReasonSuperseded || !next.NextDueAt.IsZero() ||
+	if next.Status != grant.Suspended || !next.IsSuperseded() || next.Refusal() != schema.ReasonSuperseded || next.NextDueAt.IsZero() ||
 		!next.Pair.Refresh.Equal(g.Pair.Refresh) || next.Pending.Type != schema.UserRefreshFailed {
 		t.Errorf("%+v", next)
 	}
 	if again := grant.Decide(next, grant.Work{Cause: due}, policy, noon); again != grant.Publish {
 		t.Errorf("delivered again: %s", again)
 	}
-	pair := g.Pair
-	pair.Refresh = grant.NewSecret("of the login")
-	in, stale := grant.LoggedIn(next, g.Key, pair, grant.Order{Sequence: 1 << 30}, turn(due, noon))
-	if stale || in.Status != grant.Live || !in.Recovered || !in.Pair.Refresh.Equal(pair.Refresh) {
+	in, what := grant.LoggedIn(next, g.Key, grant.Candidate{Pair: login(9), Login: grant.Order{Sequence: 1 << 30}}, turn(due, noon))
+	if in = in.AsCandidate().Proven(turn(due, noon)); what != grant.Fresh || in.Status != grant.Live || !in.Recovered || !same(in.Pair, login(9)) {
 		t.Errorf("after a login %+v", in)
 	}
 	if on := next.Accepted(turn(due, noon)); on.Status != grant.Live || !on.NextDueAt.Equal(noon) || on.IsSuperseded() {

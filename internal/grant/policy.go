@@ -13,6 +13,9 @@ import (
 type Policy struct {
 	// Lifetime of an access token when the provider does not say. Default 30 min.
 	Lifetime time.Duration
+	// MaxLifetime is the longest that a provider's or a publisher's word on the life of an access token is believed: a user
+	// is looked at this often at least. Default 24 h.
+	MaxLifetime time.Duration
 	// Margin is how long before its expiry an access token is renewed, at most MarginShare of its lifetime. Defaults 5 min, 0.2.
 	Margin      time.Duration
 	MarginShare float64
@@ -42,6 +45,7 @@ func (p Policy) WithDefaults() Policy {
 		}
 	}
 	def(&p.Lifetime, 30*time.Minute)
+	def(&p.MaxLifetime, 24*time.Hour)
 	def(&p.Margin, 5*time.Minute)
 	def(&p.Floor, 2*time.Second)
 	def(&p.RetryMin, 2*time.Second)
@@ -78,7 +82,7 @@ func (p Policy) Validate() error {
 		return fmt.Errorf("confirm_max: %v is less than confirm_min %v", p.ConfirmMax, p.ConfirmMin)
 	}
 	for name, d := range map[string]time.Duration{
-		"lifetime": p.Lifetime, "margin": p.Margin, "floor": p.Floor, "profile_every": p.ProfileEvery, "retry_min": p.RetryMin,
+		"lifetime": p.Lifetime, "max_lifetime": p.MaxLifetime, "margin": p.Margin, "floor": p.Floor, "profile_every": p.ProfileEvery, "retry_min": p.RetryMin,
 		"retry_later": p.RetryLater, "confirm_min": p.ConfirmMin,
 	} {
 		if d < 0 {
@@ -99,20 +103,36 @@ func (p Policy) largestJitter(lifetime time.Duration) time.Duration {
 }
 
 // Due is when pair wants renewing: expiry − margin − jitter, never sooner than the floor after now. draw is in [0,1).
-// A pair without a refresh token is due when it expires: the user keeps what is left.
+// A pair without a refresh token is due when it ends: its user keeps what is left. Where nobody said when that is, the
+// provider is asked every Lifetime.
 func (p Policy) Due(pair Pair, now time.Time, draw float64) time.Time {
-	due := p.due(pair, draw)
-	if floor := now.Add(p.Floor); due.Before(floor) {
-		return floor
+	due := p.renewal(pair, draw)
+	switch {
+	case pair.Refresh.IsZero() && pair.ExpiresAt.IsZero():
+		due = now.Add(p.Lifetime)
+	case pair.Refresh.IsZero():
+		due = earlier(pair.ExpiresAt, now.Add(p.MaxLifetime))
 	}
-	return due
+	return later(due, now.Add(p.Floor))
 }
 
-func (p Policy) due(pair Pair, draw float64) time.Time {
-	if pair.Refresh.IsZero() {
-		return pair.ExpiresAt
-	}
+// renewal is when a pair with a refresh token wants renewing.
+func (p Policy) renewal(pair Pair, draw float64) time.Time {
 	return pair.ExpiresAt.Add(-p.margin(pair.Lifetime) - time.Duration(draw*float64(p.largestJitter(pair.Lifetime))))
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // Retry is the wait before try number n (1 is the first retry): exponential with full jitter between RetryMin and RetryMax.
@@ -140,6 +160,8 @@ type Work struct {
 	MinValid time.Duration // rotate if less validity than this is left
 	// Mark is the latest known of the grant's record when the work was made. Zero: made without looking at a record.
 	Mark Mark
+	// Refused is the fingerprint of an access token that the provider did not take in the course of this work.
+	Refused string
 	// Deferrals counts how often the work was put off because it failed for a reason of its own.
 	Deferrals int
 }

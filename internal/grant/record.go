@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/renewd/renewd/schema"
@@ -19,6 +20,8 @@ type Turn struct {
 	Now     time.Time // when the change is made
 	Draw    float64   // in [0,1), for jitter
 	Policy  Policy
+	// Told are the ids of outcomes which are known to be published: the record need not keep them.
+	Told []string
 }
 
 // change returns the start of a new version of g, written by t: later than all that is known to have been published, also
@@ -32,8 +35,10 @@ func (g Grant) change(t Turn) Grant {
 	return g
 }
 
-// turn marks g as being about t's work.
+// turn marks g as being about t's work. An outcome of other work which nobody is known to have published is owed from
+// then on.
 func (g Grant) turn(t Turn, progress Progress) Grant {
+	g.Owed = g.untold(t.Work.Cause, t.Told)
 	g.Cause, g.BeganAt, g.Progress, g.Pending = t.Work.Cause, t.BeganAt, progress, nil
 	if IsCommand(t.Work.Cause) {
 		g.ActiveAt = t.Now
@@ -47,6 +52,10 @@ func (g Grant) Rotated(t Turn, tokens Tokens, presented string) Grant {
 	life := tokens.ExpiresIn
 	if life <= 0 {
 		life = t.Policy.Lifetime
+	}
+	life = min(life, t.Policy.MaxLifetime)
+	if tokens.Access.IsZero() {
+		life = 0 // the answer had no access token that could be read: what matters is that the refresh token is kept
 	}
 	recovered := g.Recovered || g.failing() || g.Verdict != nil
 	old := g.Pair
@@ -65,36 +74,88 @@ func (g Grant) Rotated(t Turn, tokens Tokens, presented string) Grant {
 		g.Pair.Scope = old.Scope
 	}
 	g.Status, g.Verdict, g.Doubt = Live, nil, nil
-	g.Attempts, g.Outages, g.LastError = 0, 0, ""
+	if !g.OnCandidate() { // whose proof is what counts
+		g.Attempts, g.Outages, g.LastError = 0, 0, ""
+	}
 	g.Refreshed, g.Recovered = true, recovered
 	g.RefreshedAt = t.Now
-	g.NextDueAt = t.Policy.Due(g.Pair, t.Now, t.Draw)
+	g.NextDueAt = g.due(t)
 	return g
 }
+
+// due is when g is to be looked at again: when its tokens are due, or a refusal is to be confirmed. It is never before the
+// policy's floor.
+func (g Grant) due(t Turn) time.Time {
+	if g.Verdict == nil {
+		return t.Policy.Due(g.Pair, t.Now, t.Draw)
+	}
+	at := g.Verdict.At.Add(t.Policy.ConfirmMin)
+	if !g.Verdict.Again.IsZero() {
+		at = g.Verdict.Again.Add(t.Policy.hindsight())
+	}
+	return later(at, t.Now.Add(t.Policy.Floor))
+}
+
+// untold are the outcomes of other causes than this one that the record holds, without those that were told.
+func (g Grant) untold(cause schema.Cause, told []string) []Pending {
+	owed := g.Owed
+	if g.Pending != nil && !g.about(cause) {
+		owed = append(slices.Clip(owed), *g.Pending)
+	}
+	return slices.DeleteFunc(slices.Clone(owed), func(p Pending) bool { return slices.Contains(told, p.ID) })
+}
+
+// Untold are the outcomes that were decided for other causes than this one and are not among those told.
+func (g Grant) Untold(cause schema.Cause, told []string) []Pending { return g.untold(cause, told) }
+
+// Told is an outcome of Untold as it is published, with the profile that is stored now.
+func (g Grant) Told(p Pending, source string, now time.Time) schema.Event {
+	return g.event(p, source, now)
+}
+
+// about reports whether what the record says of a renewal is about this cause.
+func (g Grant) about(cause schema.Cause) bool { return SameCause(g.Cause, cause) }
+
+// SameCause reports whether a and b are one command: what identifies it is its source and its id together (CloudEvents 1.0,
+// section 3.1.1).
+func SameCause(a, b schema.Cause) bool { return a.ID != "" && a.ID == b.ID && a.Source == b.Source }
 
 func (g Grant) failing() bool { return g.Attempts > 0 || g.Outages > 0 }
 
 // Resumed is the working copy of g for t's work when nothing of it is stored yet: no version, no write.
 func (g Grant) Resumed(t Turn) Grant {
-	if g.Cause.ID == t.Work.Cause.ID && g.Progress != "" {
+	if g.about(t.Work.Cause) && g.Progress != "" {
 		return g
 	}
 	g.Refreshed, g.Recovered = false, g.Recovered && g.Progress == "" || g.failing() && g.Verdict == nil
 	return g.turn(t, "")
 }
 
-// WithProfile is g after a profile sync, with the outcome decided. write is false if there is nothing worth a write: the
-// outcome can then be made again from what is stored.
+// WithProfile is g after a profile sync, with the outcome decided. The provider has named the user with the access token,
+// so a candidate wins by it. write is false if there is nothing worth a write: the outcome can then be made again from what
+// is stored.
 func (g Grant) WithProfile(t Turn, p Profile) (next Grant, write bool) {
+	proven := g.OnCandidate()
+	if proven {
+		g = g.Proven(t)
+	}
 	changed := Changed(g.Profile, p)
 	next = g
+	if refused := g.Verdict; refused != nil && refused.Fingerprint == g.Pair.Access.Fingerprint() {
+		next.Verdict = nil // it was a refusal of this access token
+	}
+	recovers := g.failing() && next.Verdict == nil && g.Doubt == nil
 	behind := t.Work.Mark.Version > g.Version
-	if write = len(changed) > 0 || g.Profile == "" || g.Progress == "" && g.Recovered || behind; write {
+	passed := !g.NextDueAt.After(t.Now) // a timer armed for then would fire at once
+	write = proven || len(changed) > 0 || g.Profile == "" || g.Progress == "" && g.Recovered || behind || passed || next.Verdict != g.Verdict
+	if write {
 		next = next.change(t)
 		next.Profile, next.SyncedAt = p, t.Now
-		if g.failing() && g.Verdict == nil {
+		if recovers {
 			next.Outages, next.Attempts, next.LastError = 0, 0, ""
-			next.NextDueAt = t.Policy.Due(next.Pair, t.Now, t.Draw)
+		}
+		if recovers || passed {
+			next.NextDueAt = next.due(t)
 		}
 	}
 	next = next.turnKeep(t, Synced)
@@ -111,7 +172,7 @@ func (g Grant) WithoutProfile(t Turn) Grant {
 
 // turnKeep is turn for the later steps of work that began before: began_at stays.
 func (g Grant) turnKeep(t Turn, progress Progress) Grant {
-	if g.Cause.ID == t.Work.Cause.ID && !g.BeganAt.IsZero() {
+	if g.about(t.Work.Cause) && !g.BeganAt.IsZero() {
 		t.BeganAt = g.BeganAt
 	}
 	return g.turn(t, progress)
@@ -130,7 +191,8 @@ func (g Grant) synced(t Turn, changed []string, fresh bool) *Pending {
 	return pending
 }
 
-// SignedOut is g when its user must sign in again: the tokens are erased, only their fingerprint stays.
+// SignedOut is g when its user must sign in again: the tokens are erased, only their fingerprint stays. NextDueAt stays
+// set until Told, so that the reconciler finds a grant of which the world was not told yet.
 func (g Grant) SignedOut(t Turn, v Verdict) Grant {
 	last := g.SyncedAt
 	if g.RefreshedAt.After(last) {
@@ -141,11 +203,24 @@ func (g Grant) SignedOut(t Turn, v Verdict) Grant {
 	g.Status, g.Verdict, g.Doubt = ReauthRequired, &v, nil
 	g.LastError, g.FailedAt = v.Reason, t.Now
 	g.Pair = Pair{ExpiresAt: g.Pair.ExpiresAt, Lifetime: g.Pair.Lifetime, SentAt: g.Pair.SentAt, Parent: v.Fingerprint}
-	g.NextDueAt = time.Time{}
+	g.NextDueAt = t.Now
 	g.Refreshed, g.Recovered = false, false
 	g.Pending = g.pending(schema.UserReauthRequired, schema.ReauthRequired{
 		Cause: g.Cause, BeganAt: g.BeganAt, Version: g.Version, Reason: v.Reason, ProviderError: v.Code, LastSyncedAt: last.UTC(),
 	})
+	// Not the id of the cause alone: that may have been answered before, by an event that was published again.
+	g.Pending.ID = OutcomeID(g.Key, schema.Cause{Source: g.Cause.Source, ID: fmt.Sprintf("%s\x00signed out %d", g.Cause.ID, g.Version)})
+	return g
+}
+
+// Resting reports whether g is not renewed and all that it has to say was told: nobody need look at it before a login or an
+// operator.
+func (g Grant) Resting() bool { return g.Status != Live && g.Candidate == nil && g.NextDueAt.IsZero() }
+
+// Rested is g, which is not renewed, once all that it has to say is published: nothing is due any more, but for a candidate,
+// which has a time of its own. Nothing that others care about changes.
+func (g Grant) Rested(t Turn) Grant {
+	g.SavedBy, g.NextDueAt, g.Owed = t.Nonce, time.Time{}, nil
 	return g
 }
 
@@ -183,8 +258,8 @@ func (g Grant) Failed(t Turn, f Failure) Grant {
 	}
 	g.NextDueAt = t.Now.Add(wait)
 	// A grant whose profile fails keeps its tokens fresh all the same.
-	if due := t.Policy.due(g.Pair, t.Draw); due.After(t.Now) && due.Before(g.NextDueAt) {
-		g.NextDueAt = due
+	if due := t.Policy.renewal(g.Pair, t.Draw); due.After(t.Now) && !g.Pair.Refresh.IsZero() {
+		g.NextDueAt = earlier(g.NextDueAt, due)
 	}
 	if spent && (f.Own || *count == t.Policy.Tries || IsCommand(t.Work.Cause)) {
 		next := g.NextDueAt.UTC()
@@ -192,6 +267,7 @@ func (g Grant) Failed(t Turn, f Failure) Grant {
 		g.Pending = g.pending(schema.UserRefreshFailed, schema.RefreshFailed{
 			Cause: g.Cause, BeganAt: g.BeganAt, Version: g.Version, Reason: f.Reason, ProviderError: f.Code, Attempts: *count, NextAttemptAt: &next,
 		})
+		g = g.answered(g.Cause)
 	}
 	return g
 }
@@ -206,8 +282,9 @@ func (g Grant) Doubted(now time.Time) Grant {
 }
 
 // Refused is g after a permanent fault on presenting the token with this fingerprint. The first refusal is written down and
-// asked again after the policy's confirm wait, the second likewise; done tells that this one is final and g is signed out. A refusal
-// of a token that is no longer the stored one says nothing: the caller must check Accepts first.
+// asked again after the policy's confirm wait, the second likewise; done tells that this one is final, and g is then signed
+// out, or, on its candidate, unchanged. A refusal of a token that is no longer the stored one says nothing: the caller must
+// check that first.
 func (g Grant) Refused(t Turn, f *Fault, presented string) (next Grant, done bool) {
 	v := Verdict{Reason: f.Reason, Code: f.Code, Fingerprint: presented, At: t.Now}
 	if v.Reason == "" {
@@ -217,11 +294,14 @@ func (g Grant) Refused(t Turn, f *Fault, presented string) (next Grant, done boo
 	if before {
 		v.At, v.Again, v.Reason = g.Verdict.At, g.Verdict.Again, g.Verdict.Reason
 	}
-	if g.Doubt != nil && g.Doubt.Fingerprint == presented {
+	if g.Doubt != nil && g.Doubt.Fingerprint == presented && presented != "" {
 		v.Reason = schema.ReasonRotationLost // also if the doubt came after the first refusal
 	}
 	switch {
-	case before && t.Policy.Final(v, t.Now):
+	case before && t.Policy.Final(v, t.Now, g.NextDueAt):
+		if g.OnCandidate() {
+			return g, true // nobody is signed out: the caller rejects the login
+		}
 		return g.SignedOut(t, v), true
 	case before && t.Policy.confirms(v, t.Now):
 		v.Again = t.Now
@@ -239,9 +319,13 @@ func (g Grant) Refused(t Turn, f *Fault, presented string) (next Grant, done boo
 // Held is g when a refusal that would have been final is not to be believed: it is asked for a last time once more.
 func (g Grant) Held(t Turn, f Failure) Grant {
 	next := g.Failed(t, f)
+	if g.Verdict == nil {
+		return next // somebody has just had a success
+	}
 	v := *g.Verdict
 	v.Again = t.Now
 	next.Verdict = &v
+	next.NextDueAt = later(next.NextDueAt, v.Again.Add(t.Policy.hindsight()))
 	return next
 }
 
@@ -252,54 +336,32 @@ func Answer(k Key, t Turn, version int64, reason, source string) schema.Event {
 	return g.Event(source, t.Now)
 }
 
-// LoggedIn is the record after a login: cur is what is stored (the zero Grant if nothing is), and the mark of t's work the
-// latest that is known of it. stale tells that cur already has this login or a newer one.
-func LoggedIn(cur Grant, k Key, pair Pair, order Order, t Turn) (next Grant, stale bool) {
-	if cur.Revision != 0 && !cur.Login.Before(order) {
-		return cur, true
-	}
-	next = cur
-	next.Key = k
-	next.Version = max(cur.Version+1, t.Work.Mark.Version+1, t.Now.UnixMilli())
-	next.Recovered = cur.Status == ReauthRequired || cur.Status == Suspended
-	f := pair.Refresh.Fingerprint()
-	// The same tokens published again: what we have since made of them is newer, and they are spent.
-	if replay := cur.Status == Live && f != "" && (f == cur.Pair.Parent || f == cur.Fingerprint()); !replay {
-		next.Pair, next.Claim, next.Doubt, next.Verdict = pair, nil, nil, nil
-		next.RefreshedAt = time.Time{}
-	}
-	next.Status, next.Login, next.SavedBy = Live, order, t.Nonce
-	next.Cause, next.BeganAt, next.Progress, next.Pending, next.Refreshed = schema.Cause{}, time.Time{}, "", nil, false
-	next.Attempts, next.Outages, next.LastError = 0, 0, ""
-	next.LoginAt, next.ActiveAt = t.Now, t.Now
-	next.NextDueAt = t.Policy.Due(next.Pair, t.Now, t.Draw)
-	return next, false
-}
-
 func (g Grant) pending(typ schema.Type, data any) *Pending {
 	raw, err := json.Marshal(data)
 	if err != nil {
 		panic("grant: encode " + string(typ) + ": " + err.Error()) // structs of this module: cannot happen
 	}
-	return &Pending{ID: OutcomeID(g.Key, g.Cause.ID), Type: typ, Data: raw}
+	return &Pending{ID: OutcomeID(g.Key, g.Cause), Type: typ, Version: g.Version, Data: raw}
 }
 
 // OutcomeID is the id of the outcome that answers a cause for a grant: a redelivery publishes the same id again, so it is
-// stored once.
-func OutcomeID(k Key, cause string) string {
-	sum := sha256.Sum256([]byte("renewd outcome\x00" + k.Provider + "\x00" + k.User + "\x00" + cause))
+// stored once. A cause is its source and its id together.
+func OutcomeID(k Key, cause schema.Cause) string {
+	sum := sha256.Sum256([]byte("renewd outcome\x00" + k.Provider + "\x00" + k.User + "\x00" + cause.Source + "\x00" + cause.ID))
 	return base64.RawURLEncoding.EncodeToString(sum[:16])
 }
 
 // Event is the stored outcome of g as it is published.
 func (g Grant) Event(source string, now time.Time) schema.Event {
-	data := g.Pending.Data
-	if g.Pending.Type == schema.UserSynced && g.Profile != "" && !g.Pending.Stale {
+	return g.event(*g.Pending, source, now)
+}
+
+func (g Grant) event(p Pending, source string, now time.Time) schema.Event {
+	data := p.Data
+	if p.Type == schema.UserSynced && g.Profile != "" && !p.Stale {
 		data = withMember(data, "profile", string(g.Profile))
 	}
-	return schema.Event{
-		ID: g.Pending.ID, Source: source, Type: g.Pending.Type, Provider: g.Provider, User: g.User, Time: now.UTC(), Data: data,
-	}
+	return schema.Event{ID: p.ID, Source: source, Type: p.Type, Provider: g.Provider, User: g.User, Time: now.UTC(), Data: data}
 }
 
 // withMember is object, which is not empty, with one more member at its end.
@@ -308,6 +370,11 @@ func withMember(object json.RawMessage, name, value string) json.RawMessage {
 	out := make([]byte, 0, len(object)+len(name)+len(value)+len(`,"":`))
 	out = append(append(append(out, object[:len(object)-1]...), `,"`...), name...)
 	return append(append(append(out, `":`...), value...), '}')
+}
+
+// Deferred is the cause of work that was put off after whoever asked was told so.
+func Deferred(k Key, of schema.Cause) schema.Cause {
+	return schema.Cause{ID: "deferred-" + OutcomeID(k, of), Type: schema.CauseTimer, Source: "/renewd", Time: of.Time, Reason: "put off"}
 }
 
 // NextTimer is the work of the timer that g wants at, made so that arming it twice is arming it once.

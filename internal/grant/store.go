@@ -91,9 +91,12 @@ type Due struct {
 	ClaimedUntil time.Time // zero: not claimed
 }
 
-// Due is when g is to be renewed next.
+// Due is when g is to be looked at next: what is proven of it, or its candidate, whichever comes first.
 func (g Grant) Due() Due {
 	d := Due{Key: g.Key, Version: g.Version, Status: g.Status, At: g.NextDueAt}
+	if c := g.Candidate; c != nil && !c.NextDueAt.IsZero() && (d.At.IsZero() || c.NextDueAt.Before(d.At)) {
+		d.At = c.NextDueAt
+	}
 	if g.Claim != nil {
 		d.ClaimedUntil = g.Claim.Until
 	}

@@ -26,9 +26,11 @@ func (t Timer) Over(there Timer) Timer {
 	}
 	next, other := t, there
 	switch {
-	case t.Work.sameCause(there.Work):
+	case SameCause(t.Work.Cause, there.Work.Cause):
 		next.Work.Deferrals = max(t.Work.Deferrals, there.Work.Deferrals)
+	case t.Work.Names(there.Work):
 	case waits && !command,
+		there.Work.Names(t.Work),
 		waits && there.Work.Cause.Time.After(t.Work.Cause.Time),
 		!waits && !command && there.At.Before(t.At):
 		next, other = there, t
@@ -40,8 +42,11 @@ func (t Timer) Over(there Timer) Timer {
 	return next
 }
 
-func (w Work) sameCause(o Work) bool {
-	return w.Cause.ID == o.Cause.ID && w.Cause.Source == o.Cause.Source && w.Cause.Type == o.Cause.Type
+// Names reports whether, of two commands that become one renewal, w has to be the one that its outcome names, whichever is
+// newer: o is a login, and w is not. A login stays in the grant's record until it has an outcome; another command is
+// nowhere else.
+func (w Work) Names(o Work) bool {
+	return IsCommand(w.Cause) && w.Cause.Type != schema.UserLogin && o.Cause.Type == schema.UserLogin
 }
 
 // Stronger is w with the stronger want of both, and the latest that both know of the record.

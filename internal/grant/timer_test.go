@@ -19,6 +19,11 @@ func TestATimerIsArmedByOneRuleOfPrecedence(t *testing.T) {
 		c.Work.Cause.Type, c.Work.Cause.Time = schema.UserRefreshDue, at(asked)
 		return c
 	}
+	login := func(id string, due, asked int) grant.Timer {
+		c := command(id, due, asked, 0)
+		c.Work.Cause.Type = schema.UserLogin
+		return c
+	}
 	wants := func(t grant.Timer, want string, valid time.Duration) grant.Timer {
 		t.Work.Want, t.Work.MinValid = want, valid
 		return t
@@ -47,6 +52,9 @@ func TestATimerIsArmedByOneRuleOfPrecedence(t *testing.T) {
 			wants(command("r2", 9, 1, 6), "", time.Hour), wants(command("r1", 3, 0, 5), schema.WantTokens, time.Minute),
 			put(wants(command("r2", 0, 1, 0), schema.WantTokens, time.Hour), 3, 6),
 		},
+		"a request outlives a newer login":      {command("r", 3, 0, 5), login("l", 9, 1), put(command("r", 0, 0, 0), 3, 5)},
+		"and takes the place of an older one":   {login("l", 3, 0), command("r", 9, 1, 5), put(command("r", 0, 1, 0), 3, 5)},
+		"a login takes a timer's place":         {timer("a", 9, 0), login("l", 3, 1), login("l", 3, 1)},
 		"the same command counts its deferrals": {command("r1", 3, 0, 5), again, again},
 		"and never back":                        {again, command("r1", 9, 0, 5), again},
 	} {

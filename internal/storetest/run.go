@@ -85,7 +85,7 @@ func Full(k grant.Key) grant.Grant {
 		Claim:   &grant.Claim{Nonce: "n", Until: at(5), For: time.Millisecond, Fingerprint: "f", Cause: cause, Presented: true},
 		Doubt:   &grant.Doubt{Fingerprint: "f", Since: at(6)},
 		SavedBy: "nonce", Cause: cause, BeganAt: at(7), Progress: grant.Synced,
-		Pending:   &grant.Pending{ID: "o1", Type: schema.UserSynced, Data: json.RawMessage(`{"a":[1,2,{"b":null}]}`), Stale: true},
+		Pending:   &grant.Pending{ID: "o1", Type: schema.UserSynced, Version: 8, Data: json.RawMessage(`{"a":[1,2,{"b":null}]}`), Stale: true},
 		Refreshed: true, Recovered: true, Attempts: 3, Outages: 4, LastError: "provider_unavailable",
 		Profile: Profile(schema.Profile{
 			ID: k.User, Email: "jane@example.com", EmailVerified: &yes, Name: "Jane Döe", FirstName: "Jane", LastName: "Döe", Username: "jane",
@@ -93,8 +93,25 @@ func Full(k grant.Key) grant.Grant {
 			Organisations: []schema.Organisation{{ID: "o", Name: "O", Role: "Admin", Roles: []string{"Admin", "Member"}, Permissions: []string{"p"}}},
 			Raw:           json.RawMessage(`{"user_id":"x","properties":{"n":1.50,"odd":"\u0000é"}}`),
 		}),
-		Login: grant.Order{Stream: at(8), Sequence: 1 << 40}, NextDueAt: at(9), LoginAt: at(10), RefreshedAt: at(11), SyncedAt: at(12), FailedAt: at(13), ActiveAt: at(14),
+		Candidate: candidate(k, cause), Owed: []grant.Pending{{ID: "o0", Type: schema.UserReauthRequired, Version: 7, Data: json.RawMessage(`{}`)}},
+		Login: grant.Order{Stream: at(8), Sequence: 1 << 40, Time: at(15), SealedAt: at(16), Token: "t", Event: "e"}, NextDueAt: at(9), LoginAt: at(10), RefreshedAt: at(11), SyncedAt: at(12), FailedAt: at(13), ActiveAt: at(14),
 	}
+}
+
+// candidate is a login with every field set, due before the grant that it is beside.
+func candidate(k grant.Key, cause schema.Cause) *grant.Candidate {
+	c := &grant.Candidate{
+		Pair: grant.Pair{
+			Access: grant.NewSecret("c-acc-" + k.User), Refresh: grant.NewSecret("c-ref-" + k.User), ID: grant.NewSecret("c-id"), Scope: "openid",
+			ExpiresAt: at(20), Lifetime: time.Minute, SentAt: at(21), Parent: "c-parent",
+		},
+		Cause: cause, Answered: true, Login: grant.Order{Stream: at(22), Sequence: 9, Time: at(23), SealedAt: at(24), Token: "u", Event: "f"},
+	}
+	c.Status, c.Attempts, c.Outages, c.LastError = grant.Live, 1, 2, "x"
+	c.Verdict, c.Doubt = &grant.Verdict{Reason: "r", Fingerprint: "c", At: at(25), Again: at(26)}, &grant.Doubt{Fingerprint: "c", Since: at(27)}
+	c.FailedAt, c.RefreshedAt, c.NextDueAt = at(28), at(29), at(5)
+	c.Next = &grant.Candidate{Pair: grant.Pair{Access: grant.NewSecret("n-acc"), Refresh: grant.NewSecret("n-ref")}, Cause: cause}
+	return c
 }
 
 // Profile encodes p, whose Raw must be JSON.
@@ -173,8 +190,14 @@ func insert(t *testing.T, s grant.Store, g grant.Grant) grant.Grant {
 func testRoundTrip(t *testing.T, s grant.Store) {
 	want := Full(jane)
 	for v, i := reflect.ValueOf(want), 0; i < v.NumField(); i++ {
-		if name := v.Type().Field(i).Name; v.Field(i).IsZero() && name != "Revision" && name != "Kept" {
+		if f := v.Type().Field(i); v.Field(i).IsZero() && f.IsExported() && f.Name != "Revision" && f.Name != "Kept" {
+			name := f.Name
 			t.Errorf("Full leaves %s empty: set it there, and keep it in every store", name)
+		}
+	}
+	for c, i := reflect.ValueOf(*want.Candidate), 0; i < c.NumField(); i++ {
+		if c.Field(i).IsZero() {
+			t.Errorf("Full leaves the candidate's %s empty", c.Type().Field(i).Name)
 		}
 	}
 	want = insert(t, s, want)
@@ -230,7 +253,11 @@ func flat(t *testing.T, g grant.Grant) string {
 	raw, err := json.MarshalIndent(g, "", " ")
 	must(t, err)
 	p := g.Pair
-	return fmt.Sprintf("%s\n%s %s %s", raw, p.Access.Reveal(), p.Refresh.Reveal(), p.ID.Reveal())
+	text := fmt.Sprintf("%s\n%s %s %s", raw, p.Access.Reveal(), p.Refresh.Reveal(), p.ID.Reveal())
+	for c := g.Candidate; c != nil; c = c.Next {
+		text += fmt.Sprintf("\n%s %s %s", c.Pair.Access.Reveal(), c.Pair.Refresh.Reveal(), c.Pair.ID.Reveal())
+	}
+	return text
 }
 
 func testIDs(t *testing.T, s grant.Store) {
