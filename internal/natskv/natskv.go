@@ -244,7 +244,7 @@ type record struct {
 }
 
 func (s *Store) encode(g grant.Grant) ([]byte, error) {
-	sealed, err := grant.SealPair(s.config.Cipher, grant.PurposeStore, g.Key, g.Version, g.Pair)
+	sealed, err := grant.SealTokens(s.config.Cipher, g)
 	if err != nil {
 		return nil, err
 	}
@@ -261,10 +261,6 @@ func (s *Store) decode(k grant.Key, raw []byte, rev uint64) (grant.Grant, error)
 	if damage != nil {
 		return g, fmt.Errorf("%w: it is damaged: %w", grant.ErrUnreadable, damage)
 	}
-	pair, err := grant.OpenPair(s.config.Cipher, grant.PurposeStore, k, g.Version, r.Sealed)
-	if err != nil {
-		return g, fmt.Errorf("%w: %w", grant.ErrUnreadable, err)
-	}
-	g.Pair = pair
-	return g, nil
+	err := grant.OpenTokens(s.config.Cipher, &g, r.Sealed)
+	return g, err
 }

@@ -48,6 +48,10 @@ type state struct {
 	Refreshed bool           `json:"refreshed,omitempty"`
 	Recovered bool           `json:"recovered,omitempty"`
 	Login     grant.Order    `json:"login,omitzero"`
+	// Candidate is there with the grant's own due time, since the column has that of whichever comes first.
+	Candidate *grant.Candidate `json:"candidate,omitempty"`
+	NextDueAt time.Time        `json:"next_due_at,omitzero"`
+	Owed      []grant.Pending  `json:"owed,omitempty"`
 }
 
 // claimRest is what of a claim has no column of its own. Presented is last and always there:
@@ -60,13 +64,17 @@ type claimRest struct {
 }
 
 func rowOf(c grant.Cipher, g grant.Grant) (*row, error) {
-	tokens, err := grant.SealPair(c, grant.PurposeStore, g.Key, g.Version, g.Pair)
+	tokens, err := grant.SealTokens(c, g)
 	if err != nil {
 		return nil, err
 	}
-	rest, err := json.Marshal(state{
-		g.SavedBy, g.Verdict, g.Doubt, g.Cause, g.BeganAt, g.Progress, g.Pending, g.Refreshed, g.Recovered, g.Login,
-	})
+	s := state{
+		g.SavedBy, g.Verdict, g.Doubt, g.Cause, g.BeganAt, g.Progress, g.Pending, g.Refreshed, g.Recovered, g.Login, g.Candidate, time.Time{}, g.Owed,
+	}
+	if g.Candidate != nil {
+		s.NextDueAt = g.NextDueAt
+	}
+	rest, err := json.Marshal(s)
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +82,7 @@ func rowOf(c grant.Cipher, g grant.Grant) (*row, error) {
 		key: g.Key, was: int64(g.Revision), revision: int64(g.Revision) + 1, version: g.Version, status: string(g.Status),
 		fingerprint: g.Fingerprint(), tokens: tokens, attempts: int32(g.Attempts), outages: int32(g.Outages), lastError: g.LastError, state: string(rest),
 		times: [7]pgtype.Timestamptz{
-			stamp(g.Pair.ExpiresAt), stamp(g.NextDueAt), stamp(g.LoginAt), stamp(g.RefreshedAt), stamp(g.SyncedAt), stamp(g.FailedAt), stamp(g.ActiveAt),
+			stamp(g.Pair.ExpiresAt), stamp(g.Due().At), stamp(g.LoginAt), stamp(g.RefreshedAt), stamp(g.SyncedAt), stamp(g.FailedAt), stamp(g.ActiveAt),
 		},
 	}
 	if g.Revision == 0 {
@@ -158,7 +166,10 @@ func (r *row) grant(c grant.Cipher) (grant.Grant, error) {
 	var s state
 	damage := json.Unmarshal([]byte(r.state), &s) // fills what it can
 	g.SavedBy, g.Verdict, g.Doubt, g.Cause, g.BeganAt, g.Progress, g.Pending = s.SavedBy, s.Verdict, s.Doubt, s.Cause, s.BeganAt, s.Progress, s.Pending
-	g.Refreshed, g.Recovered, g.Login = s.Refreshed, s.Recovered, s.Login
+	g.Refreshed, g.Recovered, g.Login, g.Candidate, g.Owed = s.Refreshed, s.Recovered, s.Login, s.Candidate, s.Owed
+	if g.Candidate != nil {
+		g.NextDueAt = s.NextDueAt
+	}
 	if damage != nil {
 		damage = fmt.Errorf("state: %w", damage)
 	}
@@ -169,12 +180,8 @@ func (r *row) grant(c grant.Cipher) (grant.Grant, error) {
 	if damage != nil {
 		return g, fmt.Errorf("%w: it is damaged: %w", grant.ErrUnreadable, damage)
 	}
-	pair, err := grant.OpenPair(c, grant.PurposeStore, g.Key, g.Version, r.tokens)
-	if err != nil {
-		return g, fmt.Errorf("%w: %w", grant.ErrUnreadable, err)
-	}
-	g.Pair = pair
-	return g, nil
+	err = grant.OpenTokens(c, &g, r.tokens)
+	return g, err
 }
 
 func scan(rows pgx.Rows, more ...any) (*row, error) {
