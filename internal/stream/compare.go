@@ -67,9 +67,12 @@ func (w *comparer) page(ctx context.Context, page []grant.Listed) error {
 	group.SetLimit(comparisons)
 	for _, l := range page {
 		group.Go(func() error {
-			if l.Err != nil {
+			switch {
+			case l.Err != nil:
 				w.count(l.Grant, &w.Unreadable)
 				return nil
+			case l.Status == grant.Forgotten:
+				return nil // it keeps the place of an erased user's logins, no more
 			}
 			return w.grant(ctx, l.Grant)
 		})

@@ -11,7 +11,7 @@
 // precedence (grant.Timer.Over), a request adds to what waits (Engine.Request), a newer login stays
 // before an older one (Engine.DeferLogin), and the Reconciler replaces nothing that waits. All of
 // that is compare-and-swap on the last sequence of a subject. Engine.Wake alone replaces whatever
-// there is: it is for a login, after which nothing older counts.
+// there is: it is for an operator's word.
 //
 // A message that somebody else wrote, or that is damaged, is taken for none and told to the log
 // once: it stops nobody.

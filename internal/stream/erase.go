@@ -22,7 +22,7 @@ func (e *Engine) NewestLogin(ctx context.Context) (grant.Order, error) {
 		return grant.Order{}, fmt.Errorf("stream %s: %w", name, err)
 	}
 	info := s.CachedInfo()
-	return grant.Order{Stream: info.Created.UTC(), Sequence: info.State.LastSeq}, nil
+	return grant.Order{Stream: info.Created.UTC(), Sequence: info.State.LastSeq, Time: info.State.LastTime.UTC()}, nil
 }
 
 // Erase removes everything about the user at this provider from the streams: commands, timer,

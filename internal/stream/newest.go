@@ -23,7 +23,7 @@ func (e *Engine) Newest(ctx context.Context, k grant.Key) (grant.Mark, error) {
 	})
 	group.Go(func() error {
 		p, found, err := e.Parked(ctx, k)
-		if found {
+		if found && !p.Candidate { // which says nothing of the record's own state
 			parcel = grant.Mark{Version: p.Version, Token: parkedToken}
 		}
 		return err

@@ -15,6 +15,8 @@ import (
 const (
 	headerVersion = "renewd-version"
 	headerParent  = "renewd-parent"
+	// headerCandidate marks the pair of a login that is not proven.
+	headerCandidate = "renewd-candidate"
 )
 
 // Park stores the parcel in place of any other of this grant, and returns its sequence.
@@ -22,6 +24,9 @@ func (e *Engine) Park(ctx context.Context, k grant.Key, p grant.Parcel) (sequenc
 	h := schema.Header{}
 	h.Set(headerVersion, strconv.FormatInt(p.Version, 10))
 	h.Set(headerParent, p.Parent)
+	if p.Candidate {
+		h.Set(headerCandidate, "true")
+	}
 	ack, err := e.publish(ctx, Parked, e.parked(k), h, p.Sealed)
 	if err != nil {
 		return 0, fmt.Errorf("park pair of %s: %w", k, err)
@@ -52,7 +57,7 @@ func parcelOf(m *jetstream.RawStreamMsg) (grant.Parcel, error) {
 	if err != nil {
 		return grant.Parcel{}, fmt.Errorf("header %s: %w", headerVersion, err)
 	}
-	return grant.Parcel{Version: version, Parent: h.Get(headerParent), Sealed: m.Data, Sequence: m.Sequence, Time: m.Time}, nil
+	return grant.Parcel{Version: version, Parent: h.Get(headerParent), Candidate: h.Get(headerCandidate) != "", Sealed: m.Data, Sequence: m.Sequence, Time: m.Time}, nil
 }
 
 // Unpark removes the parcel that Parked returned, and leaves a newer one. Sequence 0 removes whatever there is.

@@ -318,6 +318,11 @@ func (x *walking) late(ctx context.Context, d grant.Due) error {
 		return fmt.Errorf("look whether %s waits: %w", d.Key, err)
 	case due.sequence != 0:
 		return nil
+	case timer.ours && timer.Work.Mark.Version < d.Version && !grant.IsCommand(timer.Work.Cause) && timer.Work.Deferrals == 0 && timer.At.Sub(d.At) > x.Overdue:
+		// It is of before the record was due: the one that was set since, or a wake, is lost.
+		return x.repair(ctx, d, "wake", &x.found.Woken, func() (bool, error) {
+			return true, x.Engine.Request(ctx, d.Key, repair(d))
+		})
 	case timer.ours && x.Engine.Now().Sub(timer.At) <= x.Overdue:
 		return nil
 	case !timer.ours: // none, or somebody else's

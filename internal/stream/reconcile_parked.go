@@ -70,7 +70,7 @@ func (x *walking) parcel(ctx context.Context, m *jetstream.RawStreamMsg) error {
 	return err
 }
 
-// leftOver reports whether the store has gone on without the parcel: its parent is no longer the
+// leftOver reports whether the store has gone on without the parcel: its parent is no longer a
 // stored token, as a later pair was saved or a login is there; or, where the provider gives the
 // same token again, the record was refreshed since.
 func leftOver(p grant.Parcel, g grant.Grant) bool {
@@ -80,5 +80,6 @@ func leftOver(p grant.Parcel, g grant.Grant) bool {
 	if p.Parent == "" || p.Version > g.Version {
 		return false
 	}
-	return p.Parent != g.Fingerprint() || g.RefreshedAt.After(p.Time)
+	holder, ok := g.Holder(p.Parent)
+	return !ok || holder.RefreshedAt.After(p.Time)
 }

@@ -71,3 +71,28 @@ func TestARequestThatWantsNoMoreKeepsThePlaceInTheQueue(t *testing.T) {
 	ack(t, m)
 	ack(t, renewal(t, js))
 }
+
+// A login is in the grant's record as well: a command that waits with it keeps the outcome's cause, whichever came first.
+func TestALoginNeverTakesACommandsPlace(t *testing.T) {
+	js, e := fresh(t)
+	ctx := t.Context()
+	asked, login := command("asked"), command("login")
+	login.Cause.Type = schema.UserLogin
+	must(t, e.Request(ctx, alice, asked))
+	must(t, e.Request(ctx, alice, login))
+	if w, _ := dueNow(t, js, e, alice); w.Cause != asked.Cause {
+		t.Errorf("a login took the place of a request: %+v", w)
+	}
+	must(t, e.Cancel(ctx, alice))
+	must(t, e.Request(ctx, alice, login))
+	must(t, e.Request(ctx, alice, asked))
+	if w, _ := dueNow(t, js, e, alice); w.Cause != asked.Cause {
+		t.Errorf("a request was taken for answered by a login: %+v", w)
+	}
+	must(t, e.Cancel(ctx, alice))
+	must(t, e.Arm(ctx, alice, time.Now().Add(time.Hour), asked))
+	must(t, e.Request(ctx, alice, login))
+	if w, _ := dueNow(t, js, e, alice); w.Cause != asked.Cause {
+		t.Errorf("a login took the place of a request that waited: %+v", w)
+	}
+}

@@ -155,7 +155,8 @@ func (e *Engine) wake(ctx context.Context, k grant.Key, w grant.Work, condition 
 // of the command and of what it replaces, and the latest that they know of the grant's record. It
 // changes nothing where a command that wants as much waits and nobody has looked at it yet: that
 // one's outcome answers this one too, and a user for whom is asked often keeps the place in the
-// queue.
+// queue. A login waits in the grant's record as well, so it never takes the place of another
+// command: see grant.Work.Names.
 func (e *Engine) Request(ctx context.Context, k grant.Key, w grant.Work) error {
 	for round := range rounds {
 		timer, due, err := e.waits(ctx, k)
@@ -163,7 +164,12 @@ func (e *Engine) Request(ctx context.Context, k grant.Key, w grant.Work) error {
 			return fmt.Errorf("request %s: %w", k, err)
 		}
 		want := w.Stronger(timer.Work).Stronger(due.Work)
-		if due.ours && grant.IsCommand(due.Work.Cause) && due.Work.Covers(want) {
+		for _, waiting := range []standing{due, timer} {
+			if waiting.ours && waiting.Work.Names(want) {
+				want.Cause = waiting.Work.Cause
+			}
+		}
+		if due.ours && grant.IsCommand(due.Work.Cause) && !w.Names(due.Work) && due.Work.Covers(want) {
 			if queued, err := e.queued(ctx, k, due.sequence); queued || err != nil {
 				return err
 			}

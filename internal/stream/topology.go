@@ -53,6 +53,8 @@ const (
 	commandMaxAge   = 7 * 24 * time.Hour
 	commandMaxBytes = 64 << 10 // a login carries two tokens, which may be large JWTs
 	commandInHand   = 1000     // over the whole cluster; workers fetch only what they have slots for
+	// A login says all there is to say; requests differ in what they want, so some of each user are kept until they are read.
+	loginsKept, requestsKept = 1, 8
 )
 
 // Topology is everything renewd needs on a NATS server. The zero value of a field stands for its default; WithDefaults
@@ -131,8 +133,8 @@ func (t Topology) Validate() error {
 // would.
 func (t Topology) Streams() []jetstream.StreamConfig {
 	streams := []jetstream.StreamConfig{
-		t.commands(Logins, schema.UserLogin, "Logins, sealed. The newest of a user wins; each goes once it is processed."),
-		t.commands(Requests, schema.UserRefreshDue, "Requests to renew. A newer one of a user replaces one nobody looked at yet."),
+		t.commands(Logins, schema.UserLogin, loginsKept, "Logins, sealed. The newest of a user wins; each goes once it is processed."),
+		t.commands(Requests, schema.UserRefreshDue, requestsKept, "Requests to renew. Of those that nobody looked at yet the newest of each user stay."),
 		t.renewals(),
 		t.outcomes(),
 		t.parked(),
@@ -155,11 +157,11 @@ func (t Topology) stream(base, why string) jetstream.StreamConfig {
 
 // commands takes everything below its type, malformed subjects too, so that they are rejected where an operator sees it.
 // Discard old rather than new: publishing always succeeds, and what counts is the newest.
-func (t Topology) commands(base string, of schema.Type, why string) jetstream.StreamConfig {
+func (t Topology) commands(base string, of schema.Type, kept int64, why string) jetstream.StreamConfig {
 	s := t.stream(base, why)
 	s.Subjects = []string{t.subject(string(of)) + ".>"}
 	s.Retention = jetstream.WorkQueuePolicy
-	s.MaxMsgsPerSubject = 1
+	s.MaxMsgsPerSubject = kept
 	s.MaxAge = commandMaxAge
 	s.MaxMsgSize = commandMaxBytes
 	s.Duplicates = min(t.Duplicates, s.MaxAge)
