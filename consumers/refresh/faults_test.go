@@ -176,8 +176,11 @@ func TestALoginThatWaitsHoldsTheVerdict(t *testing.T) {
 	w.fire()
 	w.loginWaits = true
 	w.advance(policy.ConfirmMin / 3)
-	if err := w.deliver(context.Background(), work("r1"), 1); err == nil || len(w.outcomes) != 0 {
+	if err := w.deliver(context.Background(), work("r1"), 1); err != nil || len(w.outcomes) != 0 {
 		t.Fatalf("%v, told %v", err, w.outcomes)
+	}
+	if g := mustStored(w); g.Claim != nil || g.Doubt != nil {
+		t.Errorf("a refusal that was held is presented again as if nobody knew how it ended: claim %v", g.Claim)
 	}
 	w.loginWaits = false
 	w.login("b", 90*time.Second)

@@ -48,6 +48,9 @@ func (t *task) suspend(ctx context.Context, g grant.Grant) error {
 	if done, err := t.unparkNewer(ctx, g); done || err != nil {
 		return err
 	}
+	if err := t.noLoginWaits(ctx); err != nil {
+		return err
+	}
 	g, err := t.update(ctx, g, func(cur grant.Grant) (grant.Grant, bool) {
 		if grant.Decide(cur, t.work, t.provider.Policy, t.Stream.Now()) != grant.Suspend {
 			return cur, false
@@ -70,13 +73,12 @@ func (t *task) unparkNewer(ctx context.Context, g grant.Grant) (done bool, _ err
 	if err != nil {
 		return false, consumers.Retry(err, time.Second)
 	}
-	if !ok || parcel.Version < t.work.Mark.Version {
+	if !ok || parcel.Candidate || parcel.Version < t.work.Mark.Version {
 		return false, nil
 	}
 	pair, err := grant.OpenPair(t.Cipher, grant.PurposePark, t.key, parcel.Version, parcel.Sealed)
 	if err != nil {
-		t.Logger.Error("a parked pair cannot be opened; is a key missing from the keyring?", "grant", t.key, "error", err)
-		return false, nil
+		return false, t.unopened(err)
 	}
 	g, err = t.applyParked(ctx, g, parcel, pair)
 	if err != nil {
@@ -88,7 +90,7 @@ func (t *task) unparkNewer(ctx context.Context, g grant.Grant) (done bool, _ err
 // missing is for work on a grant that is not in the store. A timer is only ever set for one that is there: unless the user
 // was erased, the store has lost the record, and somebody must say so.
 func (t *task) missing(ctx context.Context) error {
-	if grant.IsCommand(t.work.Cause) || t.work.Mark.Version == 0 {
+	if grant.IsCommand(t.given.Cause) || t.work.Mark.Version == 0 {
 		return t.answer(ctx, grant.Mark{}, schema.ReasonUnknownGrant)
 	}
 	newest, err := t.Stream.Newest(ctx, t.key)

@@ -7,26 +7,29 @@ import (
 
 	"github.com/renewd/renewd/consumers"
 	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/schema"
 )
 
-// quiet is how long the provider is to be left alone; 0 when it may be asked. The user's own login
-// is looked at only where others wait: who has signed in since does not wait behind those who are
-// refused.
-func (t *task) quiet(ctx context.Context) time.Duration {
-	if t.provider.Guard == nil {
+// quiet is how long the provider is to be left alone; 0 when it may be asked. g, which may not be read yet, is looked at only
+// where others wait: who has signed in since does not wait behind those who are refused.
+func (t *task) quiet(ctx context.Context, g grant.Grant) time.Duration {
+	if t.provider.Guard == nil || t.provider.Guard.Wait() == 0 {
 		return 0
 	}
-	wait := t.provider.Guard.Wait()
-	if wait > 0 {
-		if g, err := t.Store.Load(ctx, t.key); err == nil {
-			wait = t.provider.Guard.WaitSince(g.LoginAt)
+	if g.Revision == 0 {
+		stored, err := t.Store.Load(ctx, t.key)
+		if err != nil {
+			return t.provider.Guard.Wait()
 		}
+		g = t.turned(stored)
 	}
-	return wait
+	if g.OnCandidate() {
+		return t.provider.Guard.WaitSince(g.Login.Time)
+	}
+	return t.provider.Guard.WaitSince(g.LoginAt)
 }
 
-// later puts the work off: the same cause again when the wait is over, spread so that not all come
-// at once.
+// later puts the work off: the same cause again when the wait is over, spread so that not all come at once.
 func (t *task) later(ctx context.Context, wait time.Duration) error {
 	spread := time.Duration(t.Rand() * float64(min(wait, 30*time.Second)))
 	if err := t.Stream.Arm(ctx, t.key, t.Stream.Now().Add(wait+spread), t.work); err != nil {
@@ -35,33 +38,47 @@ func (t *task) later(ctx context.Context, wait time.Duration) error {
 	return nil
 }
 
-// report tells the guard how a presentation ended.
+// report tells the guard how a call ended. Of a candidate only what says nothing of its tokens counts: whoever publishes
+// garbage must not make a provider look ill, or its users gone.
 func (t *task) report(g grant.Grant, f *grant.Fault) {
-	if t.provider.Guard != nil {
-		t.provider.Guard.Report(f, g.Verdict != nil && g.Verdict.Fingerprint == g.Fingerprint())
+	switch {
+	case t.provider.Guard == nil:
+	case g.OnCandidate() && f != nil && f.Class != grant.Throttled && f.Class != grant.Unsent:
+	default:
+		again := f != nil && g.Verdict != nil && (g.Verdict.Fingerprint == g.Fingerprint() || g.Verdict.Fingerprint == g.Pair.Access.Fingerprint())
+		t.provider.Guard.Report(f, again)
 	}
 }
 
-// hold asks why a refusal must not end the grant now: the first two never do, the third one needs
-// the guard's word.
-func (t *task) hold(ctx context.Context, g grant.Grant, f *grant.Fault, presented string) (string, error) {
+// hold asks why a refusal must not be final now: the first two never are, the third one needs the guard's word. Of an access
+// token it also needs that userinfo has named somebody since the second one, for it may refuse everybody. What cannot be asked
+// holds it too.
+func (t *task) hold(ctx context.Context, g grant.Grant, f *grant.Fault, refused string) (reason string) {
 	v := g.Verdict
-	if f.Class != grant.Permanent || v == nil || v.Fingerprint != presented || !t.provider.Policy.Final(*v, t.Stream.Now()) {
-		return "", nil
+	if f.Class != grant.Permanent || v == nil || v.Fingerprint != refused || !t.provider.Policy.Final(*v, t.Stream.Now(), g.NextDueAt) {
+		return ""
 	}
-	if waits, err := t.Stream.LoginWaits(ctx, t.key); waits || err != nil {
-		return "", errors.Join(err, errLoginWaits) // who has just signed in is not told to
+	if f.Op == "userinfo" && t.provider.named.Load() < v.Again.UnixNano() {
+		return schema.ReasonNobodyRenewed
+	}
+	if waits, err := t.Stream.LoginWaits(ctx, t.key); !g.OnCandidate() && (waits || err != nil || g.Candidate != nil) {
+		return schema.ReasonUnweighed // who has just signed in is not told to
 	}
 	if t.provider.Guard == nil {
-		return "", nil
+		return ""
 	}
-	return t.provider.Guard.Hold(ctx, *v)
+	reason, err := t.provider.Guard.Hold(ctx, *v)
+	if err != nil {
+		t.Logger.Warn("a refusal could not be weighed against what others were told; it is asked for again", "grant", t.key, "error", err)
+		return schema.ReasonUnweighed
+	}
+	return reason
 }
 
 var errLoginWaits = errors.New("a newer login of this user is about to be stored")
 
-// pace waits for one call of the provider's rate limit. Each call has its own, but for a replay: it
-// must come before the grace window is over.
+// pace waits for one call of the provider's rate. Each call has its own, but for a replay: it must come before the grace
+// window is over.
 func (t *task) pace(ctx context.Context) error {
 	if t.provider.Limiter == nil {
 		return nil

@@ -17,6 +17,7 @@ type quietGuard struct {
 	until   time.Time
 	faults  []*grant.Fault
 	permits int
+	hold    error // what it says of a refusal
 }
 
 func (q *quietGuard) Report(f *grant.Fault, _ bool) {
@@ -32,7 +33,7 @@ func (q *quietGuard) WaitSince(login time.Time) time.Duration {
 	}
 	return q.Wait()
 }
-func (q *quietGuard) Hold(context.Context, grant.Verdict) (string, error) { return "", nil }
+func (q *quietGuard) Hold(context.Context, grant.Verdict) (string, error) { return "", q.hold }
 
 func guarded(w *world) (*refresh.Consumer, *quietGuard) {
 	c, q := w.consumer(), &quietGuard{w: w}

@@ -3,6 +3,7 @@ package refresh
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -59,7 +60,7 @@ func (s *spare) park(ctx context.Context) (sequence uint64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	return s.task.Stream.Park(ctx, s.task.key, grant.Parcel{Version: s.grant.Version, Parent: pair.Parent, Sealed: sealed})
+	return s.task.Stream.Park(ctx, s.task.key, grant.Parcel{Version: s.grant.Version, Parent: pair.Parent, Candidate: s.grant.OnCandidate(), Sealed: sealed})
 }
 
 // drop removes the parked pair: the store has it, or a newer one. Another worker's is left alone.
@@ -90,16 +91,26 @@ func (t *task) unpark(ctx context.Context, c *claimed, g grant.Grant) (_ grant.G
 	// token that it was got with.
 	pair, err := grant.OpenPair(t.Cipher, grant.PurposePark, t.key, parcel.Version, parcel.Sealed)
 	if err != nil {
-		t.Logger.Error("a parked pair cannot be opened; is a key missing from the keyring?", "grant", t.key, "error", err)
-		return g, false, nil
+		// The token may be spent, and what it was spent for is in there. Another worker may have the key.
+		c.release()
+		return g, false, errors.Join(t.unopened(err), t.giveBack(ctx, g))
 	}
 	if pair.Parent != presented {
-		t.discard(ctx, parcel.Sequence) // about a token that is no longer the stored one
+		if !g.AsStored().Holds(pair.Parent) {
+			t.discard(ctx, parcel.Sequence) // about a token that is no longer a stored one
+		}
 		return g, false, nil
 	}
 	c.release()
 	g, err = t.applyParked(ctx, g, parcel, pair)
 	return g, err == nil, err
+}
+
+// unopened is what becomes of work on a grant whose parked pair cannot be opened: it waits, and presents nothing.
+func (t *task) unopened(err error) error {
+	t.Logger.Error("a parked pair cannot be opened: the refresh token that it replaces is not presented", "grant", t.key, "error", err,
+		"hint", "is a key missing from this worker's keyring? The user's next login ends this as well")
+	return consumers.Retry(fmt.Errorf("%w: parked pair: %w", grant.ErrUnreadable, err), time.Second)
 }
 
 // applyParked stores a parked pair.
@@ -113,6 +124,22 @@ func (t *task) applyParked(ctx context.Context, g grant.Grant, parcel grant.Parc
 	t.Logger.Info("applied a parked pair", "grant", t.key)
 	t.discard(ctx, parcel.Sequence)
 	return g, nil
+}
+
+// parkedFirst looks, where a grant has several sides, whether a pair of one of them is parked: that side has to come first,
+// since a pair of another would take the place.
+func (t *task) parkedFirst(ctx context.Context, g grant.Grant) error {
+	if g.Candidate == nil || t.first != "" {
+		return nil
+	}
+	parcel, found, err := t.Stream.Parked(ctx, t.key)
+	if err != nil {
+		return consumers.Retry(err, time.Second)
+	}
+	if found && g.Holds(parcel.Parent) {
+		t.first = parcel.Parent
+	}
+	return nil
 }
 
 // discard removes the grant's parked pair. If that fails it does no harm, since its parent is spent: the reconciler will.

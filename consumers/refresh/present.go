@@ -16,15 +16,16 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// refresh claims the grant, presents its refresh token once, and saves what comes back before anything else.
-func (t *task) refresh(ctx context.Context) error {
-	if wait := t.quiet(ctx); wait > 0 {
+// refresh claims the grant, presents its refresh token once, and saves what comes back before anything else. decided is the
+// record that asked for it, on its side; the zero Grant if none was looked at.
+func (t *task) refresh(ctx context.Context, decided grant.Grant) error {
+	if wait := t.quiet(ctx, decided); wait > 0 {
 		return t.later(ctx, wait)
 	}
 	if err := t.pace(ctx); err != nil {
 		return err
 	}
-	claim, g, err := t.claim(ctx)
+	claim, g, err := t.claim(ctx, decided)
 	if err != nil {
 		return err
 	}
@@ -97,50 +98,77 @@ func (c *claimed) release() {
 }
 
 // claim takes the grant for one presentation, and decides again on the record as it is under the claim.
-func (t *task) claim(ctx context.Context) (*claimed, grant.Grant, error) {
+func (t *task) claim(ctx context.Context, decided grant.Grant) (*claimed, grant.Grant, error) {
 	c := &claimed{}
 	asked := t.Stream.Now()
 	c.since.Store(&asked)
 	request := grant.ClaimRequest{Nonce: t.nonce, For: t.ClaimFor, Cause: t.work.Cause, Presented: true}
-	g, prior, err := t.Store.Claim(ctx, t.key, request)
+	if decided.OnCandidate() {
+		request.Fingerprint = decided.Fingerprint()
+	}
+	stored, prior, err := t.Store.Claim(ctx, t.key, request)
 	switch {
 	case errors.Is(err, grant.ErrNotFound):
-		return nil, g, errAgain
+		return nil, stored, errAgain
 	case err != nil:
-		return nil, g, consumers.Retry(err, time.Second)
+		return nil, stored, consumers.Retry(err, time.Second)
 	}
-	g = g.Resumed(t.turn())
-	t.work.Mark = t.work.Mark.Newest(g.Mark())
-	if prior != nil && prior.Nonce != t.nonce && prior.Presented && prior.Fingerprint == g.Fingerprint() {
+	t.work.Mark, t.seen = t.work.Mark.Newest(stored.Mark()), asked
+	if prior != nil && prior.Nonce != t.nonce && prior.Presented && stored.Holds(prior.Fingerprint) {
 		t.Logger.Warn("a presentation of this refresh token ended unknown", "grant", t.key, "cause", prior.Cause.ID)
-		g = g.Doubted(prior.Until)
+		stored = stored.Unknown(*prior)
 	}
-	unclaimed := g
+	t.note(stored)
+	unclaimed := stored
 	unclaimed.Claim = nil
-	if grant.Decide(unclaimed, t.work, t.provider.Policy, t.Stream.Now()) != grant.Refresh {
-		// Somebody else was faster. Give the claim back: nothing was presented under it.
-		if _, err := t.Store.Save(ctx, unclaimed); err != nil && !errors.Is(err, grant.ErrConflict) {
-			return nil, g, consumers.Retry(err, time.Second)
-		}
-		return nil, g, errAgain
+	if err := t.parkedFirst(ctx, unclaimed); err != nil {
+		return nil, stored, errors.Join(err, t.giveBack(ctx, unclaimed))
 	}
-	t.m.Hold(func(ctx context.Context) error {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.over {
-			return nil
+	g := t.turned(unclaimed).Resumed(t.turn())
+	if !t.presents(g, request) {
+		if err := t.giveBack(ctx, unclaimed); err != nil {
+			return nil, g, err
 		}
-		before := t.Stream.Now()
-		_, _, err := t.Store.Claim(ctx, t.key, request)
-		if err == nil {
-			c.since.Store(&before)
-		}
-		if errors.Is(err, grant.ErrClaimed) || errors.Is(err, grant.ErrNotFound) {
-			return fmt.Errorf("%w: %w", consumers.ErrLeaseLost, err)
-		}
-		return err
-	})
+		return nil, g, errAgain // somebody else was faster
+	}
+	g.Claim = stored.Claim
+	request.Extend = true
+	t.m.Hold(func(ctx context.Context) error { return t.extend(ctx, c, request) })
 	return c, g, nil
+}
+
+// giveBack ends a claim under which nothing was presented.
+func (t *task) giveBack(ctx context.Context, g grant.Grant) error {
+	g = g.AsStored()
+	g.Claim = nil
+	if _, err := t.Store.Save(ctx, g); err != nil && !errors.Is(err, grant.ErrConflict) {
+		return consumers.Retry(err, time.Second)
+	}
+	return nil
+}
+
+// presents reports whether g, as it is without the claim, still wants the token presented that the claim was taken for.
+func (t *task) presents(g grant.Grant, r grant.ClaimRequest) bool {
+	same := !g.OnCandidate() && r.Fingerprint == "" || g.OnCandidate() && r.Fingerprint == g.Fingerprint()
+	return same && grant.Decide(g, t.work, t.provider.Policy, t.Stream.Now()) == grant.Refresh
+}
+
+// extend prolongs the claim with the lease.
+func (t *task) extend(ctx context.Context, c *claimed, request grant.ClaimRequest) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.over {
+		return nil
+	}
+	before := t.Stream.Now()
+	_, _, err := t.Store.Claim(ctx, t.key, request)
+	if err == nil {
+		c.since.Store(&before)
+	}
+	if errors.Is(err, grant.ErrClaimed) || errors.Is(err, grant.ErrNotFound) {
+		return fmt.Errorf("%w: %w", consumers.ErrLeaseLost, err)
+	}
+	return err
 }
 
 var errClaimOver = errors.New("the claim ran out before the provider answered, and could not be extended")
@@ -158,8 +186,12 @@ func (t *task) present(ctx context.Context, c *claimed, g grant.Grant) (grant.To
 	call, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer end(nil)
 	stop := c.watch(t.Stream.Now, t.ClaimFor, func() { end(errClaimOver) })
+	sent := t.Stream.Now() // by the clock that all workers share
 	tokens, err := t.provider.Client.Refresh(call, g.Pair.Refresh)
 	stop()
+	if tokens.SentAt.IsZero() {
+		tokens.SentAt = sent
+	}
 	fault := asFault("refresh", err)
 	t.meters.called(ctx, t.key.Provider, "refresh", fault, time.Since(began))
 	t.report(g, fault)
@@ -216,17 +248,19 @@ func (t *task) savePair(ctx context.Context, g grant.Grant, tokens grant.Tokens)
 	}
 }
 
-// savePairOnce tries to store the pair on top of *g, and moves *g to the newest record on a conflict. A record with an older
-// version than *g is no newer login: the store was restored meanwhile, and this pair is the newest there is.
+// savePairOnce tries to store the pair on top of *g, and moves *g to the newest record on a conflict.
 func (t *task) savePairOnce(ctx context.Context, g *grant.Grant, tokens grant.Tokens, presented string) (grant.Grant, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	for {
 		next := g.Rotated(t.turn(), tokens, presented)
-		rev, err := t.Store.Save(ctx, next)
+		rev, err := t.Store.Save(ctx, next.AsStored())
 		if err == nil {
-			next.Revision = rev
-			t.rotated, t.work.Mark = &rotated{next.Mark(), tokens}, next.Mark()
+			next.Revision, t.seen = rev, t.Stream.Now()
+			if !next.OnCandidate() {
+				t.rotated = &rotated{next.Mark(), tokens}
+			}
+			t.work.Mark = next.Mark()
 			return next, nil
 		}
 		if !errors.Is(err, grant.ErrConflict) {
@@ -234,48 +268,61 @@ func (t *task) savePairOnce(ctx context.Context, g *grant.Grant, tokens grant.To
 		}
 		cur, err := t.Store.Load(ctx, t.key)
 		switch {
-		case errors.Is(err, grant.ErrNotFound):
+		case errors.Is(err, grant.ErrNotFound), err == nil && cur.Status == grant.Forgotten:
 			t.Logger.Info("dropped a fresh pair: the user was erased meanwhile", "grant", t.key)
 			return *g, errAgain
 		case err != nil:
 			return *g, err
-		case cur.SavedBy == t.nonce && cur.Pair.Parent == presented && cur.Pair.Refresh.Equal(next.Pair.Refresh):
-			return cur, nil // the save had worked, its reply was lost
-		case cur.Version >= g.Version && !cur.Accepts(presented, tokens.SentAt):
+		}
+		// The candidate that the pair is of may have been proven meanwhile: then the pair belongs to what is proven.
+		side, ok := g.Beside(cur)
+		switch {
+		case !ok && !cur.Accepts(presented, tokens.SentAt):
+			t.Logger.Info("dropped a fresh pair: the login that it is of was proven by a newer one, or rejected", "grant", t.key)
+			t.meters.superseded.Add(ctx, 1)
+			return *g, errAgain
+		case side.SavedBy == t.nonce && side.Pair.Parent == presented && side.Pair.Refresh.Equal(next.Pair.Refresh):
+			return side, nil // the save had worked, its reply was lost
+		case t.overtaken(*g, side, tokens, presented):
 			// Never revoke it: at some providers that would end the newer login too.
 			t.Logger.Info("dropped a fresh pair: a newer login or answer is stored", "grant", t.key)
 			t.meters.superseded.Add(ctx, 1)
 			return *g, errAgain
 		}
-		*g = cur.Resumed(t.turn())
+		t.note(cur)
+		*g = side.Resumed(t.turn())
 	}
 }
 
-// faulted writes down a presentation that brought no tokens.
+// overtaken reports whether cur holds something newer than the answer to the presentation that g was made for. A record with
+// an older version than g is no newer login: the store was restored meanwhile, and this pair is the newest there is.
+func (t *task) overtaken(g, cur grant.Grant, tokens grant.Tokens, presented string) bool {
+	return cur.Version >= g.Version && !cur.Accepts(presented, tokens.SentAt)
+}
+
+// faulted writes down a presentation that brought no tokens, or a refusal of the access token of a grant that has no other.
 func (t *task) faulted(ctx context.Context, g grant.Grant, f *grant.Fault) error {
-	presented := g.Fingerprint()
-	doubt := g.Doubt
-	level := slog.LevelWarn
-	switch f.Class {
-	case grant.Config:
-		level = slog.LevelError
-	case grant.Permanent:
-		level = slog.LevelInfo // users leave
+	refused := g.Fingerprint()
+	if g.Pair.Refresh.IsZero() {
+		refused = g.Pair.Access.Fingerprint()
 	}
-	t.Logger.Log(ctx, level, "refresh failed", "grant", t.key, "class", f.Class, "error", f, "hint", hint(f))
+	t.logFault(ctx, f)
 	if f.Class == grant.Unsent && errors.Is(f, consumers.ErrLeaseLost) {
 		return consumers.Retry(f, time.Second)
 	}
 	// The outcome of a call must be written down also when the work was cut short meanwhile.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	held, err := t.hold(ctx, g, f, presented)
-	if err != nil {
-		return consumers.Retry(err, time.Second)
+	held, doubt, final := t.hold(ctx, g, f, refused), g.Doubt, false
+	failed := failure(f)
+	if held != "" {
+		failed = heldBack(held, f)
 	}
-	final := false
-	g, err = t.update(ctx, g, func(cur grant.Grant) (grant.Grant, bool) {
-		if cur.Fingerprint() != presented {
+	if (held != "" || f.Class != grant.Permanent) && t.hopeless(g, failed) {
+		return t.reject(ctx, g, "tokens", "the provider could not be brought to name their user: "+failed.Reason)
+	}
+	g, err := t.update(ctx, g, func(cur grant.Grant) (grant.Grant, bool) {
+		if cur.Fingerprint() != refused && cur.Pair.Access.Fingerprint() != refused {
 			return cur, false // a newer login, or somebody else's answer: this one says nothing about it
 		}
 		if cur.Doubt == nil {
@@ -283,22 +330,35 @@ func (t *task) faulted(ctx context.Context, g grant.Grant, f *grant.Fault) error
 		}
 		switch {
 		case held != "":
-			return cur.Held(t.turn(), heldBack(held, f)), cur.Verdict != nil
+			return cur.Held(t.turn(), failed), true
 		case f.Class == grant.Permanent:
-			cur, final = cur.Refused(t.turn(), f, presented)
-			return cur, true
+			cur, final = cur.Refused(t.turn(), f, refused)
+			return cur, !(final && cur.OnCandidate())
 		case f.Class == grant.Ambiguous:
 			cur = cur.Doubted(t.Stream.Now())
 		}
-		return cur.Failed(t.turn(), failure(f)), true
+		return cur.Failed(t.turn(), failed), true
 	})
-	if err != nil {
+	switch {
+	case final && g.OnCandidate():
+		return t.reject(ctx, g, "tokens", "the provider refuses them")
+	case err != nil:
 		return err
-	}
-	if final {
+	case final:
 		t.Logger.Info("user must sign in again", "grant", t.key, "reason", g.Verdict.Reason, "code", g.Verdict.Code)
 	}
 	return t.finish(ctx, g)
+}
+
+func (t *task) logFault(ctx context.Context, f *grant.Fault) {
+	level := slog.LevelWarn
+	switch f.Class {
+	case grant.Config:
+		level = slog.LevelError
+	case grant.Permanent:
+		level = slog.LevelInfo // users leave
+	}
+	t.Logger.Log(ctx, level, f.Op+" failed", "grant", t.key, "class", f.Class, "error", f, "hint", hint(f))
 }
 
 // heldBack is how a refusal counts that is not to be believed now. While most users are refused, or nobody is renewed,

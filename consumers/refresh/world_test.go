@@ -1,7 +1,9 @@
 package refresh_test
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -43,7 +45,8 @@ type world struct {
 	loginWaits bool
 	parkedFor  map[grant.Key]grant.Parcel
 
-	looks int // at what was published
+	looks     int  // at what was published
+	forgetful bool // the duplicate window is over: an id that is stored already is taken again
 
 	// The provider: one-time refresh tokens, a reuse ends the family.
 	families  map[string]*family // by any token of theirs
@@ -55,9 +58,14 @@ type world struct {
 	replays   int // of a rotated token within its grace
 	refreshed int
 	refuse    error // answers every refresh
+	noAccess  bool  // answers have a refresh token alone
 	lose      int   // so many answers get lost after rotating
 	profile   schema.Profile
 	userinfo  error
+	strangers map[string]error // what userinfo answers to an access token
+	revoked   []string
+
+	guard refresh.Guard // nil: none
 }
 
 type armed struct {
@@ -106,8 +114,28 @@ func (w *world) advance(d time.Duration) {
 	w.clock = w.clock.Add(d)
 }
 
-// login stores a grant whose access token has left to go, and returns its first refresh token.
+// login stores a grant whose access token has left to go, as if the provider had named its user, and returns its first
+// refresh token.
 func (w *world) login(name string, left time.Duration) string {
+	w.t.Helper()
+	return w.arrive(name, left, func(next grant.Grant, t grant.Turn) grant.Grant {
+		g := next.AsCandidate().Proven(t)
+		g.Cause, g.Progress, g.Pending, g.Owed = schema.Cause{}, "", nil, nil
+		return g
+	})
+}
+
+// candidate stores a login that nobody has proven yet.
+func (w *world) candidate(name string, left time.Duration) string {
+	w.t.Helper()
+	return w.arrive(name, left, func(next grant.Grant, _ grant.Turn) grant.Grant { return next })
+}
+
+func loginCause(token string) schema.Cause {
+	return schema.Cause{ID: "login-" + token, Type: schema.UserLogin, Source: "/test", Time: start}
+}
+
+func (w *world) arrive(name string, left time.Duration, then func(grant.Grant, grant.Turn) grant.Grant) string {
 	w.t.Helper()
 	w.mu.Lock()
 	w.issued++
@@ -119,16 +147,18 @@ func (w *world) login(name string, left time.Duration) string {
 		Access: grant.NewSecret("access-" + token), Refresh: grant.NewSecret(token), ExpiresAt: w.now().Add(left), Lifetime: 100 * time.Second,
 		SentAt: w.now(),
 	}
+	c := grant.Candidate{Pair: pair, Cause: loginCause(token), Login: grant.Order{Stream: start, Sequence: seq, Time: w.now(), Token: pair.Refresh.Fingerprint()}}
 	for {
 		cur, err := w.store.Load(context.Background(), key)
 		if err != nil && !errors.Is(err, grant.ErrNotFound) {
 			w.t.Fatal(err)
 		}
-		next, stale := grant.LoggedIn(cur, key, pair, grant.Order{Stream: start, Sequence: seq}, grant.Turn{Nonce: "login-" + token, Now: w.now(), Policy: policy})
-		if stale {
-			w.t.Fatal("the test's own login is stale")
+		turn := grant.Turn{Nonce: "login-" + token, Now: w.now(), Policy: policy}
+		next, what := grant.LoggedIn(cur, key, c, turn)
+		if what != grant.Fresh {
+			w.t.Fatalf("the test's own login is %s", what)
 		}
-		if _, err := w.store.Save(context.Background(), next); err == nil {
+		if _, err := w.store.Save(context.Background(), then(next, turn)); err == nil {
 			return token
 		} else if !errors.Is(err, grant.ErrConflict) {
 			w.t.Fatal(err)
@@ -165,7 +195,7 @@ func (w *world) consumer() *refresh.Consumer {
 	w.t.Helper()
 	c, err := refresh.New(refresh.Config{
 		Store: storeAt{w}, Stream: streamAt{w}, Cipher: plainCipher{},
-		Providers: map[string]refresh.Provider{key.Provider: {Client: providerAt{w}, Policy: policy}},
+		Providers: map[string]refresh.Provider{key.Provider: {Client: providerAt{w}, Policy: policy, Guard: w.guard, RevokeReplaced: true}},
 		Parse:     func(string, schema.Header) (grant.Key, grant.Work, error) { return key, w.work(), nil },
 		Rand:      func() float64 { return 0.5 }, Logger: slog.New(slog.DiscardHandler), Meter: noop.Meter{},
 		SaveLimit: time.Millisecond,
@@ -215,9 +245,15 @@ func (w *world) fire() {
 	w.settle(a.work, 1)
 }
 
-func (w *world) outcome(cause string) (schema.Event, bool) {
+func (w *world) outcome(id string) (schema.Event, bool) { return w.outcomeOf(work(id).Cause) }
+
+func (w *world) outcomeOf(cause schema.Cause) (schema.Event, bool) {
 	for _, e := range w.outcomes {
-		if e.ID == grant.OutcomeID(key, cause) {
+		var d struct{ Cause schema.Cause }
+		if err := json.Unmarshal(e.Data, &d); err != nil {
+			w.t.Fatal(err)
+		}
+		if grant.SameCause(d.Cause, cause) {
 			return e, true
 		}
 	}
@@ -298,7 +334,7 @@ func (s streamAt) Arm(_ context.Context, k grant.Key, at time.Time, work grant.W
 func (s streamAt) PublishMarked(_ context.Context, e schema.Event, m grant.Mark) error {
 	return s.write("publish", "published", func() {
 		// As the stream does within its duplicate window.
-		if !slices.ContainsFunc(s.w.outcomes, func(o schema.Event) bool { return o.ID == e.ID }) {
+		if s.w.forgetful || !slices.ContainsFunc(s.w.outcomes, func(o schema.Event) bool { return o.ID == e.ID }) {
 			s.w.outcomes, s.w.published = append(s.w.outcomes, e), s.w.published.Newest(m)
 		}
 	})
@@ -308,7 +344,18 @@ func (s streamAt) Newest(_ context.Context, k grant.Key) (grant.Mark, error) {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
 	s.w.looks++
-	return s.w.published.Newest(grant.Mark{Version: s.w.parkedFor[k].Version, Token: "parked"}), nil
+	parcel := s.w.parkedFor[k]
+	if parcel.Candidate {
+		return s.w.published, nil
+	}
+	return s.w.published.Newest(grant.Mark{Version: parcel.Version, Token: "parked"}), nil
+}
+
+func (s streamAt) Published(context.Context, grant.Key) (grant.Mark, error) {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	s.w.looks++
+	return s.w.published, nil
 }
 
 func (s streamAt) Park(_ context.Context, k grant.Key, p grant.Parcel) (uint64, error) {
@@ -388,11 +435,23 @@ func (w *world) rotate(token string) (grant.Tokens, error) {
 		w.lose--
 		return grant.Tokens{}, &grant.Fault{Class: grant.Ambiguous, Op: "refresh", Err: errors.New("connection reset")}
 	}
+	if w.noAccess {
+		return grant.Tokens{Refresh: grant.NewSecret(next), SentAt: w.clock}, nil
+	}
 	return grant.Tokens{Access: grant.NewSecret("access-" + next), Refresh: grant.NewSecret(next), ExpiresIn: 100 * time.Second, SentAt: w.clock}, nil
 }
 
-func (p providerAt) UserInfo(context.Context, grant.Secret, string) (schema.Profile, error) {
-	return pass(p.w, "userinfo", "synced", func() (schema.Profile, error) { return p.w.profile, p.w.userinfo })
+func (p providerAt) UserInfo(_ context.Context, access grant.Secret, _ string) (schema.Profile, error) {
+	return pass(p.w, "userinfo", "synced", func() (schema.Profile, error) {
+		return p.w.profile, cmp.Or(p.w.userinfo, p.w.strangers[access.Reveal()])
+	})
+}
+
+func (p providerAt) Revoke(_ context.Context, token grant.Secret) error {
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	p.w.revoked = append(p.w.revoked, token.Reveal())
+	return nil
 }
 
 // accepted reports whether the provider would take the stored refresh token now.

@@ -1,0 +1,290 @@
+package refresh_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/renewd/renewd/consumers"
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/schema"
+)
+
+// An outcome that was decided is published once, also when the worker dies before it does, and another command takes the
+// place of the message in between.
+func TestADecidedOutcomeIsPublishedByTheNextCommand(t *testing.T) {
+	for name, decide := range map[string]func(w *world) schema.Type{
+		"user.reauth_required": func(w *world) schema.Type {
+			w.families["a-1"].dead = true
+			w.settle(work("r0"), 1)
+			w.fire()
+			w.advance(policy.ConfirmMin / 3)
+			return schema.UserReauthRequired
+		},
+		"a changed profile": func(w *world) schema.Type { return schema.UserSynced },
+		"superseded": func(w *world) schema.Type {
+			w.published = grant.Mark{Version: 1 << 50, Token: "later"}
+			return schema.UserRefreshFailed
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.login("a", 10*time.Second)
+			want := decide(w)
+			delete(w.timers, key)
+			ctx, kill := context.WithCancel(t.Context())
+			w.setAt(func(effect string) error {
+				if effect == "publish" {
+					kill()
+					w.setAt(func(string) error { return context.Canceled })
+					return context.Canceled
+				}
+				return nil
+			})
+			if err := w.deliver(ctx, work("r1"), 1); err == nil {
+				t.Fatal("the worker did not die before the publish")
+			}
+			w.setAt(func(string) error { return nil })
+			w.advance(11 * time.Second)
+			w.settle(work("r2"), 1) // in place of r1
+			if e, ok := w.outcome("r1"); !ok || e.Type != want {
+				t.Errorf("r1 has %v, told %v", e.Type, w.told())
+			}
+			if _, ok := w.outcome("r2"); !ok {
+				t.Errorf("r2 has no outcome, told %v", w.told())
+			}
+			w.settle(work("r3"), 1)
+			ids := map[string]int{}
+			for _, e := range w.outcomes {
+				ids[e.ID]++
+			}
+			for id, n := range ids {
+				if n > 1 {
+					t.Errorf("outcome %s is there %d times", id, n)
+				}
+			}
+		})
+	}
+}
+
+// Of a sign-out that nobody was told of the reconciler knows: its repair tells, and then the grant rests.
+func TestARepairTellsOfASignOut(t *testing.T) {
+	w := newWorld(t)
+	token := w.login("a", 10*time.Second)
+	w.families[token].dead = true
+	w.settle(work("r1"), 1)
+	w.fire()
+	w.setAt(func(effect string) error {
+		if effect == "publish" {
+			return errAway
+		}
+		return nil
+	})
+	a := w.timers[key]
+	w.advance(a.at.Sub(w.now()))
+	if err := w.deliver(t.Context(), a.work, 1); err == nil {
+		t.Fatal("published nothing, and said nothing")
+	}
+	w.setAt(func(string) error { return nil })
+	g := mustStored(w)
+	if g.Status != grant.ReauthRequired || g.Due().At.IsZero() {
+		t.Fatalf("%s, due %v: the reconciler would pass it over", g.Status, g.Due().At)
+	}
+	w.settle(grant.Work{Cause: schema.Cause{ID: "repair-1", Type: schema.CauseRepair}}, 1)
+	if w.last(schema.UserReauthRequired); !mustStored(w).Due().At.IsZero() {
+		t.Error("a grant that has nothing more to say is still due")
+	}
+}
+
+// Bursts: the second request replaces the first one's message, and takes its timer away before the first one sets its own.
+func TestAPublishedOutcomeIsNotPublishedAgainByLaterCommands(t *testing.T) {
+	w := newWorld(t)
+	w.login("a", 90*time.Second)
+	w.settle(work("r1"), 1) // the first profile: stored with its outcome
+	w.forgetful = true
+	w.advance(5 * time.Minute / 4)
+	for n := range 4 {
+		w.settle(work(fmt.Sprint("burst", n)), 1) // none of them changes anything, none knows of a timer
+	}
+	if n := w.told()[schema.UserSynced]; n != 5 {
+		t.Errorf("%d outcomes of 5 commands: %v", n, w.outcomes)
+	}
+}
+
+// A message that comes again after the server has restarted counts its deliveries from one again.
+func TestAnOldMessageIsNotAnsweredTwice(t *testing.T) {
+	w := newWorld(t)
+	w.login("a", 90*time.Second)
+	w.settle(work("r0"), 1)
+	w.settle(work("r1"), 1)
+	w.forgetful = true
+	w.advance(3 * time.Minute)
+	current.Store(w, work("r1"))
+	m := &consumers.Message{Subject: "renewal.due.propelauth.u17", Deliveries: 1, Time: start}
+	if err := w.consumer().Handle(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	same := func(e schema.Event) bool { return e.ID == grant.OutcomeID(key, work("r1").Cause) }
+	if n := len(slices.DeleteFunc(slices.Clone(w.outcomes), func(e schema.Event) bool { return !same(e) })); n != 1 {
+		t.Errorf("r1 was answered %d times", n)
+	}
+}
+
+// A profile that was asked for before the user was erased is not published after it, though nothing of it is written.
+func TestNothingIsPublishedOfAnErasedUser(t *testing.T) {
+	w := newWorld(t)
+	w.login("a", 90*time.Second)
+	w.settle(work("r1"), 1)
+	w.outcomes = nil
+	delete(w.timers, key)
+	w.setAt(func(effect string) error {
+		if effect == "userinfo" {
+			w.setAt(func(string) error { return nil })
+			w.advance(3 * time.Second)
+			w.erase()
+		}
+		return nil
+	})
+	w.settle(work("r2"), 1)
+	if e, _ := w.outcome("r2"); e.Type != schema.UserRefreshFailed || len(w.outcomes) != 1 {
+		t.Errorf("told %v", w.outcomes)
+	}
+	if _, armed := w.timers[key]; armed {
+		t.Error("a timer is armed for somebody who is gone")
+	}
+}
+
+// A timer that fires while its user is being erased has nothing to say.
+func TestATimerOfAnErasedUserSaysNothing(t *testing.T) {
+	w := newWorld(t)
+	w.login("a", 10*time.Second)
+	w.settle(work("r1"), 1)
+	w.outcomes = nil
+	g := mustStored(w)
+	w.save(g.Erased(key, grant.Order{Stream: start, Sequence: 1 << 20}, grant.Turn{Nonce: "forget", Now: w.now()}))
+	w.fire()
+	if len(w.outcomes) != 0 || w.reuse != 0 {
+		t.Errorf("told %v", w.outcomes)
+	}
+	w.settle(work("r2"), 1)
+	if d := data[schema.RefreshFailed](t, w.last(schema.UserRefreshFailed)); d.Reason != schema.ReasonUnknownGrant {
+		t.Errorf("a request is answered %+v", d)
+	}
+}
+
+// A request that overtakes its login in another stream waits for it.
+func TestARequestWaitsForALoginOnItsWay(t *testing.T) {
+	w := newWorld(t)
+	w.loginWaits = true
+	if err := w.deliver(t.Context(), work("r1"), 1); err == nil || len(w.outcomes) != 0 {
+		t.Fatalf("%v, told %v", err, w.outcomes)
+	}
+	w.loginWaits = false
+	w.login("a", 90*time.Second)
+	w.settle(work("r1"), 2)
+	if e, _ := w.outcome("r1"); e.Type != schema.UserSynced {
+		t.Errorf("told %s", e.Type)
+	}
+}
+
+// Two sources may call two commands the same.
+func TestTwoSourcesWithOneIDAreBothAnswered(t *testing.T) {
+	w := newWorld(t)
+	w.login("a", 90*time.Second)
+	crm, billing := work("42"), work("42")
+	crm.Cause.Source, billing.Cause.Source = "/crm", "/billing"
+	w.settle(crm, 1)
+	w.settle(billing, 1)
+	for _, asked := range []grant.Work{crm, billing} {
+		if _, ok := w.outcomeOf(asked.Cause); !ok {
+			t.Errorf("%s has no outcome", asked.Cause.Source)
+		}
+	}
+}
+
+// A due time that has passed is not armed again as it is: the timer would fire at once, and again.
+func TestADueTimeInThePastDoesNotSpin(t *testing.T) {
+	w := newWorld(t)
+	w.login("a", 60*time.Second)
+	w.settle(work("r1"), 1)
+	g := mustStored(w)
+	g.NextDueAt = w.now().Add(-time.Minute) // as after a margin was lowered
+	w.save(g)
+	calls := 0
+	w.setAt(func(effect string) error {
+		if effect == "userinfo" {
+			calls++
+		}
+		return nil
+	})
+	w.settle(g.NextTimer(g.NextDueAt), 1)
+	if a := w.timers[key]; a.at.Sub(w.now()) < policy.Floor || calls != 1 {
+		t.Errorf("%d calls, and the next timer is %v away", calls, a.at.Sub(w.now()))
+	}
+}
+
+// A record that nobody can read, and one that the store refuses, hold no place: the work is put off, and whoever asked is
+// told once.
+func TestWorkThatFailsForItsOwnReasonIsPutOff(t *testing.T) {
+	w := newWorld(t)
+	w.login("a", 90*time.Second)
+	w.setAt(func(effect string) error {
+		if effect == "load" || effect == "claim" {
+			return fmt.Errorf("load: %w", grant.ErrUnreadable)
+		}
+		return nil
+	})
+	asked := work("r1")
+	last := time.Duration(0)
+	for n := range 8 {
+		if err := w.deliver(t.Context(), asked, 1); err != nil {
+			t.Fatalf("it holds a place: %v", err)
+		}
+		a := w.timers[key]
+		if wait := a.at.Sub(w.now()); wait <= last {
+			t.Errorf("put off for %v after %v", wait, last)
+		} else {
+			last = wait
+		}
+		if asked = a.work; asked.Deferrals != n+1 {
+			t.Errorf("put off %d times, counted %d", n+1, asked.Deferrals)
+		}
+	}
+	if d := data[schema.RefreshFailed](t, w.last(schema.UserRefreshFailed)); len(w.outcomes) != 1 || d.Reason != schema.ReasonUnreadable || d.Cause.ID != "r1" {
+		t.Errorf("told %v", w.outcomes)
+	}
+	w.setAt(func(string) error { return nil })
+	w.fire() // the key is back
+	if w.told()[schema.UserSynced] != 1 {
+		t.Errorf("told %v", w.told())
+	}
+}
+
+// What is nobody's own failure is put off too, shortly and without a word: the command is answered when it is done.
+func TestWorkThatMeetsAnOutageIsPutOffWithoutAnOutcome(t *testing.T) {
+	w := newWorld(t)
+	current.Store(w, work("r1"))
+	if err := w.consumer().PutOff(t.Context(), message(5), errAway); err != nil {
+		t.Fatal(err)
+	}
+	a := w.timers[key]
+	if len(w.outcomes) != 0 || a.work.Cause != work("r1").Cause || a.at.Sub(w.now()) > 30*time.Second {
+		t.Errorf("told %v, armed %+v", w.outcomes, a)
+	}
+}
+
+// A refusal that cannot be weighed is written down: the token is not presented again as if nobody knew how that had ended.
+func TestARefusalThatCannotBeWeighedIsHeld(t *testing.T) {
+	w := newWorld(t)
+	token := w.login("a", 10*time.Second)
+	w.families[token].dead = true
+	w.guard = &quietGuard{w: w, hold: errAway}
+	w.settle(work("r1"), 1)
+	w.fire()
+	w.fire()
+	if g := mustStored(w); g.Status != grant.Live || g.Claim != nil || g.Doubt != nil || w.told()[schema.UserReauthRequired] != 0 {
+		t.Errorf("%s, claim %v, told %v", g.Status, g.Claim, w.told())
+	}
+}
