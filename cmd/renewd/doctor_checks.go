@@ -149,10 +149,10 @@ func (x *examination) store(ctx context.Context) finding {
 
 // census is what a walk over the grants finds.
 type census struct {
-	all, live, ended, suspended, unreadable int
-	overdue, untimed, looked                int
-	latest                                  time.Duration
-	examples                                []string
+	all, live, ended, suspended, unproven, unreadable int
+	overdue, untimed, looked                          int
+	latest                                            time.Duration
+	examples                                          []string
 }
 
 // overdueAfter is from when on a renewal is late: the reconciler's own measure.
@@ -179,10 +179,16 @@ func (x *examination) walk(ctx context.Context, streams bool) finding {
 }
 
 func (x *examination) count(ctx context.Context, g grant.Listed, n *census, streams bool) error {
+	if g.Err == nil && g.Status == grant.Forgotten {
+		return nil // nobody's: the place of an erased user
+	}
 	n.all++
 	switch {
 	case g.Err != nil:
 		n.unreadable++
+		return nil
+	case g.Status == grant.Unproven:
+		n.unproven++
 		return nil
 	case g.Status == grant.ReauthRequired:
 		n.ended++
@@ -235,6 +241,9 @@ func (x *examination) verdict(n census, streams bool) finding {
 			f.State, f.Advice = s, advice
 		}
 		f.Found += "; " + found
+	}
+	if n.unproven > 0 {
+		f.Found += fmt.Sprintf(", %d not proven yet", n.unproven)
 	}
 	if n.suspended > 0 {
 		worse(warning, "some are suspended", fmt.Sprintf("their tokens were superseded, as after a restore: %s store check", x.app.name))

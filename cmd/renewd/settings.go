@@ -40,6 +40,8 @@ type settings struct {
 	HTTPAddr  string       `key:"http_addr" default:"127.0.0.1:7460" doc:"host:port of /livez, /readyz, /metrics, /.well-known/jwks.json and /schemas/"`
 	HTTPToken grant.Secret `key:"http_token" doc:"bearer token for all but /livez and /readyz, 16 bytes at least. Without one they are served on loopback only"`
 
+	LoginMaxAge time.Duration `key:"login_max_age" default:"5m" min:"1m" max:"168h" doc:"how long before it was published a login's tokens may have been sealed; longer where publishers send logins from an outbox"`
+
 	Workers      int           `key:"workers" default:"32" min:"1" max:"1024" doc:"logins, and requests, handled at the same time"`
 	StartTimeout time.Duration `key:"start_timeout" default:"60s" min:"0s" doc:"how long NATS and the database are waited for at start"`
 	DrainTimeout time.Duration `key:"drain_timeout" default:"25s" min:"1s" doc:"how long work in hand may take to end at a stop"`
@@ -60,12 +62,15 @@ type providerSettings struct {
 	ClientSecret grant.Secret  `key:"client_secret" env:"RENEWD_CLIENT_SECRET" doc:"OAuth client secret; empty for a public client"`
 	ClientAuth   string        `key:"client_auth" env:"RENEWD_CLIENT_AUTH" oneof:",basic,post,none" doc:"how the client shows its secret: basic, post or none; empty: the preset's way"`
 	TokenURL     string        `key:"token_url" env:"RENEWD_TOKEN_URL" doc:"token endpoint; empty: the preset's, or the discovered one"`
+	RevokeURL    string        `key:"revoke_url" env:"RENEWD_REVOKE_URL" doc:"revocation endpoint (RFC 7009); empty: the preset's, or the discovered one"`
 	UserinfoURL  string        `key:"userinfo_url" env:"RENEWD_USERINFO_URL" doc:"userinfo endpoint; empty: the preset's, or the discovered one"`
 	CAFile       string        `key:"ca_file" env:"RENEWD_PROVIDER_CA_FILE" doc:"file with the CA certificates the provider's certificate is checked against; empty: the system's"`
 	AllowHTTP    bool          `key:"allow_http_loopback" env:"RENEWD_ALLOW_HTTP_LOOPBACK" default:"false" doc:"allow plain HTTP to a provider on loopback, for development"`
 	Timeout      time.Duration `key:"timeout" env:"RENEWD_PROVIDER_TIMEOUT" default:"20s" min:"1s" max:"2m" doc:"of one call; keep it longer than the provider's own, since an answer that is not read may cost the user a login"`
 	Concurrency  int           `key:"concurrency" env:"RENEWD_PROVIDER_CONCURRENCY" default:"64" min:"1" max:"10000" doc:"renewals at the same time, over all processes"`
 	Rate         float64       `key:"rate" env:"RENEWD_PROVIDER_RATE" default:"0" min:"0" doc:"calls a second over all workers, each call counted: refreshes and userinfo; 0: no limit"`
+
+	RevokeReplaced bool `key:"revoke_replaced" default:"false" doc:"revoke the refresh token that a newer login replaces; not at a provider that ends other sessions of the user by it"`
 
 	Policy policySettings
 	Guard  guardSettings
@@ -74,6 +79,7 @@ type providerSettings struct {
 // policySettings is when and how one provider's grants are renewed: grant.Policy in the settings file, under policy.
 type policySettings struct {
 	Lifetime     time.Duration `key:"lifetime" default:"30m" min:"1s" doc:"of an access token whose provider does not say"`
+	MaxLifetime  time.Duration `key:"max_lifetime" default:"24h" min:"1m" doc:"longest life of an access token that a provider or a publisher is believed"`
 	Margin       time.Duration `key:"margin" default:"5m" min:"1ms" doc:"how long before its expiry a token is renewed"`
 	MarginShare  float64       `key:"margin_share" default:"0.2" min:"0.001" max:"0.9" doc:"the margin's largest share of the lifetime"`
 	JitterShare  float64       `key:"jitter_share" default:"0.1" min:"0.001" max:"0.5" doc:"share of the lifetime that renewals are spread over, before the margin"`
@@ -114,7 +120,7 @@ func (g guardSettings) rules() guard.Rules {
 // policy is p as package grant takes it.
 func (p policySettings) policy() grant.Policy {
 	return grant.Policy{
-		Lifetime: p.Lifetime, Margin: p.Margin, MarginShare: p.MarginShare, JitterShare: p.JitterShare, Floor: p.Floor,
+		Lifetime: p.Lifetime, MaxLifetime: p.MaxLifetime, Margin: p.Margin, MarginShare: p.MarginShare, JitterShare: p.JitterShare, Floor: p.Floor,
 		ProfileEvery: p.ProfileEvery, Tries: p.Tries, RetryMin: p.RetryMin, RetryMax: p.RetryMax, RetryLater: p.RetryLater,
 		ConfirmMin: p.ConfirmMin, ConfirmMax: p.ConfirmMax,
 	}

@@ -88,7 +88,7 @@ func (c *configuration) checkProviders() []error {
 		if p.ClientID == "" {
 			say("client_id", errors.New("missing: the OAuth client id (in the environment: RENEWD_CLIENT_ID)"))
 		}
-		for key, text := range map[string]string{"auth_url": p.AuthURL, "token_url": p.TokenURL, "userinfo_url": p.UserinfoURL} {
+		for key, text := range map[string]string{"auth_url": p.AuthURL, "token_url": p.TokenURL, "userinfo_url": p.UserinfoURL, "revoke_url": p.RevokeURL} {
 			say(key, checkProviderURL(text, p.AllowHTTP))
 		}
 		say("ca_file", readable(p.CAFile))

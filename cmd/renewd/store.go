@@ -36,7 +36,7 @@ const databaseConns = 16
 // client is p as package idp takes it, but for the certificates.
 func (p providerSettings) client() idp.Config {
 	return idp.Config{
-		ID: p.ID, Preset: p.Preset, BaseURL: p.AuthURL, TokenURL: p.TokenURL, UserInfoURL: p.UserinfoURL, ClientID: p.ClientID,
+		ID: p.ID, Preset: p.Preset, BaseURL: p.AuthURL, TokenURL: p.TokenURL, UserInfoURL: p.UserinfoURL, RevokeURL: p.RevokeURL, ClientID: p.ClientID,
 		ClientSecret: p.ClientSecret, ClientAuth: idp.ClientAuth(p.ClientAuth), Timeout: p.Timeout, AllowHTTPLoopback: p.AllowHTTP, MaxConns: p.Concurrency,
 	}
 }

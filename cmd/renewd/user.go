@@ -105,7 +105,7 @@ func (u userShow) Run(ctx context.Context, a *app, c *cli) error {
 	}
 	defer p.close()
 	g, err := p.store.Load(ctx, k)
-	if errors.Is(err, grant.ErrNotFound) {
+	if errors.Is(err, grant.ErrNotFound) || err == nil && g.Status == grant.Forgotten {
 		return fmt.Errorf("%s: no such user is stored: did a user.login of theirs ever arrive? See: %s replay --user %s", k, a.name, k.User)
 	}
 	if err != nil {
@@ -166,16 +166,19 @@ func (s shown) print(to io.Writer) error {
 
 type userForget struct {
 	userFlags
-	Yes bool `help:"Do it. Without this flag nothing is erased."`
+	Yes      bool `help:"Do it. Without this flag nothing is erased."`
+	NoRevoke bool `help:"Leave the user's session at the provider as it is. Without this flag the refresh token is revoked first."`
 }
 
 // forgetClaim is how long an erasure waits for whoever has the user in hand, and then keeps others away.
 const (
 	forgetClaim = time.Minute
 	forgetRetry = 250 * time.Millisecond
+	// forgetLook is longer than any worker goes on with a user, publishing included, without looking whether there still is one.
+	forgetLook = 12 * time.Second
 )
 
-// Run erases a user: claim, delete, purge, tell.
+// Run erases a user: revoke, leave a tombstone, settle, purge, tell.
 func (u userForget) Run(ctx context.Context, a *app, c *cli) error {
 	p, k, err := u.open(ctx, a, c)
 	if err != nil {
@@ -187,7 +190,11 @@ func (u userForget) Run(ctx context.Context, a *app, c *cli) error {
 	}
 	began := time.Now().UTC()
 	cause := schema.Cause{ID: nuid.Next(), Type: "user.forget", Source: "/renewd/cli", Time: began}
-	version, err := p.forget(ctx, k, cause)
+	revoke := p.revoke
+	if u.NoRevoke {
+		revoke = func(context.Context, grant.Grant) error { return nil }
+	}
+	version, err := p.forget(ctx, k, cause, revoke)
 	if err != nil {
 		return fmt.Errorf("%w; some of it may be erased: run this again", err)
 	}
@@ -197,7 +204,7 @@ func (u userForget) Run(ctx context.Context, a *app, c *cli) error {
 	}
 	// The mark keeps a record that comes back with an older backup from being renewed.
 	err = p.engine.PublishMarked(ctx, schema.Event{
-		ID: grant.OutcomeID(k, cause.ID), Source: source, Type: schema.UserForgotten, Provider: k.Provider, User: k.User, Time: began, Data: data,
+		ID: grant.OutcomeID(k, cause), Source: source, Type: schema.UserForgotten, Provider: k.Provider, User: k.User, Time: began, Data: data,
 	}, grant.Mark{Version: version + 1})
 	if err != nil {
 		return err
@@ -206,9 +213,10 @@ func (u userForget) Run(ctx context.Context, a *app, c *cli) error {
 	return err
 }
 
-// forget erases what is there, waits for what workers have in hand, and erases what these have left. A login that came
-// later stays. It returns the latest version that the record had.
-func (p *plant) forget(ctx context.Context, k grant.Key, cause schema.Cause) (version int64, err error) {
+// forget leaves a tombstone in the record's place, so that no login of before brings the user back, and only then waits for
+// what workers have in hand, and erases all that is left of the user. A login that comes later stays. It returns the version
+// of the tombstone.
+func (p *plant) forget(ctx context.Context, k grant.Key, cause schema.Cause, revoke func(context.Context, grant.Grant) error) (version int64, err error) {
 	newest, err := p.engine.NewestLogin(ctx)
 	if err != nil {
 		return 0, err
@@ -217,48 +225,82 @@ func (p *plant) forget(ctx context.Context, k grant.Key, cause schema.Cause) (ve
 	if err != nil {
 		return 0, err
 	}
-	if version, err = p.erase(ctx, k, cause); err != nil {
+	g, err := p.entomb(ctx, k, newest, grant.Turn{Work: grant.Work{Cause: cause, Mark: published}, Nonce: cause.ID, Now: p.engine.Now()}, revoke)
+	if err != nil {
 		return 0, err
 	}
-	version = max(version, published.Version)
-	if err := p.engine.Erase(ctx, k, newest); err != nil {
-		return 0, err
-	}
+	// First settle, then purge: a purge takes what is in hand out of the streams' sight.
 	settling, cancel := context.WithTimeoutCause(ctx, forgetClaim, errors.New("a worker is busy with it for long"))
 	defer cancel()
+	look := time.After(forgetLook)
 	if err := p.engine.Settle(settling, k.Provider); err != nil {
 		return 0, err
 	}
-	g, err := p.store.Load(ctx, k)
-	if err == nil && !newest.Before(g.Login) { // a login that was in hand
-		version = max(version, g.Version)
-		_, err = p.erase(ctx, k, cause)
-	}
-	if err != nil && !errors.Is(err, grant.ErrNotFound) {
+	<-look
+	if err := p.engine.Erase(ctx, k, newest); err != nil {
 		return 0, err
 	}
-	return version, p.engine.EraseTraces(ctx, k)
+	if c := g.Candidate; c != nil { // a login that came later: its wake was erased with the rest
+		return g.Version, p.engine.Request(ctx, k, grant.Work{Cause: c.Cause})
+	}
+	return g.Version, nil
 }
 
-// erase takes the record out of the store, once whoever has it in hand is done, and returns its version.
-func (p *plant) erase(ctx context.Context, k grant.Key, cause schema.Cause) (version int64, err error) {
+// entomb puts a tombstone in the record's place, once whoever has it in hand is done, and revokes the tokens that were there
+// before that.
+func (p *plant) entomb(
+	ctx context.Context, k grant.Key, upTo grant.Order, t grant.Turn, revoke func(context.Context, grant.Grant) error,
+) (grant.Grant, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, forgetClaim, errors.New("it stays in use; try again"))
 	defer cancel()
 	for {
-		g, _, err := p.store.Claim(ctx, k, grant.ClaimRequest{Nonce: cause.ID, For: forgetClaim, Cause: cause})
-		if err == nil {
-			err = p.store.Delete(ctx, k, g.Revision)
+		g, _, err := p.store.Claim(ctx, k, grant.ClaimRequest{Nonce: t.Nonce, For: forgetClaim, Cause: t.Work.Cause})
+		if errors.Is(err, grant.ErrNotFound) || errors.Is(err, grant.ErrUnreadable) {
+			err = nil // nothing to keep others from
+		} else if err == nil {
+			if err := revoke(ctx, g); err != nil { // again for what came meanwhile: a dead token is revoked too
+				return g, err
+			}
 		}
-		switch {
-		case err == nil, errors.Is(err, grant.ErrNotFound):
-			return g.Version, nil
-		case !errors.Is(err, grant.ErrClaimed) && !errors.Is(err, grant.ErrConflict):
-			return 0, fmt.Errorf("erase %s: %w", k, err)
+		if err == nil {
+			tomb := g.Erased(k, upTo, t)
+			tomb.Claim = nil
+			if tomb.Revision, err = p.store.Save(ctx, tomb); err == nil {
+				return tomb, nil
+			}
+		}
+		if !errors.Is(err, grant.ErrClaimed) && !errors.Is(err, grant.ErrConflict) {
+			return g, fmt.Errorf("erase %s: %w", k, err)
 		}
 		select {
 		case <-ctx.Done():
-			return 0, fmt.Errorf("erase %s: %w: %w", k, context.Cause(ctx), err)
+			return g, fmt.Errorf("erase %s: %w: %w", k, context.Cause(ctx), err)
 		case <-time.After(forgetRetry):
 		}
 	}
+}
+
+// revoke ends the user's sessions at the provider: that of the record and that of a login which is not proven yet.
+func (p *plant) revoke(ctx context.Context, g grant.Grant) error {
+	settings, ok := p.conf.provider(g.Provider)
+	if !ok {
+		return fmt.Errorf("provider %s is not in the settings, so that its session of %s cannot be revoked: add it, or say --no-revoke", g.Provider, g.User)
+	}
+	client, err := p.client(settings)
+	if err != nil {
+		return err
+	}
+	tokens := []grant.Secret{g.Pair.Refresh}
+	for c := g.Candidate; c != nil; c = c.Next {
+		tokens = append(tokens, c.Pair.Refresh)
+	}
+	for _, token := range tokens {
+		if token.IsZero() {
+			continue
+		}
+		if err := client.Revoke(ctx, token); err != nil && !errors.Is(err, grant.ErrNoRevocation) {
+			return fmt.Errorf("nothing is erased yet: the provider did not revoke the user's session: %w; try again, or say --no-revoke to leave it alive there", err)
+		}
+	}
+	return nil
 }

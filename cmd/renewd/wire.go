@@ -25,7 +25,7 @@ func (p *plant) layers(ctx context.Context) ([][]part, error) {
 	if err != nil {
 		return nil, err
 	}
-	runners, err := p.runners(ctx, providers)
+	runners, err := p.runners(providers)
 	if err != nil {
 		return nil, err
 	}
@@ -80,7 +80,7 @@ func (p *plant) providers(ctx context.Context) (map[string]refresh.Provider, []*
 			return nil, nil, err
 		}
 		guards = append(guards, g)
-		provider := refresh.Provider{Client: client, Policy: s.Policy.policy(), Guard: g}
+		provider := refresh.Provider{Client: client, Policy: s.Policy.policy(), Guard: g, RevokeReplaced: s.RevokeReplaced}
 		budget := guard.NewBudget(guard.BudgetConfig{Provider: s.ID, Rate: s.Rate, Bucket: bucket, Now: p.engine.Now})
 		if budget != nil {
 			provider.Limiter = budget
@@ -91,47 +91,46 @@ func (p *plant) providers(ctx context.Context) (map[string]refresh.Provider, []*
 }
 
 // runners are the consumers at work: logins, requests, and the due renewals of each provider.
-func (p *plant) runners(ctx context.Context, providers map[string]refresh.Provider) ([]part, error) {
-	logins, err := p.logins(ctx, providers)
+func (p *plant) runners(providers map[string]refresh.Provider) ([]part, error) {
+	logins, err := p.logins(providers)
 	if err != nil {
 		return nil, err
 	}
 	requests := &request.Consumer{Subjects: p.conf.subjects(), Stream: p.engine, Known: func(id string) bool { _, ok := providers[id]; return ok }}
 	renewals, err := refresh.New(refresh.Config{
-		Store: p.store, Stream: p.engine, Providers: providers, Cipher: p.keys, Parse: p.engine.ParseWork, Source: source, Rand: draw, Logger: p.log, Meter: p.tel.meter,
+		Store: p.store, Stream: p.engine, Providers: providers, Subjects: p.conf.subjects(), Cipher: p.keys, Parse: p.engine.ParseWork, Source: source,
+		MaxProfile: int(p.nc.MaxPayload() / 2), Rand: draw, Logger: p.log, Meter: p.tel.meter,
 	})
 	if err != nil {
 		return nil, err
 	}
 	var parts []part
-	add := func(base, durable, template string, slots int, h consumers.Handler) error {
+	add := func(base, durable, template string, slots int, handle consumers.Handler, putOff func(context.Context, *consumers.Message, error) error) error {
 		r, err := consumers.NewRunner(consumers.Config{
-			JetStream: p.js, Stream: p.conf.subjects().Name(base), Durable: durable, Template: template, Handler: h, Rejected: p.rejected,
-			Slots: slots, Drain: p.conf.DrainTimeout, Logger: p.log, Tracer: p.tel.tracer, Meter: p.tel.meter,
+			JetStream: p.js, Stream: p.conf.subjects().Name(base), Durable: durable, Template: template, Handler: handle, PutOff: putOff,
+			Rejected: p.rejected, Ready: p.engine.Ready, Slots: slots, Drain: p.conf.DrainTimeout, Logger: p.log, Tracer: p.tel.tracer, Meter: p.tel.meter,
 		})
 		parts = append(parts, r.Run)
 		return err
 	}
-	err = errors.Join(add(stream.Logins, stream.ConsumerLogin, "user.login", p.conf.Workers, logins.Handle),
-		add(stream.Requests, stream.ConsumerRequest, "user.refresh_due", p.conf.Workers, requests.Handle))
+	err = errors.Join(
+		add(stream.Logins, stream.ConsumerLogin, "user.login", p.conf.Workers, logins.Handle, logins.PutOff),
+		add(stream.Renewals, stream.ConsumerDeferred, "login.deferred", p.conf.Workers, logins.HandleDeferred, logins.PutOffDeferred),
+		add(stream.Requests, stream.ConsumerRequest, "user.refresh_due", p.conf.Workers, requests.Handle, nil))
 	for _, s := range p.conf.Providers {
-		err = errors.Join(err, add(stream.Renewals, stream.ConsumerRenew(s.ID), "renewal.due", s.Concurrency, renewals.Handle))
+		err = errors.Join(err, add(stream.Renewals, stream.ConsumerRenew(s.ID), "renewal.due", s.Concurrency, renewals.Handle, renewals.PutOff))
 	}
 	return parts, err
 }
 
-func (p *plant) logins(ctx context.Context, providers map[string]refresh.Provider) (*login.Consumer, error) {
-	name := p.conf.subjects().Name(stream.Logins)
-	s, err := p.js.Stream(ctx, name)
-	if err != nil {
-		return nil, fmt.Errorf("stream %s: %w", name, err)
-	}
+func (p *plant) logins(providers map[string]refresh.Provider) (*login.Consumer, error) {
 	policies := map[string]grant.Policy{}
 	for id, provider := range providers {
 		policies[id] = provider.Policy
 	}
 	return login.New(login.Config{
-		Subjects: p.conf.subjects(), Store: p.store, Stream: p.engine, Policies: policies, Open: p.openLogin, Created: s.CachedInfo().Created,
+		Subjects: p.conf.subjects(), Store: p.store, Stream: p.engine, Policies: policies, Open: p.openLogin,
+		KeyMissing: func(err error) bool { return errors.Is(err, seal.ErrUnknownKey) }, MaxSealAge: p.conf.LoginMaxAge,
 		Now: p.engine.Now, Rand: draw, Logger: p.log,
 	})
 }

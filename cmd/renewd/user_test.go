@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/renewd/renewd/consumers"
+	"github.com/renewd/renewd/consumers/refresh"
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/publishers"
+	"github.com/renewd/renewd/schema"
+)
+
+// openedPlant is a plant on a NATS server without any worker: what is in hand is in the test's.
+func openedPlant(t *testing.T) *plant {
+	t.Helper()
+	env := []string{
+		"RENEWD_NATS_URL=" + natsServer(t), "RENEWD_DATA_DIR=" + t.TempDir(), "RENEWD_AUTH_URL=http://127.0.0.1:1", "RENEWD_CLIENT_ID=c",
+		"RENEWD_ALLOW_HTTP_LOOPBACK=true",
+	}
+	want(t, env, exitDone, "", "keys", "new")
+	want(t, env, exitDone, "", "streams", "apply")
+	want(t, env, exitDone, "", "keys", "publish")
+	a := &app{name: "renewd", environ: env}
+	conf, err := a.load(&cli{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := a.openPlant(t.Context(), conf, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.close)
+	return p
+}
+
+// inHand takes a message as a worker does, and does not acknowledge it.
+func inHand(t *testing.T, p *plant, base, durable string) jetstream.Msg {
+	t.Helper()
+	c, err := p.js.Consumer(t.Context(), base, durable)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := c.Next(jetstream.FetchMaxWait(10 * time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// A login that a worker has in hand while its user is erased does not bring the user back, and the erasure waits for it.
+func TestAnErasureWaitsForALoginInHandAndKeepsItOut(t *testing.T) {
+	p := openedPlant(t)
+	k := grant.Key{Provider: "propelauth", User: "jane@example.com"}
+	pub, err := publishers.New(p.nc, publishers.WithSource("/app"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pub.Login(t.Context(), k.Provider, k.User, publishers.Tokens{AccessToken: "a", RefreshToken: "r", ExpiresIn: time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	m := inHand(t, p, stream.Logins, stream.ConsumerLogin)
+
+	forgotten := make(chan error, 1)
+	entombed := make(chan struct{})
+	revoked := 0
+	go func() {
+		cause := schema.Cause{ID: "forget-1", Type: "user.forget", Source: "/test"}
+		_, err := p.forget(context.WithoutCancel(t.Context()), k, cause, func(context.Context, grant.Grant) error { revoked++; return nil })
+		forgotten <- err
+	}()
+	go func() { // the tombstone comes first
+		for {
+			if g, err := p.store.Load(context.Background(), k); err == nil && g.Status == grant.Forgotten {
+				close(entombed)
+				return
+			}
+			<-time.After(10 * time.Millisecond)
+		}
+	}()
+	<-entombed
+	select {
+	case err := <-forgotten:
+		t.Fatalf("the erasure did not wait for the login in hand: %v", err)
+	default:
+	}
+
+	meta, err := m.Metadata()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.log = slog.New(slog.DiscardHandler)
+	logins, err := p.logins(map[string]refresh.Provider{k.Provider: {}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = logins.Handle(t.Context(), &consumers.Message{
+		Subject: m.Subject(), Header: schema.Header(m.Headers()), Data: m.Data(), Stream: stream.Logins, Sequence: meta.Sequence.Stream, Time: meta.Timestamp, Deliveries: 1,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.DoubleAck(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-forgotten; err != nil {
+		t.Fatal(err)
+	}
+	if g, err := p.store.Load(t.Context(), k); err != nil || g.Status != grant.Forgotten || g.Candidate != nil || !g.Pair.Refresh.IsZero() {
+		t.Errorf("the user is back: %s, %v", g.Status, err)
+	}
+	if has, err := p.engine.HasTimer(t.Context(), k); has || err != nil {
+		t.Errorf("a renewal waits for somebody who is gone: %v", err)
+	}
+	if revoked != 0 {
+		t.Errorf("revoked %d times what was never stored", revoked)
+	}
+}
+
+// What the store holds is revoked before it is dropped; if that fails nothing is erased.
+func TestAnErasureRevokesFirst(t *testing.T) {
+	p := openedPlant(t)
+	k := grant.Key{Provider: "propelauth", User: "u17"}
+	pair := grant.Pair{Access: grant.NewSecret("a"), Refresh: grant.NewSecret("the refresh token"), ExpiresAt: time.Now().Add(time.Hour)}
+	turn := grant.Turn{Nonce: "n", Now: time.Now(), Policy: grant.Policy{}.WithDefaults()}
+	g, _ := grant.LoggedIn(grant.Grant{}, k, grant.Candidate{Pair: pair}, turn)
+	if _, err := p.store.Save(t.Context(), g.AsCandidate().Proven(turn)); err != nil {
+		t.Fatal(err)
+	}
+	cause := schema.Cause{ID: "forget-1", Type: "user.forget", Source: "/test"}
+	away := errors.New("the provider does not answer")
+	if _, err := p.forget(t.Context(), k, cause, func(context.Context, grant.Grant) error { return away }); !errors.Is(err, away) {
+		t.Fatalf("erased without revoking: %v", err)
+	}
+	if g, err := p.store.Load(t.Context(), k); err != nil || g.Status != grant.Live {
+		t.Fatalf("%s, %v", g.Status, err)
+	}
+	var revoked []string
+	cause.ID = "forget-1" // the same person tries again: the claim is theirs
+	if _, err := p.forget(t.Context(), k, cause, func(_ context.Context, g grant.Grant) error {
+		revoked = append(revoked, g.Pair.Refresh.Reveal())
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if len(revoked) != 1 || revoked[0] != "the refresh token" {
+		t.Errorf("revoked %v", revoked)
+	}
+}
