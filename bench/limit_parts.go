@@ -16,6 +16,7 @@ import (
 	"github.com/renewd/renewd/internal/natsd"
 	"github.com/renewd/renewd/internal/postgres"
 	"github.com/renewd/renewd/internal/seal"
+	"github.com/renewd/renewd/internal/storetest"
 	"github.com/renewd/renewd/internal/stream"
 	"github.com/renewd/renewd/schema"
 )
@@ -156,7 +157,7 @@ func (c storeCommand) Run(ctx context.Context) error {
 	now := time.Now()
 	if err := parallel(256, c.Users, func(n int) error {
 		pair := grant.Pair{Access: grant.NewSecret("a"), Refresh: grant.NewSecret(userName(n)), ExpiresAt: now, Lifetime: lifetime, SentAt: now}
-		g, _ := grant.LoggedIn(grant.Grant{}, keyOf(n), pair, grant.Order{Stream: now, Sequence: 1}, grant.Turn{Now: now, Policy: grant.Policy{}.WithDefaults()})
+		g := storetest.SignedIn(keyOf(n), pair, grant.Order{Stream: now, Sequence: 1}, grant.Turn{Now: now, Policy: grant.Policy{}.WithDefaults()})
 		_, err := s.Save(ctx, g)
 		return err
 	}); err != nil {

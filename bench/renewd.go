@@ -24,6 +24,7 @@ import (
 	"github.com/renewd/renewd/internal/idp"
 	"github.com/renewd/renewd/internal/postgres"
 	"github.com/renewd/renewd/internal/seal"
+	"github.com/renewd/renewd/internal/storetest"
 	"github.com/renewd/renewd/internal/stream"
 	"github.com/renewd/renewd/schema"
 )
@@ -301,7 +302,7 @@ func (p plan) grantOf(n int, tokens [2]string, profile grant.Profile) grant.Gran
 	if p.long {
 		pair.ExpiresAt, pair.Lifetime = now.Add(time.Hour), 2*time.Hour
 	}
-	g, _ := grant.LoggedIn(grant.Grant{}, keyOf(n), pair, grant.Order{Stream: now, Sequence: uint64(n + 1)},
+	g := storetest.SignedIn(keyOf(n), pair, grant.Order{Stream: now, Sequence: uint64(n + 1)},
 		grant.Turn{Now: now, Nonce: userName(n), Policy: grant.Policy{}.WithDefaults()})
 	g.Profile, g.SyncedAt, g.NextDueAt = profile, now, p.dueOf(n)
 	return g

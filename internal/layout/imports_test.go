@@ -68,7 +68,7 @@ var allowed = map[string]entry{
 	"bench": {
 		ours: []string{
 			"schema", "publishers", "consumers", "internal/grant", "internal/seal", "internal/idp", "internal/idp/idptest", "internal/stream",
-			"internal/postgres", "internal/pgtest", "internal/natsd",
+			"internal/postgres", "internal/pgtest", "internal/natsd", "internal/storetest",
 		},
 		modules: []string{
 			nats, pgx, otelM, otelT, errgroup, "github.com/alecthomas/kong", "github.com/riverqueue/river", "github.com/riverqueue/river/riverdriver/riverpgxv5",

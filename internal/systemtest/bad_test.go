@@ -14,6 +14,7 @@ import (
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/internal/idp/idptest"
 	"github.com/renewd/renewd/internal/seal"
+	"github.com/renewd/renewd/internal/storetest"
 	"github.com/renewd/renewd/schema"
 )
 
@@ -120,7 +121,7 @@ func TestBadProviderAnswers(t *testing.T) {
 			w.provider.SetFault(tt.fault)
 			tokens := w.provider.Login("u")
 			pair := grant.Pair{Access: grant.NewSecret(tokens.Access), Refresh: grant.NewSecret(tokens.Refresh), ExpiresAt: time.Now(), Lifetime: time.Hour}
-			g, _ := grant.LoggedIn(grant.Grant{}, grant.Key{Provider: provider, User: "u"}, pair, grant.Order{}, grant.Turn{Now: time.Now(), Policy: w.policy})
+			g := storetest.SignedIn(grant.Key{Provider: provider, User: "u"}, pair, grant.Order{}, grant.Turn{Now: time.Now(), Policy: w.policy})
 			_, err := w.store.Save(t.Context(), g)
 			w.must(err)
 			w.must(raw(w.js.Conn(), "user.refresh_due.propelauth.u", "", "ce-id", "r1"))
@@ -194,7 +195,7 @@ func TestDoubleDelivery(t *testing.T) {
 	w.follow()
 	tokens := w.provider.Login("u")
 	pair := grant.Pair{Access: grant.NewSecret(tokens.Access), Refresh: grant.NewSecret(tokens.Refresh), ExpiresAt: time.Now(), Lifetime: time.Hour}
-	g, _ := grant.LoggedIn(grant.Grant{}, grant.Key{Provider: provider, User: "u"}, pair, grant.Order{}, grant.Turn{Now: time.Now(), Policy: w.policy})
+	g := storetest.SignedIn(grant.Key{Provider: provider, User: "u"}, pair, grant.Order{}, grant.Turn{Now: time.Now(), Policy: w.policy})
 	_, err := w.store.Save(t.Context(), g)
 	w.must(err)
 	// The first worker is stalled inside the provider's answer for as long as it takes the second one to come by.

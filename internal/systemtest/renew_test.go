@@ -8,6 +8,7 @@ import (
 
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/internal/idp/idptest"
+	"github.com/renewd/renewd/internal/storetest"
 	"github.com/renewd/renewd/schema"
 )
 
@@ -138,7 +139,7 @@ func (w *world) grantOf(name string, due time.Time) grant.Grant {
 	pair := grant.Pair{
 		Access: grant.NewSecret(tokens.Access), Refresh: grant.NewSecret(tokens.Refresh), ExpiresAt: due, Lifetime: time.Hour, SentAt: due.Add(-time.Hour),
 	}
-	g, _ := grant.LoggedIn(grant.Grant{}, grant.Key{Provider: provider, User: name}, pair, grant.Order{Stream: due, Sequence: 1},
+	g := storetest.SignedIn(grant.Key{Provider: provider, User: name}, pair, grant.Order{Stream: due, Sequence: 1},
 		grant.Turn{Now: time.Now(), Nonce: name, Policy: w.policy})
 	g.NextDueAt = due
 	return g

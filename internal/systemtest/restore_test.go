@@ -60,7 +60,7 @@ func (w *world) rotate(id string, users ...int) map[int]schema.Event {
 	w.await("every request "+id+" is answered", time.Minute, func(all map[string][]schema.Event) bool {
 		for _, n := range users {
 			for _, e := range all[user(n)] {
-				if e.ID == grant.OutcomeID(keyOf(n), id) {
+				if e.ID == grant.OutcomeID(keyOf(n), schema.Cause{ID: id, Source: "/nats"}) {
 					answers[n] = e
 				}
 			}
@@ -76,7 +76,7 @@ func (w *world) signIn(users ...int) {
 	p := w.publisher()
 	ids := map[int]string{}
 	for _, n := range users {
-		ids[n] = grant.OutcomeID(keyOf(n), w.login(p, user(n)).ID)
+		ids[n] = grant.OutcomeID(keyOf(n), schema.Cause{ID: w.login(p, user(n)).ID, Source: "/app"})
 	}
 	w.await("everybody is in", time.Minute, func(all map[string][]schema.Event) bool {
 		in := 0

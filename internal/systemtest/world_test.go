@@ -3,6 +3,7 @@ package systemtest_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -189,17 +190,16 @@ func (w *world) start(slots int) {
 		Providers: map[string]refresh.Provider{provider: known(refresh.Provider{Client: client, Policy: w.policy})},
 	})
 	w.must(err)
-	logins, err := js.Stream(w.t.Context(), stream.Logins)
-	w.must(err)
 	login, err := login.New(login.Config{
-		Store: w.store, Stream: e, Policies: map[string]grant.Policy{provider: w.policy}, Open: w.open, Created: logins.CachedInfo().Created,
-		Now: time.Now, Rand: rand.Float64, Logger: w.logger,
+		Store: w.store, Stream: e, Policies: map[string]grant.Policy{provider: w.policy}, Open: w.open,
+		KeyMissing: func(err error) bool { return errors.Is(err, seal.ErrUnknownKey) }, Now: e.Now, Rand: rand.Float64, Logger: w.logger,
 	})
 	w.must(err)
 	request := &request.Consumer{Stream: e, Known: func(id string) bool { return id == provider }}
-	w.run(js, e, stream.Renewals, stream.ConsumerRenew(provider), refresher.Handle, slots)
-	w.run(js, e, stream.Logins, stream.ConsumerLogin, login.Handle, 64)
-	w.run(js, e, stream.Requests, stream.ConsumerRequest, request.Handle, 64)
+	w.run(js, e, stream.Renewals, stream.ConsumerRenew(provider), slots, refresher.Handle, refresher.PutOff)
+	w.run(js, e, stream.Logins, stream.ConsumerLogin, 64, login.Handle, login.PutOff)
+	w.run(js, e, stream.Renewals, stream.ConsumerDeferred, 64, login.HandleDeferred, login.PutOffDeferred)
+	w.run(js, e, stream.Requests, stream.ConsumerRequest, 64, request.Handle, nil)
 }
 
 // guard runs one worker's guard, and completes the provider by it and the budget of calls.
@@ -237,10 +237,13 @@ func (w *world) open(jwe string) (login.Opened, error) {
 	}, err
 }
 
-func (w *world) run(js jetstream.JetStream, e *stream.Engine, on, durable string, h consumers.Handler, slots int) {
+func (w *world) run(
+	js jetstream.JetStream, e *stream.Engine, on, durable string, slots int, h consumers.Handler,
+	putOff func(context.Context, *consumers.Message, error) error,
+) {
 	w.t.Helper()
 	r, err := consumers.NewRunner(consumers.Config{
-		JetStream: js, Stream: on, Durable: durable, Handler: h, Slots: slots, Logger: w.logger, Tracer: w.tracers.Tracer("test"), Meter: w.meters.Meter("test"),
+		JetStream: js, Stream: on, Durable: durable, Handler: h, PutOff: putOff, Slots: slots, Logger: w.logger, Tracer: w.tracers.Tracer("test"), Meter: w.meters.Meter("test"),
 		Rejected: func(ctx context.Context, m *consumers.Message, reason error) error {
 			return e.Publish(ctx, consumers.Rejected(schema.Subjects{}, m, reason, "/renewd", time.Now()))
 		},
