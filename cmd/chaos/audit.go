@@ -27,6 +27,7 @@ func (c *count) add(format string, args ...any) {
 
 // audit holds the provider's truth, the store, the streams and what was asked against one another.
 type audit struct {
+	ended    map[string]bool // sessions that the provider ended, once they were asked for
 	world    *world
 	people   *people
 	schedule *schedule

@@ -2,9 +2,12 @@ package main
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"time"
 
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/idp/idptest"
 	"github.com/renewd/renewd/schema"
 )
 
@@ -152,6 +155,9 @@ func (a *audit) commandsAnswered() {
 	a.facts.Commands = len(a.people.commands)
 	expected := map[cause]bool{}
 	for _, c := range a.people.commands {
+		if o, ok := s.byName(c); ok && c.fate == "" && a.unprovable(c, o) {
+			expected[cause{c.who.key(), c.id, c.source}] = true
+		}
 		if c.kind == schema.UserLogin {
 			a.facts.Logins++
 		}
@@ -174,6 +180,47 @@ func (a *audit) commandsAnswered() {
 			refused.add("%s: %s", o.user, o.reason)
 		}
 	}
+}
+
+// endedSessions are those of which the provider refused a token by its own word, by provider and number.
+func (a *audit) endedSessions() map[string]bool {
+	if a.ended != nil {
+		return a.ended
+	}
+	a.ended = map[string]bool{}
+	for id, p := range a.world.providers {
+		for n, list := range p.seen.bySession() {
+			if slices.ContainsFunc(list, func(p shown) bool { return p.Verdict == idptest.Refused || p.Verdict == idptest.Reuse }) {
+				a.ended[fmt.Sprint(id, n)] = true
+			}
+		}
+	}
+	return a.ended
+}
+
+// unprovable reports whether nobody can have proven a login any more when o rejected it: the provider had ended its session,
+// or the access token had run out and there was no other.
+func (a *audit) unprovable(c command, o outcome) bool {
+	if c.kind != schema.UserLogin || o.kind != schema.MessageRejected || o.reason != schema.RejectUnproven {
+		return false
+	}
+	return a.endedSessions()[fmt.Sprint(c.who.provider.id, c.session)] || c.who.bare && o.heard.Sub(c.sent) > a.world.Life-2*time.Second
+}
+
+// onOlder reports whether a user goes on with the session before the newest login's, as is right where that one could not be
+// proven: its login was rejected, and the provider honours what is stored.
+func (a *audit) onOlder(x *person, g grant.Grant) bool {
+	o, named := a.byName(x.login)
+	return named && a.unprovable(x.login, o) && g.Status == grant.Live && x.provider.Valid(g.Pair.Refresh.Reveal())
+}
+
+// byName is the outcome that names a command.
+func (a *audit) byName(c command) (outcome, bool) {
+	i := slices.IndexFunc(a.heard, func(o outcome) bool { return o.provider+"/"+o.user == c.who.key() && names(o, c) })
+	if i < 0 {
+		return outcome{}, false
+	}
+	return a.heard[i], true
 }
 
 // unanswered counts the commands that have no answer yet.

@@ -30,7 +30,7 @@ func (a *audit) store(ctx context.Context) {
 		case x.erased, !x.accepted:
 		case !stored:
 			missing.add("%s of %s", x.name, x.provider.id)
-		case x.bare, a.held(x, g):
+		case x.bare, a.held(x, g), a.onOlder(x, g):
 		case g.Status == grant.ReauthRequired && current != "":
 			gone.add("%s of %s: %s", x.name, x.provider.id, g.LastError)
 		case g.Status == grant.Live && !x.provider.Valid(g.Pair.Refresh.Reveal()):

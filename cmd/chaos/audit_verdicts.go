@@ -67,7 +67,8 @@ func (a *audit) said(provider, user string) string {
 	var all []string
 	for _, o := range a.heard {
 		if o.provider == provider && o.user == user {
-			all = append(all, fmt.Sprintf("%s %s %s for %s", o.time.Format(clockFormat), o.kind, o.reason, o.cause.Type))
+			all = append(all, fmt.Sprintf("%s %s %s for %s %s of %s, refreshed %t, began %s, until %s", o.time.Format(clockFormat), o.kind, o.reason,
+				o.cause.Type, o.cause.ID, o.cause.Source, o.refreshed, o.beganAt.Format(clockFormat), o.expiresAt.Format(clockFormat)))
 		}
 	}
 	const most = 8

@@ -44,6 +44,7 @@ type command struct {
 	sent     time.Time // not later than the server took it
 	accepted time.Time // when the server's word of it came
 	sequence uint64    // in its stream
+	session  int       // that a login is of
 }
 
 // persist tries until renewd has taken the command, as an app that means it would. The id makes that safe.
@@ -78,7 +79,10 @@ func newID(kind schema.Type) string {
 
 // give publishes a login with these tokens.
 func (p *people) give(ctx context.Context, x *person, by app, tokens publishers.Tokens, f fate) (command, bool) {
-	c := command{who: x, id: newID(schema.UserLogin), source: by.source, kind: schema.UserLogin, fate: f}
+	c := command{who: x, id: newID(schema.UserLogin), source: by.source, kind: schema.UserLogin, fate: f, session: sessionOf(tokens.RefreshToken)}
+	if tokens.RefreshToken == "" {
+		c.session = x.session
+	}
 	return p.persist(ctx, c, func(ctx context.Context) (publishers.Receipt, error) {
 		return by.Login(ctx, x.provider.id, x.name, tokens, publishers.WithID(c.id))
 	})
