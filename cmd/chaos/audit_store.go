@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"slices"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -38,13 +39,20 @@ func (a *audit) store(ctx context.Context) {
 		case g.Status == grant.Live && g.Pair.Refresh.Reveal() != current:
 			older.add("%s of %s", x.name, x.provider.id)
 		}
-		if stored && g.Status == grant.Live && a.newest(ctx, stream.Renewals, x.subject("renewal.timer")) == nil && a.newest(ctx, stream.Renewals, x.subject("renewal.due")) == nil {
+		if stored && g.Status == grant.Live && !a.waits(ctx, x) {
 			timers.add("%s, next due %s", g.Key, g.NextDueAt.Format(clockFormat))
 		}
 	}
 	if s, err := a.world.js.Stream(ctx, stream.Parked); err == nil {
 		a.parked(ctx, s, parked)
 	}
+}
+
+// waits reports whether the engine has something that waits for the person.
+func (a *audit) waits(ctx context.Context, x *person) bool {
+	return slices.ContainsFunc(x.renewals(), func(subject string) bool {
+		return a.newest(ctx, stream.Renewals, subject) != nil
+	})
 }
 
 // parked looks at the pairs that nobody fetched. One that the store has gone past is rubbish, which the reconciler removes.

@@ -92,7 +92,7 @@ func (a *audit) traces(ctx context.Context) {
 		}
 		for name, subjects := range map[string][]string{
 			stream.Logins: {x.loginSubject()}, stream.Requests: {x.subject(schema.UserRefreshDue)}, stream.Parked: {x.subject("parked")},
-			stream.Renewals: {x.subject("renewal.timer"), x.subject("renewal.due")},
+			stream.Renewals: x.renewals(),
 		} {
 			for _, subject := range subjects {
 				if m := a.newest(ctx, name, subject); m != nil {

@@ -32,6 +32,12 @@ func (x *person) subject(t schema.Type) string {
 	return fmt.Sprintf("%s.%s.%s", t, x.provider.id, schema.EscapeUser(x.name))
 }
 
+// renewals are the subjects of RENEWALS where a person's grant may wait.
+func (x *person) renewals() []string {
+	due := x.subject("renewal.due")
+	return []string{x.subject("renewal.timer"), due, due + ".asked"}
+}
+
 // newTape listens from now on. What passes while its connection is away is not on it.
 func newTape(nc *nats.Conn) (*tape, error) {
 	t := &tape{logins: map[string]*nats.Msg{}, erased: map[string]erasure{}}

@@ -104,7 +104,7 @@ func NewEngine(js jetstream.JetStream, c Config) (*Engine, error) {
 
 // Cancel removes the grant's timer and the renewal that waits, if any.
 func (e *Engine) Cancel(ctx context.Context, k grant.Key) error {
-	if err := e.purge(ctx, Renewals, []string{e.timer(k), e.due(k)}); err != nil {
+	if err := e.purge(ctx, Renewals, e.renewals(k)); err != nil {
 		return fmt.Errorf("cancel %s: %w", k, err)
 	}
 	return nil
@@ -112,7 +112,23 @@ func (e *Engine) Cancel(ctx context.Context, k grant.Key) error {
 
 func (e *Engine) timer(k grant.Key) string  { return e.user(timerSubject, k) }
 func (e *Engine) due(k grant.Key) string    { return e.user(dueSubject, k) }
+func (e *Engine) asked(k grant.Key) string  { return e.due(k) + askedEnd }
 func (e *Engine) parked(k grant.Key) string { return e.user(parkedSubject, k) }
+
+// target is where a renewal becomes due. A command has a subject of its own, because a timer that
+// fires takes the place of what stands there, and may be one of before the command: armed by a
+// worker that knew nothing of it, or fired twice by servers that were killed.
+func (e *Engine) target(k grant.Key, w grant.Work) string {
+	if grant.IsCommand(w.Cause) {
+		return e.asked(k)
+	}
+	return e.due(k)
+}
+
+// renewals is where a grant may wait. A timer that fires meanwhile is found due.
+func (e *Engine) renewals(k grant.Key) []string {
+	return []string{e.timer(k), e.due(k), e.asked(k)}
+}
 
 // user panics on a key that schema refuses: it would reach other users' subjects, and keys are checked at the door.
 func (e *Engine) user(front string, k grant.Key) string {

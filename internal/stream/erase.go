@@ -43,7 +43,7 @@ func (e *Engine) Erase(ctx context.Context, k grant.Key, newest grant.Order) err
 		err = e.purge(ctx, Requests, []string{e.config.Subjects.Filter(schema.UserRefreshDue, k.Provider, k.User)})
 	}
 	if err == nil {
-		err = e.purge(ctx, Renewals, []string{e.timer(k), e.due(k)})
+		err = e.purge(ctx, Renewals, e.renewals(k))
 	}
 	if err != nil {
 		return fmt.Errorf("erase %s: %w", k, err)

@@ -61,7 +61,7 @@ func TestAHeaderThatCannotBeDecodedStopsNobody(t *testing.T) {
 	}
 	must(t, e.Request(ctx, k, command("r")))
 	raw("renewal.timer.propelauth.u1", "NATS/1.0\r\nce-id: 1\r\nce-type: user.refresh_due\r\n\r\n") // no schedule
-	must(t, e.Wake(ctx, k, work("w")))
+	must(t, e.Wake(ctx, k, command("w")))
 	if n := messages(t, js, stream.Renewals); n != 1 {
 		t.Errorf("%d messages, want the renewal", n)
 	}

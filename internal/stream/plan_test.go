@@ -235,17 +235,22 @@ func TestReplicasNeedACluster(t *testing.T) {
 	}
 }
 
-// TestCommandStreams holds what services rely on: the newest command of a user wins, and a malformed subject is kept.
+// TestCommandStreams holds what services rely on: the newest login of a user wins, requests wait
+// beside each other, and a malformed subject is kept.
 func TestCommandStreams(t *testing.T) {
 	js, _ := fresh(t)
 	for _, subject := range []string{
+		"user.login.propelauth.u1", "user.login.propelauth.u1", "user.login.x",
 		"user.refresh_due.propelauth.u1", "user.refresh_due.propelauth.u1", "user.refresh_due.propelauth.jane@example.com", "user.refresh_due.x",
 	} {
 		_, err := js.Publish(t.Context(), subject, nil)
 		must(t, err)
 	}
-	if n := messages(t, js, stream.Requests); n != 3 {
-		t.Errorf("%d requests, want 3", n)
+	if n := messages(t, js, stream.Logins); n != 2 {
+		t.Errorf("%d logins, want 2", n)
+	}
+	if n := messages(t, js, stream.Requests); n != 4 {
+		t.Errorf("%d requests, want 4", n)
 	}
 	if _, err := js.Publish(t.Context(), "user.login.propelauth.u1", make([]byte, 65<<10)); err == nil {
 		t.Error("a login of 65 KiB was taken")

@@ -312,23 +312,20 @@ func (x *walking) page(ctx context.Context, page []grant.Due) error {
 // should have fired itself, and that the last walk found like that too, was refused by the server,
 // which forgets it then.
 func (x *walking) late(ctx context.Context, d grant.Due) error {
-	timer, due, err := x.Engine.waits(ctx, d.Key)
+	there, err := x.Engine.waits(ctx, d.Key)
+	timer := there.timer
 	switch {
 	case err != nil:
 		return fmt.Errorf("look whether %s waits: %w", d.Key, err)
-	case due.sequence != 0:
+	case there.isDue():
 		return nil
-	case timer.ours && timer.Work.Mark.Version < d.Version && !grant.IsCommand(timer.Work.Cause) && timer.Work.Deferrals == 0 && timer.At.Sub(d.At) > x.Overdue:
-		// It is of before the record was due: the one that was set since, or a wake, is lost.
-		return x.repair(ctx, d, "wake", &x.found.Woken, func() (bool, error) {
-			return true, x.Engine.Request(ctx, d.Key, repair(d))
-		})
-	case timer.ours && x.Engine.Now().Sub(timer.At) <= x.Overdue:
-		return nil
-	case !timer.ours: // none, or somebody else's
+	case !timer.ours, // none, or somebody else's
+		x.outdated(timer, d): // the one that was set since, or a wake, is lost
 		return x.repair(ctx, d, "wake", &x.found.Woken, func() (bool, error) {
 			return x.Engine.wakeLost(ctx, d.Key, repair(d))
 		})
+	case x.Engine.Now().Sub(timer.At) <= x.Overdue:
+		return nil
 	}
 	x.mu.Lock()
 	again := x.walker.stuck[d.Key] == timer.sequence
@@ -342,6 +339,12 @@ func (x *walking) late(ctx context.Context, d grant.Due) error {
 	return x.repair(ctx, d, "fire", &x.found.Fired, func() (bool, error) {
 		return x.Engine.fireAgain(ctx, d.Key, timer)
 	})
+}
+
+// outdated reports whether a timer is of before the record was due, and nobody put it off.
+func (x *walking) outdated(timer standing, d grant.Due) bool {
+	w := timer.Work
+	return w.Mark.Version < d.Version && !grant.IsCommand(w.Cause) && w.Deferrals == 0 && timer.At.Sub(d.At) > x.Overdue
 }
 
 // stuckAtMost bounds what one walk remembers for the next.

@@ -112,7 +112,9 @@ func TestReconcilerRepairs(t *testing.T) {
 	for range 8 { // enough messages that nothing looks lost
 		must(t, e.Arm(ctx, grant.Key{Provider: alice.Provider, User: fmt.Sprint("other", messages(t, js, stream.Renewals))}, now.Add(time.Hour), work("x")))
 	}
-	must(t, e.Arm(ctx, stale.Key, now.Add(time.Hour), work("put off")))
+	putOff := work("put off")
+	putOff.Deferrals = 1
+	must(t, e.Arm(ctx, stale.Key, now.Add(time.Hour), putOff))
 	must(t, e.Wake(ctx, grant.Key{Provider: alice.Provider, User: "signed-out"}, command("r")))
 	must(t, e.Wake(ctx, grant.Key{Provider: alice.Provider, User: "suspended"}, command("r")))
 	second := walks(t, r, 1)[0]

@@ -11,12 +11,12 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// dueNow is the grant's due message.
-func dueNow(t *testing.T, js jetstream.JetStream, e *stream.Engine, k grant.Key) (grant.Work, uint64) {
+// askedNow is the message of the grant that a command made due.
+func askedNow(t *testing.T, js jetstream.JetStream, e *stream.Engine, k grant.Key) (grant.Work, uint64) {
 	t.Helper()
 	s, err := js.Stream(t.Context(), stream.Renewals)
 	must(t, err)
-	subject := "renewal.due." + k.Provider + "." + schema.EscapeUser(k.User)
+	subject := "renewal.due." + k.Provider + "." + schema.EscapeUser(k.User) + ".asked"
 	m, err := s.GetLastMsgForSubject(t.Context(), subject)
 	must(t, err)
 	_, w, err := e.ParseWork(subject, schema.Header(m.Header))
@@ -35,13 +35,13 @@ func TestRequestsOfOneUserKeepTheStrongestWant(t *testing.T) {
 	must(t, e.Request(ctx, alice, tokens))
 	first := tokens
 	first.Mark = timer.Mark // waking takes the timer away, and what it knew
-	if w, _ := dueNow(t, js, e, alice); w != first {
+	if w, _ := askedNow(t, js, e, alice); w != first {
 		t.Errorf("woken for %+v, want %+v", w, first)
 	}
 	must(t, e.Request(ctx, alice, profile))
 	want := first
 	want.Cause, want.MinValid = profile.Cause, time.Hour
-	if w, _ := dueNow(t, js, e, alice); w != want || messages(t, js, stream.Renewals) != 1 {
+	if w, _ := askedNow(t, js, e, alice); w != want || messages(t, js, stream.Renewals) != 1 {
 		t.Errorf("woken for %+v, want %+v", w, want)
 	}
 }
@@ -51,21 +51,17 @@ func TestARequestThatWantsNoMoreKeepsThePlaceInTheQueue(t *testing.T) {
 	ctx := t.Context()
 	first, second := command("first"), command("second")
 	first.Want = schema.WantTokens
-	must(t, e.Wake(ctx, alice, work("repair"))) // answers nobody
 	must(t, e.Request(ctx, alice, first))
-	w, place := dueNow(t, js, e, alice)
-	if w != first {
-		t.Errorf("a renewal that answers nobody took a request's place: %+v", w)
-	}
+	_, place := askedNow(t, js, e, alice)
 	must(t, e.Request(ctx, alice, second))
-	if w, at := dueNow(t, js, e, alice); w != first || at != place {
+	if w, at := askedNow(t, js, e, alice); w != first || at != place {
 		t.Errorf("woken for %+v at %d, want %+v to stay at %d", w, at, first, place)
 	}
 
 	// In hand, its work has begun: what is asked now is another renewal.
 	m := renewal(t, js)
 	must(t, e.Request(ctx, alice, second))
-	if w, at := dueNow(t, js, e, alice); w.Cause != second.Cause || at == place {
+	if w, at := askedNow(t, js, e, alice); w.Cause != second.Cause || at == place {
 		t.Errorf("a request while another is in hand: %+v at %d", w, at)
 	}
 	ack(t, m)
@@ -80,19 +76,72 @@ func TestALoginNeverTakesACommandsPlace(t *testing.T) {
 	login.Cause.Type = schema.UserLogin
 	must(t, e.Request(ctx, alice, asked))
 	must(t, e.Request(ctx, alice, login))
-	if w, _ := dueNow(t, js, e, alice); w.Cause != asked.Cause {
+	if w, _ := askedNow(t, js, e, alice); w.Cause != asked.Cause {
 		t.Errorf("a login took the place of a request: %+v", w)
 	}
 	must(t, e.Cancel(ctx, alice))
 	must(t, e.Request(ctx, alice, login))
 	must(t, e.Request(ctx, alice, asked))
-	if w, _ := dueNow(t, js, e, alice); w.Cause != asked.Cause {
+	if w, _ := askedNow(t, js, e, alice); w.Cause != asked.Cause {
 		t.Errorf("a request was taken for answered by a login: %+v", w)
 	}
 	must(t, e.Cancel(ctx, alice))
 	must(t, e.Arm(ctx, alice, time.Now().Add(time.Hour), asked))
 	must(t, e.Request(ctx, alice, login))
-	if w, _ := dueNow(t, js, e, alice); w.Cause != asked.Cause {
+	if w, _ := askedNow(t, js, e, alice); w.Cause != asked.Cause {
 		t.Errorf("a login took the place of a request that waited: %+v", w)
+	}
+}
+
+// A worker that knew nothing of the request arms its timer, or servers that were killed fire one of
+// before the request again.
+func TestATimerThatFiresLeavesACommandThatWaits(t *testing.T) {
+	js, e := fresh(t)
+	ctx := t.Context()
+	asked := command("asked")
+	must(t, e.Request(ctx, alice, asked))
+	must(t, e.Arm(ctx, alice, time.Now(), work("timer")))
+	causes := map[string]bool{}
+	for range 2 {
+		m := renewal(t, js)
+		k, w, err := e.ParseWork(m.Subject(), schema.Header(m.Headers()))
+		if err != nil || k != alice {
+			t.Fatalf("%s: %v, %v", m.Subject(), k, err)
+		}
+		causes[w.Cause.ID] = true
+		ack(t, m)
+	}
+	if !causes["asked"] || !causes["timer"] {
+		t.Errorf("renewals for %v, want both", causes)
+	}
+	if has, err := e.HasTimer(ctx, alice); has || err != nil {
+		t.Errorf("HasTimer = %v, %v after all was done", has, err)
+	}
+}
+
+// One request is in hand and put off while the next one waits: one renewal answers both, now.
+func TestACommandThatIsPutOffJoinsTheOneThatWaits(t *testing.T) {
+	js, e := fresh(t)
+	ctx := t.Context()
+	first, second := command("first"), command("second")
+	first.Want, first.Deferrals = schema.WantTokens, 1
+	must(t, e.Request(ctx, alice, second))
+	must(t, e.Arm(ctx, alice, time.Now().Add(time.Minute), first))
+	want := second
+	want.Want = schema.WantTokens
+	if w, _ := askedNow(t, js, e, alice); w != want {
+		t.Errorf("woken for %+v, want %+v", w, want)
+	}
+	if n := messages(t, js, stream.Renewals); n != 1 {
+		t.Errorf("%d messages, want the renewal that answers both", n)
+	}
+
+	// Put off while it is in hand itself, it waits for its time.
+	m := renewal(t, js)
+	want.Deferrals = 1
+	must(t, e.Arm(ctx, alice, time.Now().Add(time.Minute), want))
+	ack(t, m)
+	if n := messages(t, js, stream.Renewals); n != 1 {
+		t.Errorf("%d messages, want the timer", n)
 	}
 }

@@ -30,11 +30,13 @@ const rounds = 32
 // When it fires, the message carries its work and the trace context of whoever asked for it.
 func (e *Engine) Arm(ctx context.Context, k grant.Key, at time.Time, w grant.Work) error {
 	mine := grant.Timer{At: at.UTC().Round(0), Work: w}
+	armed := w
 	if err := e.swap(ctx, e.timer(k), func(there standing) (schema.Header, error) {
 		if !there.ours {
 			return e.timerHeader(ctx, k, mine), nil
 		}
 		next := mine.Over(there.Timer)
+		armed = next.Work
 		switch {
 		case next == there.Timer:
 			return nil, nil
@@ -45,7 +47,23 @@ func (e *Engine) Arm(ctx context.Context, k grant.Key, at time.Time, w grant.Wor
 	}); err != nil {
 		return fmt.Errorf("arm %s: %w", k, err)
 	}
-	return nil
+	return e.join(ctx, k, armed)
+}
+
+// join has a command that was put off answered by the one that waits for its turn, if any: fired,
+// its timer would take that one's place. A command that comes later finds the timer.
+func (e *Engine) join(ctx context.Context, k grant.Key, armed grant.Work) error {
+	if !grant.IsCommand(armed.Cause) {
+		return nil
+	}
+	asked, err := e.standing(ctx, e.asked(k))
+	if err != nil {
+		return fmt.Errorf("arm %s: %w", k, err)
+	}
+	if !asked.ours || grant.SameCause(asked.Work.Cause, armed.Cause) {
+		return nil
+	}
+	return e.Request(ctx, k, asked.Work)
 }
 
 // swap publishes what next makes of what stands on the subject, until nobody got in between; nil
@@ -75,7 +93,7 @@ func (e *Engine) swap(ctx context.Context, subject string, next func(there stand
 func (e *Engine) timerHeader(ctx context.Context, k grant.Key, t grant.Timer) schema.Header {
 	h := workHeader(t.Work)
 	e.config.Propagator.Inject(ctx, h)
-	schedule(h, t.At, e.due(k))
+	schedule(h, t.At, e.target(k, t.Work))
 	return h
 }
 
@@ -116,8 +134,9 @@ func refused(err error) bool {
 		api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant)
 }
 
-// Wake makes the grant due now and removes its timer, in one step. A renewal that waits or is in
-// hand is replaced: one that waits becomes this one, one in hand is followed by this one.
+// Wake makes the grant due now and removes its timer, in one step. A renewal of its kind, command or
+// none, that waits or is in hand is replaced: one that waits becomes this one, one in hand is
+// followed by this one.
 func (e *Engine) Wake(ctx context.Context, k grant.Key, w grant.Work) error {
 	if err := e.wake(ctx, k, w, func(schema.Header) {}); err != nil {
 		return fmt.Errorf("wake %s: %w", k, err)
@@ -135,7 +154,8 @@ func (e *Engine) wake(ctx context.Context, k grant.Key, w grant.Work, condition 
 	h.Set("Nats-Schedule-Next", "purge")
 	h.Set(jetstream.SchedulerHeader, e.timer(k))
 	condition(h)
-	_, err := e.publish(ctx, Renewals, e.due(k), h, nil)
+	target := e.target(k, w)
+	_, err := e.publish(ctx, Renewals, target, h, nil)
 	if api, ok := errors.AsType[*jetstream.APIError](err); !ok || api.ErrorCode != codeNoSchedule {
 		return err
 	}
@@ -147,7 +167,7 @@ func (e *Engine) wake(ctx context.Context, k grant.Key, w grant.Work, condition 
 	if err := e.purge(ctx, Renewals, []string{e.timer(k)}, upTo); err != nil {
 		return err
 	}
-	_, err = e.publish(ctx, Renewals, e.due(k), h, nil)
+	_, err = e.publish(ctx, Renewals, target, h, nil)
 	return err
 }
 
@@ -159,22 +179,22 @@ func (e *Engine) wake(ctx context.Context, k grant.Key, w grant.Work, condition 
 // command: see grant.Work.Names.
 func (e *Engine) Request(ctx context.Context, k grant.Key, w grant.Work) error {
 	for round := range rounds {
-		timer, due, err := e.waits(ctx, k)
+		there, err := e.waits(ctx, k)
 		if err != nil {
 			return fmt.Errorf("request %s: %w", k, err)
 		}
-		want := w.Stronger(timer.Work).Stronger(due.Work)
-		for _, waiting := range []standing{due, timer} {
+		want := w.Stronger(there.timer.Work).Stronger(there.asked.Work)
+		for _, waiting := range []standing{there.asked, there.timer} {
 			if waiting.ours && waiting.Work.Names(want) {
 				want.Cause = waiting.Work.Cause
 			}
 		}
-		if due.ours && grant.IsCommand(due.Work.Cause) && !w.Names(due.Work) && due.Work.Covers(want) {
-			if queued, err := e.queued(ctx, k, due.sequence); queued || err != nil {
+		if there.answers(w, want) {
+			if queued, err := e.queued(ctx, k, there.asked.sequence); queued || err != nil {
 				return err
 			}
 		}
-		err = e.wake(ctx, k, want, func(h schema.Header) { expect(h, due.sequence) })
+		err = e.wake(ctx, k, want, func(h schema.Header) { expect(h, there.asked.sequence) })
 		if err == nil {
 			return nil
 		}
@@ -186,6 +206,14 @@ func (e *Engine) Request(ctx context.Context, k grant.Key, w grant.Work) error {
 		}
 	}
 	return fmt.Errorf("request %s: others wake it all the time", k)
+}
+
+// answers reports whether a command that waits is one whose outcome answers w too, as it wants all
+// that w and what waits want together. A command's timer has to go: fired, it would take the place
+// of the command that waits.
+func (w waiting) answers(command, want grant.Work) bool {
+	return w.asked.ours && !command.Names(w.asked.Work) && w.asked.Work.Covers(want) &&
+		!(w.timer.ours && grant.IsCommand(w.timer.Work.Cause))
 }
 
 // queued reports whether no worker has had the due message in hand yet.
@@ -236,7 +264,7 @@ type standing struct {
 	header      schema.Header
 }
 
-// standing reads what stands on the timer's or due subject of a grant. What somebody else wrote
+// standing reads what stands on one of the subjects where a grant may wait. What somebody else wrote
 // there is not ours.
 func (e *Engine) standing(ctx context.Context, subject string) (standing, error) {
 	m, err := e.last(ctx, Renewals, subject)
@@ -258,19 +286,27 @@ func (e *Engine) standing(ctx context.Context, subject string) (standing, error)
 	return s, nil
 }
 
-// waits reads both places where a grant may wait, at once.
-func (e *Engine) waits(ctx context.Context, k grant.Key) (timer, due standing, err error) {
+// waiting is what waits for a grant: its timer, a renewal that is due, and one that a command asked
+// for.
+type waiting struct{ timer, due, asked standing }
+
+// waits reads the places where a grant may wait, at once.
+func (e *Engine) waits(ctx context.Context, k grant.Key) (w waiting, err error) {
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() (err error) { timer, err = e.standing(ctx, e.timer(k)); return err })
-	group.Go(func() (err error) { due, err = e.standing(ctx, e.due(k)); return err })
-	return timer, due, group.Wait()
+	group.Go(func() (err error) { w.timer, err = e.standing(ctx, e.timer(k)); return err })
+	group.Go(func() (err error) { w.due, err = e.standing(ctx, e.due(k)); return err })
+	group.Go(func() (err error) { w.asked, err = e.standing(ctx, e.asked(k)); return err })
+	return w, group.Wait()
 }
+
+// isDue reports whether something waits for its turn, be it renewd's or not.
+func (w waiting) isDue() bool { return w.due.sequence != 0 || w.asked.sequence != 0 }
 
 // HasTimer reports whether the grant waits for its time, or is due.
 func (e *Engine) HasTimer(ctx context.Context, k grant.Key) (bool, error) {
-	timer, due, err := e.waits(ctx, k)
+	w, err := e.waits(ctx, k)
 	if err != nil {
 		return false, fmt.Errorf("look for the timer of %s: %w", k, err)
 	}
-	return timer.sequence != 0 || due.sequence != 0, nil
+	return w.timer.sequence != 0 || w.isDue(), nil
 }

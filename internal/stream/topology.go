@@ -41,6 +41,7 @@ func ConsumerRenew(provider string) string { return renewPrefix + provider }
 const (
 	timerSubject  = "renewal.timer"
 	dueSubject    = "renewal.due"
+	askedEnd      = ".asked" // after a due subject: due because of a command
 	parkedSubject = "parked"
 
 	deferredSubject      = "deferred"
@@ -176,6 +177,7 @@ func (t Topology) renewals() jetstream.StreamConfig {
 	for _, front := range []string{timerSubject, dueSubject, deferredTimerSubject, deferredDueSubject} {
 		s.Subjects = append(s.Subjects, t.subject(front)+".*.*")
 	}
+	s.Subjects = append(s.Subjects, t.subject(dueSubject)+".*.*"+askedEnd)
 	s.Retention = jetstream.WorkQueuePolicy
 	s.MaxMsgsPerSubject = 1
 	s.AllowMsgSchedules = true
@@ -251,7 +253,7 @@ func (t Topology) Consumers() []Consumer {
 	}
 	for _, p := range t.Providers {
 		// The filter must never cover the timers: a consumer that receives a schedule cancels it by its ack.
-		consumers = append(consumers, t.consumer(Renewals, ConsumerRenew(p.ID), t.subject(dueSubject)+"."+p.ID+".*", p.Concurrency))
+		consumers = append(consumers, t.consumer(Renewals, ConsumerRenew(p.ID), t.subject(dueSubject)+"."+p.ID+".>", p.Concurrency))
 	}
 	return consumers
 }
@@ -266,9 +268,9 @@ func (t Topology) consumer(base, name, filter string, inHand int) Consumer {
 
 var errKey = errors.New("malformed renewal subject")
 
-// parseRenewal is the inverse of Engine.due.
+// parseRenewal is the inverse of Engine.due and of Engine.asked.
 func parseRenewal(subjects schema.Subjects, subject string) (provider, user string, err error) {
-	return parseUser(subjects, dueSubject, subject)
+	return parseUser(subjects, dueSubject, strings.TrimSuffix(subject, askedEnd))
 }
 
 // parseUser is the inverse of Engine.user.
