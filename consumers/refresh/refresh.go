@@ -253,6 +253,7 @@ func (t *task) run(ctx context.Context) error {
 // turned is a record as it is stored on the side that this work is about.
 func (t *task) turned(stored grant.Grant) grant.Grant {
 	given := t.given
+	given.Cause = stored.TimerOf(given)
 	given.Mark, given.Refused = t.work.Mark, t.work.Refused
 	var g grant.Grant
 	if holder, ok := stored.Holder(t.first); ok {

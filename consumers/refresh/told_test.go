@@ -288,3 +288,29 @@ func TestARefusalThatCannotBeWeighedIsHeld(t *testing.T) {
 		t.Errorf("%s, claim %v, told %v", g.Status, g.Claim, w.told())
 	}
 }
+
+// Servers that were killed fire a timer again, with the work of before: what is due by now is done
+// under a cause of its own.
+func TestATimerThatFiresAgainIsAnsweredOnce(t *testing.T) {
+	w := newWorld(t)
+	w.login("a", 90*time.Second)
+	w.settle(work("r0"), 1)
+	g, _ := w.stored()
+	timer := g.NextTimer(g.NextDueAt)
+	w.advance(90 * time.Second)
+	w.settle(timer, 1)
+	w.advance(90 * time.Second)
+	w.fire()
+	refreshed := w.refreshed
+	w.advance(90 * time.Second)
+	w.settle(timer, 1)
+	answers := 0
+	for _, e := range w.outcomes {
+		if e.ID == grant.OutcomeID(key, timer.Cause) {
+			answers++
+		}
+	}
+	if answers != 1 || len(w.outcomes) != 4 || w.refreshed != refreshed+1 {
+		t.Errorf("the timer was answered %d times; %d outcomes, %d refreshes", answers, len(w.outcomes), w.refreshed)
+	}
+}

@@ -377,6 +377,17 @@ func Deferred(k Key, of schema.Cause) schema.Cause {
 	return schema.Cause{ID: "deferred-" + OutcomeID(k, of), Type: schema.CauseTimer, Source: "/renewd", Time: of.Time, Reason: "put off"}
 }
 
+// TimerOf is the cause of w as g, as stored, has it. A timer of before the record was changed may
+// have fired before, as servers that were killed fire one again: its id has named an outcome then,
+// so that it does the work of the timer that g has now.
+func (g Grant) TimerOf(w Work) schema.Cause {
+	fired := w.Cause.Type == schema.CauseTimer && w.Mark.Version > 0 && w.Mark.Version < g.Version
+	if !fired || g.about(w.Cause) || g.NextDueAt.IsZero() {
+		return w.Cause
+	}
+	return g.NextTimer(g.NextDueAt).Cause
+}
+
 // NextTimer is the work of the timer that g wants at, made so that arming it twice is arming it once.
 func (g Grant) NextTimer(at time.Time) Work {
 	return Work{Cause: schema.Cause{
