@@ -192,7 +192,7 @@ func (u userForget) Run(ctx context.Context, a *app, c *cli) error {
 	cause := schema.Cause{ID: nuid.Next(), Type: "user.forget", Source: "/renewd/cli", Time: began}
 	revoke := p.revoke
 	if u.NoRevoke {
-		revoke = func(context.Context, grant.Grant) error { return nil }
+		revoke = func(context.Context, grant.Key, []grant.Secret) error { return nil }
 	}
 	version, err := p.forget(ctx, k, cause, revoke)
 	if err != nil {
@@ -216,7 +216,7 @@ func (u userForget) Run(ctx context.Context, a *app, c *cli) error {
 // forget leaves a tombstone in the record's place, so that no login of before brings the user back, and only then waits for
 // what workers have in hand, and erases all that is left of the user. A login that comes later stays. It returns the version
 // of the tombstone.
-func (p *plant) forget(ctx context.Context, k grant.Key, cause schema.Cause, revoke func(context.Context, grant.Grant) error) (version int64, err error) {
+func (p *plant) forget(ctx context.Context, k grant.Key, cause schema.Cause, revoke revoke) (version int64, err error) {
 	newest, err := p.engine.NewestLogin(ctx)
 	if err != nil {
 		return 0, err
@@ -240,16 +240,30 @@ func (p *plant) forget(ctx context.Context, k grant.Key, cause schema.Cause, rev
 	if err := p.engine.Erase(ctx, k, newest); err != nil {
 		return 0, err
 	}
-	if c := g.Candidate; c != nil { // a login that came later: its wake was erased with the rest
-		return g.Version, p.engine.Request(ctx, k, grant.Work{Cause: c.Cause})
+	return g.Version, p.rearm(ctx, k)
+}
+
+// rearm has a login that came after an erasure looked at, or renewed when it is due: what waited for
+// it was erased with the rest.
+func (p *plant) rearm(ctx context.Context, k grant.Key) error {
+	g, err := p.store.Load(ctx, k)
+	switch {
+	case errors.Is(err, grant.ErrNotFound), errors.Is(err, grant.ErrUnreadable):
+		return nil
+	case err != nil:
+		return err
+	case g.Candidate != nil:
+		return p.engine.Request(ctx, k, grant.Work{Cause: g.Candidate.Cause})
+	case g.Status == grant.Live && !g.NextDueAt.IsZero():
+		return p.engine.Arm(ctx, k, g.NextDueAt, g.NextTimer(g.NextDueAt))
 	}
-	return g.Version, nil
+	return nil
 }
 
 // entomb puts a tombstone in the record's place, once whoever has it in hand is done, and revokes the tokens that were there
 // before that.
 func (p *plant) entomb(
-	ctx context.Context, k grant.Key, upTo grant.Order, t grant.Turn, revoke func(context.Context, grant.Grant) error,
+	ctx context.Context, k grant.Key, upTo grant.Order, t grant.Turn, revoke revoke,
 ) (grant.Grant, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, forgetClaim, errors.New("it stays in use; try again"))
 	defer cancel()
@@ -258,7 +272,7 @@ func (p *plant) entomb(
 		if errors.Is(err, grant.ErrNotFound) || errors.Is(err, grant.ErrUnreadable) {
 			err = nil // nothing to keep others from
 		} else if err == nil {
-			if err := revoke(ctx, g); err != nil { // again for what came meanwhile: a dead token is revoked too
+			if err := revoke(ctx, k, g.Revocable(upTo)); err != nil { // again for what came meanwhile: a dead token is revoked too
 				return g, err
 			}
 		}
@@ -280,24 +294,20 @@ func (p *plant) entomb(
 	}
 }
 
-// revoke ends the user's sessions at the provider: that of the record and that of a login which is not proven yet.
-func (p *plant) revoke(ctx context.Context, g grant.Grant) error {
-	settings, ok := p.conf.provider(g.Provider)
+// revoke ends the sessions of a user that these refresh tokens are of.
+type revoke func(ctx context.Context, k grant.Key, tokens []grant.Secret) error
+
+// revoke is one at the provider.
+func (p *plant) revoke(ctx context.Context, k grant.Key, tokens []grant.Secret) error {
+	settings, ok := p.conf.provider(k.Provider)
 	if !ok {
-		return fmt.Errorf("provider %s is not in the settings, so that its session of %s cannot be revoked: add it, or say --no-revoke", g.Provider, g.User)
+		return fmt.Errorf("provider %s is not in the settings, so that its session of %s cannot be revoked: add it, or say --no-revoke", k.Provider, k.User)
 	}
 	client, err := p.client(settings)
 	if err != nil {
 		return err
 	}
-	tokens := []grant.Secret{g.Pair.Refresh}
-	for c := g.Candidate; c != nil; c = c.Next {
-		tokens = append(tokens, c.Pair.Refresh)
-	}
 	for _, token := range tokens {
-		if token.IsZero() {
-			continue
-		}
 		if err := client.Revoke(ctx, token); err != nil && !errors.Is(err, grant.ErrNoRevocation) {
 			return fmt.Errorf("nothing is erased yet: the provider did not revoke the user's session: %w; try again, or say --no-revoke to leave it alive there", err)
 		}

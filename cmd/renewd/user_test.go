@@ -72,7 +72,7 @@ func TestAnErasureWaitsForALoginInHandAndKeepsItOut(t *testing.T) {
 	revoked := 0
 	go func() {
 		cause := schema.Cause{ID: "forget-1", Type: "user.forget", Source: "/test"}
-		_, err := p.forget(context.WithoutCancel(t.Context()), k, cause, func(context.Context, grant.Grant) error { revoked++; return nil })
+		_, err := p.forget(context.WithoutCancel(t.Context()), k, cause, func(context.Context, grant.Key, []grant.Secret) error { revoked++; return nil })
 		forgotten <- err
 	}()
 	go func() { // the tombstone comes first
@@ -135,7 +135,7 @@ func TestAnErasureRevokesFirst(t *testing.T) {
 	}
 	cause := schema.Cause{ID: "forget-1", Type: "user.forget", Source: "/test"}
 	away := errors.New("the provider does not answer")
-	if _, err := p.forget(t.Context(), k, cause, func(context.Context, grant.Grant) error { return away }); !errors.Is(err, away) {
+	if _, err := p.forget(t.Context(), k, cause, func(context.Context, grant.Key, []grant.Secret) error { return away }); !errors.Is(err, away) {
 		t.Fatalf("erased without revoking: %v", err)
 	}
 	if g, err := p.store.Load(t.Context(), k); err != nil || g.Status != grant.Live {
@@ -143,8 +143,10 @@ func TestAnErasureRevokesFirst(t *testing.T) {
 	}
 	var revoked []string
 	cause.ID = "forget-1" // the same person tries again: the claim is theirs
-	if _, err := p.forget(t.Context(), k, cause, func(_ context.Context, g grant.Grant) error {
-		revoked = append(revoked, g.Pair.Refresh.Reveal())
+	if _, err := p.forget(t.Context(), k, cause, func(_ context.Context, _ grant.Key, tokens []grant.Secret) error {
+		for _, token := range tokens {
+			revoked = append(revoked, token.Reveal())
+		}
 		return nil
 	}); err != nil {
 		t.Fatal(err)

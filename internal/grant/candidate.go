@@ -318,7 +318,7 @@ const erasureSkew = 5 * time.Second
 func (g Grant) Erased(k Key, upTo Order, t Turn) Grant {
 	g.Key = k
 	g = g.AsStored()
-	if g.Status != Unproven && g.Status != Forgotten && g.Login.Sequence != 0 && upTo.Before(g.Login) {
+	if g.provenAfter(upTo) {
 		return g
 	}
 	if upTo.Before(g.Login) {
@@ -331,6 +331,27 @@ func (g Grant) Erased(k Key, upTo Order, t Turn) Grant {
 		g.Status, g.NextDueAt = Unproven, time.Time{}
 	}
 	return g
+}
+
+// Revocable lists the refresh tokens that Erased would take from g: those of logins up to upTo. A
+// login that came after an erasure keeps its session.
+func (g Grant) Revocable(upTo Order) []Secret {
+	g = g.AsStored()
+	if g.provenAfter(upTo) {
+		return nil
+	}
+	all := []Secret{g.Pair.Refresh}
+	for _, c := range g.Candidate.all() {
+		if !upTo.Before(c.Login) {
+			all = append(all, c.Pair.Refresh)
+		}
+	}
+	return slices.DeleteFunc(all, Secret.IsZero)
+}
+
+// provenAfter reports whether the login that g comes from was proven and is after upTo.
+func (g Grant) provenAfter(upTo Order) bool {
+	return g.Status != Unproven && g.Status != Forgotten && g.Login.Sequence != 0 && upTo.Before(g.Login)
 }
 
 // emptied keeps the key, the revision, the version and the login's place of g.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -212,6 +213,19 @@ func TestErasedKeepsOlderLoginsOut(t *testing.T) {
 	proven := later.AsCandidate().Proven(turn(asked, noon))
 	if kept := proven.Erased(key, upTo, turn(asked, noon)); !reflect.DeepEqual(kept, proven) {
 		t.Error("an erasure takes a login that came after it")
+	}
+	for what, x := range map[string]struct {
+		g    grant.Grant
+		want []grant.Secret
+	}{
+		"proven, and a candidate": {g, []grant.Secret{g.Pair.Refresh, g.Candidate.Pair.Refresh}},
+		"a later candidate":       {later, []grant.Secret{g.Pair.Refresh, g.Candidate.Pair.Refresh}},
+		"later proven":            {proven, nil},
+		"erased":                  {e, nil},
+	} {
+		if got := x.g.Revocable(upTo); !slices.EqualFunc(got, x.want, grant.Secret.Equal) {
+			t.Errorf("%s: revokes %d tokens, want %d", what, len(got), len(x.want))
+		}
 	}
 	if e.Status != grant.Forgotten || e.Version <= g.Version || e.NextDueAt.Sub(noon) < 7*24*time.Hour {
 		t.Errorf("%+v", e)
