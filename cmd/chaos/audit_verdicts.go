@@ -44,11 +44,11 @@ func condition(g grant.Grant) string {
 }
 
 // renewedAnew reports whether the user signed in anew after p, which the outcome of a request may have told before that of
-// the login: a session that began later was renewed.
+// the login: a later session was renewed since.
 func renewedAnew(sessions map[int][]shown, p shown) bool {
 	for _, list := range sessions {
 		renewed := func(q shown) bool { return q.Verdict == idptest.Renewed && q.At.After(p.At) }
-		if list[0].User == p.User && list[0].At.After(p.At) && slices.ContainsFunc(list, renewed) {
+		if list[0].User == p.User && list[0].Session > p.Session && slices.ContainsFunc(list, renewed) {
 			return true
 		}
 	}
