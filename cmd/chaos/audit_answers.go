@@ -155,7 +155,7 @@ func (a *audit) commandsAnswered() {
 	a.facts.Commands = len(a.people.commands)
 	expected := map[cause]bool{}
 	for _, c := range a.people.commands {
-		if o, ok := s.byName(c); ok && c.fate == "" && a.unprovable(c, o) {
+		if c.fate == "" && a.unprovable(c) {
 			expected[cause{c.who.key(), c.id, c.source}] = true
 		}
 		if c.kind == schema.UserLogin {
@@ -168,7 +168,7 @@ func (a *audit) commandsAnswered() {
 			continue
 		}
 		expected[cause{c.who.key(), c.id, c.source}] = true
-		if o, ok := s.byName(c); ok && c.fate == rejected && o.kind != schema.MessageRejected {
+		if o, ok := s.byName(c); ok && c.fate == rejected && o.kind != schema.MessageRejected && o.kind != schema.UserRefreshFailed {
 			taken.add("%s at %s: %s %s", c.who.name, c.accepted.Format(clockFormat), o.kind, o.reason)
 		}
 	}
@@ -198,25 +198,26 @@ func (a *audit) endedSessions() map[string]bool {
 	return a.ended
 }
 
-// unprovable reports whether nobody can have proven a login any more when o rejected it: the provider had ended its session,
-// or the access token had run out and there was no other.
-func (a *audit) unprovable(c command, o outcome) bool {
-	if c.kind != schema.UserLogin || o.kind != schema.MessageRejected || o.reason != schema.RejectUnproven {
+// unprovable reports whether a login was rejected when nobody could have proven it any more: the provider had ended its
+// session, or the access token had run out and there was no other. A failure may have been told before, while it was held.
+func (a *audit) unprovable(c command) bool {
+	ended := a.endedSessions()[fmt.Sprint(c.who.provider.id, c.session)]
+	if c.kind != schema.UserLogin || !ended && !c.who.bare {
 		return false
 	}
-	return a.endedSessions()[fmt.Sprint(c.who.provider.id, c.session)] || c.who.bare && o.heard.Sub(c.sent) > a.world.Life-2*time.Second
+	o, ok := a.naming(c, func(o outcome) bool { return o.kind == schema.MessageRejected && o.reason == schema.RejectUnproven })
+	return ok && (ended || o.heard.Sub(c.sent) > a.world.Life-2*time.Second)
 }
 
 // onOlder reports whether a user goes on with the session before the newest login's, as is right where that one could not be
 // proven: its login was rejected, and the provider honours what is stored.
 func (a *audit) onOlder(x *person, g grant.Grant) bool {
-	o, named := a.byName(x.login)
-	return named && a.unprovable(x.login, o) && g.Status == grant.Live && x.provider.Valid(g.Pair.Refresh.Reveal())
+	return a.unprovable(x.login) && g.Status == grant.Live && x.provider.Valid(g.Pair.Refresh.Reveal())
 }
 
-// byName is the outcome that names a command.
-func (a *audit) byName(c command) (outcome, bool) {
-	i := slices.IndexFunc(a.heard, func(o outcome) bool { return o.provider+"/"+o.user == c.who.key() && names(o, c) })
+// naming is the first outcome that names a command and is such a one.
+func (a *audit) naming(c command, such func(outcome) bool) (outcome, bool) {
+	i := slices.IndexFunc(a.heard, func(o outcome) bool { return o.provider+"/"+o.user == c.who.key() && names(o, c) && such(o) })
 	if i < 0 {
 		return outcome{}, false
 	}
