@@ -277,8 +277,7 @@ func (w *world) await(what string, patience time.Duration, ok func(outcomes map[
 	defer limit.Stop()
 	for {
 		w.mu.Lock()
-		done := ok(w.outcomes)
-		n := 0
+		done, users, n := ok(w.outcomes), len(w.outcomes), 0
 		for _, list := range w.outcomes {
 			n += len(list)
 		}
@@ -290,7 +289,7 @@ func (w *world) await(what string, patience time.Duration, ok func(outcomes map[
 		case <-w.seen:
 		case <-time.After(50 * time.Millisecond): // not everything that is waited for is an outcome
 		case <-limit.C:
-			w.t.Fatalf("%s: not within %v; %d outcomes of %d users; provider %+v", what, patience, n, len(w.outcomes), w.provider.Stats())
+			w.t.Fatalf("%s: not within %v; %d outcomes of %d users; provider %+v", what, patience, n, users, w.provider.Stats())
 		}
 	}
 }
