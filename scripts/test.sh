@@ -14,8 +14,8 @@ mapfile -t others < <(go list ./... | grep -vxF -e "$e2e" -e "$chaos")
 
 echo '==> tests'
 go test -race -short -vet=off -timeout 8m "$@" "${others[@]}"
-echo '==> 20,000 grants due at once, without the race detector'
-go test -vet=off -timeout 8m -run '^TestHerd$' ./internal/systemtest
+echo '==> 20,000 grants due at once, and 2,500 bad ones beside others, without the race detector'
+go test -vet=off -timeout 8m -run '^(TestHerd|TestTwoThousandBadOnesStopNobody)$' ./internal/systemtest
 echo '==> each fault once, on processes of their own'
 go test -vet=off -timeout 8m "$@" "$chaos"
 echo '==> whole-system tests'

@@ -19,6 +19,9 @@ import (
 // Nothing that one user's record, message or profile contains may stop another: 2,500 bad ones of all kinds come again and
 // again, and beside them users who are well are as late as without them.
 func TestTwoThousandBadOnesStopNobody(t *testing.T) {
+	if testing.Short() {
+		t.Skip("with the race detector the bad ones take minutes")
+	}
 	const good, bad = 60, 500 // bad ones of each kind
 	w := newWorld(t, options{provider: idptest.Options{Lifetime: time.Hour}, concurrency: 16, policy: quick})
 	w.follow()

@@ -59,6 +59,7 @@ func (w *world) nobodySignedOut(n int) {
 
 // The database goes away in the middle of renewals and comes back: no rotated pair is lost.
 func TestDatabaseOutage(t *testing.T) {
+	t.Parallel()
 	db, err := pgtest.Start(pgtest.Options{TCP: true, Durable: true}) // what it has acknowledged must survive the kill
 	if errors.Is(err, pgtest.ErrMissing) && os.Getenv("CI") == "" {
 		t.Skip(err)
@@ -97,6 +98,7 @@ func TestDatabaseOutage(t *testing.T) {
 
 // The provider throttles, fails and refuses the client for a while: nobody is signed out, and all go on when it is over.
 func TestProviderOutage(t *testing.T) {
+	t.Parallel()
 	const users = 40
 	w := newWorld(t, options{provider: idptest.Options{Lifetime: 4 * time.Second}, concurrency: 32, policy: quick})
 	w.follow()

@@ -14,6 +14,7 @@ import (
 
 // After the login only timers drive it.
 func TestTimersRenew(t *testing.T) {
+	t.Parallel()
 	for _, store := range []string{"natskv", "postgres"} {
 		t.Run(store, func(t *testing.T) {
 			w := newWorld(t, options{
@@ -68,7 +69,7 @@ func TestHerd(t *testing.T) {
 	const workers = 4
 	grants := 20_000
 	if testing.Short() {
-		grants = 4_000 // with the race detector all take five times as long
+		grants = 2_000 // with the race detector all take five times as long
 	}
 	w := newWorld(t, options{provider: idptest.Options{Lifetime: time.Hour}, concurrency: 128, postgres: true})
 	ctx := t.Context()

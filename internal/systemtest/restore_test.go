@@ -142,6 +142,7 @@ func versionOf(t *testing.T, e schema.Event) int64 {
 // A store that was restored from a backup, next to streams that went on: what is superseded is not presented and told,
 // what is not goes on, and a login heals the rest.
 func TestRestoredStore(t *testing.T) {
+	t.Parallel()
 	for _, store := range []string{"postgres", "natskv"} {
 		t.Run(store, func(t *testing.T) {
 			w := newWorld(t, options{provider: idptest.Options{Lifetime: time.Hour}, concurrency: 8, postgres: store == "postgres", policy: quick})
@@ -215,6 +216,7 @@ func (w *world) noReuse() {
 
 // Nobody asks: the timers that outlived the restore, or the reconciler where they are lost as well, find out.
 func TestRestoredStoreIsFoundOut(t *testing.T) {
+	t.Parallel()
 	for _, by := range []string{"timers", "reconciler"} {
 		t.Run(by, func(t *testing.T) {
 			const users = 10
@@ -261,6 +263,7 @@ func TestRestoredStoreIsFoundOut(t *testing.T) {
 // Streams that were restored from a copy of the server's folder, next to a database that went on: old timers, commands and
 // sequences do no harm, and a login counts.
 func TestRestoredStreams(t *testing.T) {
+	t.Parallel()
 	const users = 10
 	w := newWorld(t, options{provider: idptest.Options{Lifetime: 5 * time.Second}, concurrency: 8, postgres: true, policy: quick})
 	unfollow := w.follow()
