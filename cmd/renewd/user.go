@@ -229,6 +229,9 @@ func (p *plant) forget(ctx context.Context, k grant.Key, cause schema.Cause, rev
 	if err != nil {
 		return 0, err
 	}
+	if err := p.rearm(ctx, k); err != nil { // a login that came later does not wait for the rest
+		return 0, err
+	}
 	// First settle, then purge: a purge takes what is in hand out of the streams' sight.
 	settling, cancel := context.WithTimeoutCause(ctx, forgetClaim, errors.New("a worker is busy with it for long"))
 	defer cancel()
