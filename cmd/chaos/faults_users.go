@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -17,29 +16,31 @@ import (
 func eraseWithLogin(ctx context.Context, x *strike) error {
 	x.unfelt = true
 	done := context.WithoutCancel(ctx)
-	for _, v := range x.people.some(x.rand, x.count(12, 20)) {
-		v.mu.Lock()
-		x.people.eraseMeanwhile(done, v, x.rand)
-		v.mu.Unlock()
-		if ctx.Err() != nil {
-			break
-		}
+	victims := x.people.some(x.rand, x.count(12, 20))
+	early := map[*person]time.Duration{}
+	for _, v := range victims {
+		early[v] = time.Duration(x.rand.IntN(60)-15) * time.Millisecond
 	}
+	x.people.eachOf(victims, 6, func(v *person) { // each erasure waits 12 s
+		if ctx.Err() == nil {
+			x.people.eraseMeanwhile(done, v, early[v])
+		}
+	})
 	return nil
 }
 
-// eraseMeanwhile erases a person and publishes a login of theirs meanwhile, close to when the erasure empties LOGINS. The
-// caller holds v.mu.
-func (p *people) eraseMeanwhile(ctx context.Context, v *person, r *rand.Rand) {
-	p.open(v)
+// eraseMeanwhile erases a person and publishes a login of theirs meanwhile, so long before the erasure empties LOGINS.
+// The caller holds v.mu.
+func (p *people) eraseMeanwhile(ctx context.Context, v *person, early time.Duration) {
 	p.mu.Lock()
-	wait := p.purging - time.Duration(r.IntN(60)-15)*time.Millisecond
+	wait := p.purging - early
 	p.mu.Unlock()
 	var wg sync.WaitGroup
 	erased := false
 	wg.Go(func() { erased = p.erase(ctx, v) })
 	wg.Go(func() {
 		<-time.After(wait)
+		p.open(v)
 		p.tell(ctx, v, p.apps[0])
 	})
 	wg.Wait()
