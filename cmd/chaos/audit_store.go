@@ -29,6 +29,7 @@ func (a *audit) store(ctx context.Context) {
 		case x.erased && (stored || g.Profile != "" || !g.Pair.Access.IsZero() || !g.Pair.Refresh.IsZero()):
 			back.add("%s, version %d, %s", x.name, g.Version, g.Status)
 		case x.erased, !x.accepted:
+		case !stored && a.unprovable(x.login): // nothing was proven before it either
 		case !stored:
 			missing.add("%s of %s", x.name, x.provider.id)
 		case x.bare, a.held(x, g), a.onOlder(x, g):
