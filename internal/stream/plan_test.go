@@ -38,8 +38,8 @@ func TestPlanIsIdempotent(t *testing.T) {
 	}
 }
 
-// An installation of before there were logins put off gets their subjects and durable without
-// force, and keeps its timers.
+// An installation of before there were logins put off, and commands with a subject of their own,
+// gets their subjects and durables without force, and keeps its timers.
 func TestSubjectsAreAddedWithoutForce(t *testing.T) {
 	js := start(t, natsd.Config{})
 	want := topology(t, "")
@@ -51,6 +51,12 @@ func TestSubjectsAreAddedWithoutForce(t *testing.T) {
 	before := s.CachedInfo().Config
 	before.Subjects = []string{"renewal.timer.*.*", "renewal.due.*.*"}
 	_, err = js.UpdateStream(t.Context(), before)
+	must(t, err)
+	renew, err := s.Consumer(t.Context(), stream.ConsumerRenew(alice.Provider))
+	must(t, err)
+	durable := renew.CachedInfo().Config
+	durable.FilterSubject = "renewal.due.propelauth.*"
+	_, err = s.UpdateConsumer(t.Context(), durable)
 	must(t, err)
 	c, err := stream.Ensure(t.Context(), js, want)
 	if err != nil || !c.Pending() {
