@@ -115,12 +115,13 @@ func within(times []time.Time, from, to time.Time) (n int) {
 	return n
 }
 
+const ranOut = "access tokens that ran out before they were renewed, more than what struck meanwhile explains"
+
 // renewedInTime looks for access tokens that ran out although their session went on: how late the next one came, by the
-// provider's ledger. What struck meanwhile is an excuse for as long as it took, and for twice the 10 s until a dead
-// worker's message comes again: a server that is just back may hand one out on a connection that nobody reads any more.
-// That others were signed out is none.
+// provider's ledger. What struck meanwhile is an excuse for as long as it took, and for the 10 s until a dead worker's
+// message comes again. That others were signed out is none.
 func (a *audit) renewedInTime() {
-	late := a.count("access tokens that ran out before they were renewed, more than what struck meanwhile explains")
+	late := a.count(ranOut)
 	for id, p := range a.world.providers {
 		for session, list := range p.seen.bySession() {
 			x := a.people.byName[id+"/"+list[0].User]
@@ -144,7 +145,7 @@ func (a *audit) renewedInTime() {
 
 // excuse is how late a renewal that was due may come.
 func (a *audit) excuse(p *standIn, due, until time.Time) (sum time.Duration) {
-	const again = 20 * time.Second
+	const again = 10 * time.Second
 	for _, x := range a.schedule.strikes {
 		if x.unfelt || x.provider != nil && x.provider != p || !x.from.Before(until) || !x.over().Add(again).After(due) {
 			continue
