@@ -28,24 +28,7 @@ func TestAPairParkedForALoginStaysWithIt(t *testing.T) {
 						w.strangers[fmt.Sprintf("access-x-%d", n)] = grant.ErrSubjectMismatch
 					}
 				}
-				ctx, kill := context.WithCancel(t.Context())
-				presented := false
-				w.setAt(func(effect string) error {
-					switch effect {
-					case "presented":
-						presented = true
-					case "save", "load":
-						if presented {
-							return errAway
-						}
-					case "parked":
-						kill()
-					}
-					return nil
-				})
-				_ = w.deliver(ctx, loginWork(token), 1)
-				w.setAt(func(string) error { return nil })
-				w.advance(11 * time.Second)
+				w.crashParked(t.Context(), loginWork(token), 1)
 				w.settle(loginWork(token), 2)
 				for range 4 {
 					if _, ok := w.timers[key]; ok {
@@ -106,12 +89,7 @@ func TestALoginsOutcomeIsToldWhereNothingIsProven(t *testing.T) {
 	w.userinfo = &grant.Fault{Class: grant.Ambiguous, Op: "userinfo", Status: 502}
 	w.settle(loginWork(token), 1)
 	w.fire()
-	w.setAt(func(effect string) error {
-		if effect == "publish" {
-			return errAway
-		}
-		return nil
-	})
+	w.away("publish")
 	a := w.timers[key]
 	w.advance(a.at.Sub(w.now()))
 	if err := w.deliver(t.Context(), a.work, 1); err == nil {
@@ -235,12 +213,7 @@ func TestWorkThatWaitsProvesNothingOfItsOwnOutcome(t *testing.T) {
 	w.profile.Name = "changed"
 	timer := w.timers[key].work // of r0: a profile is looked at in between, say
 	delete(w.timers, key)
-	w.setAt(func(effect string) error {
-		if effect == "publish" {
-			return errAway
-		}
-		return nil
-	})
+	w.away("publish")
 	if err := w.deliver(t.Context(), timer, 1); err == nil {
 		t.Fatal("told")
 	}
@@ -295,35 +268,14 @@ func TestTheSidesOfAGrantShareOneParkedPlace(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 24*time.Second) // due in 4 s
 	token := w.candidate("x", -time.Second)
-	var presented bool
-	crash := func(work grant.Work, nth uint64) {
-		ctx, kill := context.WithCancel(t.Context())
-		presented = false
-		w.setAt(func(effect string) error {
-			switch effect {
-			case "presented":
-				presented = true
-			case "save", "load":
-				if presented {
-					return errAway
-				}
-			case "parked":
-				kill()
-			}
-			return nil
-		})
-		_ = w.deliver(ctx, work, nth)
-		w.setAt(func(string) error { return nil })
-		w.advance(11 * time.Second)
-	}
-	crash(loginWork(token), 1)
+	w.crashParked(t.Context(), loginWork(token), 1)
 	g := mustStored(w)
 	c := *g.Candidate // it has been tried meanwhile: the proven pair is due earlier
 	c.NextDueAt = w.now()
 	g.Candidate = &c
 	w.save(g)
 	delete(w.timers, key)
-	crash(grant.Work{Cause: schema.Cause{ID: "t1", Type: schema.CauseTimer, Source: "/renewd"}, Mark: mustStored(w).Mark()}, 1)
+	w.crashParked(t.Context(), grant.Work{Cause: schema.Cause{ID: "t1", Type: schema.CauseTimer, Source: "/renewd"}, Mark: mustStored(w).Mark()}, 1)
 	for range 6 {
 		w.settle(loginWork(token), 2)
 		if _, ok := w.timers[key]; ok {

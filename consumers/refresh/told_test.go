@@ -76,12 +76,7 @@ func TestARepairTellsOfASignOut(t *testing.T) {
 	w.families[token].dead = true
 	w.settle(work("r1"), 1)
 	w.fire()
-	w.setAt(func(effect string) error {
-		if effect == "publish" {
-			return errAway
-		}
-		return nil
-	})
+	w.away("publish")
 	a := w.timers[key]
 	w.advance(a.at.Sub(w.now()))
 	if err := w.deliver(t.Context(), a.work, 1); err == nil {

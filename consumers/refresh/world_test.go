@@ -95,6 +95,40 @@ func (w *world) setAt(point func(effect string) error) {
 	w.point = point
 }
 
+// away has one effect fail until setAt says otherwise.
+func (w *world) away(failing string) {
+	w.setAt(func(effect string) error {
+		if effect == failing {
+			return errAway
+		}
+		return nil
+	})
+}
+
+// crashParked delivers to a worker for which the store is away once a token was presented, and that dies when the pair is
+// parked.
+func (w *world) crashParked(ctx context.Context, work grant.Work, nth uint64) {
+	ctx, kill := context.WithCancel(ctx)
+	defer kill()
+	presented := false
+	w.setAt(func(effect string) error {
+		switch effect {
+		case "presented":
+			presented = true
+		case "save", "load":
+			if presented {
+				return errAway
+			}
+		case "parked":
+			kill()
+		}
+		return nil
+	})
+	_ = w.deliver(ctx, work, nth)
+	w.setAt(func(string) error { return nil })
+	w.advance(11 * time.Second)
+}
+
 func (w *world) at(effect string) error {
 	w.mu.Lock()
 	point := w.point
