@@ -193,6 +193,73 @@ func TestALoginBetweenSaveAndProfileIsAnswered(t *testing.T) {
 	}
 }
 
+// A request that is in hand when a login comes gives the login's wake its own name, for it may be all that is left of the
+// request. Its own outcome does not stand for the login's.
+func TestALoginThatMeetsARequestInHandIsAnswered(t *testing.T) {
+	for _, failsFirst := range []bool{false, true} {
+		t.Run(fmt.Sprint("failsFirst=", failsFirst), func(t *testing.T) {
+			w := newWorld(t)
+			w.strangers = map[string]error{}
+			w.login("a", 900*time.Second)
+			w.settle(work("r0"), 1)
+			var token string
+			w.setAt(func(effect string) error {
+				if effect == "userinfo" && token == "" {
+					token = w.candidate("b", 900*time.Second)
+				}
+				return nil
+			})
+			w.settle(work("r1"), 1)
+			if failsFirst {
+				w.strangers["access-"+token] = &grant.Fault{Class: grant.Ambiguous, Op: "userinfo", Status: 502}
+				w.settle(loginWork(token), 1)
+				for n := 0; !mustStored(w).Candidate.Answered && n < 9; n++ {
+					w.fire()
+				}
+				clear(w.strangers)
+				w.advance(mustStored(w).Candidate.NextDueAt.Sub(w.now()))
+			}
+			told := len(w.outcomes)
+			w.settle(work("r1"), 1) // the login's wake
+			g := mustStored(w)
+			if g.Pair.Refresh.Reveal() != token {
+				t.Fatal("the login is not proven")
+			}
+			if len(w.outcomes) == told {
+				t.Fatal("nobody is told of the proof")
+			}
+			d := data[schema.Synced](t, w.outcomes[told])
+			if !failsFirst && !grant.SameCause(d.Cause, loginCause(token)) || d.Version != g.Version || d.BeganAt.Before(g.Login.Time) {
+				t.Errorf("told %+v", d)
+			}
+			if _, ok := w.outcome("r1"); !ok {
+				t.Error("the request has no outcome")
+			}
+		})
+	}
+}
+
+// What is asked for when a login waits is done on what the login proves, and answered by its name.
+func TestARequestThatProvesALoginIsAnsweredAfterIt(t *testing.T) {
+	w := newWorld(t)
+	w.login("a", 900*time.Second)
+	w.settle(work("r0"), 1)
+	token := w.candidate("b", 900*time.Second)
+	asked := work("r1")
+	asked.Want = schema.WantTokens
+	w.settle(asked, 1)
+	if e, ok := w.outcomeOf(loginCause(token)); !ok || data[schema.Synced](t, e).Refreshed {
+		t.Errorf("the login is told %s", e.Data)
+	}
+	if e, ok := w.outcome("r1"); !ok || !data[schema.Synced](t, e).Refreshed {
+		t.Errorf("the request for tokens is told %s", e.Data)
+	}
+	w.settle(loginWork(token), 1) // its own wake, late
+	if n := w.told()[schema.UserSynced]; n != 3 || w.refreshed != 1 {
+		t.Errorf("%d outcomes, %d refreshes", n, w.refreshed)
+	}
+}
+
 type holdAll struct{ quietGuard }
 
 func (h *holdAll) WaitSince(time.Time) time.Duration { return h.Wait() }

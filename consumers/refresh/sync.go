@@ -79,7 +79,13 @@ func (t *task) synced(ctx context.Context, g grant.Grant, profile grant.Profile)
 		return err
 	}
 	t.revoke(ctx, replaced)
-	return t.finish(ctx, next)
+	if err := t.finish(ctx, next); err != nil {
+		return err
+	}
+	if g.OnCandidate() && grant.IsCommand(t.given.Cause) && !grant.SameCause(t.given.Cause, next.Cause) {
+		return errAgain // the login was told of: what was asked for is done on what it has proven
+	}
+	return nil
 }
 
 // revoke ends the session that a newer login took the place of, where the settings want that. It is a courtesy: whether it

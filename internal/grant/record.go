@@ -132,11 +132,14 @@ func (g Grant) Resumed(t Turn) Grant {
 }
 
 // WithProfile is g after a profile sync, with the outcome decided. The provider has named the user with the access token,
-// so a candidate wins by it. write is false if there is nothing worth a write: the outcome can then be made again from what
-// is stored.
+// so a candidate wins by it, and the outcome names its login, whoever asked; a login that was answered before leaves that to
+// the work. write is false if there is nothing worth a write: the outcome can then be made again from what is stored.
 func (g Grant) WithProfile(t Turn, p Profile) (next Grant, write bool) {
-	proven := g.OnCandidate()
+	proven, again := g.OnCandidate(), false
 	if proven {
+		if again = g.Candidate.Answered; !again {
+			t.Work.Cause = g.Candidate.Cause
+		}
 		g = g.Proven(t)
 	}
 	changed := Changed(g.Profile, p)
@@ -160,7 +163,16 @@ func (g Grant) WithProfile(t Turn, p Profile) (next Grant, write bool) {
 	}
 	next = next.turnKeep(t, Synced)
 	next.Pending = next.synced(t, changed, true)
+	if again && IsCommand(next.Cause) {
+		// Not the id of the cause alone: the wake of a login may have the name of a request that has its outcome.
+		next.Pending.ID = next.ownID("proven")
+	}
 	return next, write
+}
+
+// ownID is the id of an outcome that is told though its cause may have one already.
+func (g Grant) ownID(what string) string {
+	return OutcomeID(g.Key, schema.Cause{Source: g.Cause.Source, ID: fmt.Sprintf("%s\x00%s %d", g.Cause.ID, what, g.Version)})
 }
 
 // WithoutProfile is g after a renewal whose profile sync failed in passing: a success all the same.
@@ -209,7 +221,7 @@ func (g Grant) SignedOut(t Turn, v Verdict) Grant {
 		Cause: g.Cause, BeganAt: g.BeganAt, Version: g.Version, Reason: v.Reason, ProviderError: v.Code, LastSyncedAt: last.UTC(),
 	})
 	// Not the id of the cause alone: that may have been answered before, by an event that was published again.
-	g.Pending.ID = OutcomeID(g.Key, schema.Cause{Source: g.Cause.Source, ID: fmt.Sprintf("%s\x00signed out %d", g.Cause.ID, g.Version)})
+	g.Pending.ID = g.ownID("signed out")
 	return g
 }
 
