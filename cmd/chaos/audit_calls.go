@@ -115,13 +115,11 @@ func within(times []time.Time, from, to time.Time) (n int) {
 	return n
 }
 
-const ranOut = "access tokens that ran out before they were renewed, more than what struck meanwhile explains"
-
 // renewedInTime looks for access tokens that ran out although their session went on: how late the next one came, by the
 // provider's ledger. What struck meanwhile is an excuse for as long as it took, and for the 10 s until a dead worker's
 // message comes again. That others were signed out is none.
 func (a *audit) renewedInTime() {
-	late := a.count(ranOut)
+	late := a.count("access tokens that ran out before they were renewed, more than what struck meanwhile explains")
 	for id, p := range a.world.providers {
 		for session, list := range p.seen.bySession() {
 			x := a.people.byName[id+"/"+list[0].User]

@@ -58,11 +58,7 @@ func TestEachFault(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range r.Counts {
-		switch {
-		case c.Found == 0:
-		case c.Name == ranOut: // at 8 s a life is shorter than the 10 s until a lost message comes again: for make chaos
-			t.Logf("%s: %d %q", c.Name, c.Found, c.Cases)
-		default:
+		if c.Found > 0 {
 			t.Errorf("%s: %d %q", c.Name, c.Found, c.Cases)
 		}
 	}

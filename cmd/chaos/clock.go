@@ -122,15 +122,25 @@ func (k *worker) step(ctx context.Context, d time.Duration) error {
 	})
 }
 
-// stepClock has a worker's clock be wrong for a while. Nothing that a user or a provider could see may come of it.
+// stepClock has a worker's clock be wrong for a while. Nothing that a user or a provider could see may come of it, but for
+// the step ahead: for all that the worker knows the machine slept, so that it leaves what it has in hand to others, who are
+// given it when AckWait is over.
 func stepClock(d time.Duration) func(context.Context, *strike) error {
 	return func(ctx context.Context, x *strike) error {
 		x.unfelt = true
 		if err := eventually(ctx, 30*time.Second, x.worker.ready); err != nil {
 			return nil // not up yet when the run ended
 		}
-		err := x.worker.step(ctx, d)
+		step := func(to, by time.Duration) error {
+			part := &strike{world: x.world, worker: x.worker, lane: x.lane, kind: "worker's clock set ahead", from: time.Now()}
+			err := x.worker.step(ctx, to)
+			if part.to = time.Now(); by > 0 {
+				x.parts = append(x.parts, part)
+			}
+			return err
+		}
+		err := step(d, d)
 		x.last(ctx, 6*time.Second, 70*time.Second)
-		return errors.Join(err, x.worker.step(ctx, 0))
+		return errors.Join(err, step(0, -d))
 	}
 }
