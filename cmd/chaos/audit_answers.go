@@ -16,14 +16,17 @@ type replies struct {
 	audit    *audit
 	said     map[string][]outcome // of a user, by when the work began
 	named    map[cause][]outcome
-	commands map[string][]command // of a user
+	commands map[string][]command   // of a user
+	refused  map[string][]time.Time // when a token of a user was
 }
 
 // cause is what an outcome names.
 type cause struct{ user, id, source string }
 
 func (a *audit) replies(heard []outcome, commands []command) *replies {
-	s := &replies{audit: a, said: map[string][]outcome{}, named: map[cause][]outcome{}, commands: map[string][]command{}}
+	s := &replies{
+		audit: a, said: map[string][]outcome{}, named: map[cause][]outcome{}, commands: map[string][]command{}, refused: map[string][]time.Time{},
+	}
 	for _, o := range heard {
 		if !slices.Contains([]schema.Type{
 			schema.UserSynced, schema.UserReauthRequired, schema.UserRefreshFailed, schema.UserForgotten, schema.MessageRejected,
@@ -41,6 +44,14 @@ func (a *audit) replies(heard []outcome, commands []command) *replies {
 	for _, c := range commands {
 		s.commands[c.who.key()] = append(s.commands[c.who.key()], c)
 	}
+	for id, p := range a.world.providers {
+		for _, shown := range p.seen.list() {
+			if shown.Verdict == idptest.Refused || shown.Verdict == idptest.Reuse {
+				key := id + "/" + shown.User
+				s.refused[key] = append(s.refused[key], shown.At)
+			}
+		}
+	}
 	return s
 }
 
@@ -57,8 +68,9 @@ func (s *replies) byName(c command) (outcome, bool) {
 }
 
 // answered reports whether a command was answered: by an outcome that names it, by the erasure that took it away, or, if
-// another command of the same user took its place before work began, by the first outcome of work that began no earlier
-// than the command was taken and brought what was wanted. A renewal by timer answers nobody.
+// another command of the same user took its place before work began, or while it waited for a refusal to be confirmed, by
+// the first outcome of work that began no earlier than the command was taken and brought what was wanted. A renewal by timer
+// answers nobody.
 func (s *replies) answered(c command) bool {
 	if _, ok := s.byName(c); ok {
 		return true
@@ -107,9 +119,12 @@ const (
 )
 
 // replaced reports whether d can have taken the place of c before work on c began: d was taken before that, and no other
-// work on the user began in between, unless something was out of order.
+// work on the user began in between, unless something was out of order. A command whose work was refused waits too.
 func (s *replies) replaced(c, d command) bool {
 	between := d.sent.Sub(c.accepted)
+	if within(s.refused[c.who.key()], c.sent, d.sent) > 0 {
+		return between < beginsLate
+	}
 	trouble := s.audit.trouble(c.who.provider, c.sent.Add(-patience), cmp.Or(d.accepted, d.sent))
 	if trouble > 0 {
 		return between < beginsLate+2*trouble

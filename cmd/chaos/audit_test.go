@@ -38,6 +38,7 @@ func TestACommandIsAnsweredByTheRuleAlone(t *testing.T) {
 	forgotten.kind = schema.UserForgotten
 	profile, tokens := asked("a", "/crm", "", 1), asked("a", "/crm", schema.WantTokens, 1)
 	newer, later := asked("b", "/crm", "", 1.1), asked("b", "/crm", "", 30)
+	soon := asked("c", "/crm", "", 20)
 	killed := &strike{worker: &worker{}, from: at(2), to: at(3)}
 	for _, c := range []struct {
 		name     string
@@ -57,12 +58,15 @@ func TestACommandIsAnsweredByTheRuleAlone(t *testing.T) {
 		{"by one with tokens of later", tokens, []command{newer}, []outcome{long}, nil, true},
 		{"by a failure", tokens, []command{newer}, []outcome{failed}, nil, true},
 		{"not by a rejection of the other", profile, []command{newer}, []outcome{refused}, nil, false},
-		{"not by a command of long after", profile, []command{later}, []outcome{synced("b", "/crm", 31)}, nil, false},
-		{"but by it if work could not begin", profile, []command{later}, []outcome{synced("b", "/crm", 31)}, []*strike{killed}, true},
+		{"not by a command of soon after", asked("a", "/crm", "", 16), []command{soon}, []outcome{synced("c", "/crm", 21)}, nil, false},
+		{"not by a command of long after", asked("a", "/crm", "", -20), []command{later}, []outcome{synced("b", "/crm", 31)}, nil, false},
+		{"but by it if work could not begin", asked("a", "/crm", "", 16), []command{later}, []outcome{synced("b", "/crm", 31)}, []*strike{killed}, true},
+		{"or if it was refused, and waited", profile, []command{soon}, []outcome{synced("c", "/crm", 21)}, nil, true},
 		{"by an erasure", profile, nil, []outcome{forgotten}, nil, true},
 		{"not by an erasure of before", asked("a", "/crm", "", 4), nil, []outcome{forgotten}, nil, false},
 	} {
 		s := newAudit(c.strikes...).replies(c.outcomes, append(c.other, c.command))
+		s.refused[who.key()] = []time.Time{at(15)}
 		if got := s.answered(c.command); got != c.want {
 			t.Errorf("%s: %t", c.name, got)
 		}
