@@ -332,8 +332,12 @@ func (t *task) faulted(ctx context.Context, g grant.Grant, f *grant.Fault) error
 		case held != "":
 			return cur.Held(t.turn(), failed), true
 		case f.Class == grant.Permanent:
-			cur, final = cur.Refused(t.turn(), f, refused)
-			return cur, !(final && cur.OnCandidate())
+			next, done := cur.Refused(t.turn(), f, refused)
+			if final = done; done && !cur.OnCandidate() && cur.Candidate != nil {
+				final = false // a login has come since it was weighed
+				return cur.Held(t.turn(), heldBack(schema.ReasonUnweighed, f)), true
+			}
+			return next, !(done && cur.OnCandidate())
 		case f.Class == grant.Ambiguous:
 			cur = cur.Doubted(t.Stream.Now())
 		}

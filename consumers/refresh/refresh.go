@@ -310,11 +310,14 @@ func (t *task) signOut(ctx context.Context, g grant.Grant) error {
 	if g.OnCandidate() {
 		return t.reject(ctx, g, "tokens.access_token", "has ended before the provider could be asked whose it is, and there is no refresh token")
 	}
+	if c := g.Candidate; c != nil { // its turn comes first
+		return t.later(ctx, max(c.NextDueAt.Sub(t.Stream.Now()), t.provider.Policy.Floor))
+	}
 	if err := t.noLoginWaits(ctx); err != nil {
 		return err
 	}
 	g, err := t.update(ctx, g, func(cur grant.Grant) (grant.Grant, bool) {
-		if grant.Decide(cur, t.work, t.provider.Policy, t.Stream.Now()) != grant.SignOut {
+		if cur.Candidate != nil || grant.Decide(cur, t.work, t.provider.Policy, t.Stream.Now()) != grant.SignOut {
 			return cur, false
 		}
 		return cur.SignedOut(t.turn(), grant.Verdict{Reason: schema.ReasonNoRefreshToken, At: t.Stream.Now()}), true

@@ -239,6 +239,60 @@ func TestALoginThatMeetsARequestInHandIsAnswered(t *testing.T) {
 	}
 }
 
+// Who has just signed in is not told to: a login that is stored when a sign-out is about to be, or waits for its turn, has
+// that first.
+func TestALoginThatWaitsKeepsTheSignOutBack(t *testing.T) {
+	dead := func(w *world) {
+		w.families[w.login("a", 10*time.Second)].dead = true
+		w.settle(work("r1"), 1)
+		w.fire()
+		w.advance(w.timers[key].at.Sub(w.now()))
+	}
+	bare := func(w *world) {
+		w.login("a", 10*time.Second)
+		g := mustStored(w)
+		g.Pair.Refresh = grant.Secret{}
+		w.save(g)
+		w.settle(work("r1"), 1)
+		w.advance(11 * time.Second)
+	}
+	for name, ends := range map[string]func(w *world){"refused": dead, "no refresh token": bare} {
+		for _, waits := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, " waits=", waits), func(t *testing.T) {
+				w := newWorld(t)
+				ends(w)
+				a := w.timers[key]
+				delete(w.timers, key)
+				var token string
+				if waits {
+					token = w.candidate("b", 900*time.Second)
+					g := mustStored(w)
+					c := *g.Candidate
+					c.NextDueAt = w.now().Add(20 * time.Second) // userinfo was away
+					g.Candidate = &c
+					w.save(g)
+				} else {
+					decided := false
+					w.setAt(func(effect string) error {
+						decided = decided || effect == "loaded" || effect == "presented"
+						if effect == "save" && decided && token == "" {
+							token = w.candidate("b", 900*time.Second)
+						}
+						return nil
+					})
+				}
+				w.settle(a.work, 1)
+				for n := 0; n < 60 && len(w.timers) > 0 && mustStored(w).Pair.Refresh.Reveal() != token; n++ {
+					w.fire()
+				}
+				if n := w.told()[schema.UserReauthRequired]; n > 0 || mustStored(w).Pair.Refresh.Reveal() != token {
+					t.Errorf("told %v", w.told())
+				}
+			})
+		}
+	}
+}
+
 // What is asked for when a login waits is done on what the login proves, and answered by its name.
 func TestARequestThatProvesALoginIsAnsweredAfterIt(t *testing.T) {
 	w := newWorld(t)
