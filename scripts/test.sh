@@ -13,7 +13,7 @@ chaos=$(go list ./cmd/chaos)
 mapfile -t others < <(go list ./... | grep -vxF -e "$e2e" -e "$chaos")
 
 echo '==> tests'
-go test -race -short -vet=off -timeout 8m "$@" "${others[@]}"
+go test -race -short -vet=off -timeout 8m -parallel 4 "$@" "${others[@]}" # what runs side by side waits for most of its time
 echo '==> 20,000 grants due at once, and 2,500 bad ones beside others, without the race detector'
 go test -vet=off -timeout 8m -run '^(TestHerd|TestTwoThousandBadOnesStopNobody)$' ./internal/systemtest
 echo '==> each fault once, on processes of their own'

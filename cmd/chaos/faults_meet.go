@@ -42,7 +42,7 @@ func meet(ctx context.Context, x *strike) error {
 		seeds[v] = x.rand.Uint64()
 	}
 	done := context.WithoutCancel(ctx)
-	x.people.eachOf(victims, 4, func(v *person) {
+	x.people.eachOf(victims, 8, func(v *person) { // each erasure waits 12 s
 		if at, ok := x.people.due(ctx, v); ok && time.Until(at) < x.world.Life/2 {
 			select {
 			case <-ctx.Done():

@@ -21,7 +21,7 @@ func eraseWithLogin(ctx context.Context, x *strike) error {
 	for _, v := range victims {
 		early[v] = time.Duration(x.rand.IntN(60)-15) * time.Millisecond
 	}
-	x.people.eachOf(victims, 6, func(v *person) { // each erasure waits 12 s
+	x.people.eachOf(victims, 12, func(v *person) { // each erasure waits 12 s
 		if ctx.Err() == nil {
 			x.people.eraseMeanwhile(done, v, early[v])
 		}
