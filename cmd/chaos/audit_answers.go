@@ -122,11 +122,8 @@ const (
 // work on the user began in between, unless something was out of order. A command whose work was refused waits too.
 func (s *replies) replaced(c, d command) bool {
 	between := d.sent.Sub(c.accepted)
-	if within(s.refused[c.who.key()], c.sent, d.sent) > 0 {
-		return between < beginsLate
-	}
 	trouble := s.audit.trouble(c.who.provider, c.sent.Add(-patience), cmp.Or(d.accepted, d.sent))
-	if trouble > 0 {
+	if trouble > 0 || within(s.refused[c.who.key()], c.sent, d.sent) > 0 {
 		return between < beginsLate+2*trouble
 	}
 	return between < begins && !slices.ContainsFunc(s.said[c.who.key()], func(o outcome) bool {
