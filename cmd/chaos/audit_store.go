@@ -21,8 +21,8 @@ func (a *audit) store(ctx context.Context) {
 	timers := a.count("live grants without a timer")
 	parked := a.count("pairs still parked")
 	for _, x := range a.people.all {
-		g, stored := a.grants[x.key()]
-		stored = stored && g.Status != grant.Forgotten
+		g := a.grants[x.key()]
+		stored := signedIn(g)
 		current := x.provider.CurrentRefresh(x.name)
 		switch {
 		case x.unsure && !stored:
@@ -31,7 +31,7 @@ func (a *audit) store(ctx context.Context) {
 		case x.erased, !x.accepted:
 		case !stored && a.unprovable(x.login): // nothing was proven before it either
 		case !stored:
-			missing.add("%s of %s", x.name, x.provider.id)
+			missing.add("%s of %s, signed in at %s; %s; %s", x.name, x.provider.id, x.opened.Format(clockFormat), condition(g), a.said(x.provider.id, x.name))
 		case x.bare, a.held(x, g), a.onOlder(x, g):
 		case g.Status == grant.ReauthRequired && current != "":
 			gone.add("%s of %s: %s", x.name, x.provider.id, g.LastError)
@@ -48,6 +48,9 @@ func (a *audit) store(ctx context.Context) {
 		a.parked(ctx, s, parked)
 	}
 }
+
+// signedIn reports whether there is more of a grant than the place of its logins.
+func signedIn(g grant.Grant) bool { return g.Status != "" && g.Status != grant.Forgotten }
 
 // waits reports whether the engine has something that waits for the person.
 func (a *audit) waits(ctx context.Context, x *person) bool {

@@ -72,7 +72,7 @@ func (a *audit) agreement() {
 		if want != "" && o.kind != want {
 			store.add("%s of %s: %q, and the store says %s; %s", x.name, x.provider.id, o.kind, condition(g), a.said(x.provider.id, x.name))
 		}
-		if x.bare || x.erased || a.held(x, g) || a.onOlder(x, g) {
+		if x.bare || x.erased || a.held(x, g) || a.onOlder(x, g) || !signedIn(g) && a.unprovable(x.login) {
 			continue
 		}
 		if ended := !x.provider.Live(x.name); ended != (o.kind == schema.UserReauthRequired) {

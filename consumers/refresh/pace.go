@@ -29,10 +29,11 @@ func (t *task) quiet(ctx context.Context, g grant.Grant) time.Duration {
 	return t.provider.Guard.WaitSince(g.LoginAt)
 }
 
-// later puts the work off: the same cause again when the wait is over, spread so that not all come at once.
+// later puts the work off until the wait is over, spread so that not all come at once.
 func (t *task) later(ctx context.Context, wait time.Duration) error {
 	spread := time.Duration(t.Rand() * float64(min(wait, 30*time.Second)))
-	if err := t.Stream.Arm(ctx, t.key, t.Stream.Now().Add(wait+spread), t.work); err != nil {
+	at := t.Stream.Now().Add(wait + spread)
+	if err := t.Stream.Arm(ctx, t.key, at, t.work.PutOff(at)); err != nil {
 		return consumers.Retry(err, time.Second)
 	}
 	return nil

@@ -36,6 +36,7 @@ func (t *task) putOff(ctx context.Context, cause error) error {
 	}
 	wait := min(t.provider.Policy.RetryMin<<min(work.Deferrals, 20), longest)
 	work.Deferrals++
+	work.Again = true
 	t.Logger.Warn("renewal put off", "grant", t.key, "deferrals", work.Deferrals, "wait", wait, "error", cause)
 	return t.Stream.Arm(ctx, t.key, t.Stream.Now().Add(wait), work)
 }

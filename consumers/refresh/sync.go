@@ -212,7 +212,7 @@ func (t *task) arm(ctx context.Context, g grant.Grant, answered bool) error {
 		due = floor // never as fast as timers fire
 	}
 	work := t.work
-	work.Mark, work.Deferrals = g.Mark(), 0
+	work.Mark, work.Deferrals, work.Again = g.Mark(), 0, true
 	if answered {
 		work = g.NextTimer(due)
 	}

@@ -14,12 +14,12 @@ import (
 const known = time.Minute
 
 // publish stores an outcome once. The stream drops a second one of the same id within its duplicate window; for a
-// redelivery, or a message that is old, the user's last outcomes are looked at. Whoever has lost the lease publishes
-// nothing: the message is somebody else's by now, who finds the outcome in the record or makes it anew, or the user may be
-// erased.
+// redelivery, a message that is old, or work that was put off, the user's last outcomes are looked at. Whoever has lost the
+// lease publishes nothing: the message is somebody else's by now, who finds the outcome in the record or makes it anew, or
+// the user may be erased.
 func (t *task) publish(ctx context.Context, e schema.Event, m grant.Mark) error {
 	old := !t.m.Time.IsZero() && t.Stream.Now().Sub(t.m.Time) > known
-	if t.m.Deliveries > 1 || t.resumed || old {
+	if t.m.Deliveries > 1 || t.resumed || old || t.given.Again {
 		answered, err := t.Stream.Answered(ctx, t.key, e.ID)
 		if err != nil {
 			return consumers.Retry(err, time.Second)

@@ -127,6 +127,51 @@ func TestAnOldMessageIsNotAnsweredTwice(t *testing.T) {
 	}
 }
 
+// Work that was answered and then put off, because its worker died before the timer and its provider was left alone when it
+// came again, is in a new message: it is not answered a second time, minutes later.
+func TestWorkThatWasPutOffIsNotAnsweredTwice(t *testing.T) {
+	w := newWorld(t)
+	q := &holdAll{quietGuard{w: w}}
+	w.guard = q
+	w.login("a", 900*time.Second)
+	w.settle(work("r0"), 1)
+	w.away("arm")
+	if err := w.deliver(t.Context(), work("r1"), 1); err == nil {
+		t.Fatal("the timer was armed")
+	}
+	w.setAt(func(string) error { return nil })
+	q.until = w.now().Add(5 * time.Minute)
+	w.settle(work("r1"), 2)
+	w.forgetful = true
+	w.fire()
+	if n := w.told()[schema.UserSynced]; n != 2 {
+		t.Errorf("%d outcomes of 2 commands: %v", n, w.told())
+	}
+	// A timer has nobody who waits for its name, and others may be answered before it comes again.
+	timer := w.timers[key]
+	w.advance(timer.at.Sub(w.now()) - 10*time.Minute) // it is the profile's
+	delete(w.timers, key)
+	w.away("arm")
+	if err := w.deliver(t.Context(), timer.work, 1); err == nil {
+		t.Fatal("the timer was armed")
+	}
+	w.setAt(func(string) error { return nil })
+	q.until = w.now().Add(5 * time.Minute)
+	w.settle(timer.work, 2)
+	put := w.timers[key]
+	q.until = w.now()
+	w.settle(work("r2"), 1)
+	w.timers[key] = put
+	w.fire()
+	ids := map[string]bool{}
+	for _, e := range w.outcomes {
+		if ids[e.ID] {
+			t.Errorf("%s is there twice", e.ID)
+		}
+		ids[e.ID] = true
+	}
+}
+
 // A profile that was asked for before the user was erased is not published after it, though nothing of it is written.
 func TestNothingIsPublishedOfAnErasedUser(t *testing.T) {
 	w := newWorld(t)

@@ -164,4 +164,6 @@ type Work struct {
 	Refused string
 	// Deferrals counts how often the work was put off because it failed for a reason of its own.
 	Deferrals int
+	// Again: an earlier delivery of this cause was put off, and may have published its outcome before that.
+	Again bool
 }

@@ -403,6 +403,6 @@ func (g Grant) TimerOf(w Work) schema.Cause {
 // NextTimer is the work of the timer that g wants at, made so that arming it twice is arming it once.
 func (g Grant) NextTimer(at time.Time) Work {
 	return Work{Cause: schema.Cause{
-		ID: fmt.Sprintf("timer-%d-%d", g.Version, at.Unix()), Type: schema.CauseTimer, Source: "/renewd", Time: at.UTC(), Reason: "due",
+		ID: timerID(g.Version, at), Type: schema.CauseTimer, Source: "/renewd", Time: at.UTC(), Reason: "due",
 	}, Mark: g.Mark()}
 }

@@ -1,6 +1,7 @@
 package grant
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/renewd/renewd/schema"
@@ -42,6 +43,21 @@ func (t Timer) Over(there Timer) Timer {
 	return next
 }
 
+// PutOff is w to be done at another time, before anything of it was begun. A command keeps its name, since somebody waits
+// for it. A timer gets that of the other time: perhaps it was answered, by a worker that died before it said so, and what it
+// finds then is another answer.
+func (w Work) PutOff(at time.Time) Work {
+	w.Again = true
+	if w.Cause.Type == schema.CauseTimer && w.Mark.Version > 0 {
+		w.Cause.ID, w.Cause.Time = timerID(w.Mark.Version, at), at.UTC()
+	}
+	return w
+}
+
+func timerID(version int64, at time.Time) string {
+	return fmt.Sprintf("timer-%d-%d", version, at.Unix())
+}
+
 // Names reports whether, of two commands that become one renewal, w has to be the one that its outcome names, whichever is
 // newer: o is a login, and w is not. A login stays in the grant's record until it has an outcome; another command is
 // nowhere else.
@@ -55,6 +71,7 @@ func (w Work) Stronger(o Work) Work {
 		w.Want = o.Want
 	}
 	w.MinValid = max(w.MinValid, o.MinValid)
+	w.Again = w.Again || o.Again
 	w.Mark = w.Mark.Newest(o.Mark)
 	return w
 }

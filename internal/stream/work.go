@@ -21,12 +21,13 @@ const (
 	headerWant     = "renewd-want"
 	headerMinValid = "renewd-min-valid"
 	headerDeferred = "renewd-deferred" // how often this work was put off
+	headerAgain    = "renewd-again"    // the cause was in hand before, in another message
 
 	headerRecord = "renewd-record" // the mark of the record that a timer or an outcome was made from
 )
 
 func workHeader(w grant.Work) schema.Header {
-	h := make(schema.Header, 12) // with room for a schedule's; names are new here, and written as Set would
+	h := make(schema.Header, 13) // with room for a schedule's; names are new here, and written as Set would
 	set := func(name, value string) {
 		if value != "" {
 			h[name] = []string{url.PathEscape(value)}
@@ -42,6 +43,9 @@ func workHeader(w grant.Work) schema.Header {
 	}
 	if w.MinValid != 0 {
 		h[headerMinValid] = []string{w.MinValid.String()}
+	}
+	if w.Again {
+		h[headerAgain] = []string{"true"}
 	}
 	if w.Deferrals != 0 {
 		h[headerDeferred] = []string{strconv.Itoa(w.Deferrals)}
@@ -95,6 +99,11 @@ func parseWork(h schema.Header) (w grant.Work, err error) {
 	if v := h.Get(headerMinValid); v != "" {
 		if w.MinValid, err = time.ParseDuration(v); err != nil {
 			return w, fmt.Errorf("header %s: %w", headerMinValid, err)
+		}
+	}
+	if v := h.Get(headerAgain); v != "" {
+		if w.Again, err = strconv.ParseBool(v); err != nil {
+			return w, fmt.Errorf("header %s: %q: want true or false", headerAgain, v)
 		}
 	}
 	if v := h.Get(headerDeferred); v != "" {
