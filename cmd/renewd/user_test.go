@@ -66,6 +66,10 @@ func TestAnErasureWaitsForALoginInHandAndKeepsItOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := inHand(t, p, stream.Logins, stream.ConsumerLogin)
+	looks, err := p.nc.SubscribeSync("$JS.API.CONSUMER.INFO." + stream.Logins + "." + stream.ConsumerLogin)
+	if err != nil {
+		t.Fatal(err)
+	}
 
 	forgotten := make(chan error, 1)
 	entombed := make(chan struct{})
@@ -105,6 +109,18 @@ func TestAnErasureWaitsForALoginInHandAndKeepsItOut(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+	for range 2 { // it looks whether the login is still in hand, and it is
+		if _, err := looks.NextMsg(10 * time.Second); err != nil {
+			t.Fatalf("the erasure does not look for what is in hand: %v", err)
+		}
+	}
+	logged, err := p.js.Stream(t.Context(), stream.Logins)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := logged.CachedInfo().State.Msgs; n != 1 {
+		t.Fatalf("%d messages in LOGINS: purged while a worker has it in hand", n)
 	}
 	if err := m.DoubleAck(t.Context()); err != nil {
 		t.Fatal(err)

@@ -237,6 +237,17 @@ func TestNoRefreshTokenIsToldOnce(t *testing.T) {
 	w.last(schema.UserRefreshFailed)
 }
 
+// Where the provider does not say when it answered, a token's life counts from the call, by the clock that workers share.
+func TestALifeCountsFromTheCallByTheStreamsClock(t *testing.T) {
+	w := newWorld(t)
+	w.login("a", 10*time.Second)
+	w.noDate = true
+	w.settle(work("r1"), 1)
+	if p := mustStored(w).Pair; !p.SentAt.Equal(w.now()) || !p.ExpiresAt.Equal(w.now().Add(100*time.Second)) {
+		t.Errorf("sent at %v, ends at %v; it is %v", p.SentAt, p.ExpiresAt, w.now())
+	}
+}
+
 func TestUnknownGrantIsAnswered(t *testing.T) {
 	w := newWorld(t)
 	w.settle(work("r1"), 1)

@@ -290,18 +290,20 @@ func TestTimersLookAtNothing(t *testing.T) {
 // A token that may have been rotated is not presented as long as the pair which it was rotated into is parked and cannot be
 // opened: it may be spent.
 func TestNothingIsPresentedOverAParkedPairThatDoesNotOpen(t *testing.T) {
-	w := newWorld(t)
-	token := w.login("a", 10*time.Second)
-	g := mustStored(w).Doubted(w.now())
-	w.save(g)
-	w.parkedFor[key] = grant.Parcel{Version: g.Version + 1, Parent: g.Fingerprint(), Sealed: []byte("of another keyring")}
-	if err := w.deliver(t.Context(), work("r1"), 1); err != nil {
-		t.Fatalf("it holds a place: %v", err)
-	}
-	if w.refreshed != 0 || w.reuse != 0 || mustStored(w).Pair.Refresh.Reveal() != token || mustStored(w).Claim != nil {
-		t.Errorf("presented %d times", w.refreshed)
-	}
-	if _, armed := w.timers[key]; !armed || w.parkedFor[key].Version == 0 {
-		t.Error("the pair is gone, or nobody will look again")
+	for _, ahead := range []int64{0, 1} { // of the record: found under the claim, or before it
+		w := newWorld(t)
+		token := w.login("a", 10*time.Second)
+		g := mustStored(w).Doubted(w.now())
+		w.save(g)
+		w.parkedFor[key] = grant.Parcel{Version: g.Version + ahead, Parent: g.Fingerprint(), Sealed: []byte("of another keyring")}
+		if err := w.deliver(t.Context(), work("r1"), 1); err != nil {
+			t.Fatalf("it holds a place: %v", err)
+		}
+		if w.refreshed != 0 || w.reuse != 0 || mustStored(w).Pair.Refresh.Reveal() != token || mustStored(w).Claim != nil {
+			t.Errorf("%d ahead: presented %d times", ahead, w.refreshed)
+		}
+		if _, armed := w.timers[key]; !armed || w.parkedFor[key].Version == 0 {
+			t.Errorf("%d ahead: the pair is gone, or nobody will look again", ahead)
+		}
 	}
 }

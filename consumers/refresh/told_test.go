@@ -229,6 +229,35 @@ func TestARequestWaitsForALoginOnItsWay(t *testing.T) {
 	}
 }
 
+// Nobody is told anything that a login on its way would make untrue.
+func TestBadNewsWaitsForALoginOnItsWay(t *testing.T) {
+	for name, c := range map[string]struct {
+		spoil func(w *world)
+		want  schema.Type
+	}{
+		"no refresh token": {func(w *world) {
+			g := mustStored(w)
+			g.Pair.Refresh = grant.Secret{}
+			w.save(g)
+			w.advance(11 * time.Second)
+		}, schema.UserReauthRequired},
+		"superseded": {func(w *world) { w.published = grant.Mark{Version: 1 << 50, Token: "later"} }, schema.UserRefreshFailed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.login("a", 10*time.Second)
+			c.spoil(w)
+			w.loginWaits = true
+			if err := w.deliver(t.Context(), work("r1"), 1); err == nil || len(w.outcomes) != 0 {
+				t.Fatalf("%v, told %v", err, w.told())
+			}
+			w.loginWaits = false
+			w.settle(work("r1"), 2)
+			w.last(c.want)
+		})
+	}
+}
+
 // Two sources may call two commands the same.
 func TestTwoSourcesWithOneIDAreBothAnswered(t *testing.T) {
 	w := newWorld(t)

@@ -59,6 +59,7 @@ type world struct {
 	refreshed int
 	refuse    error // answers every refresh
 	noAccess  bool  // answers have a refresh token alone
+	noDate    bool  // the provider does not say when it answered
 	lose      int   // so many answers get lost after rotating
 	profile   schema.Profile
 	userinfo  error
@@ -472,7 +473,11 @@ func (w *world) rotate(token string) (grant.Tokens, error) {
 	if w.noAccess {
 		return grant.Tokens{Refresh: grant.NewSecret(next), SentAt: w.clock}, nil
 	}
-	return grant.Tokens{Access: grant.NewSecret("access-" + next), Refresh: grant.NewSecret(next), ExpiresIn: 100 * time.Second, SentAt: w.clock}, nil
+	tokens := grant.Tokens{Access: grant.NewSecret("access-" + next), Refresh: grant.NewSecret(next), ExpiresIn: 100 * time.Second}
+	if !w.noDate {
+		tokens.SentAt = w.clock
+	}
+	return tokens, nil
 }
 
 func (p providerAt) UserInfo(_ context.Context, access grant.Secret, _ string) (schema.Profile, error) {

@@ -1,6 +1,7 @@
 package stream_test
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -101,6 +102,12 @@ func TestATimerThatFiresLeavesACommandThatWaits(t *testing.T) {
 	asked := command("asked")
 	must(t, e.Request(ctx, alice, asked))
 	must(t, e.Arm(ctx, alice, time.Now(), work("timer")))
+	renewals, err := js.Stream(ctx, stream.Renewals)
+	must(t, err)
+	eventually(t, "the timer fires while the command waits", func() bool {
+		_, err := renewals.GetLastMsgForSubject(ctx, "renewal.timer.propelauth."+schema.EscapeUser(alice.User))
+		return errors.Is(err, jetstream.ErrMsgNotFound)
+	})
 	causes := map[string]bool{}
 	for range 2 {
 		m := renewal(t, js)
