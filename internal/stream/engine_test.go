@@ -22,7 +22,7 @@ func TestTimerFiresWithItsWorkAndTrace(t *testing.T) {
 			ID: "c 1%\"é", Type: schema.UserRefreshDue, Source: "/billing", Time: time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC),
 			Reason: "plan changed\r\nNats-Rollup: all",
 		},
-		Want: schema.WantTokens, MinValid: 90 * time.Second, Mark: grant.Mark{Version: 1_700_000_000_123, Token: "Zm9v_-"},
+		Want: schema.WantTokens, MinValid: 90 * time.Second, Mark: grant.Mark{Version: 1_700_000_000_123, Token: "Zm9v_-"}, Deferrals: 2, Again: true,
 	}
 	span := trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{1}, SpanID: trace.SpanID{2}, TraceFlags: trace.FlagsSampled})
 	at := time.Now().Add(300 * time.Millisecond)
@@ -113,6 +113,7 @@ func TestParseWorkRefuses(t *testing.T) {
 		"bad time":      {"renewal.due.propelauth.u1", schema.Header{"ce-id": {"1"}, "ce-type": {"x"}, "ce-time": {"now"}}, "ce-time"},
 		"bad min valid": {"renewal.due.propelauth.u1", schema.Header{"ce-id": {"1"}, "ce-type": {"x"}, "renewd-min-valid": {"5"}}, "renewd-min-valid"},
 		"bad escape":    {"renewal.due.propelauth.u1", schema.Header{"ce-id": {"%"}, "ce-type": {"x"}}, "ce-id"},
+		"bad again":     {"renewal.due.propelauth.u1", schema.Header{"ce-id": {"1"}, "ce-type": {"x"}, "renewd-again": {"maybe"}}, "renewd-again"},
 		"bad mark":      {"renewal.due.propelauth.u1", schema.Header{"ce-id": {"1"}, "ce-type": {"x"}, "renewd-record": {"x y"}}, "renewd-record"},
 	} {
 		t.Run(name, func(t *testing.T) {
