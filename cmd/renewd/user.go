@@ -246,8 +246,8 @@ func (p *plant) forget(ctx context.Context, k grant.Key, cause schema.Cause, rev
 	return g.Version, p.rearm(ctx, k)
 }
 
-// rearm has a login that came after an erasure looked at, or renewed when it is due: what waited for
-// it was erased with the rest.
+// rearm has a login that came after an erasure looked at, at once: what waited for it, and what
+// services were told of it, was erased with the rest.
 func (p *plant) rearm(ctx context.Context, k grant.Key) error {
 	g, err := p.store.Load(ctx, k)
 	switch {
@@ -258,7 +258,8 @@ func (p *plant) rearm(ctx context.Context, k grant.Key) error {
 	case g.Candidate != nil:
 		return p.engine.Request(ctx, k, grant.Work{Cause: g.Candidate.Cause})
 	case g.Status == grant.Live && !g.NextDueAt.IsZero():
-		return p.engine.Arm(ctx, k, g.NextDueAt, g.NextTimer(g.NextDueAt))
+		now := p.engine.Now()
+		return p.engine.Arm(ctx, k, now, g.NextTimer(now))
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 	"testing"
 	"time"
 
@@ -170,4 +171,47 @@ func TestAnErasureRevokesFirst(t *testing.T) {
 	if len(revoked) != 1 || revoked[0] != "the refresh token" {
 		t.Errorf("revoked %v", revoked)
 	}
+}
+
+// Of a login that comes while its user is erased, and is proven before that is over, services are told once more: what they
+// were told was erased with the rest.
+func TestALoginDuringAnErasureIsToldAgain(t *testing.T) {
+	p := openedPlant(t)
+	k := grant.Key{Provider: "propelauth", User: "u17"}
+	signIn := func(token string, sequence uint64) {
+		t.Helper()
+		cur, err := p.store.Load(t.Context(), k)
+		if err != nil && !errors.Is(err, grant.ErrNotFound) {
+			t.Fatal(err)
+		}
+		newest, err := p.engine.NewestLogin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := grant.Candidate{
+			Pair: grant.Pair{
+				Access: grant.NewSecret("access of " + token), Refresh: grant.NewSecret(token), ExpiresAt: time.Now().Add(time.Hour), Lifetime: time.Hour,
+			},
+			Login: grant.Order{Stream: newest.Stream, Sequence: sequence, Time: time.Now(), Token: token},
+		}
+		turn := grant.Turn{Nonce: token, Now: time.Now(), Policy: grant.Policy{}.WithDefaults()}
+		g, what := grant.LoggedIn(cur, k, c, turn)
+		if what != grant.Fresh {
+			t.Fatalf("the login is %s", what)
+		}
+		if _, err := p.store.Save(t.Context(), g.AsCandidate().Proven(turn)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	signIn("before", 1)
+	once := sync.OnceFunc(func() { signIn("meanwhile", 9) })
+	_, err := p.forget(t.Context(), k, schema.Cause{ID: "forget-1", Type: "user.forget", Source: "/test"},
+		func(context.Context, grant.Key, []grant.Secret) error { once(); return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g, err := p.store.Load(t.Context(), k); err != nil || g.Pair.Refresh.Reveal() != "meanwhile" {
+		t.Fatalf("%s, %v", g.Status, err)
+	}
+	inHand(t, p, stream.Renewals, stream.ConsumerRenew(k.Provider)) // its tokens last for an hour
 }
