@@ -240,6 +240,9 @@ func (t *task) run(ctx context.Context) error {
 		if err := t.tell(ctx, g); err != nil {
 			return err
 		}
+		if g.Idle(t.given, t.Stream.Now()) {
+			return t.arm(ctx, g, true)
+		}
 		if done, err := t.wasRejected(ctx, turned); done || err != nil {
 			return err
 		}

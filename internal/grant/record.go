@@ -389,15 +389,24 @@ func Deferred(k Key, of schema.Cause) schema.Cause {
 	return schema.Cause{ID: "deferred-" + OutcomeID(k, of), Type: schema.CauseTimer, Source: "/renewd", Time: of.Time, Reason: "put off"}
 }
 
-// TimerOf is the cause of w as g, as stored, has it. A timer of before the record was changed may
-// have fired before, as servers that were killed fire one again: its id has named an outcome then,
-// so that it does the work of the timer that g has now.
+// outdates reports whether w is a timer of before the record was changed, by other work. It may have fired before, as
+// servers that were killed fire one again: its id has named an outcome then.
+func (g Grant) outdates(w Work) bool {
+	return w.Cause.Type == schema.CauseTimer && w.Mark.Version > 0 && w.Mark.Version < g.Version && !g.about(w.Cause) && !g.NextDueAt.IsZero()
+}
+
+// TimerOf is the cause of w as g, as stored, has it: an outdated timer does the work of the timer that g has now.
 func (g Grant) TimerOf(w Work) schema.Cause {
-	fired := w.Cause.Type == schema.CauseTimer && w.Mark.Version > 0 && w.Mark.Version < g.Version
-	if !fired || g.about(w.Cause) || g.NextDueAt.IsZero() {
+	if !g.outdates(w) {
 		return w.Cause
 	}
 	return g.NextTimer(g.NextDueAt).Cause
+}
+
+// Idle reports whether w is an outdated timer, and nothing of g, as stored, is due at now: the timer that g has now will come.
+// Nothing may be told under its name before.
+func (g Grant) Idle(w Work, now time.Time) bool {
+	return g.outdates(w) && g.Status == Live && g.Candidate == nil && g.NextDueAt.After(now)
 }
 
 // NextTimer is the work of the timer that g wants at, made so that arming it twice is arming it once.
