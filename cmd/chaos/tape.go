@@ -35,7 +35,7 @@ func (x *person) subject(t schema.Type) string {
 // renewals are the subjects of RENEWALS where a person's grant may wait.
 func (x *person) renewals() []string {
 	due := x.subject("renewal.due")
-	return []string{x.subject("renewal.timer"), due, due + ".asked"}
+	return []string{x.subject("renewal.timer"), due, due + ".asked", due + ".later"}
 }
 
 // newTape listens from now on. What passes while its connection is away is not on it.

@@ -113,21 +113,33 @@ func (e *Engine) Cancel(ctx context.Context, k grant.Key) error {
 func (e *Engine) timer(k grant.Key) string  { return e.user(timerSubject, k) }
 func (e *Engine) due(k grant.Key) string    { return e.user(dueSubject, k) }
 func (e *Engine) asked(k grant.Key) string  { return e.due(k) + askedEnd }
+func (e *Engine) later(k grant.Key) string  { return e.due(k) + laterEnd }
 func (e *Engine) parked(k grant.Key) string { return e.user(parkedSubject, k) }
 
-// target is where a renewal becomes due. A command has a subject of its own, because a timer that
-// fires takes the place of what stands there, and may be one of before the command: armed by a
-// worker that knew nothing of it, or fired twice by servers that were killed.
-func (e *Engine) target(k grant.Key, w grant.Work) string {
+// A renewal becomes due on a subject of its kind, because a timer that fires takes the place of
+// what stands there, and may be one of before: armed by a worker that knew nothing of it, or fired
+// twice by servers that were killed. So a command has one where no timer ever fires, and one for
+// when it was put off.
+
+// wakes is where work becomes due at once.
+func (e *Engine) wakes(k grant.Key, w grant.Work) string {
 	if grant.IsCommand(w.Cause) {
 		return e.asked(k)
 	}
 	return e.due(k)
 }
 
+// fires is where a timer with this work fires.
+func (e *Engine) fires(k grant.Key, w grant.Work) string {
+	if grant.IsCommand(w.Cause) {
+		return e.later(k)
+	}
+	return e.due(k)
+}
+
 // renewals is where a grant may wait. A timer that fires meanwhile is found due.
 func (e *Engine) renewals(k grant.Key) []string {
-	return []string{e.timer(k), e.due(k), e.asked(k)}
+	return []string{e.timer(k), e.due(k), e.asked(k), e.later(k)}
 }
 
 // user panics on a key that schema refuses: it would reach other users' subjects, and keys are checked at the door.

@@ -312,12 +312,11 @@ func (x *walking) page(ctx context.Context, page []grant.Due) error {
 // should have fired itself, and that the last walk found like that too, was refused by the server,
 // which forgets it then.
 func (x *walking) late(ctx context.Context, d grant.Due) error {
-	there, err := x.Engine.waits(ctx, d.Key)
-	timer := there.timer
+	timer, isDue, err := x.Engine.waits(ctx, d.Key)
 	switch {
 	case err != nil:
 		return fmt.Errorf("look whether %s waits: %w", d.Key, err)
-	case there.isDue():
+	case isDue:
 		return nil
 	case !timer.ours, // none, or somebody else's
 		x.outdated(timer, d): // the one that was set since, or a wake, is lost

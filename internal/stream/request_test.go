@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/renewd/renewd/internal/grant"
@@ -126,29 +127,50 @@ func TestATimerThatFiresLeavesACommandThatWaits(t *testing.T) {
 	}
 }
 
-// One request is in hand and put off while the next one waits: one renewal answers both, now.
-func TestACommandThatIsPutOffJoinsTheOneThatWaits(t *testing.T) {
+// A command that was put off and one that waits for its turn are both done, also where servers that were killed fire the timer
+// of the first again.
+func TestACommandThatIsPutOffLeavesTheOneThatWaits(t *testing.T) {
 	js, e := fresh(t)
 	ctx := t.Context()
 	first, second := command("first"), command("second")
 	first.Want, first.Deferrals = schema.WantTokens, 1
+	must(t, e.Arm(ctx, alice, time.Now(), first))
+	fired := renewal(t, js)
+	ack(t, fired)
 	must(t, e.Request(ctx, alice, second))
-	must(t, e.Arm(ctx, alice, time.Now().Add(time.Minute), first))
-	want := second
-	want.Want = schema.WantTokens
-	if w, _ := askedNow(t, js, e, alice); w != want {
-		t.Errorf("woken for %+v, want %+v", w, want)
+	again := &nats.Msg{Subject: fired.Subject(), Header: fired.Headers()}
+	again.Header.Del(jetstream.SchedulerHeader)
+	again.Header.Del("Nats-Schedule-Next")
+	_, err := js.PublishMsg(ctx, again)
+	must(t, err)
+	causes := map[string]bool{}
+	for range 2 {
+		m := renewal(t, js)
+		_, w, err := e.ParseWork(m.Subject(), schema.Header(m.Headers()))
+		must(t, err)
+		causes[w.Cause.ID] = true
+		ack(t, m)
 	}
-	if n := messages(t, js, stream.Renewals); n != 1 {
-		t.Errorf("%d messages, want the renewal that answers both", n)
+	if !causes["first"] || !causes["second"] {
+		t.Errorf("renewals for %v, want both", causes)
 	}
+	if has, err := e.HasTimer(ctx, alice); has || err != nil {
+		t.Errorf("HasTimer = %v, %v after all was done", has, err)
+	}
+}
 
-	// Put off while it is in hand itself, it waits for its time.
-	m := renewal(t, js)
-	want.Deferrals = 1
-	must(t, e.Arm(ctx, alice, time.Now().Add(time.Minute), want))
-	ack(t, m)
-	if n := messages(t, js, stream.Renewals); n != 1 {
-		t.Errorf("%d messages, want the timer", n)
+// A user may be called like the end of a subject.
+func TestAUserMayBeCalledAsked(t *testing.T) {
+	js, e := fresh(t)
+	for _, user := range []string{"asked", "later"} {
+		k := grant.Key{Provider: alice.Provider, User: user}
+		for _, w := range []grant.Work{work("timer"), command("asked"), command("later")} {
+			must(t, e.Arm(t.Context(), k, time.Now(), w))
+			m := renewal(t, js)
+			if got, _, err := e.ParseWork(m.Subject(), schema.Header(m.Headers())); err != nil || got != k {
+				t.Errorf("%s: %v, %v", m.Subject(), got, err)
+			}
+			ack(t, m)
+		}
 	}
 }

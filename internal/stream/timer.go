@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,13 +31,11 @@ const rounds = 32
 // When it fires, the message carries its work and the trace context of whoever asked for it.
 func (e *Engine) Arm(ctx context.Context, k grant.Key, at time.Time, w grant.Work) error {
 	mine := grant.Timer{At: at.UTC().Round(0), Work: w}
-	armed := w
 	if err := e.swap(ctx, e.timer(k), func(there standing) (schema.Header, error) {
 		if !there.ours {
 			return e.timerHeader(ctx, k, mine), nil
 		}
 		next := mine.Over(there.Timer)
-		armed = next.Work
 		switch {
 		case next == there.Timer:
 			return nil, nil
@@ -47,23 +46,7 @@ func (e *Engine) Arm(ctx context.Context, k grant.Key, at time.Time, w grant.Wor
 	}); err != nil {
 		return fmt.Errorf("arm %s: %w", k, err)
 	}
-	return e.join(ctx, k, armed)
-}
-
-// join has a command that was put off answered by the one that waits for its turn, if any: fired,
-// its timer would take that one's place. A command that comes later finds the timer.
-func (e *Engine) join(ctx context.Context, k grant.Key, armed grant.Work) error {
-	if !grant.IsCommand(armed.Cause) {
-		return nil
-	}
-	asked, err := e.standing(ctx, e.asked(k))
-	if err != nil {
-		return fmt.Errorf("arm %s: %w", k, err)
-	}
-	if !asked.ours || grant.SameCause(asked.Work.Cause, armed.Cause) {
-		return nil
-	}
-	return e.Request(ctx, k, asked.Work)
+	return nil
 }
 
 // swap publishes what next makes of what stands on the subject, until nobody got in between; nil
@@ -93,7 +76,7 @@ func (e *Engine) swap(ctx context.Context, subject string, next func(there stand
 func (e *Engine) timerHeader(ctx context.Context, k grant.Key, t grant.Timer) schema.Header {
 	h := workHeader(t.Work)
 	e.config.Propagator.Inject(ctx, h)
-	schedule(h, t.At, e.target(k, t.Work))
+	schedule(h, t.At, e.fires(k, t.Work))
 	return h
 }
 
@@ -154,7 +137,7 @@ func (e *Engine) wake(ctx context.Context, k grant.Key, w grant.Work, condition 
 	h.Set("Nats-Schedule-Next", "purge")
 	h.Set(jetstream.SchedulerHeader, e.timer(k))
 	condition(h)
-	target := e.target(k, w)
+	target := e.wakes(k, w)
 	_, err := e.publish(ctx, Renewals, target, h, nil)
 	if api, ok := errors.AsType[*jetstream.APIError](err); !ok || api.ErrorCode != codeNoSchedule {
 		return err
@@ -179,22 +162,23 @@ func (e *Engine) wake(ctx context.Context, k grant.Key, w grant.Work, condition 
 // command: see grant.Work.Names.
 func (e *Engine) Request(ctx context.Context, k grant.Key, w grant.Work) error {
 	for round := range rounds {
-		there, err := e.waits(ctx, k)
+		there, err := e.standings(ctx, e.asked(k), e.timer(k))
 		if err != nil {
 			return fmt.Errorf("request %s: %w", k, err)
 		}
-		want := w.Stronger(there.timer.Work).Stronger(there.asked.Work)
-		for _, waiting := range []standing{there.asked, there.timer} {
+		asked, timer := there[0], there[1]
+		want := w.Stronger(timer.Work).Stronger(asked.Work)
+		for _, waiting := range there {
 			if waiting.ours && waiting.Work.Names(want) {
 				want.Cause = waiting.Work.Cause
 			}
 		}
-		if there.answers(w, want) {
-			if queued, err := e.queued(ctx, k, there.asked.sequence); queued || err != nil {
+		if asked.answers(w, want) {
+			if queued, err := e.queued(ctx, k, asked.sequence); queued || err != nil {
 				return err
 			}
 		}
-		err = e.wake(ctx, k, want, func(h schema.Header) { expect(h, there.asked.sequence) })
+		err = e.wake(ctx, k, want, func(h schema.Header) { expect(h, asked.sequence) })
 		if err == nil {
 			return nil
 		}
@@ -208,12 +192,10 @@ func (e *Engine) Request(ctx context.Context, k grant.Key, w grant.Work) error {
 	return fmt.Errorf("request %s: others wake it all the time", k)
 }
 
-// answers reports whether a command that waits is one whose outcome answers w too, as it wants all
-// that w and what waits want together. A command's timer has to go: fired, it would take the place
-// of the command that waits.
-func (w waiting) answers(command, want grant.Work) bool {
-	return w.asked.ours && !command.Names(w.asked.Work) && w.asked.Work.Covers(want) &&
-		!(w.timer.ours && grant.IsCommand(w.timer.Work.Cause))
+// answers reports whether the outcome of the command that waits answers this one too, as it wants
+// all that this one and what waits want together.
+func (s standing) answers(command, want grant.Work) bool {
+	return s.ours && !command.Names(s.Work) && s.Work.Covers(want)
 }
 
 // queued reports whether no worker has had the due message in hand yet.
@@ -286,27 +268,30 @@ func (e *Engine) standing(ctx context.Context, subject string) (standing, error)
 	return s, nil
 }
 
-// waiting is what waits for a grant: its timer, a renewal that is due, and one that a command asked
-// for.
-type waiting struct{ timer, due, asked standing }
-
-// waits reads the places where a grant may wait, at once.
-func (e *Engine) waits(ctx context.Context, k grant.Key) (w waiting, err error) {
+// standings reads what stands on several subjects, at once.
+func (e *Engine) standings(ctx context.Context, subjects ...string) ([]standing, error) {
+	all := make([]standing, len(subjects))
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() (err error) { w.timer, err = e.standing(ctx, e.timer(k)); return err })
-	group.Go(func() (err error) { w.due, err = e.standing(ctx, e.due(k)); return err })
-	group.Go(func() (err error) { w.asked, err = e.standing(ctx, e.asked(k)); return err })
-	return w, group.Wait()
+	for i, subject := range subjects {
+		group.Go(func() (err error) { all[i], err = e.standing(ctx, subject); return err })
+	}
+	return all, group.Wait()
 }
 
-// isDue reports whether something waits for its turn, be it renewd's or not.
-func (w waiting) isDue() bool { return w.due.sequence != 0 || w.asked.sequence != 0 }
+// waits reads the timer of a grant, and whether something waits for its turn, be it renewd's or not.
+func (e *Engine) waits(ctx context.Context, k grant.Key) (timer standing, isDue bool, err error) {
+	all, err := e.standings(ctx, e.renewals(k)...)
+	if err != nil {
+		return standing{}, false, err
+	}
+	return all[0], slices.ContainsFunc(all[1:], func(s standing) bool { return s.sequence != 0 }), nil
+}
 
 // HasTimer reports whether the grant waits for its time, or is due.
 func (e *Engine) HasTimer(ctx context.Context, k grant.Key) (bool, error) {
-	w, err := e.waits(ctx, k)
+	timer, isDue, err := e.waits(ctx, k)
 	if err != nil {
 		return false, fmt.Errorf("look for the timer of %s: %w", k, err)
 	}
-	return w.timer.sequence != 0 || w.isDue(), nil
+	return timer.sequence != 0 || isDue, nil
 }

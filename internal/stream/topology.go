@@ -42,6 +42,7 @@ const (
 	timerSubject  = "renewal.timer"
 	dueSubject    = "renewal.due"
 	askedEnd      = ".asked" // after a due subject: due because of a command
+	laterEnd      = ".later" // after a due subject: due because of a command that was put off
 	parkedSubject = "parked"
 
 	deferredSubject      = "deferred"
@@ -177,7 +178,9 @@ func (t Topology) renewals() jetstream.StreamConfig {
 	for _, front := range []string{timerSubject, dueSubject, deferredTimerSubject, deferredDueSubject} {
 		s.Subjects = append(s.Subjects, t.subject(front)+".*.*")
 	}
-	s.Subjects = append(s.Subjects, t.subject(dueSubject)+".*.*"+askedEnd)
+	for _, end := range []string{askedEnd, laterEnd} {
+		s.Subjects = append(s.Subjects, t.subject(dueSubject)+".*.*"+end)
+	}
 	s.Retention = jetstream.WorkQueuePolicy
 	s.MaxMsgsPerSubject = 1
 	s.AllowMsgSchedules = true
@@ -268,9 +271,13 @@ func (t Topology) consumer(base, name, filter string, inHand int) Consumer {
 
 var errKey = errors.New("malformed renewal subject")
 
-// parseRenewal is the inverse of Engine.due and of Engine.asked.
+// parseRenewal is the inverse of Engine.due, asked and later. A user may be called like the end of a subject.
 func parseRenewal(subjects schema.Subjects, subject string) (provider, user string, err error) {
-	return parseUser(subjects, dueSubject, strings.TrimSuffix(subject, askedEnd))
+	const parts = 2 // of a due subject, after its front
+	if strings.Count(strings.TrimPrefix(subject, prefixed(subjects, dueSubject)+"."), ".") == parts {
+		subject = strings.TrimSuffix(strings.TrimSuffix(subject, askedEnd), laterEnd)
+	}
+	return parseUser(subjects, dueSubject, subject)
 }
 
 // parseUser is the inverse of Engine.user.
