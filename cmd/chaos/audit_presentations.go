@@ -13,11 +13,20 @@ import (
 // answer has to be read, encrypted and stored by a worker that shares two cores with everything else here.
 const reaction = 750 * time.Millisecond
 
+// reactionLate is the same while a server is out of order: a pair that the store does not take is parked after 250 ms, in a
+// stream of servers that are busy with the same trouble.
+const reactionLate = 2 * time.Second
+
 // struck reports whether a worker died, or was stalled past its lease, while p was under way or just answered.
 func (a *audit) struck(p shown) bool {
-	answered := p.At.Add(p.Took)
+	answered, limit := p.At.Add(p.Took), reaction
+	if slices.ContainsFunc(a.schedule.strikes, func(x *strike) bool {
+		return x.lane == serverLane && x.from.Before(answered.Add(reaction)) && x.over().After(p.At)
+	}) {
+		limit = reactionLate
+	}
 	return slices.ContainsFunc(a.schedule.strikes, func(x *strike) bool {
-		return x.lost && (p.by == x.worker || p.by == nil) && !p.At.After(x.to) && answered.Add(reaction).After(x.from)
+		return x.lost && (p.by == x.worker || p.by == nil) && !p.At.After(x.to) && answered.Add(limit).After(x.from)
 	})
 }
 

@@ -16,11 +16,16 @@ type process struct {
 	log  string // file that its output goes to, over all its lives
 	make func() *exec.Cmd
 
-	mu   sync.Mutex
-	cmd  *exec.Cmd
-	end  chan struct{} // closed when cmd has ended
-	code int
+	mu    sync.Mutex
+	cmd   *exec.Cmd
+	began time.Time
+	end   chan struct{} // closed when cmd has ended
+	code  int
 }
+
+// infancy is how long a process may take until it hears signals. SIGTERM ends it before that, which takes nothing from
+// anybody.
+const infancy = time.Second
 
 // start starts it, unless it runs.
 func (p *process) start() error {
@@ -40,7 +45,7 @@ func (p *process) start() error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", p.name, err)
 	}
-	p.cmd, p.end = cmd, make(chan struct{})
+	p.cmd, p.began, p.end = cmd, time.Now(), make(chan struct{})
 	go func(end chan struct{}) {
 		_ = cmd.Wait() // its state says how it ended
 		p.code = cmd.ProcessState.ExitCode()
@@ -94,7 +99,7 @@ func (p *process) kill() {
 // stop ends it as an operator would, and returns an error unless it leaves in order within the limit.
 func (p *process) stop(limit time.Duration) error {
 	p.mu.Lock()
-	end, running := p.end, p.running()
+	end, running, young := p.end, p.running(), time.Since(p.began) < infancy
 	p.mu.Unlock()
 	if !running {
 		return nil
@@ -102,7 +107,7 @@ func (p *process) stop(limit time.Duration) error {
 	p.signal(syscall.SIGTERM)
 	select {
 	case <-end:
-		if p.code != 0 {
+		if p.code != 0 && !(young && p.code == bySignal) {
 			return fmt.Errorf("%s: exit code %d after SIGTERM: see %s", p.name, p.code, p.log)
 		}
 		return nil
@@ -121,5 +126,8 @@ func (p *process) ended() error {
 	}
 	return nil
 }
+
+// bySignal is the exit code of a process that a signal ended (os.ProcessState).
+const bySignal = -1
 
 var errNotReady = errors.New("not ready")
