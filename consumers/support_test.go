@@ -273,11 +273,12 @@ func (p *proxy) through(t testing.TB) *nats.Conn {
 func outcomes(t testing.TB, nc *nats.Conn) jetstream.JetStream {
 	t.Helper()
 	js := stream(t, nc)
-	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "OUTCOMES", Subjects: []string{
-		"user.synced.>", "user.reauth_required.>", "user.refresh_failed.>", "user.forgotten.>", "message.rejected.>", "provider.*.*",
-	}}); err != nil {
-		t.Fatal(err)
-	}
+	eventually(t, "OUTCOMES is made", func() bool { // a server may still be at removing one that was deleted
+		_, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "OUTCOMES", Subjects: []string{
+			"user.synced.>", "user.reauth_required.>", "user.refresh_failed.>", "user.forgotten.>", "message.rejected.>", "provider.*.*",
+		}})
+		return err == nil
+	})
 	return js
 }
 

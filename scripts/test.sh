@@ -17,6 +17,6 @@ go test -race -short -vet=off -timeout 8m -parallel 4 "$@" "${others[@]}" # what
 echo '==> 20,000 grants due at once, and 2,500 bad ones beside others, without the race detector'
 go test -vet=off -timeout 8m -run '^(TestHerd|TestTwoThousandBadOnesStopNobody)$' ./internal/systemtest
 echo '==> each fault once, on processes of their own'
-go test -vet=off -timeout 8m "$@" "$chaos"
+go test -vet=off -timeout 8m -parallel 8 "$@" "$chaos"
 echo '==> whole-system tests'
 go test -race -vet=off -timeout 8m "$@" "$e2e"

@@ -101,7 +101,8 @@ func (a *audit) traces(ctx context.Context) {
 				}
 			}
 		}
-		if !x.bare && !x.provider.grace && x.provider.Live(x.name) && a.trouble(x.provider, x.erasing[0], x.erasing[1]) == 0 {
+		onItsWay := x.login.accepted.After(x.erasing[0]) // it is dropped unopened, so that nobody has what to revoke it with
+		if !x.bare && !x.provider.grace && !onItsWay && x.provider.Live(x.name) && a.trouble(x.provider, x.erasing[0], x.erasing[1]) == 0 {
 			alive.add("%s of %s, erased from %s to %s", x.name, x.provider.id, x.erasing[0].Format(clockFormat), x.erasing[1].Format(clockFormat))
 		}
 	}

@@ -22,9 +22,9 @@ func TestMain(m *testing.M) {
 // but for what all users of one would feel; and minutes are too long here.
 func briefly(k kind) bool { return (k.lane != providerLane || k.name == hiccup) && k.name != longStall }
 
-// Each fault of workers, servers, operators and users once, one after the other, in the order of the table: the built
-// binary, three NATS servers, PostgreSQL, real signals, clocks that step, cut connections. After each, everybody is renewed
-// again; at the end the audit finds nothing that must not happen, and then the keyring is lost.
+// Each fault of workers, servers and operators once, one after the other, in the order of the table, and then those of users
+// at once: the built binary, three NATS servers, PostgreSQL, real signals, clocks that step, cut connections. After each,
+// everybody is renewed again; at the end the audit finds nothing that must not happen, and then the keyring is lost.
 func TestEachFault(t *testing.T) {
 	o := options{Seed: 1, Users: 40, Life: 8 * time.Second, Store: storePostgres, Nodes: 3, Workers: 3, Dir: t.TempDir()}
 	trial, err := begin(t.Context(), o, t.Output())
@@ -35,24 +35,31 @@ func TestEachFault(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer trial.world.close()
-	for i, k := range kinds(o) {
-		if !briefly(k) {
-			continue
+	each := func(t *testing.T, atOnce bool) {
+		for i, k := range kinds(o) {
+			if !briefly(k) || (k.lane == userLane) != atOnce {
+				continue
+			}
+			t.Run(k.name, func(t *testing.T) {
+				if atOnce {
+					t.Parallel()
+				}
+				x := &strike{world: trial.world, rand: rand.New(rand.NewPCG(o.Seed, uint64(i))), worker: trial.world.workers[i%3], brief: true}
+				if k.lane == providerLane {
+					x.provider = trial.world.providers[[]string{graceful, strict}[i%2]]
+				}
+				if k.lane != workerLane && k.lane != slowLane {
+					x.worker = nil
+				}
+				trial.plan.strike(t.Context(), k, x)
+				if err := renewedAgain(t.Context(), trial); err != nil {
+					t.Error(err)
+				}
+			})
 		}
-		t.Run(k.name, func(t *testing.T) {
-			x := &strike{world: trial.world, rand: rand.New(rand.NewPCG(o.Seed, uint64(i))), worker: trial.world.workers[i%3], brief: true}
-			if k.lane == providerLane {
-				x.provider = trial.world.providers[[]string{graceful, strict}[i%2]]
-			}
-			if k.lane != workerLane && k.lane != slowLane {
-				x.worker = nil
-			}
-			trial.plan.strike(t.Context(), k, x)
-			if err := renewedAgain(t.Context(), trial); err != nil {
-				t.Error(err)
-			}
-		})
 	}
+	each(t, false)
+	t.Run("at once", func(t *testing.T) { each(t, true) })
 	r, err := trial.finish(t.Context())
 	if err != nil {
 		t.Fatal(err)
