@@ -11,8 +11,8 @@
 // precedence (grant.Timer.Over), a request adds to what waits (Engine.Request), a newer login stays
 // before an older one (Engine.DeferLogin), and the Reconciler replaces nothing that waits. All of
 // that is compare-and-swap on the last sequence of a subject. A firing knows no such condition, so a
-// command that is due has a subject of its own, which no timer but a command's fires on. Engine.Wake alone replaces whatever
-// there is: it is for an operator's word.
+// command that comes becomes due on a subject where no timer fires, and one that was put off on
+// another. Engine.Wake alone replaces whatever there is: it is for an operator's word.
 //
 // A message that somebody else wrote, or that is damaged, is taken for none and told to the log
 // once: it stops nobody.
