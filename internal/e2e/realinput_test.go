@@ -52,6 +52,7 @@ providers:
 // The built binary against a provider that we did not write.
 func TestRealInput(t *testing.T) {
 	t.Run("postgres", func(t *testing.T) {
+		t.Parallel()
 		db := startPostgres(t)
 		realInput(t, func(ctx context.Context, _ *daemon, keys *seal.Keyring) (grant.Store, error) {
 			s, err := postgres.Open(ctx, postgres.Config{URL: grant.NewSecret(db.URL("postgres")), Cipher: keys})
@@ -62,6 +63,7 @@ func TestRealInput(t *testing.T) {
 		}, "RENEWD_DATABASE_URL="+db.URL("postgres"))
 	})
 	t.Run("natskv", func(t *testing.T) {
+		t.Parallel()
 		realInput(t, func(ctx context.Context, d *daemon, keys *seal.Keyring) (grant.Store, error) {
 			server, err := natsd.Start(ctx, natsd.Config{StoreDir: filepath.Join(d.data, "nats")})
 			if err != nil {
