@@ -11,7 +11,8 @@ import (
 	"github.com/renewd/renewd/internal/pgtest"
 )
 
-// This process is a program of its own like any other: the test binary is asked to be what the benchmark starts.
+// This process is a program of its own like any other: the test binary is asked to be what the
+// benchmark starts.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1][0] != '-' {
 		main()

@@ -93,8 +93,8 @@ type renewed struct {
 	profile         []byte
 }
 
-// exchange renews one user. A long one asks userinfo first, with the token that it has, as apps do that cannot tell whether
-// it is good.
+// exchange renews one user. A long one asks userinfo first, with the token that it has, as apps do
+// that cannot tell whether it is good.
 func (c *client) exchange(ctx context.Context, access, refresh string, long bool) (r renewed, err error) {
 	if long {
 		status, _, err := c.userInfo(ctx, access)

@@ -50,8 +50,8 @@ type killRow struct {
 	Outcomes uint64  `json:"outcomes"`
 }
 
-// kills kills renewd in the middle of a drain: with a provider that takes a spent token for a while, with one that does not,
-// and with one that besides acts on requests whose client is gone.
+// kills kills renewd in the middle of a drain: with a provider that takes a spent token for a
+// while, with one that does not, and with one that besides acts on requests whose client is gone.
 func (b *bench) kills(ctx context.Context) error {
 	for _, k := range []killRow{{}, {Deaf: true}, {GraceS: 30}} {
 		for range b.Kills {

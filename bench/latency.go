@@ -25,8 +25,8 @@ type latencyRow struct {
 	Max      float64 `json:"max_ms"`
 }
 
-// latency asks for renewals at an even rate and measures from the publishing of each request to the outcome event in a
-// subscriber's hands.
+// latency asks for renewals at an even rate and measures from the publishing of each request to the
+// outcome event in a subscriber's hands.
 func (b *bench) latency(ctx context.Context) error {
 	requests := int(b.For.Seconds() * requestRate)
 	p, err := b.startProvider(0, 0, lifetime)

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// limitCommand is the least that any renewer must do: the same calls, with net/http or a leaner client, and the same rows,
-// written in batches. No queue, no claim, no event; all users in memory.
+// limitCommand is the least that any renewer must do: the same calls, with net/http or a leaner
+// client, and the same rows, written in batches. No queue, no claim, no event; all users in memory.
 type limitCommand struct {
 	peerOptions
 	NoStore bool `help:"Only the calls."`

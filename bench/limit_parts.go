@@ -53,8 +53,8 @@ func (b *bench) startNATS(folder string) (server *process, url string, err error
 	return server, "nats://" + addr, err
 }
 
-// jetStreamCommand is the share of a renewal that the stream has: a due message is taken, the outcome and the next timer are
-// published, the message is acknowledged. No provider, no store.
+// jetStreamCommand is the share of a renewal that the stream has: a due message is taken, the
+// outcome and the next timer are published, the message is acknowledged. No provider, no store.
 type jetStreamCommand struct{ peerOptions }
 
 // Run does so for all users, then waits to be killed.

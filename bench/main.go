@@ -1,9 +1,11 @@
-// Command bench measures renewd against what a team would write itself, on the same machine and in the same run: a Go loop
-// over a table, River on PostgreSQL, and the limits that HTTP, the store and the stream set by themselves.
+// Command bench measures renewd against what a team would write itself, on the same machine and in
+// the same run: a Go loop over a table, River on PostgreSQL, and the limits that HTTP, the store
+// and the stream set by themselves.
 //
-// Everything runs in processes of its own, the provider too, and PostgreSQL keeps what it has committed (fsync and
-// synchronous_commit on). Runs of the contestants alternate, and medians are reported. It touches no process and no file
-// that it did not make, and removes what it made. One measurement at a time: nothing here is meant for concurrent use.
+// Everything runs in processes of its own, the provider too, and PostgreSQL keeps what it has
+// committed (fsync and synchronous_commit on). Runs of the contestants alternate, and medians are
+// reported. It touches no process and no file that it did not make, and removes what it made. One
+// measurement at a time: nothing here is meant for concurrent use.
 package main
 
 import (

@@ -101,8 +101,8 @@ func (p *process) result() (r peerResult, err error) {
 	return r, json.Unmarshal([]byte(text), &r)
 }
 
-// race is the contestant's side: it is ready, waits to be told to go, works, says when, and stays to be looked at until it
-// is killed.
+// race is the contestant's side: it is ready, waits to be told to go, works, says when, and stays
+// to be looked at until it is killed.
 func race(ctx context.Context, work func(ctx context.Context) error) error {
 	fmt.Println("ready")
 	var word string

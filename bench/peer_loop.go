@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// loopCommand is what a decent team writes: workers on a table, which claim due rows in batches so that a second process may
-// do the same, and update each user when it is renewed.
+// loopCommand is what a decent team writes: workers on a table, which claim due rows in batches so
+// that a second process may do the same, and update each user when it is renewed.
 type loopCommand struct{ peerOptions }
 
 const claimUsers = `UPDATE users SET claimed_until = now() + interval '30 seconds' WHERE id IN (

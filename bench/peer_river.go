@@ -58,7 +58,8 @@ func (c riverCommand) Run(ctx context.Context) error {
 	}
 	workers := river.NewWorkers()
 	river.AddWorker(workers, &renewWorker{db: db, http: newClient(c.Provider, c.Workers), long: c.Long})
-	// As it ships it fetches every 100 ms at most, which alone would hold it at Workers × 10 jobs a second.
+	// As it ships it fetches every 100 ms at most, which alone would hold it at Workers × 10 jobs a
+	// second.
 	r, err := river.NewClient(driver, &river.Config{
 		Queues:  map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: c.Workers, FetchCooldown: 2 * time.Millisecond}},
 		Workers: workers, Logger: slog.New(slog.DiscardHandler),

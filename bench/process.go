@@ -105,7 +105,8 @@ func (p *process) stop() {
 
 const tick = 10 * time.Millisecond // of /proc/<pid>/stat: USER_HZ is 100 on every Linux
 
-// cpuOf is the processor time that these processes and all they started have used, the dead included.
+// cpuOf is the processor time that these processes and all they started have used, the dead
+// included.
 func cpuOf(pids ...int) time.Duration {
 	type line struct {
 		parent int
@@ -145,7 +146,8 @@ func cpuOf(pids ...int) time.Duration {
 	return sum
 }
 
-// memory is a field of /proc/<pid>/status in bytes: VmHWM, the peak, or VmRSS, what it is now. 0 for a process that is gone.
+// memory is a field of /proc/<pid>/status in bytes: VmHWM, the peak, or VmRSS, what it is now. 0
+// for a process that is gone.
 func memory(pid int, field string) int64 {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {

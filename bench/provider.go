@@ -17,8 +17,8 @@ import (
 	"github.com/renewd/renewd/internal/idp/idptest"
 )
 
-// equipmentGC is how much the heaps of the stand-in and of what listens grow between two collections, in percent: they share
-// the processor with what is measured, which keeps its own.
+// equipmentGC is how much the heaps of the stand-in and of what listens grow between two
+// collections, in percent: they share the processor with what is measured, which keeps its own.
 const equipmentGC = 400
 
 // lifetime of the access tokens that the stand-in makes.
@@ -33,8 +33,8 @@ type providerCommand struct {
 	Deaf  bool          `help:"Act on a request also when its client is gone."`
 }
 
-// stand is the stand-in of the tests with what a benchmark needs beside it: many users at a time, whose access tokens have
-// run out, and the time of the first request.
+// stand is the stand-in of the tests with what a benchmark needs beside it: many users at a time,
+// whose access tokens have run out, and the time of the first request.
 type stand struct {
 	*idptest.Server
 	delay  time.Duration
@@ -70,8 +70,9 @@ func (c providerCommand) Run() error {
 	return (&http.Server{Handler: mux, ReadHeaderTimeout: time.Minute}).Serve(l)
 }
 
-// exchange takes half of the delay before it acts and half before it answers. It does not act for a client that has gone,
-// like every server that ends a request's work with its connection, unless it is deaf.
+// exchange takes half of the delay before it acts and half before it answers. It does not act for a
+// client that has gone, like every server that ends a request's work with its connection, unless it
+// is deaf.
 func (s *stand) exchange(w http.ResponseWriter, r *http.Request) {
 	if s.going.Load() {
 		if s.first.Load() == 0 {

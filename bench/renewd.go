@@ -210,13 +210,14 @@ func (d *daemon) close() {
 // plan says what is planted.
 type plan struct {
 	users int
-	// due is when all of them are, or the first if they are spread over so long. Zero: soon. A time that is past when
-	// everything is stored is put off.
+	// due is when all of them are, or the first if they are spread over so long. Zero: soon. A time
+	// that is past when everything is stored is put off.
 	due    time.Time
 	spread time.Duration
 	ago    time.Duration // how old the tokens are
 	life   time.Duration // of access tokens
-	// long: renewd believes that the access tokens are still good, and learns from userinfo that they are not.
+	// long: renewd believes that the access tokens are still good, and learns from userinfo that
+	// they are not.
 	long bool
 }
 
@@ -224,11 +225,12 @@ func (p plan) dueOf(n int) time.Time {
 	return p.due.Add(time.Duration(float64(p.spread) * float64(n) / float64(p.users)))
 }
 
-// plant has users sign in at the provider, and stores and arms their grants as a login would; their profiles have been
-// synced before, as those of most users have. It returns when they are due.
+// plant has users sign in at the provider, and stores and arms their grants as a login would; their
+// profiles have been synced before, as those of most users have. It returns when they are due.
 func (d *daemon) plant(ctx context.Context, p *provider, plan plan) (time.Time, error) {
 	if plan.due.IsZero() {
-		// What is stored must not be long past when the timers fire: the reconciler would wake the grants.
+		// What is stored must not be long past when the timers fire: the reconciler would wake the
+		// grants.
 		plan.due = time.Now().Add(time.Duration(plan.users) * 500 * time.Microsecond)
 	}
 	versions := make([]int64, plan.users)
@@ -242,7 +244,8 @@ func (d *daemon) plant(ctx context.Context, p *provider, plan plan) (time.Time, 
 		at := plan.dueOf(n)
 		work := grant.Grant{Key: keyOf(n), Version: versions[n]}.NextTimer(at)
 		if plan.long {
-			// A timer of renewd's own knows that the token has run out; who has it synced on request does not.
+			// A timer of renewd's own knows that the token has run out; who has it synced on
+			// request does not.
 			work = grant.Work{Cause: schema.Cause{ID: fmt.Sprint("request-", n), Type: schema.UserRefreshDue, Source: "/bench", Time: at},
 				Mark: grant.Mark{Version: versions[n]}}
 		}
@@ -335,7 +338,8 @@ func (d *daemon) outcomes(ctx context.Context) (uint64, error) {
 	return s.CachedInfo().State.LastSeq, nil
 }
 
-// profile has it write profiles from here on until the returned function is called; without --profile nothing.
+// profile has it write profiles from here on until the returned function is called; without
+// --profile nothing.
 func (d *daemon) profile(name string) (stop func()) {
 	if d.b.Profile == "" {
 		return func() {}

@@ -14,7 +14,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// report is everything that was measured; -o json prints it as it is. Durations are in milliseconds, sizes in bytes.
+// report is everything that was measured; -o json prints it as it is. Durations are in
+// milliseconds, sizes in bytes.
 type report struct {
 	Machine    machine      `json:"machine"`
 	Users      int          `json:"users"` // of the throughput, memory and kill runs

@@ -80,7 +80,8 @@ func (b *bench) scaleOne(ctx context.Context, size int) (r scaleRow, err error) 
 	return r, nil
 }
 
-// scaleRest starts it anew, so that the memory is that of holding grants and not of planting them, and looks at it at rest.
+// scaleRest starts it anew, so that the memory is that of holding grants and not of planting them,
+// and looks at it at rest.
 func (d *daemon) scaleRest(ctx context.Context, _ *provider, r *scaleRow) error {
 	d.stop()
 	if err := d.start(); err != nil {
@@ -116,7 +117,8 @@ func diskOf(dir string) (sum int64) {
 	return sum
 }
 
-// scaleRenewals renews some users again and again; the rounds are of the same size whatever the number of grants.
+// scaleRenewals renews some users again and again; the rounds are of the same size whatever the
+// number of grants.
 func (d *daemon) scaleRenewals(ctx context.Context, p *provider, r *scaleRow) error {
 	var sum time.Duration
 	for round := range scaleRounds {

@@ -90,8 +90,8 @@ func (w *steadyWatch) see(e schema.Event) {
 	}
 }
 
-// causeOf reads an outcome's data as far as its cause: the listener shares the processor with what is measured, and the
-// profile, which comes later, is most of an event.
+// causeOf reads an outcome's data as far as its cause: the listener shares the processor with what
+// is measured, and the profile, which comes later, is most of an event.
 func causeOf(data []byte) (cause schema.Cause, err error) {
 	d := json.NewDecoder(bytes.NewReader(data))
 	for {

@@ -132,7 +132,8 @@ func (b *bench) one(ctx context.Context, l leg, delay time.Duration) (sample, er
 	return s, truth(stats, b.Users, l.long)
 }
 
-// truth holds what the provider saw against what was to be done: each user renewed once, with these calls and no others.
+// truth holds what the provider saw against what was to be done: each user renewed once, with these
+// calls and no others.
 func truth(s idptest.Stats, users int, long bool) error {
 	infos := users
 	if long {
@@ -191,8 +192,9 @@ func (b *bench) sample(ctx context.Context, took time.Duration, before meter, co
 	return s, err
 }
 
-// raceRenewd has one `renewd serve` with its embedded NATS server do the same. Every timer is set to the same moment; the
-// time until the last outcome is stored counts from that moment, or from the first call if that was sooner.
+// raceRenewd has one `renewd serve` with its embedded NATS server do the same. Every timer is set
+// to the same moment; the time until the last outcome is stored counts from that moment, or from
+// the first call if that was sooner.
 func (b *bench) raceRenewd(ctx context.Context, p *provider, o legOptions) (sample, error) {
 	d, err := b.newDaemon(ctx, daemonOptions{provider: p, concurrency: o.workers, natsURL: o.natsURL})
 	if err != nil {

@@ -19,12 +19,14 @@ type Whom struct {
 	User     string
 }
 
-// Await publishes a command and waits for its answer. publish returns the command's source and id once it is stored.
+// Await publishes a command and waits for its answer. publish returns the command's source and id
+// once it is stored.
 //
-// The answer is the outcome whose cause is that source and id. If a newer command of the same user replaced it before work
-// began, it is the first outcome about this user whose work began after the command was stored. Both times are the NATS
-// server's, never this process's: its clock may be off. So the answer may be any outcome of a user, or a message.rejected.
-// The wait ends with ctx; the error then wraps its cause, and the command is still in hand. Safe for concurrent use.
+// The answer is the outcome whose cause is that source and id. If a newer command of the same user
+// replaced it before work began, it is the first outcome about this user whose work began after the
+// command was stored. Both times are the NATS server's, never this process's: its clock may be off.
+// So the answer may be any outcome of a user, or a message.rejected. The wait ends with ctx; the
+// error then wraps its cause, and the command is still in hand. Safe for concurrent use.
 func Await(ctx context.Context, nc *nats.Conn, w Whom, publish func(context.Context) (source, id string, err error)) (schema.Event, error) {
 	subjects, err := schema.NewSubjects(w.Prefix)
 	if err = errors.Join(err, schema.CheckProvider(w.Provider), schema.CheckUser(w.User)); err != nil {
@@ -68,7 +70,8 @@ func Await(ctx context.Context, nc *nats.Conn, w Whom, publish func(context.Cont
 	}
 }
 
-// serverTime asks the server for its time, with a stream's info: the one thing that who waits for an outcome may ask it for.
+// serverTime asks the server for its time, with a stream's info: the one thing that who waits for
+// an outcome may ask it for.
 func serverTime(ctx context.Context, js jetstream.JetStream, stream string) (time.Time, error) {
 	ctx, stop := context.WithTimeout(ctx, lookupLimit)
 	defer stop()
@@ -79,8 +82,8 @@ func serverTime(ctx context.Context, js jetstream.JetStream, stream string) (tim
 	return s.CachedInfo().TimeStamp, nil
 }
 
-// answers reports whether e answers the command, which was stored not later than stored (zero: not known). A rejection may
-// name no source, where that could not be read.
+// answers reports whether e answers the command, which was stored not later than stored (zero: not
+// known). A rejection may name no source, where that could not be read.
 func answers(e schema.Event, source, id string, stored time.Time) bool {
 	var data struct {
 		Cause   schema.Cause `json:"cause"`

@@ -17,33 +17,36 @@ import (
 type Config struct {
 	// JetStream is where the stream lives. Required.
 	JetStream jetstream.JetStream
-	// Stream and Durable name the pull consumer to take messages from. It must exist, with explicit acks and no limit of
-	// deliveries; the runner waits for it and never creates it. Required.
+	// Stream and Durable name the pull consumer to take messages from. It must exist, with explicit
+	// acks and no limit of deliveries; the runner waits for it and never creates it. Required.
 	Stream, Durable string
-	// Template names the destination in spans and metrics, without ids: "renewal.due". Default: Durable.
+	// Template names the destination in spans and metrics, without ids: "renewal.due". Default:
+	// Durable.
 	Template string
 	// Handler handles each message. Required.
 	Handler Handler
-	// Rejected records a rejection where an operator sees it. The message is removed only once it returned nil; after an
-	// error it comes again. nil: rejections are logged only.
+	// Rejected records a rejection where an operator sees it. The message is removed only once it
+	// returned nil; after an error it comes again. nil: rejections are logged only.
 	Rejected func(ctx context.Context, m *Message, reason error) error
 
-	// PutOff takes a message away for longer than a nak may: it is called instead of the nak for a message that is Exhausted
-	// and still held, after a Retry, any other error or a panic, with that error. A message that is tried again and again
-	// keeps its place among those in hand, and enough of them leave none for the rest. nil from it means that the work is
-	// stored elsewhere, with a timer that brings it again: the message is then acknowledged, so that without the timer the
-	// work is lost. An error means that it is not: the message comes again as without PutOff. Its ctx lasts for 10 s, also
-	// when the runner was told to stop. nil: messages are tried for ever.
+	// PutOff takes a message away for longer than a nak may: it is called instead of the nak for a
+	// message that is Exhausted and still held, after a Retry, any other error or a panic, with
+	// that error. A message that is tried again and again keeps its place among those in hand, and
+	// enough of them leave none for the rest. nil from it means that the work is stored elsewhere,
+	// with a timer that brings it again: the message is then acknowledged, so that without the
+	// timer the work is lost. An error means that it is not: the message comes again as without
+	// PutOff. Its ctx lasts for 10 s, also when the runner was told to stop. nil: messages are
+	// tried for ever.
 	PutOff func(ctx context.Context, m *Message, err error) error
-	// Ready says whether messages may be taken now; it must be quick, and safe for concurrent use. While it returns an error
-	// none are asked for. What is in hand is finished, and a request under way, of a second at most, may still bring some.
-	// nil: always.
+	// Ready says whether messages may be taken now; it must be quick, and safe for concurrent use.
+	// While it returns an error none are asked for. What is in hand is finished, and a request
+	// under way, of a second at most, may still bring some. nil: always.
 	Ready func() error
 
 	// Slots is how many messages are handled at a time. Default 16, 1 to 10,000.
 	Slots int
-	// Beat is how often the lease on a message in hand is renewed. Default 3 s, and never more than a third of the
-	// consumer's AckWait.
+	// Beat is how often the lease on a message in hand is renewed. Default 3 s, and never more than
+	// a third of the consumer's AckWait.
 	Beat time.Duration
 	// Drain is how long handlers may go on after Run was told to stop. Default 25 s.
 	Drain time.Duration

@@ -11,7 +11,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// A message that the server sent before it knew of the stop is found by drain, not lost for an AckWait.
+// A message that the server sent before it knew of the stop is found by drain, not lost for an
+// AckWait.
 func TestDrainFindsWhatIsUnderWay(t *testing.T) {
 	s, err := server.NewServer(&server.Options{JetStream: true, StoreDir: t.TempDir(), DontListen: true, NoLog: true, NoSigs: true})
 	if err != nil {

@@ -87,8 +87,8 @@ func (d *durable) await(ctx context.Context) error {
 	}
 }
 
-// start is the durable to be made, where Subscribe was told to begin. As many events may be in hand as are handled at a time:
-// with one, an event that comes again is not overtaken.
+// start is the durable to be made, where Subscribe was told to begin. As many events may be in hand
+// as are handled at a time: with one, an event that comes again is not overtaken.
 func (d *durable) start() jetstream.ConsumerConfig {
 	c := jetstream.ConsumerConfig{
 		Durable: d.Durable, FilterSubjects: d.want, AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second, MaxDeliver: -1,
@@ -122,7 +122,8 @@ func (d *durable) ensure(ctx context.Context, start jetstream.ConsumerConfig) er
 	return nil
 }
 
-// create says what to do about a server that does not even answer: it drops what a user may not ask for.
+// create says what to do about a server that does not even answer: it drops what a user may not ask
+// for.
 func (d *durable) create(ctx context.Context, c jetstream.ConsumerConfig) (jetstream.Consumer, error) {
 	ctx, stop := context.WithTimeout(ctx, lookupLimit)
 	defer stop()
@@ -155,7 +156,8 @@ func (d *durable) update(ctx context.Context, have jetstream.ConsumerConfig) err
 	return nil
 }
 
-// looked notes how far the durable is, for all that share it. One that was made anew counts from its own beginning.
+// looked notes how far the durable is, for all that share it. One that was made anew counts from
+// its own beginning.
 func (d *durable) looked(i *jetstream.ConsumerInfo) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -172,7 +174,8 @@ func (d *durable) seen() time.Time {
 	return d.made
 }
 
-// handled notes an event of the durable that was made at of: its number means nothing to another one.
+// handled notes an event of the durable that was made at of: its number means nothing to another
+// one.
 func (d *durable) handled(m *Message, of time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -181,8 +184,8 @@ func (d *durable) handled(m *Message, of time.Time) {
 	}
 }
 
-// remake makes a durable anew that vanished: from what was handled last, or from the beginning of a stream that is younger
-// than the durable was, since nothing in that was handled.
+// remake makes a durable anew that vanished: from what was handled last, or from the beginning of a
+// stream that is younger than the durable was, since nothing in that was handled.
 func (d *durable) remake(ctx context.Context) error {
 	s, err := d.config.JetStream.Stream(ctx, d.config.Stream)
 	if err != nil {
@@ -213,8 +216,8 @@ func (d *durable) remake(ctx context.Context) error {
 	return nil
 }
 
-// durableFilters are those of a durable. One for every type has no list of them: a later version of this package knows more
-// types, and its durable must be the same.
+// durableFilters are those of a durable. One for every type has no list of them: a later version of
+// this package knows more types, and its durable must be the same.
 func (s Subscription) durableFilters(subjects schema.Subjects) []string {
 	if len(s.Types) > 0 {
 		return filters(subjects, s.Types, s.Provider, s.User)
@@ -236,7 +239,8 @@ func (s Subscription) durableFilters(subjects schema.Subjects) []string {
 	return []string{prefix + "*.*." + provider, prefix + "*.*." + provider + ".*"}
 }
 
-// wasEverything reports whether a durable was made for every type by a version of this package that wrote out a list.
+// wasEverything reports whether a durable was made for every type by a version of this package that
+// wrote out a list.
 func (d *durable) wasEverything(have jetstream.ConsumerConfig) bool {
 	listed := []schema.Type{
 		schema.UserSynced, schema.UserReauthRequired, schema.UserRefreshFailed, schema.UserForgotten, schema.MessageRejected,

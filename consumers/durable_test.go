@@ -14,8 +14,8 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// A durable that vanishes is made anew where it was: nothing is missed without a restart, and what was handled does not come
-// again.
+// A durable that vanishes is made anew where it was: nothing is missed without a restart, and what
+// was handled does not come again.
 func TestVanishedDurableIsHeardAgain(t *testing.T) {
 	t.Parallel()
 	nc := connect(t, start(t, false))
@@ -64,7 +64,8 @@ func TestVanishedDurableBringsBackWhatWasInHand(t *testing.T) {
 	wantIDs(t, ids, "1", "2", "2", "3")
 }
 
-// A stream that is made anew is read from its beginning, by those that keep their place and those that do not.
+// A stream that is made anew is read from its beginning, by those that keep their place and those
+// that do not.
 func TestSubscriptionOutlivesItsStream(t *testing.T) {
 	for _, durable := range []string{"", "place"} {
 		t.Run("durable="+durable, func(t *testing.T) {
@@ -150,7 +151,8 @@ func TestMissingRightSaysWhatToDo(t *testing.T) {
 	wantIDs(t, ids, "1", "2") // made by hand, from the beginning
 }
 
-// A durable is for the events of those that share it: another instance neither widens nor narrows it in silence.
+// A durable is for the events of those that share it: another instance neither widens nor narrows
+// it in silence.
 func TestDurableIsNotChangedInSilence(t *testing.T) {
 	t.Parallel()
 	nc := connect(t, start(t, false))
@@ -180,8 +182,8 @@ func TestDurableIsNotChangedInSilence(t *testing.T) {
 	}
 }
 
-// An instance never handles what it did not ask for: where another one was told to widen the durable, the event goes to that,
-// and the first ends with an error.
+// An instance never handles what it did not ask for: where another one was told to widen the
+// durable, the event goes to that, and the first ends with an error.
 func TestEventsNobodyAskedForReachWhoWantsThem(t *testing.T) {
 	t.Parallel()
 	s := start(t, false)
@@ -219,7 +221,8 @@ func TestEventsNobodyAskedForReachWhoWantsThem(t *testing.T) {
 	}
 }
 
-// A durable for everything is the same durable for a later version, which knows more types, and was for an earlier one.
+// A durable for everything is the same durable for a later version, which knows more types, and was
+// for an earlier one.
 func TestDurableForEverythingStaysTheSame(t *testing.T) {
 	t.Parallel()
 	nc := connect(t, start(t, false))

@@ -12,7 +12,8 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// A service ends a user's sessions when the user must sign in again. docs/examples/force-logout is the whole program.
+// A service ends a user's sessions when the user must sign in again. docs/examples/force-logout is
+// the whole program.
 func ExampleSubscribe() {
 	watch := func(ctx context.Context, nc *nats.Conn, signOut func(user, reason string) error) error {
 		s := consumers.Subscription{Types: []schema.Type{schema.UserReauthRequired}, Durable: "shop-sessions"}

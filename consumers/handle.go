@@ -12,7 +12,8 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// handle brings one task to its end: handler, verdict, settlement. The lease is renewed until all of it is over.
+// handle brings one task to its end: handler, verdict, settlement. The lease is renewed until all
+// of it is over.
 func (x *run) handle(t *task) {
 	began := time.Now()
 	x.meters.took(t.m)
@@ -24,8 +25,8 @@ func (x *run) handle(t *task) {
 	x.drop(t)
 }
 
-// call runs one of the caller's functions. A panic becomes an error; its value is not logged unless it is the runtime's own,
-// since it might quote the body. It is a failure of that message's own.
+// call runs one of the caller's functions. A panic becomes an error; its value is not logged unless
+// it is the runtime's own, since it might quote the body. It is a failure of that message's own.
 func (x *run) call(what string, m *Message, f func() error) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -40,7 +41,8 @@ func (x *run) call(what string, m *Message, f func() error) (err error) {
 	return f()
 }
 
-// settle tells the server what became of the message, and returns what it told. It goes on when ctx has ended.
+// settle tells the server what became of the message, and returns what it told. It goes on when ctx
+// has ended.
 func (x *run) settle(ctx context.Context, m *Message, v *verdict) *verdict {
 	ctx = context.WithoutCancel(ctx)
 	span := trace.SpanFromContext(ctx)
@@ -114,8 +116,8 @@ const (
 	ackTimeout = 2 * time.Second
 )
 
-// acknowledge waits for the server's answer, because an ack that got lost means all the work again. If there is none, the
-// message comes again and its handler finds the work done.
+// acknowledge waits for the server's answer, because an ack that got lost means all the work again.
+// If there is none, the message comes again and its handler finds the work done.
 func (x *run) acknowledge(m *Message) {
 	var err error
 	for range ackTries {

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// instant is a moment by two clocks. The monotonic one is never set; the wall clock goes on while the machine is
-// suspended. Each sees stalls that the other may not.
+// instant is a moment by two clocks. The monotonic one is never set; the wall clock goes on while
+// the machine is suspended. Each sees stalls that the other may not.
 type instant struct {
 	mono time.Duration // since the clock was made
 	wall time.Time
@@ -27,9 +27,10 @@ func (c clock) now() instant {
 // since is how much time passed from i to j, by the clock that saw more of it.
 func (j instant) since(i instant) time.Duration { return max(j.mono-i.mono, j.wall.Sub(i.wall)) }
 
-// lease is one worker's hold on one message. It counts from before the last thing that is known to have worked: first the
-// pull request (the server cannot have delivered earlier), then each beat that the server answered. Once it ran out it
-// stays lost: the server may have given the message away.
+// lease is one worker's hold on one message. It counts from before the last thing that is known to
+// have worked: first the pull request (the server cannot have delivered earlier), then each beat
+// that the server answered. Once it ran out it stays lost: the server may have given the message
+// away.
 type lease struct {
 	now    func() instant
 	trust  time.Duration // AckWait less a margin for what is under way
@@ -75,8 +76,8 @@ func (l *lease) isHeld() bool {
 	return l.held(l.now())
 }
 
-// due ends the handler's context if the lease is lost. Otherwise it returns the number of the beat to send now, 0 if none
-// is due, and whether the hooks are to be run with it.
+// due ends the handler's context if the lease is lost. Otherwise it returns the number of the beat
+// to send now, 0 if none is due, and whether the hooks are to be run with it.
 func (l *lease) due() (round uint64, hooks bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -95,7 +96,8 @@ func (l *lease) due() (round uint64, hooks bool) {
 	return l.round, hooks
 }
 
-// answered notes the server's answer to a beat. An answer to any but the last one proves nothing about the time since.
+// answered notes the server's answer to a beat. An answer to any but the last one proves nothing
+// about the time since.
 func (l *lease) answered(round uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -104,15 +106,16 @@ func (l *lease) answered(round uint64) {
 	}
 }
 
-// hold adds a hook. What it extends was taken after the lease's last proof, so it is trusted no longer than that.
+// hold adds a hook. What it extends was taken after the lease's last proof, so it is trusted no
+// longer than that.
 func (l *lease) hold(extend func(context.Context) error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.hooks = append(l.hooks, &hook{extend, l.alive})
 }
 
-// extend runs the hooks, one after the other. A failure is tried again with the next beat, as long as the last success can
-// be trusted; one that wraps ErrLeaseLost is final.
+// extend runs the hooks, one after the other. A failure is tried again with the next beat, as long
+// as the last success can be trusted; one that wraps ErrLeaseLost is final.
 func (l *lease) extend(ctx context.Context) (failed error) {
 	l.mu.Lock()
 	hooks := l.hooks

@@ -179,8 +179,8 @@ func TestHooksDoNotOverlap(t *testing.T) {
 	}
 }
 
-// A message is exhausted by its fifth delivery, or by a later one that takes longer than ten seconds; one that is made by hand
-// by its deliveries alone.
+// A message is exhausted by its fifth delivery, or by a later one that takes longer than ten
+// seconds; one that is made by hand by its deliveries alone.
 func TestExhausted(t *testing.T) {
 	var passed time.Duration
 	l := newLease(func() instant { return instant{mono: passed} }, instant{}, time.Minute, time.Second)

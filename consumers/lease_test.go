@@ -74,7 +74,8 @@ func TestBeatsKeepASlowMessage(t *testing.T) {
 	}
 }
 
-// A connection that swallows everything: beats are sent, none is answered. Another worker takes over.
+// A connection that swallows everything: beats are sent, none is answered. Another worker takes
+// over.
 func TestLeaseIsLostOnADeadConnection(t *testing.T) {
 	t.Parallel()
 	s := start(t, true)

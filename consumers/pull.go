@@ -13,9 +13,10 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// puller asks a durable for messages, one request at a time. It speaks the pull protocol itself, on one subscription for
-// its whole life: a request then costs one message, and a stored message that looks like a status of the server (an empty
-// body and a Status header, which any publisher can send) is still taken for what it is.
+// puller asks a durable for messages, one request at a time. It speaks the pull protocol itself, on
+// one subscription for its whole life: a request then costs one message, and a stored message that
+// looks like a status of the server (an empty body and a Status header, which any publisher can
+// send) is still taken for what it is.
 type puller struct {
 	nc      *nats.Conn
 	sub     *nats.Subscription
@@ -49,11 +50,13 @@ func newPuller(js jetstream.JetStream, stream, durable string, expires time.Dura
 	return p, nil
 }
 
-// close ends the request under way, if any. What the server sent meanwhile is lost: with acks, drain first.
+// close ends the request under way, if any. What the server sent meanwhile is lost: with acks,
+// drain first.
 func (p *puller) close() { _ = p.sub.Unsubscribe() }
 
-// drain waits until the request under way, of which left messages are still to come, has ended, and hands what it brings to
-// take. Unsubscribing instead would lose what the server has counted as delivered but not yet sent.
+// drain waits until the request under way, of which left messages are still to come, has ended, and
+// hands what it brings to take. Unsubscribing instead would lose what the server has counted as
+// delivered but not yet sent.
 func (p *puller) drain(left int, take func(*nats.Msg)) (got int) {
 	if !p.nc.IsConnected() {
 		return 0
@@ -64,9 +67,9 @@ func (p *puller) drain(left int, take func(*nats.Msg)) (got int) {
 
 func (p *puller) reply() string { return p.inbox + "." + strconv.FormatUint(p.n, 10) }
 
-// pull asks for n messages and hands each to take as it arrives. It returns nil once n came or the server has closed the
-// request, at the latest when expires has passed: nothing is under way then. When ctx ends it returns with the request open:
-// drain or close it.
+// pull asks for n messages and hands each to take as it arrives. It returns nil once n came or the
+// server has closed the request, at the latest when expires has passed: nothing is under way then.
+// When ctx ends it returns with the request open: drain or close it.
 func (p *puller) pull(ctx context.Context, n int, take func(*nats.Msg)) (got int, err error) {
 	p.n++
 	reply := p.reply()
@@ -112,7 +115,8 @@ func (p *puller) collect(ctx context.Context, reply string, n int, take func(*na
 	return got, nil
 }
 
-// delivered reports whether msg comes from the stream. Only those can be acknowledged; the server's own never.
+// delivered reports whether msg comes from the stream. Only those can be acknowledged; the server's
+// own never.
 func delivered(msg *nats.Msg) bool { return strings.HasPrefix(msg.Reply, "$JS.ACK.") }
 
 // ended reads a status message.

@@ -36,8 +36,8 @@ func (b *bench) info() *jetstream.ConsumerInfo {
 	return c.CachedInfo()
 }
 
-// No retry without an end holds a place: what fails for one message alone, by an error, a panic or a rejection that cannot be
-// recorded, leaves after five deliveries, and the rest are served.
+// No retry without an end holds a place: what fails for one message alone, by an error, a panic or
+// a rejection that cannot be recorded, leaves after five deliveries, and the rest are served.
 func TestPoisonLeavesItsPlace(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, 5*time.Second)
@@ -90,7 +90,8 @@ func TestPoisonLeavesItsPlace(t *testing.T) {
 	}
 }
 
-// Work is never lost between the message and its timer: as long as that cannot be stored the message comes again.
+// Work is never lost between the message and its timer: as long as that cannot be stored the
+// message comes again.
 func TestWhatCannotBePutOffComesAgain(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, 5*time.Second)
@@ -117,7 +118,8 @@ func TestWhatCannotBePutOffComesAgain(t *testing.T) {
 	}
 }
 
-// While it is not ready a worker takes nothing and leaves the work to others; what it has in hand it finishes.
+// While it is not ready a worker takes nothing and leaves the work to others; what it has in hand
+// it finishes.
 func TestNotReadyTakesNothing(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, 10*time.Second)

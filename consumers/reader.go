@@ -10,8 +10,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// reader reads a stream in its order, without acks and without a gap: what is lost on the way is read again. It stands on
-// a consumer in the server's memory that is thrown away with it. Not safe for concurrent use.
+// reader reads a stream in its order, without acks and without a gap: what is lost on the way is
+// read again. It stands on a consumer in the server's memory that is thrown away with it. Not safe
+// for concurrent use.
 type reader struct {
 	js      jetstream.JetStream
 	stream  string
@@ -35,8 +36,8 @@ const (
 // errAnew: the stream is another one than was read so far, and holds nothing of that.
 var errAnew = errors.New("the stream was made anew: it is read from its beginning, and what the old one held and was not read is missed")
 
-// locate makes sure, once there is a consumer, that the reader is in the stream that this was made of. After errAnew it is,
-// at the beginning.
+// locate makes sure, once there is a consumer, that the reader is in the stream that this was made
+// of. After errAnew it is, at the beginning.
 func (r *reader) locate(ctx context.Context) error {
 	s, err := r.js.Stream(ctx, r.stream)
 	if err != nil {
@@ -100,8 +101,8 @@ func (r *reader) close(ctx context.Context) {
 	}
 }
 
-// batch returns the next messages as soon as there are any; none if there was nothing for a while. After an error the
-// reader stands where it was and batch may be called again.
+// batch returns the next messages as soon as there are any; none if there was nothing for a while.
+// After an error the reader stands where it was and batch may be called again.
 func (r *reader) batch(ctx context.Context) (messages []*Message, err error) {
 	if r.puller == nil {
 		if err := r.open(ctx); err != nil {

@@ -16,10 +16,11 @@ import (
 // unparsed stands for a provider or user that cannot be read from a malformed subject.
 const unparsed = "unknown"
 
-// Rejected is the message.rejected that answers a command nobody could understand. It names the message's subject, the
-// field at fault and what to do, and holds nothing of the body but the source and id of a structured event. Its cause is the
-// event as its publisher named it, or the message where that cannot be read; its id is of both, so a redelivery rejects the
-// same command under the same id.
+// Rejected is the message.rejected that answers a command nobody could understand. It names the
+// message's subject, the field at fault and what to do, and holds nothing of the body but the
+// source and id of a structured event. Its cause is the event as its publisher named it, or the
+// message where that cannot be read; its id is of both, so a redelivery rejects the same command
+// under the same id.
 func Rejected(subjects schema.Subjects, m *Message, cause error, source string, now time.Time) schema.Event {
 	addr, err := subjects.Parse(m.Subject)
 	if err != nil {
@@ -49,8 +50,8 @@ func Rejected(subjects schema.Subjects, m *Message, cause error, source string, 
 	}
 }
 
-// nearest reads what it can of a malformed subject, so that the rejection lands where its publisher looks for it: an
-// e-mail address that was not escaped is still that user's.
+// nearest reads what it can of a malformed subject, so that the rejection lands where its publisher
+// looks for it: an e-mail address that was not escaped is still that user's.
 func nearest(subjects schema.Subjects, subject string, addr schema.Address) schema.Address {
 	parts := strings.SplitN(strings.TrimPrefix(subject, subjects.Prefix()+"."), ".", 4)
 	if !addr.Type.Known() && len(parts) > 1 {

@@ -8,8 +8,8 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// A rejection names the command by source and id, as its publisher wrote them, in every mode; two commands that differ in
-// either are rejected apart, and one that comes again under the same id.
+// A rejection names the command by source and id, as its publisher wrote them, in every mode; two
+// commands that differ in either are rejected apart, and one that comes again under the same id.
 func TestRejectionNamesSourceAndID(t *testing.T) {
 	at := time.Date(2026, 11, 2, 8, 30, 0, 0, time.UTC)
 	reject := func(h schema.Header, body string) (schema.Event, schema.Cause) {

@@ -17,20 +17,23 @@ import (
 type Query struct {
 	// Prefix of the installation; usually empty.
 	Prefix string
-	// Since and Until bound when an event was stored, by the server's clock: Since included, Until not. Zero: no bound.
+	// Since and Until bound when an event was stored, by the server's clock: Since included, Until
+	// not. Zero: no bound.
 	Since, Until time.Time
 	// Types of events. None: all outcomes.
 	Types []schema.Type
-	// Provider and User narrow it down. Empty: all. A User needs its Provider: reading one user's subjects takes
-	// milliseconds, looking for a user at every provider takes the server as long as reading everything.
+	// Provider and User narrow it down. Empty: all. A User needs its Provider: reading one user's
+	// subjects takes milliseconds, looking for a user at every provider takes the server as long as
+	// reading everything.
 	Provider, User string
 }
 
-// Replay reads stored outcomes back in the order they were stored, and ends with what was stored when it began. Each use
-// of the result reads anew.
+// Replay reads stored outcomes back in the order they were stored, and ends with what was stored
+// when it began. Each use of the result reads anew.
 //
-// An error that is a *schema.Malformed is about one stored message that is no event; the replay goes on after it. Any other
-// error is the last pair: what came before it is complete, what comes after is missing.
+// An error that is a *schema.Malformed is about one stored message that is no event; the replay
+// goes on after it. Any other error is the last pair: what came before it is complete, what comes
+// after is missing.
 func Replay(ctx context.Context, nc *nats.Conn, q Query) iter.Seq2[schema.Event, error] {
 	return func(yield func(schema.Event, error) bool) {
 		if err := q.replay(ctx, nc, yield); err != nil {
@@ -52,9 +55,10 @@ func (q Query) check() (schema.Subjects, error) {
 	return subjects, checkFilter(q.Types, q.Provider, q.User)
 }
 
-// sources lists the filters of each consumer that a replay reads from. Everything comes through one without any, since the
-// server counts what matches a filter before it sends anything. Else each type has its own: several filters on one consumer
-// make the server look through every subject, which takes a thousand times as long for one user.
+// sources lists the filters of each consumer that a replay reads from. Everything comes through one
+// without any, since the server counts what matches a filter before it sends anything. Else each
+// type has its own: several filters on one consumer make the server look through every subject,
+// which takes a thousand times as long for one user.
 func (q Query) sources(subjects schema.Subjects) (out [][]string) {
 	if len(q.Types) == 0 && q.Provider == "" {
 		return [][]string{nil}
@@ -121,7 +125,8 @@ func first(ctx context.Context, sources []*source) (*Message, error) {
 	return m, nil
 }
 
-// source is one type's part of a replay. A goroutine of its own reads ahead while what came before is decoded and used.
+// source is one type's part of a replay. A goroutine of its own reads ahead while what came before
+// is decoded and used.
 type source struct {
 	reader            // of the goroutine that reads
 	end     uint64    // first sequence that is too new

@@ -244,8 +244,8 @@ func TestAwait(t *testing.T) {
 	}
 }
 
-// What began before the command was stored is no answer to it, and what began after is, by the server's clock: here it is ten
-// years ahead of this machine's.
+// What began before the command was stored is no answer to it, and what began after is, by the
+// server's clock: here it is ten years ahead of this machine's.
 func TestAwaitGoesByTheServersClock(t *testing.T) {
 	t.Parallel()
 	s := start(t, true)

@@ -34,10 +34,11 @@ func NewRunner(c Config) (*Runner, error) {
 	return &Runner{c, m}, nil
 }
 
-// Run takes and handles messages until ctx ends, and returns nil after that, when every handler has returned: they may go
-// on for Config.Drain and are then cancelled with cause ErrShutdown. What was fetched and not begun goes back at once. A
-// missing stream or consumer and a lost connection are waited for; the only error is a connection that was closed for good.
-// Run may be called again after it returned, and concurrently: each call has its own slots.
+// Run takes and handles messages until ctx ends, and returns nil after that, when every handler has
+// returned: they may go on for Config.Drain and are then cancelled with cause ErrShutdown. What was
+// fetched and not begun goes back at once. A missing stream or consumer and a lost connection are
+// waited for; the only error is a connection that was closed for good. Run may be called again
+// after it returned, and concurrently: each call has its own slots.
 func (r *Runner) Run(ctx context.Context) error {
 	work, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer stop(nil)
@@ -167,8 +168,8 @@ func (x *run) lookUp(ctx context.Context) (jetstream.ConsumerConfig, error) {
 	return config, nil
 }
 
-// fetch looks the durable up and takes messages from it until ctx ends or something is wrong. ready is called after each
-// request that the server answered.
+// fetch looks the durable up and takes messages from it until ctx ends or something is wrong. ready
+// is called after each request that the server answered.
 func (x *run) fetch(ctx, work context.Context, ready func()) error {
 	if !x.nc.IsConnected() {
 		return nats.ErrDisconnected
@@ -257,8 +258,9 @@ func (x *run) release(n int) {
 	}
 }
 
-// take starts the lease on msg and gives it to a slot: one was reserved. A message that comes when no more are wanted goes
-// back; one that took so long to get here that it may be somebody else's by now is left alone.
+// take starts the lease on msg and gives it to a slot: one was reserved. A message that comes when
+// no more are wanted goes back; one that took so long to get here that it may be somebody else's by
+// now is left alone.
 func (x *run) take(ctx, work context.Context, raw *nats.Msg, l *lease) {
 	m, err := newMessage(raw)
 	switch {
@@ -293,8 +295,8 @@ func (x *run) drop(t *task) {
 	x.release(1)
 }
 
-// beat renews the leases of all that is in hand until quiet is closed. Every beat asks for an answer: a publish alone
-// proves nothing.
+// beat renews the leases of all that is in hand until quiet is closed. Every beat asks for an
+// answer: a publish alone proves nothing.
 func (x *run) beat(quiet <-chan struct{}) {
 	var hooks sync.WaitGroup
 	defer hooks.Wait()

@@ -19,28 +19,31 @@ import (
 // outcomes is the stream that renewd's events are in, before a prefix.
 const outcomes = "OUTCOMES"
 
-// Subscription says which outcomes to receive. The zero value receives all, from now on, until the program ends.
+// Subscription says which outcomes to receive. The zero value receives all, from now on, until the
+// program ends.
 type Subscription struct {
 	// Prefix of the installation; usually empty.
 	Prefix string
 	// Types of events. None: all outcomes.
 	Types []schema.Type
-	// Provider and User narrow it down. Empty: all. Provider events have no user, so User leaves them out.
+	// Provider and User narrow it down. Empty: all. Provider events have no user, so User leaves
+	// them out.
 	Provider, User string
 
-	// Durable names a place in the stream that the server keeps: after a restart, events go on where they stopped, and
-	// several processes with the same name share them. Empty: the place is this call's own and forgotten with it.
+	// Durable names a place in the stream that the server keeps: after a restart, events go on
+	// where they stopped, and several processes with the same name share them. Empty: the place is
+	// this call's own and forgotten with it.
 	Durable string
-	// UpdateFilter lets this call change which events an existing durable is for, to its own Types, Provider and User. It
-	// does so for every process that shares the durable: those that asked for other events end with an error. Default: a
-	// durable that is for other events is an error.
+	// UpdateFilter lets this call change which events an existing durable is for, to its own Types,
+	// Provider and User. It does so for every process that shares the durable: those that asked for
+	// other events end with an error. Default: a durable that is for other events is an error.
 	UpdateFilter bool
-	// Since, or StartAll for the oldest, is where a new subscription begins. Default: now. An existing durable goes on
-	// where it is.
+	// Since, or StartAll for the oldest, is where a new subscription begins. Default: now. An
+	// existing durable goes on where it is.
 	Since    time.Time
 	StartAll bool
-	// Concurrency is how many events are handled at a time, over all processes of a durable. Default 1: in the order they
-	// happened. More needs a Durable.
+	// Concurrency is how many events are handled at a time, over all processes of a durable.
+	// Default 1: in the order they happened. More needs a Durable.
 	Concurrency int
 
 	// Logger, Tracer and Meter. nil: nothing is recorded.
@@ -49,18 +52,20 @@ type Subscription struct {
 	Meter  metric.Meter
 }
 
-// Subscribe calls fn for each event until ctx ends; it then returns nil. It waits for a stream or a server that is not
-// there yet, and goes on by itself after a lost connection. A durable that vanished is made anew from where this process
-// last saw it, and a stream that was made anew is read from its beginning; both are logged as warnings, since events may
-// come again.
+// Subscribe calls fn for each event until ctx ends; it then returns nil. It waits for a stream or a
+// server that is not there yet, and goes on by itself after a lost connection. A durable that
+// vanished is made anew from where this process last saw it, and a stream that was made anew is
+// read from its beginning; both are logged as warnings, since events may come again.
 //
-// fn gets no event that was not asked for. Where another process gave the durable a filter that lets one through, it goes
-// back to whoever wants it, and Subscribe ends with an error: two that want different events need two durables.
+// fn gets no event that was not asked for. Where another process gave the durable a filter that
+// lets one through, it goes back to whoever wants it, and Subscribe ends with an error: two that
+// want different events need two durables.
 //
-// Delivery is at least once: fn must not mind an event that it has seen. With a Durable, an error of fn brings the event
-// again, with growing waits of up to a minute; with the default concurrency later ones wait for it. Without a Durable an
-// error of fn ends the subscription and is returned. Events that are none of package schema's are logged and passed over.
-// To keep state per user, compare the version in the data with the one you know and ignore what is older.
+// Delivery is at least once: fn must not mind an event that it has seen. With a Durable, an error
+// of fn brings the event again, with growing waits of up to a minute; with the default concurrency
+// later ones wait for it. Without a Durable an error of fn ends the subscription and is returned.
+// Events that are none of package schema's are logged and passed over. To keep state per user,
+// compare the version in the data with the one you know and ignore what is older.
 func Subscribe(ctx context.Context, nc *nats.Conn, s Subscription, fn func(context.Context, schema.Event) error) error {
 	subjects, err := s.check()
 	if err != nil {
@@ -157,7 +162,8 @@ func (s Subscription) follow(ctx context.Context, c Config, subjects schema.Subj
 		var messages []*Message
 		var err error
 		if !placed {
-			// A number rather than "new": so that nothing is missed if the connection is lost before the first event.
+			// A number rather than "new": so that nothing is missed if the connection is lost
+			// before the first event.
 			r.next, err = end(ctx, c.JetStream, c.Stream)
 			if placed = err == nil; placed && wait.next > 0 {
 				r.next, r.since = 0, began // what was stored since the stream is there counts, too

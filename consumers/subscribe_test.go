@@ -16,7 +16,8 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// subscribe runs a subscription that passes on the ids of its events; stop waits for its end and returns its error.
+// subscribe runs a subscription that passes on the ids of its events; stop waits for its end and
+// returns its error.
 func subscribe(t *testing.T, nc *nats.Conn, s consumers.Subscription, fn func(schema.Event) error) (ids <-chan string, stop func() error) {
 	t.Helper()
 	seen := make(chan string, 10_000)

@@ -221,7 +221,8 @@ func (p *proxy) serve() {
 	}
 }
 
-// copy passes bytes on; while the wire is dead they vanish, as behind a router that dropped its table.
+// copy passes bytes on; while the wire is dead they vanish, as behind a router that dropped its
+// table.
 func (p *proxy) copy(to, from net.Conn) {
 	defer to.Close()
 	buf := make([]byte, 32<<10)

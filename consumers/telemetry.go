@@ -14,7 +14,8 @@ import (
 	"go.opentelemetry.io/otel/trace/noop"
 )
 
-// Attributes of OpenTelemetry's messaging conventions (1.43). There is no well-known system value for NATS yet.
+// Attributes of OpenTelemetry's messaging conventions (1.43). There is no well-known system value
+// for NATS yet.
 const (
 	attrSystem    = attribute.Key("messaging.system")
 	attrOperation = attribute.Key("messaging.operation.name")
@@ -27,8 +28,9 @@ const (
 	attrVerdict   = attribute.Key("renewd.verdict")
 )
 
-// startSpan begins the span of one message. It starts a trace of its own and links to the one that the message carries: a
-// timer fires hours after the event it came from, and a trace that long helps nobody.
+// startSpan begins the span of one message. It starts a trace of its own and links to the one that
+// the message carries: a timer fires hours after the event it came from, and a trace that long
+// helps nobody.
 func startSpan(ctx context.Context, tracer trace.Tracer, template, group string, m *Message) (context.Context, trace.Span) {
 	if _, nobody := tracer.(noop.Tracer); nobody {
 		return tracer.Start(ctx, "")

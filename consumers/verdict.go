@@ -8,15 +8,17 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// Handler handles one message and returns a verdict: nil (done, the message goes), Retry, or Reject. Any other error, and
-// a panic, is Retry after a second; see Config.PutOff for a message that is retried again and again. It never acknowledges the message itself. Its ctx ends with cause ErrLeaseLost when the
-// message may have gone to another worker, and with cause ErrShutdown when the time to drain is over.
+// Handler handles one message and returns a verdict: nil (done, the message goes), Retry, or
+// Reject. Any other error, and a panic, is Retry after a second; see Config.PutOff for a message
+// that is retried again and again. It never acknowledges the message itself. Its ctx ends with
+// cause ErrLeaseLost when the message may have gone to another worker, and with cause ErrShutdown
+// when the time to drain is over.
 type Handler = func(ctx context.Context, m *Message) error
 
 // Causes of the end of a handler's context.
 var (
-	// ErrLeaseLost: no beat was answered for so long that the server may have given the message to another worker. A hook
-	// of Message.Hold may wrap it to say so at once.
+	// ErrLeaseLost: no beat was answered for so long that the server may have given the message to
+	// another worker. A hook of Message.Hold may wrap it to say so at once.
 	ErrLeaseLost = errors.New("lease on the message is lost")
 	// ErrShutdown: the runner was told to stop, and the handler did not finish within Config.Drain.
 	ErrShutdown = errors.New("worker is shutting down")
@@ -27,7 +29,8 @@ var (
 // errRetry stands in for a Retry without an error.
 var errRetry = errors.New("asked to be retried")
 
-// retryAfter is the wait for errors that are no verdict, and for a rejection that could not be recorded.
+// retryAfter is the wait for errors that are no verdict, and for a rejection that could not be
+// recorded.
 const retryAfter = time.Second
 
 type kind string
@@ -49,8 +52,8 @@ type verdict struct {
 func (v *verdict) Error() string { return v.err.Error() }
 func (v *verdict) Unwrap() error { return v.err }
 
-// Retry is the verdict "deliver it again after this time": at most Config.MaxDelay, since a waiting message keeps its place
-// among those in hand. For longer waits, arm a timer and return nil.
+// Retry is the verdict "deliver it again after this time": at most Config.MaxDelay, since a waiting
+// message keeps its place among those in hand. For longer waits, arm a timer and return nil.
 func Retry(err error, after time.Duration) error {
 	if err == nil {
 		err = errRetry
@@ -58,8 +61,8 @@ func Retry(err error, after time.Duration) error {
 	return &verdict{retry, err, max(0, after)}
 }
 
-// Reject is the verdict "this message can never be handled": it is recorded by Config.Rejected and then removed. err says
-// why, best as a *schema.Malformed.
+// Reject is the verdict "this message can never be handled": it is recorded by Config.Rejected and
+// then removed. err says why, best as a *schema.Malformed.
 func Reject(err error) error {
 	if err == nil {
 		err = &schema.Malformed{Reason: schema.RejectData, Field: "data", Message: "refused"}
@@ -77,7 +80,8 @@ func verdictOf(err error) *verdict {
 	return &verdict{retry, err, retryAfter}
 }
 
-// reason is what the server may publish about a rejection: never more than which rule was broken where.
+// reason is what the server may publish about a rejection: never more than which rule was broken
+// where.
 func (v *verdict) reason() string {
 	if m, ok := errors.AsType[*schema.Malformed](v.err); ok {
 		return m.Reason + ": " + m.Field

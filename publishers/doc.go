@@ -1,5 +1,5 @@
-// Package publishers is the SDK for services that tell renewd about their users: a user signed in (Login), or a user's
-// profile or tokens are wanted fresh (RefreshDue).
+// Package publishers is the SDK for services that tell renewd about their users: a user signed in
+// (Login), or a user's profile or tokens are wanted fresh (RefreshDue).
 //
 //	p, err := publishers.New(nc, publishers.WithSource("/shop"))
 //	…
@@ -7,9 +7,10 @@
 //		AccessToken: token.AccessToken, RefreshToken: token.RefreshToken, ExpiresIn: 30 * time.Minute,
 //	})
 //
-// Login seals the tokens to renewd's public key before they leave the process, and fetches that key by itself. Both calls
-// return when the stream has stored the event; what became of it is published as an outcome (package consumers). The
-// package keeps no token, reads no setting from the environment, and logs nothing.
+// Login seals the tokens to renewd's public key before they leave the process, and fetches that key
+// by itself. Both calls return when the stream has stored the event; what became of it is published
+// as an outcome (package consumers). The package keeps no token, reads no setting from the
+// environment, and logs nothing.
 //
 // A Publisher is safe for concurrent use.
 package publishers

@@ -13,7 +13,8 @@ import (
 const (
 	keysBucket = "renewd_keys"
 	keysKey    = "jwks"
-	// keysFresh is how long a fetched key is used. renewd keeps old private keys for days, so a key just replaced still works.
+	// keysFresh is how long a fetched key is used. renewd keeps old private keys for days, so a key
+	// just replaced still works.
 	keysFresh = 5 * time.Minute
 )
 
@@ -28,7 +29,8 @@ type keys struct {
 	at   time.Time
 }
 
-// get returns the key set, fetched again when the cached one is old; if that fails the old one serves on.
+// get returns the key set, fetched again when the cached one is old; if that fails the old one
+// serves on.
 func (k *keys) get(ctx context.Context) ([]byte, error) {
 	if k.fixed != nil {
 		return k.fixed, nil

@@ -27,8 +27,8 @@ type Tokens struct {
 	RefreshToken string // without it the user must sign in again when the access token expires
 	IDToken      string
 	Scope        string
-	// ExpiresIn is what is left of the access token's life now, ExpiresAt when it ends; one of them is enough. With neither,
-	// renewd looks at the token itself, then at the provider's default.
+	// ExpiresIn is what is left of the access token's life now, ExpiresAt when it ends; one of them
+	// is enough. With neither, renewd looks at the token itself, then at the provider's default.
 	ExpiresIn time.Duration
 	ExpiresAt time.Time
 }
@@ -46,8 +46,8 @@ type Receipt struct {
 	Stream   string    // that stored it
 	Sequence uint64    // its place there
 	Time     time.Time // when it was accepted, by this process's clock: compare it with no other
-	// Duplicate: the same event (type, provider, user, source and id) was stored within the last two minutes; this one was
-	// dropped.
+	// Duplicate: the same event (type, provider, user, source and id) was stored within the last
+	// two minutes; this one was dropped.
 	Duplicate bool
 }
 
@@ -63,7 +63,8 @@ func WithSource(source string) Option { return func(p *Publisher) { p.source = s
 // WithTracer records a span for each event. Its context travels with the event in any case.
 func WithTracer(t trace.Tracer) Option { return func(p *Publisher) { p.tracer = t } }
 
-// WithJWKS fixes renewd's public key, a JSON Web Key Set, for services that may not read the KV bucket renewd_keys.
+// WithJWKS fixes renewd's public key, a JSON Web Key Set, for services that may not read the KV
+// bucket renewd_keys.
 func WithJWKS(jwks []byte) Option { return func(p *Publisher) { p.keys.fixed = jwks } }
 
 // Publisher publishes events.
@@ -99,12 +100,13 @@ func New(nc *nats.Conn, opts ...Option) (*Publisher, error) {
 // EventOption changes one event.
 type EventOption func(*schema.Event)
 
-// WithID sets the event's id, so that publishing it again within two minutes stores it once. One id may be used for many
-// users, and by many sources: each is an event of its own. Default: random.
+// WithID sets the event's id, so that publishing it again within two minutes stores it once. One id
+// may be used for many users, and by many sources: each is an event of its own. Default: random.
 func WithID(id string) EventOption { return func(e *schema.Event) { e.ID = id } }
 
-// Login says that a user signed in, with fresh tokens. The newest login of a user wins over all that renewd has or is
-// doing. provider is renewd's id of the provider, user the provider's own id of the user, verbatim. Errors: a
+// Login says that a user signed in, with fresh tokens. The newest login of a user wins over all
+// that renewd has or is doing. provider is renewd's id of the provider, user the provider's own id
+// of the user, verbatim. Errors: a
 // *schema.Malformed for what is wrong with the arguments; everything else is worth another try.
 func (p *Publisher) Login(ctx context.Context, provider, user string, t Tokens, opts ...EventOption) (Receipt, error) {
 	if t.AccessToken == "" {
@@ -121,8 +123,8 @@ func (p *Publisher) Login(ctx context.Context, provider, user string, t Tokens, 
 	return p.publish(ctx, e, schema.Login{Tokens: jwe})
 }
 
-// RefreshDue asks for a user's profile, or tokens, to be fresh now. Asking again before anybody looked replaces the first
-// request; the outcome answers both. Errors as for Login.
+// RefreshDue asks for a user's profile, or tokens, to be fresh now. Asking again before anybody
+// looked replaces the first request; the outcome answers both. Errors as for Login.
 func (p *Publisher) RefreshDue(ctx context.Context, provider, user string, r schema.RefreshDue, opts ...EventOption) (Receipt, error) {
 	e, err := p.event(schema.UserRefreshDue, provider, user, opts)
 	if err != nil {

@@ -126,8 +126,8 @@ func TestPublishedTwiceIsStoredOnce(t *testing.T) {
 	}
 }
 
-// Source and id together are unique, and only for one user: the same id for another user, or of another source, is another
-// event.
+// Source and id together are unique, and only for one user: the same id for another user, or of
+// another source, is another event.
 func TestOneIDForManyUsersIsManyEvents(t *testing.T) {
 	w := newWorld(t, "", true)
 	for _, source := range []string{"/shop", "/billing"} {

@@ -69,7 +69,8 @@ func readAsyncAPI(t *testing.T) (doc asyncAPI, tree any) {
 	return doc, tree
 }
 
-// Types, channels, operations and messages of the document are the same set, with the subjects that the code writes.
+// Types, channels, operations and messages of the document are the same set, with the subjects that
+// the code writes.
 func TestAsyncAPIMatchesTheCode(t *testing.T) {
 	doc, _ := readAsyncAPI(t)
 	if !strings.HasPrefix(doc.Version, "3.") {

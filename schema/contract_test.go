@@ -54,7 +54,8 @@ func read[T any](e schema.Event) error {
 	return err
 }
 
-// Nobody is signed out by the data of another event: each struct takes the data of its own types only.
+// Nobody is signed out by the data of another event: each struct takes the data of its own types
+// only.
 func TestDataIsOfItsType(t *testing.T) {
 	for _, of := range append(allTypes(), "", "user.signed_out") {
 		e := schema.Event{Type: of, Data: json.RawMessage(`{"tokens":"t","version":7,"reason":"revoked"}`)}
@@ -144,7 +145,8 @@ func objects(doc any, visit func(map[string]any)) {
 
 func memberNames(m map[string]any) []string { return slices.Sorted(maps.Keys(m)) }
 
-// The list of types is the list of constants: read from the source, so that a new constant cannot be left out.
+// The list of types is the list of constants: read from the source, so that a new constant cannot
+// be left out.
 func TestTypesAreComplete(t *testing.T) {
 	file, err := parser.ParseFile(token.NewFileSet(), "subject.go", nil, 0)
 	if err != nil {
@@ -219,7 +221,8 @@ func TestFilesAndTypesMatch(t *testing.T) {
 	}
 }
 
-// The keywords that mean the same in draft-07 and in 2020-12. A $ref stands alone, because draft-07 ignores its neighbours.
+// The keywords that mean the same in draft-07 and in 2020-12. A $ref stands alone, because draft-07
+// ignores its neighbours.
 var keywords = []string{
 	"$schema", "$id", "$ref", "$defs", "title", "description", "type", "format", "properties", "required", "additionalProperties",
 	"items", "const", "pattern", "minimum", "maximum", "minLength", "maxLength",
@@ -280,7 +283,8 @@ func TestSchemasStayInTheCommonSubsetAndLax(t *testing.T) {
 	}
 }
 
-// Struct and schema say the same: a value with every field set has every member of the schema, and no other.
+// Struct and schema say the same: a value with every field set has every member of the schema, and
+// no other.
 func TestStructsMatchSchemas(t *testing.T) {
 	for _, typ := range allTypes() {
 		t.Run(string(typ), func(t *testing.T) {

@@ -7,7 +7,8 @@ import (
 	"slices"
 )
 
-// dataOf says which types have a struct of this package for their data; nil for a struct of somebody else's.
+// dataOf says which types have a struct of this package for their data; nil for a struct of
+// somebody else's.
 func dataOf(v any) []Type {
 	switch v.(type) {
 	case Login:
@@ -30,9 +31,9 @@ func dataOf(v any) []Type {
 	return nil
 }
 
-// Data decodes the data of e and checks it; its error is a *Malformed that names the field. Unknown fields are ignored. The
-// structs of this package take the data of their own types of events only, since any JSON object would do for most: the field
-// is then "type".
+// Data decodes the data of e and checks it; its error is a *Malformed that names the field. Unknown
+// fields are ignored. The structs of this package take the data of their own types of events only,
+// since any JSON object would do for most: the field is then "type".
 func Data[T any](e Event) (T, error) {
 	var v T
 	if want := dataOf(v); want != nil && !slices.Contains(want, e.Type) {

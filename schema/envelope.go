@@ -15,9 +15,10 @@ import (
 	"unicode/utf8"
 )
 
-// Malformed says why a message is no event of ours. Reason is one of the Reject constants, Field names the part at fault
-// (an attribute, a data field as a path, or "subject"), Message is for people. It shows a few bytes of a stranger's
-// subject or attribute at most and nothing of the data, so it may be logged and published.
+// Malformed says why a message is no event of ours. Reason is one of the Reject constants, Field
+// names the part at fault (an attribute, a data field as a path, or "subject"), Message is for
+// people. It shows a few bytes of a stranger's subject or attribute at most and nothing of the
+// data, so it may be logged and published.
 type Malformed struct {
 	Reason  string
 	Field   string
@@ -26,7 +27,8 @@ type Malformed struct {
 
 func (m *Malformed) Error() string { return m.Reason + ": " + m.Field + ": " + m.Message }
 
-// Arrival is what the transport knows about a message: it fills in what a bare message does not say.
+// Arrival is what the transport knows about a message: it fills in what a bare message does not
+// say.
 type Arrival struct {
 	Subject  string
 	Stream   string
@@ -46,9 +48,10 @@ const (
 	bareSource  = "/nats" // of a bare message: nobody says who sent it
 )
 
-// Encode writes e, which needs an ID and a Source, as a NATS message in CloudEvents binary mode: attributes in lower-case
-// headers, data as the body (not copied). Its MessageID becomes the Nats-Msg-Id, so that the stream drops an event published
-// twice within its duplicate window. An empty DataSchema stands for that of the type.
+// Encode writes e, which needs an ID and a Source, as a NATS message in CloudEvents binary mode:
+// attributes in lower-case headers, data as the body (not copied). Its MessageID becomes the
+// Nats-Msg-Id, so that the stream drops an event published twice within its duplicate window. An
+// empty DataSchema stands for that of the type.
 func Encode(e Event) (Header, []byte) {
 	const most = 10
 	values := make([]string, 0, most)
@@ -72,16 +75,18 @@ func Encode(e Event) (Header, []byte) {
 		set("ce-dataschema", percentEncode(s))
 	}
 	if len(e.Data) > 0 {
-		// The binding wants the first; libraries written after the HTTP binding look for the second.
+		// The binding wants the first; libraries written after the HTTP binding look for the
+		// second.
 		set("ce-datacontenttype", jsonType)
 		set("content-type", jsonType)
 	}
 	return h, e.Data
 }
 
-// MessageID tells events apart in a stream, where a CloudEvents id alone does not: that is unique within its source only, and
-// a publisher may well use one id ("nightly") for the events of many users. It is a hash of the address, source and id.
-// Publishers that send another Nats-Msg-Id, or none, are understood as well: nobody reads it but the stream.
+// MessageID tells events apart in a stream, where a CloudEvents id alone does not: that is unique
+// within its source only, and a publisher may well use one id ("nightly") for the events of many
+// users. It is a hash of the address, source and id. Publishers that send another Nats-Msg-Id, or
+// none, are understood as well: nobody reads it but the stream.
 func MessageID(e Event) string {
 	b := make([]byte, 0, 256)
 	for _, part := range [...]string{string(e.Type), e.Provider, e.User, e.Source, e.ID} {
@@ -92,8 +97,9 @@ func MessageID(e Event) string {
 	return base64.RawURLEncoding.EncodeToString(sum[:16])
 }
 
-// Origin is the source and id that the publisher of a message gave its event, as far as they can be read: for whoever answers
-// what Decode refuses. Empty: there is none that an event could have. h and body are as for Decode.
+// Origin is the source and id that the publisher of a message gave its event, as far as they can be
+// read: for whoever answers what Decode refuses. Empty: there is none that an event could have. h
+// and body are as for Decode.
 func Origin(h Header, body []byte) (source, id string) {
 	if structured, _ := isStructured(h); structured {
 		var values attributes
@@ -113,11 +119,12 @@ func Origin(h Header, body []byte) (source, id string) {
 	return source, id
 }
 
-// Decode reads a message in binary mode, in structured mode (Content-Type application/cloudevents+json), or bare: no
-// ce- headers and a JSON or empty body, allowed for commands. A bare message's id comes from its stream and sequence.
-// The type, provider and user always come from the subject; attributes that contradict it, or one another, are refused,
-// and so is data that is no JSON object. Extension attributes are ignored. Its error is a *Malformed. The event's Data is
-// a part of body, not a copy.
+// Decode reads a message in binary mode, in structured mode (Content-Type
+// application/cloudevents+json), or bare: no ce- headers and a JSON or empty body, allowed for
+// commands. A bare message's id comes from its stream and sequence. The type, provider and user
+// always come from the subject; attributes that contradict it, or one another, are refused, and so
+// is data that is no JSON object. Extension attributes are ignored. Its error is a *Malformed. The
+// event's Data is a part of body, not a copy.
 func (s Subjects) Decode(h Header, body []byte, at Arrival) (Event, error) {
 	addr, err := s.Parse(at.Subject)
 	if err != nil {
@@ -142,7 +149,8 @@ func (s Subjects) Decode(h Header, body []byte, at Arrival) (Event, error) {
 	return e, nil
 }
 
-// isStructured tells the mode as the NATS binding does: structured if and only if Content-Type is a CloudEvents type.
+// isStructured tells the mode as the NATS binding does: structured if and only if Content-Type is a
+// CloudEvents type.
 func isStructured(h Header) (bool, *Malformed) {
 	media, _, _ := strings.Cut(h.Get("Content-Type"), ";")
 	media = strings.ToLower(strings.TrimSpace(media))
@@ -161,7 +169,8 @@ func (e *Event) fromBinary(h Header, body []byte, at Arrival) *Malformed {
 		return bad
 	}
 	if values.get("id") == "" {
-		// Only a command may come bare, and only from a stream: what has no place in one has nothing to be told apart by.
+		// Only a command may come bare, and only from a stream: what has no place in one has
+		// nothing to be told apart by.
 		if !e.Type.command() || at.Stream == "" {
 			return &Malformed{RejectEnvelope, "id", "missing: set the header ce-id"}
 		}
@@ -178,7 +187,8 @@ func (e *Event) fromBinary(h Header, body []byte, at Arrival) *Malformed {
 	return e.checkData()
 }
 
-// binaryAttributes collects the ce- headers in any case. The same attribute twice, in whatever spelling, must say the same.
+// binaryAttributes collects the ce- headers in any case. The same attribute twice, in whatever
+// spelling, must say the same.
 func binaryAttributes(h Header) (values attributes, _ *Malformed) {
 	for header, all := range h {
 		if len(header) < 4 || !strings.EqualFold(header[:3], "ce-") {
@@ -245,7 +255,8 @@ func structuredAttributes(doc map[string]json.RawMessage) (values attributes, ba
 	return values, bad
 }
 
-// members takes a structured event apart. A member given twice is refused: readers of JSON differ on which one counts.
+// members takes a structured event apart. A member given twice is refused: readers of JSON differ
+// on which one counts.
 func members(body []byte) (map[string]json.RawMessage, *Malformed) {
 	noObject := &Malformed{RejectEnvelope, "data", "the structured event is no JSON object"}
 	dec := json.NewDecoder(bytes.NewReader(body))
@@ -369,8 +380,8 @@ func atMost(n int, v string) error {
 	return nil
 }
 
-// setTime refuses instants which only exist in their own zone: in UTC their year has no place in RFC 3339, and time.Time
-// would not marshal.
+// setTime refuses instants which only exist in their own zone: in UTC their year has no place in
+// RFC 3339, and time.Time would not marshal.
 func (e *Event) setTime(v string) error {
 	t, err := time.Parse(time.RFC3339Nano, v)
 	if err != nil {

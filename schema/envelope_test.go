@@ -94,7 +94,8 @@ func TestDecodeAnyHeaderCase(t *testing.T) {
 	}
 }
 
-// CloudEvents NATS binding 3.1.3.2: one round of percent-decoding, after the quotes of older publishers.
+// CloudEvents NATS binding 3.1.3.2: one round of percent-decoding, after the quotes of older
+// publishers.
 func TestDecodeHeaderValues(t *testing.T) {
 	for raw, want := range map[string]string{
 		"Euro%20%E2%82%AC%20%F0%9F%98%80": "Euro € 😀",
@@ -116,8 +117,8 @@ func TestDecodeHeaderValues(t *testing.T) {
 	}
 }
 
-// CloudEvents 1.0: source and id together are unique. The stream must tell apart what differs in either, or in whom it is
-// about, and nothing else.
+// CloudEvents 1.0: source and id together are unique. The stream must tell apart what differs in
+// either, or in whom it is about, and nothing else.
 func TestMessageIDIsOfAddressSourceAndID(t *testing.T) {
 	e := schema.Event{ID: "nightly", Source: "/crm", Type: schema.UserRefreshDue, Provider: "p", User: "u1"}
 	same := e
@@ -286,7 +287,8 @@ func TestDecodeRefusesSubjects(t *testing.T) {
 	}
 }
 
-// Only a command may come bare, and only from a stream: an outcome without an id would be taken for another one.
+// Only a command may come bare, and only from a stream: an outcome without an id would be taken for
+// another one.
 func TestDecodeBareNeedsAPlace(t *testing.T) {
 	_, err := schema.Subjects{}.Decode(nil, nil, arrival("user.synced.propelauth.u17"))
 	wantMalformed(t, err, schema.RejectEnvelope, "id")

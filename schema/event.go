@@ -29,7 +29,8 @@ type Cause struct {
 	Reason string    `json:"reason,omitempty"`
 }
 
-// The causes that are no command of a service: the grant's own timer, and the reconciler's repair of a lost one.
+// The causes that are no command of a service: the grant's own timer, and the reconciler's repair
+// of a lost one.
 const (
 	CauseTimer  Type = "renewal.timer"
 	CauseRepair Type = "renewal.repair"
@@ -37,7 +38,8 @@ const (
 
 // Login is the data of user.login.
 type Login struct {
-	// Tokens is a compact JWE (RFC 7516; ECDH-ES on P-256, A256GCM) to renewd's public key. See publishers.
+	// Tokens is a compact JWE (RFC 7516; ECDH-ES on P-256, A256GCM) to renewd's public key. See
+	// publishers.
 	Tokens string `json:"tokens"`
 }
 
@@ -92,8 +94,8 @@ const (
 	ReasonUnknownGrant   = "unknown_grant"   // no login of this user was ever seen, or it was erased
 	ReasonReauthRequired = "reauth_required" // the user was already told to sign in again
 	ReasonSuspended      = "suspended"       // an operator suspended the grant
-	// ReasonSuperseded: the store holds an older refresh token than was in use, as after a restored backup. It is not
-	// presented; the user's next login, or an operator, ends this.
+	// ReasonSuperseded: the store holds an older refresh token than was in use, as after a restored
+	// backup. It is not presented; the user's next login, or an operator, ends this.
 	ReasonSuperseded          = "superseded"
 	ReasonProviderUnavailable = "provider_unavailable" // unreachable, timing out, or answering 5xx
 	ReasonThrottled           = "throttled"
@@ -110,7 +112,8 @@ const (
 	ReasonUnproven            = "settings_unproven" // nobody was ever renewed with these settings: the refusal may be their fault
 )
 
-// RefreshFailed is the data of user.refresh_failed: tried and not done; it says nothing against the user.
+// RefreshFailed is the data of user.refresh_failed: tried and not done; it says nothing against the
+// user.
 type RefreshFailed struct {
 	Cause         Cause      `json:"cause"`
 	BeganAt       time.Time  `json:"began_at"`
@@ -137,7 +140,8 @@ const (
 	RejectUnproven        = "login_unproven"        // the provider did not name the login's user by its tokens; what was proven before stays
 )
 
-// Rejected is the data of message.rejected: a command that could not be understood. It never carries the body.
+// Rejected is the data of message.rejected: a command that could not be understood. It never
+// carries the body.
 type Rejected struct {
 	Cause   Cause  `json:"cause"`
 	Subject string `json:"subject"` // the NATS subject it came on
@@ -153,7 +157,8 @@ type ProviderState struct {
 	Waiting int64     `json:"waiting"` // renewals that wait for the provider
 }
 
-// Profile is a user as the provider shows it, in one shape for all providers. A nil pointer means the provider did not say.
+// Profile is a user as the provider shows it, in one shape for all providers. A nil pointer means
+// the provider did not say.
 type Profile struct {
 	ID            string          `json:"id"`
 	Email         string          `json:"email,omitempty"`

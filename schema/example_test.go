@@ -88,7 +88,8 @@ func ExampleSubjects_Decode() {
 	// Output: r-1 user.reauth_required auth0|abc revoked <nil>
 }
 
-// A command needs no envelope: its subject says it all. The id then comes from where the stream put it.
+// A command needs no envelope: its subject says it all. The id then comes from where the stream put
+// it.
 func ExampleSubjects_Decode_bare() {
 	event, err := schema.Subjects{}.Decode(nil, nil, schema.Arrival{
 		Subject: "user.refresh_due.propelauth.u17", Stream: "REQUESTS", Sequence: 4711, Time: time.Date(2026, 11, 2, 8, 30, 0, 0, time.UTC),

@@ -8,13 +8,13 @@ import (
 //go:embed jsonschema/*.json asyncapi.yaml
 var files embed.FS
 
-// Files holds the machine-readable contracts: jsonschema/<type>.json for the data of each type, jsonschema/envelope.json
-// for a whole event in structured mode, and asyncapi.yaml (AsyncAPI 3.0), which refers to them. The schemas keep to what
-// draft-07 and 2020-12 agree on.
+// Files holds the machine-readable contracts: jsonschema/<type>.json for the data of each type,
+// jsonschema/envelope.json for a whole event in structured mode, and asyncapi.yaml (AsyncAPI 3.0),
+// which refers to them. The schemas keep to what draft-07 and 2020-12 agree on.
 func Files() fs.FS { return files }
 
-// JSONSchema returns the JSON Schema of t's data; nil for a type that is not Known. It is lax, as readers must be:
-// unknown members are allowed and enumerations are open.
+// JSONSchema returns the JSON Schema of t's data; nil for a type that is not Known. It is lax, as
+// readers must be: unknown members are allowed and enumerations are open.
 func JSONSchema(t Type) []byte {
 	if !t.Known() {
 		return nil
@@ -26,8 +26,9 @@ func JSONSchema(t Type) []byte {
 	return text
 }
 
-// DataSchema returns the address of t's JSON Schema, its $id, as it stands in an event's dataschema; empty for a type
-// that is not Known. It names the schema rather than a place to fetch it from.
+// DataSchema returns the address of t's JSON Schema, its $id, as it stands in an event's
+// dataschema; empty for a type that is not Known. It names the schema rather than a place to fetch
+// it from.
 func DataSchema(t Type) string {
 	if !t.Known() {
 		return ""

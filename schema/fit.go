@@ -7,8 +7,9 @@ import (
 	"strings"
 )
 
-// Fit makes the data of an outcome fit into limit bytes, where a profile is why it does not: see FitProfile. Data that fits
-// is returned as it is, and so is data that has no profile to leave anything out of.
+// Fit makes the data of an outcome fit into limit bytes, where a profile is why it does not: see
+// FitProfile. Data that fits is returned as it is, and so is data that has no profile to leave
+// anything out of.
 func Fit(data json.RawMessage, limit int) json.RawMessage {
 	if len(data) <= limit {
 		return data
@@ -33,8 +34,9 @@ func Fit(data json.RawMessage, limit int) json.RawMessage {
 	return fitted
 }
 
-// FitProfile leaves out of p what makes it larger than limit bytes of JSON, and says so in Omitted: the provider's own JSON
-// first, then the organisations, then all but the id. An id alone is returned whatever the limit.
+// FitProfile leaves out of p what makes it larger than limit bytes of JSON, and says so in Omitted:
+// the provider's own JSON first, then the organisations, then all but the id. An id alone is
+// returned whatever the limit.
 func FitProfile(p Profile, limit int) Profile {
 	fits := func() bool {
 		text, err := json.Marshal(p)

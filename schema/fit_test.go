@@ -10,8 +10,8 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// An outcome is published whatever a provider says of its user: what does not fit is left out, the least telling first, and
-// named.
+// An outcome is published whatever a provider says of its user: what does not fit is left out, the
+// least telling first, and named.
 func TestOutcomeFits(t *testing.T) {
 	const limit = 4096
 	long := strings.Repeat("x", limit)

@@ -14,8 +14,8 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// goldens is the folder of released examples, one message a file. Files are added, never edited or removed: streams hold
-// events for years, and each one must be readable for as long.
+// goldens is the folder of released examples, one message a file. Files are added, never edited or
+// removed: streams hold events for years, and each one must be readable for as long.
 const goldens = "testdata/events/v1"
 
 // golden is a message as it is on the wire; the body is kept readable.
@@ -62,7 +62,8 @@ func readGoldens(t testing.TB) map[string]golden {
 	return found
 }
 
-// Each released example validates, decodes and comes out again as it was, now and in every later version.
+// Each released example validates, decodes and comes out again as it was, now and in every later
+// version.
 func TestReleasedExamples(t *testing.T) {
 	seen := map[schema.Type]int{}
 	for name, g := range readGoldens(t) {
@@ -107,8 +108,9 @@ func throughGo(t *testing.T, e schema.Event) {
 	}
 }
 
-// encodedAgain holds Encode against the example: the same headers in binary mode, the same event in every mode. The
-// Nats-Msg-Id is the publisher's own affair, so examples from before MessageID have the ce-id there.
+// encodedAgain holds Encode against the example: the same headers in binary mode, the same event in
+// every mode. The Nats-Msg-Id is the publisher's own affair, so examples from before MessageID have
+// the ce-id there.
 func encodedAgain(t *testing.T, g golden, e schema.Event) {
 	t.Helper()
 	h, body := schema.Encode(e)

@@ -13,8 +13,8 @@ import (
 
 // The laws of the formats. Each is a fuzz target, so its seeds run with every test.
 
-// Escaping is undone by unescaping, gives one token that NATS takes in a subject and in a KV key, and only one token
-// stands for each user.
+// Escaping is undone by unescaping, gives one token that NATS takes in a subject and in a KV key,
+// and only one token stands for each user.
 func FuzzUser(f *testing.F) {
 	for _, seed := range []string{
 		"u17", "31c41c16-c281-44ae-9602-8a047e3bf33d", "auth0|abc", "auth0=7Cabc", "jane@example.com", "=", "==", "=4", "=41", "=7c", "=7C", "=c3=a9", "=C3=A9",
@@ -160,8 +160,8 @@ func FuzzEnvelope(f *testing.F) {
 	})
 }
 
-// Whatever arrives, Decode says what it is or why it is nothing, in few words; and what it took can be sent on and comes
-// out the same.
+// Whatever arrives, Decode says what it is or why it is nothing, in few words; and what it took can
+// be sent on and comes out the same.
 func FuzzDecode(f *testing.F) {
 	f.Add("user.refresh_due.propelauth.u17", "ce-id", "42", "Ce-Id", "43", []byte(`{"reason":"r"}`))
 	f.Add("user.refresh_due.propelauth.u17", "Content-Type", "application/cloudevents+json", "", "", []byte(`{"specversion":"1.0","id":"1","source":"/a","data":{"want":"tokens"}}`))

@@ -7,8 +7,8 @@ import (
 	"unicode/utf8"
 )
 
-// percentEncode writes an attribute as the CloudEvents NATS binding wants it in a header: space, the double quote, the
-// percent sign and everything outside U+0021-U+007E is percent-encoded.
+// percentEncode writes an attribute as the CloudEvents NATS binding wants it in a header: space,
+// the double quote, the percent sign and everything outside U+0021-U+007E is percent-encoded.
 func percentEncode(v string) string {
 	n := 0
 	for i := 0; i < len(v); i++ {
@@ -32,8 +32,8 @@ func percentEncode(v string) string {
 
 func percentEncoded(c byte) bool { return c <= ' ' || c == '"' || c == '%' || c > '~' }
 
-// percentDecode takes the double quotes off a quoted value, as older publishers write it, and undoes exactly one round
-// of percent-encoding.
+// percentDecode takes the double quotes off a quoted value, as older publishers write it, and
+// undoes exactly one round of percent-encoding.
 func percentDecode(v string) (string, error) {
 	if len(v) >= 2 && v[0] == '"' && v[len(v)-1] == '"' {
 		var b strings.Builder

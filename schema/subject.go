@@ -45,7 +45,8 @@ func (t Type) command() bool { return t == UserLogin || t == UserRefreshDue }
 // perProvider reports whether t is about a whole provider: its subject then has no user.
 func (t Type) perProvider() bool { return t == ProviderDegraded || t == ProviderRecovered }
 
-// Address says what a subject is about: the type, the provider, and (but for provider events) the user, unescaped.
+// Address says what a subject is about: the type, the provider, and (but for provider events) the
+// user, unescaped.
 type Address struct {
 	Type     Type
 	Provider string
@@ -55,15 +56,16 @@ type Address struct {
 // ErrSubject is wrapped by every error about a subject, a provider id or a user id.
 var ErrSubject = errors.New("malformed subject")
 
-// Subjects builds and parses subjects under one optional prefix, which sets several installations apart on one NATS
-// account. The zero value has no prefix.
+// Subjects builds and parses subjects under one optional prefix, which sets several installations
+// apart on one NATS account. The zero value has no prefix.
 type Subjects struct{ prefix string }
 
 // MaxPrefix is the longest prefix, in bytes: it starts the name of every stream too.
 const MaxPrefix = 64
 
-// NewSubjects returns subjects under prefix: empty, or tokens of letters, digits, "-" and "_" joined by dots, MaxPrefix
-// bytes at most. Prefixes that differ only in "." and "_" give the same stream names: do not use both on one account.
+// NewSubjects returns subjects under prefix: empty, or tokens of letters, digits, "-" and "_"
+// joined by dots, MaxPrefix bytes at most. Prefixes that differ only in "." and "_" give the same
+// stream names: do not use both on one account.
 func NewSubjects(prefix string) (Subjects, error) {
 	if prefix == "" {
 		return Subjects{}, nil
@@ -82,14 +84,14 @@ func NewSubjects(prefix string) (Subjects, error) {
 // Prefix returns the prefix without its dot; empty when there is none.
 func (s Subjects) Prefix() string { return strings.TrimSuffix(s.prefix, ".") }
 
-// Name puts the prefix before the name of a stream or bucket: "acme" and "LOGINS" give "acme_LOGINS". Dots of the prefix
-// become "_", because names have none.
+// Name puts the prefix before the name of a stream or bucket: "acme" and "LOGINS" give
+// "acme_LOGINS". Dots of the prefix become "_", because names have none.
 func (s Subjects) Name(base string) string {
 	return strings.ReplaceAll(s.prefix, ".", "_") + base
 }
 
-// Of returns the subject of a. It panics on a type that is not Known and on a provider or user that CheckProvider or
-// CheckUser refuses: check at the door.
+// Of returns the subject of a. It panics on a type that is not Known and on a provider or user that
+// CheckProvider or CheckUser refuses: check at the door.
 func (s Subjects) Of(a Address) string {
 	if err := a.check(); err != nil {
 		panic("schema: subject of " + string(a.Type) + ": " + err.Error())
@@ -110,8 +112,9 @@ func (a Address) check() error {
 	return CheckUser(a.User)
 }
 
-// Filter returns the NATS filter that matches events of one type; an empty provider or user matches all. The result
-// carries the prefix. The provider goes in as it is: check one that comes from outside.
+// Filter returns the NATS filter that matches events of one type; an empty provider or user matches
+// all. The result carries the prefix. The provider goes in as it is: check one that comes from
+// outside.
 func (s Subjects) Filter(t Type, provider, user string) string {
 	if provider == "" {
 		provider = "*"
@@ -128,8 +131,9 @@ func (s Subjects) Filter(t Type, provider, user string) string {
 	return s.prefix + string(t) + "." + provider + "." + EscapeUser(user)
 }
 
-// Parse is the inverse of Of. Its errors wrap ErrSubject and say what is wrong with which part; a form that Of would not
-// have written is refused, so that one user has one subject. Beside an error it returns what it could read.
+// Parse is the inverse of Of. Its errors wrap ErrSubject and say what is wrong with which part; a
+// form that Of would not have written is refused, so that one user has one subject. Beside an error
+// it returns what it could read.
 func (s Subjects) Parse(subject string) (Address, error) {
 	rest, ok := strings.CutPrefix(subject, s.prefix)
 	if !ok {
@@ -168,8 +172,8 @@ func (s Subjects) Parse(subject string) (Address, error) {
 // MaxUser is the longest user id, in bytes.
 const MaxUser = 256
 
-// CheckProvider refuses an id that is not [a-z0-9][a-z0-9-]{0,31}. A provider's id is for ever: it is part of keys,
-// subjects and encrypted records.
+// CheckProvider refuses an id that is not [a-z0-9][a-z0-9-]{0,31}. A provider's id is for ever: it
+// is part of keys, subjects and encrypted records.
 func CheckProvider(id string) error {
 	ok := len(id) >= 1 && len(id) <= 32 && id[0] != '-'
 	for i := 0; ok && i < len(id); i++ {
@@ -197,8 +201,8 @@ func CheckUser(id string) error {
 	return nil
 }
 
-// hasControl reports whether s holds a C0 or C1 control character, which CloudEvents forbids in attributes and which
-// neither a header nor a terminal should see.
+// hasControl reports whether s holds a C0 or C1 control character, which CloudEvents forbids in
+// attributes and which neither a header nor a terminal should see.
 func hasControl(s string) bool {
 	for i := 0; i < len(s); i++ {
 		switch c := s[i]; {
@@ -214,7 +218,8 @@ func hasControl(s string) bool {
 // maxQuote is how much of a stranger's text an error shows, in bytes: less than any token has.
 const maxQuote = 24
 
-// quote shows a stranger's text in an error, escaped and cut, so that neither a flood nor a whole token gets into a log.
+// quote shows a stranger's text in an error, escaped and cut, so that neither a flood nor a whole
+// token gets into a log.
 func quote(s string) string {
 	if len(s) <= maxQuote {
 		return strconv.Quote(s)
@@ -232,8 +237,8 @@ func plain(c byte) bool {
 
 const hexDigits = "0123456789ABCDEF"
 
-// EscapeUser writes a user id as one subject token, which is also a valid NATS KV key: every byte outside [A-Za-z0-9_-]
-// becomes =XX in upper-case hex ("auth0|abc" is "auth0=7Cabc").
+// EscapeUser writes a user id as one subject token, which is also a valid NATS KV key: every byte
+// outside [A-Za-z0-9_-] becomes =XX in upper-case hex ("auth0|abc" is "auth0=7Cabc").
 func EscapeUser(id string) string {
 	n := 0
 	for i := 0; i < len(id); i++ {
@@ -255,8 +260,8 @@ func EscapeUser(id string) string {
 	return string(b)
 }
 
-// UnescapeUser is the inverse of EscapeUser. It refuses every form EscapeUser would not have written; errors wrap
-// ErrSubject.
+// UnescapeUser is the inverse of EscapeUser. It refuses every form EscapeUser would not have
+// written; errors wrap ErrSubject.
 func UnescapeUser(token string) (string, error) {
 	if len(token) > 3*MaxUser {
 		return "", fmt.Errorf("%w: user token has %d bytes, %d at most", ErrSubject, len(token), 3*MaxUser)

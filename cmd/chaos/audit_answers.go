@@ -67,10 +67,10 @@ func (s *replies) byName(c command) (outcome, bool) {
 	return all[0], true
 }
 
-// answered reports whether a command was answered: by an outcome that names it, by the erasure that took it away, or, if
-// another command of the same user took its place before work began, or while it waited for a refusal to be confirmed, by
-// the first outcome of work that began no earlier than the command was taken and brought what was wanted. A renewal by timer
-// answers nobody.
+// answered reports whether a command was answered: by an outcome that names it, by the erasure that
+// took it away, or, if another command of the same user took its place before work began, or while
+// it waited for a refusal to be confirmed, by the first outcome of work that began no earlier than
+// the command was taken and brought what was wanted. A renewal by timer answers nobody.
 func (s *replies) answered(c command) bool {
 	if _, ok := s.byName(c); ok {
 		return true
@@ -93,8 +93,8 @@ func (s *replies) answered(c command) bool {
 	return slices.ContainsFunc(instead, func(o outcome) bool { return s.audit.brings(o, c) })
 }
 
-// took reports whether the erasure that o tells of removed c: a request that came at any time of it, and a login that came
-// before it in LOGINS.
+// took reports whether the erasure that o tells of removed c: a request that came at any time of
+// it, and a login that came before it in LOGINS.
 func (a *audit) took(o outcome, c command) bool {
 	if !o.beganAt.Before(c.sent) {
 		return true
@@ -111,15 +111,16 @@ func (p *people) took(login string) bool {
 	return p.swept[login]
 }
 
-// Work begins this soon after a command was taken while nothing is out of order; and this soon in any case after things
-// are in order again.
+// Work begins this soon after a command was taken while nothing is out of order; and this soon in
+// any case after things are in order again.
 const (
 	begins     = 3 * time.Second
 	beginsLate = 30 * time.Second
 )
 
-// replaced reports whether d can have taken the place of c before work on c began: d was taken before that, and no other
-// work on the user began in between, unless something was out of order. A command whose work was refused waits too.
+// replaced reports whether d can have taken the place of c before work on c began: d was taken
+// before that, and no other work on the user began in between, unless something was out of order. A
+// command whose work was refused waits too.
 func (s *replies) replaced(c, d command) bool {
 	between := d.sent.Sub(c.accepted)
 	trouble := s.audit.trouble(c.who.provider, c.sent.Add(-patience), cmp.Or(d.accepted, d.sent))
@@ -131,8 +132,8 @@ func (s *replies) replaced(c, d command) bool {
 	})
 }
 
-// trouble is how long anything that may be felt struck the provider, a server or a worker between two moments. Work waits
-// too while most users of a provider are refused.
+// trouble is how long anything that may be felt struck the provider, a server or a worker between
+// two moments. Work waits too while most users of a provider are refused.
 func (a *audit) trouble(p *standIn, from, to time.Time) (sum time.Duration) {
 	for _, x := range a.schedule.strikes {
 		if x.unfelt && x.kind != massSignOut || x.provider != nil && x.provider != p || !x.from.Before(to) || !x.over().After(from) {
@@ -143,7 +144,8 @@ func (a *audit) trouble(p *standIn, from, to time.Time) (sum time.Duration) {
 	return sum
 }
 
-// brings reports whether o is what c wanted: a failure says so, a success must be of tokens fresh enough.
+// brings reports whether o is what c wanted: a failure says so, a success must be of tokens fresh
+// enough.
 func (a *audit) brings(o outcome, c command) bool {
 	if o.kind != schema.UserSynced || o.refreshed {
 		return true
@@ -194,7 +196,8 @@ func (a *audit) commandsAnswered() {
 	}
 }
 
-// endedSessions are those of which the provider refused a token by its own word, by provider and number.
+// endedSessions are those of which the provider refused a token by its own word, by provider and
+// number.
 func (a *audit) endedSessions() map[string]bool {
 	if a.ended != nil {
 		return a.ended
@@ -210,8 +213,9 @@ func (a *audit) endedSessions() map[string]bool {
 	return a.ended
 }
 
-// unprovable reports whether a login was rejected when nobody could have proven it any more: the provider had ended its
-// session, or the access token had run out and there was no other. A failure may have been told before, while it was held.
+// unprovable reports whether a login was rejected when nobody could have proven it any more: the
+// provider had ended its session, or the access token had run out and there was no other. A failure
+// may have been told before, while it was held.
 func (a *audit) unprovable(c command) bool {
 	ended := a.endedSessions()[fmt.Sprint(c.who.provider.id, c.session)]
 	if c.kind != schema.UserLogin || !ended && !c.who.bare {
@@ -221,8 +225,9 @@ func (a *audit) unprovable(c command) bool {
 	return ok && (ended || o.heard.Sub(c.sent) > a.world.Life-2*time.Second)
 }
 
-// onOlder reports whether a user goes on with the session before the newest login's, as is right where that one could not be
-// proven: its login was rejected, and the provider honours what is stored.
+// onOlder reports whether a user goes on with the session before the newest login's, as is right
+// where that one could not be proven: its login was rejected, and the provider honours what is
+// stored.
 func (a *audit) onOlder(x *person, g grant.Grant) bool {
 	return a.unprovable(x.login) && g.Status == grant.Live && x.provider.Valid(g.Pair.Refresh.Reveal())
 }

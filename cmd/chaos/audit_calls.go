@@ -35,8 +35,8 @@ func (c *calls) byUser() map[string][]time.Time {
 	return out
 }
 
-// Of a user, in any stretch of this length, there may be one call for each floor of the policy, one for each command, and a
-// few for deliveries that were tried again.
+// Of a user, in any stretch of this length, there may be one call for each floor of the policy, one
+// for each command, and a few for deliveries that were tried again.
 const (
 	stretch   = 5 * time.Second
 	repeated  = 3
@@ -79,7 +79,8 @@ func (a *audit) callsBounded() {
 	}
 }
 
-// storm tells of the first stretch in which there were more calls than one for each floor; empty: there is none.
+// storm tells of the first stretch in which there were more calls than one for each floor; empty:
+// there is none.
 func (a *audit) storm(times, commands []time.Time) string {
 	slices.SortFunc(times, time.Time.Compare)
 	for i, from := range times {
@@ -91,7 +92,8 @@ func (a *audit) storm(times, commands []time.Time) string {
 	return ""
 }
 
-// idle is storm for times at which no server and no provider was out of order, when a profile is asked for with a renewal or a command alone.
+// idle is storm for times at which no server and no provider was out of order, when a profile is
+// asked for with a renewal or a command alone.
 func (a *audit) idle(p *standIn, times, commands, renewed []time.Time) string {
 	for i, from := range times {
 		n := within(times[i:], from, from.Add(stretch))
@@ -115,9 +117,10 @@ func within(times []time.Time, from, to time.Time) (n int) {
 	return n
 }
 
-// renewedInTime looks for access tokens that ran out although their session went on: how late the next one came, by the
-// provider's ledger. What struck meanwhile is an excuse for as long as it took, and for the 10 s until a dead worker's
-// message comes again. That others were signed out is none.
+// renewedInTime looks for access tokens that ran out although their session went on: how late the
+// next one came, by the provider's ledger. What struck meanwhile is an excuse for as long as it
+// took, and for the 10 s until a dead worker's message comes again. That others were signed out is
+// none.
 func (a *audit) renewedInTime() {
 	late := a.count("access tokens that ran out before they were renewed, more than what struck meanwhile explains")
 	for id, p := range a.world.providers {

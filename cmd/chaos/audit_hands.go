@@ -20,8 +20,8 @@ func (w *world) durables() map[string]string {
 	return all
 }
 
-// emptyHands looks whether every message that was taken is let go of again. Workers still run, so a durable need be without
-// one for an instant only.
+// emptyHands looks whether every message that was taken is let go of again. Workers still run, so a
+// durable need be without one for an instant only.
 func (a *audit) emptyHands(ctx context.Context, when string) {
 	c := a.count(when + "streams of which a message stays in a worker's hand")
 	var wg sync.WaitGroup

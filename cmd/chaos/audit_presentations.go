@@ -9,15 +9,17 @@ import (
 	"github.com/renewd/renewd/internal/idp/idptest"
 )
 
-// reaction is how long after the provider's answer, or a worker's death, what happened then still counts as its cause: the
-// answer has to be read, encrypted and stored by a worker that shares two cores with everything else here.
+// reaction is how long after the provider's answer, or a worker's death, what happened then still
+// counts as its cause: the answer has to be read, encrypted and stored by a worker that shares two
+// cores with everything else here.
 const reaction = 750 * time.Millisecond
 
-// reactionLate is the same while a server is out of order: a pair that the store does not take is parked after 250 ms, in a
-// stream of servers that are busy with the same trouble.
+// reactionLate is the same while a server is out of order: a pair that the store does not take is
+// parked after 250 ms, in a stream of servers that are busy with the same trouble.
 const reactionLate = 2 * time.Second
 
-// struck reports whether a worker died, or was stalled past its lease, while p was under way or just answered.
+// struck reports whether a worker died, or was stalled past its lease, while p was under way or
+// just answered.
 func (a *audit) struck(p shown) bool {
 	answered, limit := p.At.Add(p.Took), reaction
 	if slices.ContainsFunc(a.schedule.strikes, func(x *strike) bool {
@@ -84,7 +86,8 @@ const (
 	withWorker = "worker struck"
 )
 
-// explain says why a spent token may be shown again: the answer that spent it never arrived, or its worker died with it.
+// explain says why a spent token may be shown again: the answer that spent it never arrived, or its
+// worker died with it.
 func (a *audit) explain(before []shown, p shown) string {
 	for _, q := range slices.Backward(before) {
 		if !spends(q, p) {
@@ -127,8 +130,8 @@ func (a *audit) spent(before []shown, p shown) time.Time {
 	return time.Time{}
 }
 
-// spends reports whether q is what made p's token a spent one: a presentation of it, or a replay of the token before it,
-// whose answer took its place.
+// spends reports whether q is what made p's token a spent one: a presentation of it, or a replay of
+// the token before it, whose answer took its place.
 func spends(q, p shown) bool {
 	return q.Generation == p.Generation && (q.Verdict == idptest.Renewed || q.Verdict == idptest.Replay) ||
 		q.Generation == p.Generation-1 && q.Verdict == idptest.Replay
@@ -145,8 +148,9 @@ func (a *audit) during(from, to time.Time) string {
 	return strings.Join(all, ", ")
 }
 
-// calm reports whether there was a stretch in the grace window of a token spent at from in which nothing struck the
-// provider, a server or any worker: long enough for a dead worker's message to come again.
+// calm reports whether there was a stretch in the grace window of a token spent at from in which
+// nothing struck the provider, a server or any worker: long enough for a dead worker's message to
+// come again.
 func (a *audit) calm(p *standIn, from time.Time) bool {
 	const step, enough = 100 * time.Millisecond, 12 * time.Second
 	run := time.Duration(0)

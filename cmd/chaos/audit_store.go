@@ -59,7 +59,8 @@ func (a *audit) waits(ctx context.Context, x *person) bool {
 	})
 }
 
-// parked looks at the pairs that nobody fetched. One that the store has gone past is rubbish, which the reconciler removes.
+// parked looks at the pairs that nobody fetched. One that the store has gone past is rubbish, which
+// the reconciler removes.
 func (a *audit) parked(ctx context.Context, s jetstream.Stream, c *count) {
 	for next := s.CachedInfo().State.FirstSeq; ; {
 		m, err := s.GetMsg(ctx, next, jetstream.WithGetMsgSubject("parked.>"))

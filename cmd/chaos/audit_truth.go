@@ -81,7 +81,8 @@ func (a *audit) agreement() {
 	}
 }
 
-// traces looks for what is left of people who were erased and did not sign in again, by the order of LOGINS.
+// traces looks for what is left of people who were erased and did not sign in again, by the order
+// of LOGINS.
 func (a *audit) traces(ctx context.Context) {
 	left := a.count("messages left in a stream of people who were erased")
 	shown := a.count("outcomes after user.forgotten that show the profile of somebody who was erased")
@@ -131,7 +132,8 @@ func (a *audit) newest(ctx context.Context, name, subject string) *jetstream.Raw
 	return m
 }
 
-// repeatsHarmless looks whether a login that was published again has had its spent tokens presented.
+// repeatsHarmless looks whether a login that was published again has had its spent tokens
+// presented.
 func (a *audit) repeatsHarmless() {
 	c := a.count("spent tokens presented because their login was published again")
 	for _, r := range a.people.repeats {

@@ -10,7 +10,8 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// verdictsHeard looks at those who were told to sign in again, and at those who lost their tokens and were not told.
+// verdictsHeard looks at those who were told to sign in again, and at those who lost their tokens
+// and were not told.
 func (a *audit) verdicts(w *witness) {
 	wrong := a.count("user.reauth_required for a user whose session the provider still honours, or whose access token was good, or told twice")
 	for _, text := range w.wrong {
@@ -43,8 +44,8 @@ func condition(g grant.Grant) string {
 		g.Status, g.Version, g.RefreshedAt.Format(clockFormat), g.NextDueAt.Format(clockFormat), g.Attempts, g.Outages, g.LastError, g.Verdict, g.Doubt, g.Claim, g.Pending != nil)
 }
 
-// renewedAnew reports whether the user signed in anew after p, which the outcome of a request may have told before that of
-// the login: a later session was renewed since.
+// renewedAnew reports whether the user signed in anew after p, which the outcome of a request may
+// have told before that of the login: a later session was renewed since.
 func renewedAnew(sessions map[int][]shown, p shown) bool {
 	for _, list := range sessions {
 		renewed := func(q shown) bool { return q.Verdict == idptest.Renewed && q.At.After(p.At) }
@@ -55,8 +56,8 @@ func renewedAnew(sessions map[int][]shown, p shown) bool {
 	return false
 }
 
-// held reports whether a person who was signed out with most others has not been told yet, because while most users of a
-// provider are refused nobody is believed to have left.
+// held reports whether a person who was signed out with most others has not been told yet, because
+// while most users of a provider are refused nobody is believed to have left.
 func (a *audit) held(x *person, g grant.Grant) bool {
 	refused := g.Status == grant.Live && g.Verdict != nil && g.LastError == schema.ReasonMassFailure && !x.provider.Live(x.name)
 	return refused && slices.ContainsFunc(a.schedule.strikes, func(s *strike) bool { return s.kind == massSignOut && s.provider == x.provider })

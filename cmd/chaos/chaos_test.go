@@ -18,13 +18,15 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// briefly are the faults that TestEachFault leaves out: what providers do wrong is tested step by step in consumers/refresh,
-// but for what all users of one would feel; and minutes are too long here.
+// briefly are the faults that TestEachFault leaves out: what providers do wrong is tested step by
+// step in consumers/refresh, but for what all users of one would feel; and minutes are too long
+// here.
 func briefly(k kind) bool { return (k.lane != providerLane || k.name == hiccup) && k.name != longStall }
 
-// Each fault of workers, servers and operators once, one after the other, in the order of the table, and then those of users
-// at once: the built binary, three NATS servers, PostgreSQL, real signals, clocks that step, cut connections. After each,
-// everybody is renewed again; at the end the audit finds nothing that must not happen, and then the keyring is lost.
+// Each fault of workers, servers and operators once, one after the other, in the order of the
+// table, and then those of users at once: the built binary, three NATS servers, PostgreSQL, real
+// signals, clocks that step, cut connections. After each, everybody is renewed again; at the end
+// the audit finds nothing that must not happen, and then the keyring is lost.
 func TestEachFault(t *testing.T) {
 	o := options{Seed: 1, Users: 40, Life: 8 * time.Second, Store: storePostgres, Nodes: 3, Workers: 3, Dir: t.TempDir()}
 	trial, err := begin(t.Context(), o, t.Output())
@@ -77,7 +79,8 @@ func TestEachFault(t *testing.T) {
 	}
 }
 
-// renewedAgain waits until a tenth of all people were renewed from now on: by whoever has their renewals now.
+// renewedAgain waits until a tenth of all people were renewed from now on: by whoever has their
+// renewals now.
 func renewedAgain(ctx context.Context, t *trial) error {
 	from := time.Now()
 	return eventually(ctx, time.Minute, func() error {

@@ -16,9 +16,9 @@ import (
 	"time"
 )
 
-// A worker's clock steps because its binary is built with another package time, and with one more file in its main
-// package, neither of which is anywhere but in the folder of the run (go help build, -overlay). Only the wall clock steps:
-// the kernel's monotonic clock never does either.
+// A worker's clock steps because its binary is built with another package time, and with one more
+// file in its main package, neither of which is anywhere but in the folder of the run (go help
+// build, -overlay). Only the wall clock steps: the kernel's monotonic clock never does either.
 var (
 	//go:embed overlay/step.go.txt
 	stepSource []byte
@@ -26,7 +26,8 @@ var (
 	clockSource []byte
 )
 
-// clockFileEnv names the file that says how far a worker's clock is from the machine's. Nothing but clockSource knows it.
+// clockFileEnv names the file that says how far a worker's clock is from the machine's. Nothing but
+// clockSource knows it.
 const clockFileEnv = "CHAOS_CLOCK_FILE"
 
 // The beginning of time.Now, and what becomes of it.
@@ -36,7 +37,8 @@ const (
 	productOfRun = "github.com/renewd/renewd"
 )
 
-// build makes the binary that is put to the test, unless one was given; that one's clock cannot be stepped.
+// build makes the binary that is put to the test, unless one was given; that one's clock cannot be
+// stepped.
 func (w *world) build(ctx context.Context) error {
 	if w.binary = w.Binary; w.binary != "" {
 		return nil
@@ -50,7 +52,8 @@ func (w *world) build(ctx context.Context) error {
 	return err
 }
 
-// overlay writes what the binary is built with, and returns the file that says so to the go command.
+// overlay writes what the binary is built with, and returns the file that says so to the go
+// command.
 func (w *world) overlay(ctx context.Context) (string, error) {
 	root, err := output(exec.CommandContext(ctx, "go", "env", "GOROOT"))
 	if err != nil {
@@ -101,7 +104,8 @@ func output(cmd *exec.Cmd) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// step sets the worker's wall clock d ahead of the machine's, and returns when the worker sees it so.
+// step sets the worker's wall clock d ahead of the machine's, and returns when the worker sees it
+// so.
 func (k *worker) step(ctx context.Context, d time.Duration) error {
 	shows := k.clock + ".shows"
 	_ = os.Remove(shows) // of the step before, if any
@@ -122,9 +126,9 @@ func (k *worker) step(ctx context.Context, d time.Duration) error {
 	})
 }
 
-// stepClock has a worker's clock be wrong for a while. Nothing that a user or a provider could see may come of it, but for
-// the step ahead: for all that the worker knows the machine slept, so that it leaves what it has in hand to others, who are
-// given it when AckWait is over.
+// stepClock has a worker's clock be wrong for a while. Nothing that a user or a provider could see
+// may come of it, but for the step ahead: for all that the worker knows the machine slept, so that
+// it leaves what it has in hand to others, who are given it when AckWait is over.
 func stepClock(d time.Duration) func(context.Context, *strike) error {
 	return func(ctx context.Context, x *strike) error {
 		x.unfelt = true

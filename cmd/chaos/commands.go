@@ -47,7 +47,8 @@ type command struct {
 	session  int       // that a login is of
 }
 
-// persist tries until renewd has taken the command, as an app that means it would. The id makes that safe.
+// persist tries until renewd has taken the command, as an app that means it would. The id makes
+// that safe.
 func (p *people) persist(ctx context.Context, c command, send func(context.Context) (publishers.Receipt, error)) (command, bool) {
 	first := time.Now()
 	for ctx.Err() == nil {
@@ -122,7 +123,8 @@ func (p *people) askBare(ctx context.Context, x *person, tokens bool) {
 	p.persist(ctx, c, func(ctx context.Context) (publishers.Receipt, error) { return p.raw(ctx, m) })
 }
 
-// request asks for a person in one of the ways that apps have. The ids of two sources collide, those of two users too.
+// request asks for a person in one of the ways that apps have. The ids of two sources collide,
+// those of two users too.
 func (p *people) request(ctx context.Context, x *person, r *rand.Rand) {
 	due := schema.RefreshDue{Reason: "chaos"}
 	switch r.IntN(5) {

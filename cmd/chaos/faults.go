@@ -27,7 +27,8 @@ type kind struct {
 	name   string
 	lane   lane
 	weight int
-	// strike does it, and heals it before it returns. victim is a worker's number, or a provider's id.
+	// strike does it, and heals it before it returns. victim is a worker's number, or a provider's
+	// id.
 	strike func(ctx context.Context, x *strike) error
 }
 

@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// roll restarts every worker, one after the other, as an operator does who has changed something: some in order, some by
-// kill. What was begun is brought to an end, also when ctx ends: half of a change is no end.
+// roll restarts every worker, one after the other, as an operator does who has changed something:
+// some in order, some by kill. What was begun is brought to an end, also when ctx ends: half of a
+// change is no end.
 func (x *strike) roll(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
 	var errs []error
@@ -43,7 +44,8 @@ func (k *worker) mine() error {
 	return nil
 }
 
-// rotateKeys adds keys and has every worker read them, while people sign in by apps that have just fetched the public key.
+// rotateKeys adds keys and has every worker read them, while people sign in by apps that have just
+// fetched the public key.
 func rotateKeys(ctx context.Context, x *strike) error {
 	x.unfelt = true
 	if _, err := output(x.world.command(nil, "keys", "rotate")); err != nil {
@@ -78,8 +80,9 @@ func (p *people) comeAndGo(ctx context.Context, r *rand.Rand) {
 	}
 }
 
-// changeSettings rolls other settings out, and those as shipped after them, so that workers with different ones run side by
-// side each time. A margin is raised, then lowered: for a while each grant is due by one rule and not by the other.
+// changeSettings rolls other settings out, and those as shipped after them, so that workers with
+// different ones run side by side each time. A margin is raised, then lowered: for a while each
+// grant is due by one rule and not by the other.
 func changeSettings(ctx context.Context, x *strike) error {
 	x.unfelt = true
 	plans := [][]tuning{

@@ -29,8 +29,8 @@ func eraseWithLogin(ctx context.Context, x *strike) error {
 	return nil
 }
 
-// eraseMeanwhile erases a person and publishes a login of theirs meanwhile, so long before the erasure empties LOGINS.
-// The caller holds v.mu.
+// eraseMeanwhile erases a person and publishes a login of theirs meanwhile, so long before the
+// erasure empties LOGINS. The caller holds v.mu.
 func (p *people) eraseMeanwhile(ctx context.Context, v *person, early time.Duration) {
 	p.mu.Lock()
 	wait := p.purging - early
@@ -86,8 +86,8 @@ func repeatLogins(ctx context.Context, x *strike) error {
 	return nil
 }
 
-// repeat publishes a person's login again, in one of three ways: the same sealed message as a new event, the very same
-// event, and the same tokens sealed hours ago. The caller holds v.mu.
+// repeat publishes a person's login again, in one of three ways: the same sealed message as a new
+// event, the very same event, and the same tokens sealed hours ago. The caller holds v.mu.
 func (p *people) repeat(ctx context.Context, v *person, way int) error {
 	m := p.tape.newest(v.loginSubject())
 	if m == nil || m.Header.Get("ce-id") != v.login.id {
@@ -121,8 +121,8 @@ func (p *people) repeat(ctx context.Context, v *person, way int) error {
 	return nil
 }
 
-// garbageLogins publishes logins for people who are signed in, with tokens that the provider never issued, and with those
-// of somebody else.
+// garbageLogins publishes logins for people who are signed in, with tokens that the provider never
+// issued, and with those of somebody else.
 func garbageLogins(ctx context.Context, x *strike) error {
 	x.unfelt = true
 	for i, v := range x.people.some(x.rand, x.count(6, 12)) {
@@ -143,7 +143,8 @@ func garbageLogins(ctx context.Context, x *strike) error {
 	return nil
 }
 
-// signMostOut has one provider end 60 % of its users' sessions at once. The others' must be renewed in time.
+// signMostOut has one provider end 60 % of its users' sessions at once. The others' must be renewed
+// in time.
 func signMostOut(ctx context.Context, x *strike) error {
 	x.unfelt = true
 	x.provider = x.world.providers[[]string{graceful, strict}[x.rand.IntN(2)]]

@@ -12,9 +12,9 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// loss is what the end of a run looks at after the keyring was lost for good, as docs/backup.md has an operator deal with
-// it: a new keyring, published in place of the old one. Then no record opens. A login must heal its user, and nobody's
-// record may be in the way of another's.
+// loss is what the end of a run looks at after the keyring was lost for good, as docs/backup.md has
+// an operator deal with it: a new keyring, published in place of the old one. Then no record opens.
+// A login must heal its user, and nobody's record may be in the way of another's.
 type loss struct {
 	*audit
 	eyes     *witness
@@ -167,7 +167,8 @@ func (l *loss) unanswered() (who []string) {
 	return who
 }
 
-// toldAgain are those who did not sign in and of whom services heard more than one failure that answers no command.
+// toldAgain are those who did not sign in and of whom services heard more than one failure that
+// answers no command.
 func (l *loss) toldAgain() (who []string) {
 	stranded := map[string]int{}
 	for _, x := range l.stranded {

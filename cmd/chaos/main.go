@@ -1,9 +1,11 @@
-// Command chaos puts renewd to the test: it starts providers, a NATS cluster, PostgreSQL and several `renewd serve`, has
-// thousands of users renewed while it kills, stalls, cuts off and restarts all of them by a seeded schedule, and at the end
-// holds the provider's truth, the store, the streams and what was asked against one another.
+// Command chaos puts renewd to the test: it starts providers, a NATS cluster, PostgreSQL and
+// several `renewd serve`, has thousands of users renewed while it kills, stalls, cuts off and
+// restarts all of them by a seeded schedule, and at the end holds the provider's truth, the store,
+// the streams and what was asked against one another.
 //
-// It prints one table and exits with 1 if anything happened that must not. It touches no process and no file that it did
-// not make, and removes what it made. The same seed draws the same faults; when they strike is up to the machine.
+// It prints one table and exits with 1 if anything happened that must not. It touches no process
+// and no file that it did not make, and removes what it made. The same seed draws the same faults;
+// when they strike is up to the machine.
 package main
 
 import (

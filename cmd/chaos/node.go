@@ -73,8 +73,8 @@ type node struct {
 
 func (n *node) url() string { return fmt.Sprintf("nats://127.0.0.1:%d", n.config.Port) }
 
-// newNodes prepares a cluster of this many servers. Where they hold the grants too, an acknowledged write must be on the
-// disk (sync), as renewd's own server has it.
+// newNodes prepares a cluster of this many servers. Where they hold the grants too, an acknowledged
+// write must be on the disk (sync), as renewd's own server has it.
 func newNodes(count int, dir string, sync bool) ([]*node, error) {
 	ports, err := freePorts(2 * count)
 	if err != nil {

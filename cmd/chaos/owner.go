@@ -11,7 +11,8 @@ import (
 	"sync"
 )
 
-// owners knows which worker is at the other end of a provider's connection: the audit must know whose presentation it was.
+// owners knows which worker is at the other end of a provider's connection: the audit must know
+// whose presentation it was.
 type owners struct {
 	workers func() []*worker
 
@@ -32,7 +33,8 @@ func (o *owners) note(ctx context.Context, c net.Conn) context.Context {
 	return ctx
 }
 
-// of is the worker that has the connection from this address; nil if it was gone before anybody looked.
+// of is the worker that has the connection from this address; nil if it was gone before anybody
+// looked.
 func (o *owners) of(addr string) *worker {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -14,7 +14,8 @@ import (
 	"github.com/renewd/renewd/publishers"
 )
 
-// person is a user of an app. One thing at a time is done by or to a person, but for what works is to meet.
+// person is a user of an app. One thing at a time is done by or to a person, but for what works is
+// to meet.
 type person struct {
 	provider *standIn
 	name     string
@@ -130,7 +131,8 @@ func (p *people) tell(ctx context.Context, x *person, by app) {
 	x.login, x.accepted = p.give(ctx, x, by, tokens, "")
 }
 
-// erase runs the command that an operator would, and reports whether it said that it is done. The caller holds x.mu.
+// erase runs the command that an operator would, and reports whether it said that it is done. The
+// caller holds x.mu.
 func (p *people) erase(ctx context.Context, x *person) bool {
 	var last []byte
 	x.erasing[0] = time.Now()
@@ -161,8 +163,9 @@ func (p *people) erase(ctx context.Context, x *person) bool {
 	return false
 }
 
-// settleOrder says whether an erasure that ended just now took the newest login with it: by their order in LOGINS, which
-// only the erasure itself knows if the two were under way together. The caller holds x.mu.
+// settleOrder says whether an erasure that ended just now took the newest login with it: by their
+// order in LOGINS, which only the erasure itself knows if the two were under way together. The
+// caller holds x.mu.
 func (p *people) settleOrder(x *person) {
 	e, seen := p.tape.erasure(x.loginSubject(), x.erasing[0])
 	switch {

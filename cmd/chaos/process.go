@@ -23,8 +23,8 @@ type process struct {
 	code  int
 }
 
-// infancy is how long a process may take until it hears signals. SIGTERM ends it before that, which takes nothing from
-// anybody.
+// infancy is how long a process may take until it hears signals. SIGTERM ends it before that, which
+// takes nothing from anybody.
 const infancy = time.Second
 
 // start starts it, unless it runs.
@@ -96,7 +96,8 @@ func (p *process) kill() {
 	}
 }
 
-// stop ends it as an operator would, and returns an error unless it leaves in order within the limit.
+// stop ends it as an operator would, and returns an error unless it leaves in order within the
+// limit.
 func (p *process) stop(limit time.Duration) error {
 	p.mu.Lock()
 	end, running, young := p.end, p.running(), time.Since(p.began) < infancy

@@ -51,7 +51,8 @@ func (s spans) longest() time.Duration {
 	return slices.Max(s)
 }
 
-// recovery measures how long after each outage renewals went on, and how long a killed worker's took.
+// recovery measures how long after each outage renewals went on, and how long a killed worker's
+// took.
 func (a *audit) recovery() map[string]spans {
 	out := map[string]spans{}
 	all := map[string][]time.Time{}
@@ -91,8 +92,8 @@ func after(times []time.Time, t, end time.Time) spans {
 	return spans{times[i].Sub(t)}
 }
 
-// pickedUp is how long it took until another worker presented or answered what a killed one had presented and not yet
-// answered, where nothing else was out of order meanwhile.
+// pickedUp is how long it took until another worker presented or answered what a killed one had
+// presented and not yet answered, where nothing else was out of order meanwhile.
 func (a *audit) pickedUp() (took spans) {
 	outcomes, taken := map[string][]time.Time{}, map[string][]time.Time{}
 	for _, o := range a.heard {
@@ -138,7 +139,8 @@ func (a *audit) pickedUp() (took spans) {
 // patience is how late a renewal may be after its worker was killed.
 const patience = 15 * time.Second
 
-// disturbed reports whether a server, or this provider, was out of order between two moments by any other fault than but.
+// disturbed reports whether a server, or this provider, was out of order between two moments by any
+// other fault than but.
 func (a *audit) disturbed(p *standIn, from, to time.Time, but *strike) bool {
 	return slices.ContainsFunc(a.schedule.strikes, func(x *strike) bool {
 		return x != but && !x.unfelt && x.worker == nil && (x.provider == nil || x.provider == p) && x.from.Before(to) && x.over().After(from)

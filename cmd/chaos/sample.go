@@ -159,11 +159,13 @@ func middle(all []resident) int64 {
 	return sorted[len(sorted)/2].kib
 }
 
-// walks is the longest time from the loss of a timer until the reconciler has put it right and we have seen that.
+// walks is the longest time from the loss of a timer until the reconciler has put it right and we
+// have seen that.
 const walks = 4 * time.Minute
 
-// repairs looks whether the reconciler found anything. It may if all NATS servers were killed at once shortly before: what
-// they had acknowledged in their last moments is on no disk then. A server that is killed alone loses nothing.
+// repairs looks whether the reconciler found anything. It may if all NATS servers were killed at
+// once shortly before: what they had acknowledged in their last moments is on no disk then. A
+// server that is killed alone loses nothing.
 func (a *audit) repairs(s *sampler) {
 	c := a.count("grants that the reconciler had to repair, though the servers can have lost nothing")
 	s.mu.Lock()

@@ -76,7 +76,8 @@ func (s *schedule) workers(ctx context.Context, r *rand.Rand) {
 	}
 }
 
-// free takes the worker of this number, or the next one that nobody is at; nil if somebody is at each.
+// free takes the worker of this number, or the next one that nobody is at; nil if somebody is at
+// each.
 func (w *world) free(n int) *worker {
 	for i := range w.workers {
 		if k := w.workers[(n+i)%len(w.workers)]; k.take() {

@@ -18,8 +18,8 @@ const (
 	stuckFor  = time.Minute
 )
 
-// settle waits until nothing is late, refused, in doubt or unanswered any more. It gives up on what makes no progress: the
-// audit names it.
+// settle waits until nothing is late, refused, in doubt or unanswered any more. It gives up on what
+// makes no progress: the audit names it.
 func (a *audit) settle(ctx context.Context, eyes *witness, say func(string, ...any)) (time.Duration, error) {
 	say("everything is healed; waiting until it has settled")
 	a.people.gone.Store(true)

@@ -30,8 +30,8 @@ const (
 	strict   = "strict"
 )
 
-// Each provider is as shipped, but that the clock runs faster: tokens live seconds, so what takes minutes must too. The one
-// without a grace window says where tokens are revoked.
+// Each provider is as shipped, but that the clock runs faster: tokens live seconds, so what takes
+// minutes must too. The one without a grace window says where tokens are revoked.
 const providerSettings = `
   - id: %s
     preset: %s

@@ -12,7 +12,8 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// tape remembers what the streams forget: the newest sealed login of each user, and up to which login each erasure reached.
+// tape remembers what the streams forget: the newest sealed login of each user, and up to which
+// login each erasure reached.
 type tape struct {
 	mu     sync.Mutex
 	logins map[string]*nats.Msg // by subject
@@ -67,7 +68,8 @@ func (t *tape) purge(m *nats.Msg) {
 	t.erased[order.Filter] = erasure{order.Sequence, time.Now()}
 }
 
-// newest is a copy of the newest login on a subject, without what the server drops repetitions by; nil if there is none.
+// newest is a copy of the newest login on a subject, without what the server drops repetitions by;
+// nil if there is none.
 func (t *tape) newest(subject string) *nats.Msg {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -106,7 +106,8 @@ func (w *witness) knows(id string) bool {
 	return w.ids[id]
 }
 
-// judge holds an outcome against the provider's truth, at once: later the user may have signed in again.
+// judge holds an outcome against the provider's truth, at once: later the user may have signed in
+// again.
 func (w *witness) judge(ctx context.Context, x *person, o outcome) {
 	x.mu.Lock()
 	if x.accepted && (names(o, x.login) || !o.beganAt.Before(x.login.accepted)) {
@@ -128,8 +129,8 @@ func (w *witness) judge(ctx context.Context, x *person, o outcome) {
 	}
 }
 
-// mistaken says why a person need not sign in again, though told to; empty: it is true. Who has no refresh token keeps what
-// is left of the access token, and is told once. The caller holds x.mu.
+// mistaken says why a person need not sign in again, though told to; empty: it is true. Who has no
+// refresh token keeps what is left of the access token, and is told once. The caller holds x.mu.
 func (x *person) mistaken(o outcome, life time.Duration) string {
 	const early = 1500 * time.Millisecond // tokens count whole seconds
 	alive := x.provider.Live(x.name)

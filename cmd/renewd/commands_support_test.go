@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// background runs a command until the test is over, and waits until it has said what pattern matches; it returns the
-// first group.
+// background runs a command until the test is over, and waits until it has said what pattern
+// matches; it returns the first group.
 func background(t *testing.T, env []string, pattern string, args ...string) string {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))

@@ -95,7 +95,8 @@ func TestStreams(t *testing.T) {
 	want(t, env, exitDone, "shop", "publish", "refresh-due", "--user", "u1")
 }
 
-// The commands of the README's tour, against a renewd that serves and a stand-in that is an app too.
+// The commands of the README's tour, against a renewd that serves and a stand-in that is an app
+// too.
 func TestTour(t *testing.T) {
 	t.Parallel()
 	standIn := startStandIn(t)

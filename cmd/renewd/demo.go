@@ -15,8 +15,9 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// demo is an app whose users sign in at a stand-in: it tells renewd of each login, as any service would, and has those
-// sign in again who must. Now and then the provider ends somebody's session, or a user changes something.
+// demo is an app whose users sign in at a stand-in: it tells renewd of each login, as any service
+// would, and has those sign in again who must. Now and then the provider ends somebody's session,
+// or a user changes something.
 type demo struct {
 	standIn             *idptest.Server
 	provider            string // renewd's id of it

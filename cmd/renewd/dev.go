@@ -40,7 +40,8 @@ const (
 	devState   = "stand-in.json"
 )
 
-// Run tries renewd out: everything embedded, a stand-in for PropelAuth, and an app that signs its users in.
+// Run tries renewd out: everything embedded, a stand-in for PropelAuth, and an app that signs its
+// users in.
 func (d devCommand) Run(ctx context.Context, a *app, c *cli) error {
 	if c.File != "" {
 		return usageError{errors.New("dev takes no settings file: it brings its own provider, store and NATS; to run with yours: " + a.name + " serve")}
@@ -73,8 +74,8 @@ func (d devCommand) Run(ctx context.Context, a *app, c *cli) error {
 	return err
 }
 
-// devSettings may be set for this command too. The rest of the environment describes somebody's real installation, which
-// must not meet the stand-in.
+// devSettings may be set for this command too. The rest of the environment describes somebody's
+// real installation, which must not meet the stand-in.
 func devSettings() []string {
 	return []string{
 		"RENEWD_DATA_DIR", "RENEWD_NATS_LISTEN", "RENEWD_NATS_USER", "RENEWD_NATS_PASSWORD", "RENEWD_NATS_PASSWORD_FILE", "RENEWD_NATS_TOKEN",
@@ -94,7 +95,8 @@ func (d devCommand) settings(ctx context.Context, a *app, provider string) (*con
 			given[name] = true
 		}
 	}
-	// Where others listen already, the next free port does; where the environment says which, it must be that one.
+	// Where others listen already, the next free port does; where the environment says which, it
+	// must be that one.
 	for name, addr := range map[string]string{"RENEWD_NATS_LISTEN": devNATS, "RENEWD_HTTP_ADDR": devHTTP} {
 		if given[name] {
 			continue
@@ -114,8 +116,8 @@ func (d devCommand) settings(ctx context.Context, a *app, provider string) (*con
 		return nil, usageError{err}
 	}
 	conf.DataDir = filepath.Join(conf.DataDir, devFolder)
-	// As all goes faster here, a refused user is asked again after seconds; and renewals are spread, to see them come one
-	// by one.
+	// As all goes faster here, a refused user is asked again after seconds; and renewals are
+	// spread, to see them come one by one.
 	policy := &conf.Providers[0].Policy
 	policy.Floor, policy.ConfirmMin, policy.ConfirmMax, policy.RetryMax = time.Second, 2*time.Second, 3*time.Second, 10*time.Second
 	policy.JitterShare = 0.4
@@ -183,8 +185,8 @@ func (w *devWorld) restore() error {
 	return nil
 }
 
-// keep saves the stand-in's sessions every second and at the end, so that little is lost if this process is killed: a
-// provider that forgot its sessions would refuse everybody.
+// keep saves the stand-in's sessions every second and at the end, so that little is lost if this
+// process is killed: a provider that forgot its sessions would refuse everybody.
 func (w *devWorld) keep(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()

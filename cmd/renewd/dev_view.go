@@ -15,7 +15,8 @@ import (
 	"golang.org/x/term"
 )
 
-// screen prints lines. On a terminal it keeps the newest summary below them. Safe for concurrent use.
+// screen prints lines. On a terminal it keeps the newest summary below them. Safe for concurrent
+// use.
 type screen struct {
 	live bool // it is a terminal
 	mu   sync.Mutex

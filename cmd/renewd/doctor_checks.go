@@ -93,7 +93,8 @@ func (x *examination) parked(ctx context.Context) finding {
 		Advice: "the store did not take them; they are applied once it does. If it is back, and they stay for minutes: is renewd running?"}
 }
 
-// provider looks at what is known of a provider's health, and whether it answers. No token is shown to it.
+// provider looks at what is known of a provider's health, and whether it answers. No token is shown
+// to it.
 func (x *examination) provider(ctx context.Context, s providerSettings, connected bool) finding {
 	client, err := x.plant.client(s)
 	if err != nil {

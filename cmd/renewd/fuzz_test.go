@@ -6,8 +6,9 @@ import (
 	"testing"
 )
 
-// Whatever a settings file says, the answer is settings that keep to their ranges, or an error that says where; and neither
-// the error nor what config print shows holds a secret that came from the environment.
+// Whatever a settings file says, the answer is settings that keep to their ranges, or an error that
+// says where; and neither the error nor what config print shows holds a secret that came from the
+// environment.
 func FuzzSettings(f *testing.F) {
 	const secret = "s3cret-that-nobody-may-see"
 	for _, seed := range []string{

@@ -179,7 +179,8 @@ func finish(f *os.File, raw []byte) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// replaceFile writes a file that only its owner may read so that either the old or the new content is there at any time.
+// replaceFile writes a file that only its owner may read so that either the old or the new content
+// is there at any time.
 func replaceFile(path string, raw []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 // part is something that runs until its context ends. An error says that it ended by itself.
 type part func(context.Context) error
 
-// runLayers runs all parts until ctx ends or one of them fails. Then it ends them layer by layer, the last layer first:
-// what others stand on goes on until they are done. It returns what failed.
+// runLayers runs all parts until ctx ends or one of them fails. Then it ends them layer by layer,
+// the last layer first: what others stand on goes on until they are done. It returns what failed.
 func runLayers(ctx context.Context, layers ...[]part) error {
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)

@@ -1,7 +1,8 @@
-// Command renewd keeps the OAuth tokens and profiles of signed-in users fresh, driven by NATS JetStream.
+// Command renewd keeps the OAuth tokens and profiles of signed-in users fresh, driven by NATS
+// JetStream.
 //
-// It is where everything is joined, and the only package that reads the environment, writes to a terminal, handles
-// signals and loads the OpenTelemetry SDK. It holds no rule of a renewal.
+// It is where everything is joined, and the only package that reads the environment, writes to a
+// terminal, handles signals and loads the OpenTelemetry SDK. It holds no rule of a renewal.
 package main
 
 import (

@@ -61,8 +61,8 @@ func natsEvents(logger *slog.Logger) []nats.Option {
 	}
 }
 
-// connect opens a connection for a command that publishes or reads: to the NATS of the settings, or where renewd dev
-// listens.
+// connect opens a connection for a command that publishes or reads: to the NATS of the settings, or
+// where renewd dev listens.
 func (a *app) connect(conf *configuration, server string) (*nats.Conn, error) {
 	url, opts, err := conf.natsOptions(a.environ)
 	if err != nil {
@@ -86,7 +86,8 @@ func (a *app) connect(conf *configuration, server string) (*nats.Conn, error) {
 	return nc, nil
 }
 
-// patiently calls try until it succeeds, with a line in the log for each failure, for at most limit.
+// patiently calls try until it succeeds, with a line in the log for each failure, for at most
+// limit.
 func patiently(ctx context.Context, logger *slog.Logger, limit time.Duration, what, settings string, try func(context.Context) error) error {
 	deadline := time.Now().Add(limit)
 	for wait := 250 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
@@ -113,7 +114,8 @@ func patiently(ctx context.Context, logger *slog.Logger, limit time.Duration, wh
 	}
 }
 
-// options is what x says about how to connect. Files are read when the connection is made, and again when it is made anew.
+// options is what x says about how to connect. Files are read when the connection is made, and
+// again when it is made anew.
 func (x natsContext) options() []nats.Option {
 	var opts []nats.Option
 	add := func(set bool, o func() nats.Option) {

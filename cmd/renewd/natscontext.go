@@ -32,7 +32,8 @@ type natsContext struct {
 	UserJWT   string `json:"user_jwt"`
 }
 
-// readNATSContext reads the context with this name from where the nats CLI keeps it, or from a file if name is a path.
+// readNATSContext reads the context with this name from where the nats CLI keeps it, or from a file
+// if name is a path.
 func readNATSContext(name string, environ []string) (natsContext, error) {
 	path := name
 	if !strings.ContainsRune(name, os.PathSeparator) && !strings.HasSuffix(name, ".json") {

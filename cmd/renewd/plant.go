@@ -38,8 +38,8 @@ type store struct {
 	close func()
 }
 
-// build brings everything up, in the order in which it stands on one another. It waits for NATS and the database as long
-// as the settings say. After an error nothing is left behind.
+// build brings everything up, in the order in which it stands on one another. It waits for NATS and
+// the database as long as the settings say. After an error nothing is left behind.
 func build(ctx context.Context, conf *configuration, environ []string, log *slog.Logger, tel *telemetry, say func(string)) (p *plant, err error) {
 	p = &plant{conf: conf, log: log, tel: tel}
 	defer func() {
@@ -83,8 +83,8 @@ func (p *plant) close() {
 	}
 }
 
-// loadKeys reads the keyring. Only where NATS is embedded, and so this process alone, may it make one: two processes that
-// each made their own could not read each other's grants.
+// loadKeys reads the keyring. Only where NATS is embedded, and so this process alone, may it make
+// one: two processes that each made their own could not read each other's grants.
 func (p *plant) loadKeys() (*seal.Keyring, error) {
 	path := p.conf.keysFile()
 	ring, err := loadKeys(path)
@@ -100,9 +100,9 @@ func (p *plant) loadKeys() (*seal.Keyring, error) {
 	return ring, nil
 }
 
-// serverGC is how much the heap of a process with a NATS server grows between two collections, in percent. The server's
-// index of every grant is most of that heap and lives as long as they do: marking it at each doubling would be the dearest
-// part of a renewal (docs/performance.md).
+// serverGC is how much the heap of a process with a NATS server grows between two collections, in
+// percent. The server's index of every grant is most of that heap and lives as long as they do:
+// marking it at each doubling would be the dearest part of a renewal (docs/performance.md).
 const serverGC = 200
 
 // collectLess applies serverGC, unless GOGC says something else.
@@ -160,7 +160,8 @@ func (p *plant) streams(ctx context.Context) (err error) {
 		return err
 	}
 	return patiently(ctx, p.log, p.conf.StartTimeout, "the streams", "RENEWD_NATS_URL", func(ctx context.Context) error {
-		// A request that no leader hears is never answered: short, so that it is asked again as soon as there is one.
+		// A request that no leader hears is never answered: short, so that it is asked again as
+		// soon as there is one.
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
 		if err := p.ensureStreams(ctx); err != nil {
@@ -192,8 +193,8 @@ func (p *plant) ensureStreams(ctx context.Context) error {
 	}
 }
 
-// brakedOnly reports whether all that differs is how many renewals may be in hand: a provider in trouble is slowed down by
-// that, and its guard puts it right.
+// brakedOnly reports whether all that differs is how many renewals may be in hand: a provider in
+// trouble is slowed down by that, and its guard puts it right.
 func brakedOnly(plan stream.Changes) bool {
 	for _, i := range plan.Items {
 		for _, d := range i.Differences {
@@ -208,8 +209,8 @@ func brakedOnly(plan stream.Changes) bool {
 	return true
 }
 
-// publishKeys puts the public key where publishers find it, unless another keyring's is there: then this process could not
-// open what the others seal, nor they what it does.
+// publishKeys puts the public key where publishers find it, unless another keyring's is there: then
+// this process could not open what the others seal, nor they what it does.
 func (p *plant) publishKeys(ctx context.Context) error {
 	there, err := p.engine.Keys(ctx)
 	if err != nil {

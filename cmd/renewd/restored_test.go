@@ -14,7 +14,8 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// publishedLater makes the store look restored: an outcome of a later record, with another refresh token, is there.
+// publishedLater makes the store look restored: an outcome of a later record, with another refresh
+// token, is there.
 func publishedLater(t *testing.T, url, user string) {
 	t.Helper()
 	nc, err := nats.Connect(url)

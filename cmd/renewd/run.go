@@ -60,8 +60,8 @@ func (e usageError) Unwrap() error { return e.error }
 // errSilent ends a command with exit code 1 that has said why already.
 var errSilent = errors.New("failed")
 
-// run is the program: args is the command line with the program's name, the return value is the exit code. It returns
-// when the command is done, or soon after ctx is.
+// run is the program: args is the command line with the program's name, the return value is the
+// exit code. It returns when the command is done, or soon after ctx is.
 func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	a := &app{name: callName(args[0]), environ: environ, stdin: stdin, stdout: stdout, stderr: stderr}
 	return a.run(ctx, args[1:])

@@ -8,11 +8,12 @@ import (
 	"github.com/renewd/renewd/internal/guard"
 )
 
-// settings is all that can be set. A setting is key in the settings file and RENEWD_KEY in the environment, which wins;
-// one that holds a secret can also come from a file, named by key_file or RENEWD_KEY_FILE.
+// settings is all that can be set. A setting is key in the settings file and RENEWD_KEY in the
+// environment, which wins; one that holds a secret can also come from a file, named by key_file or
+// RENEWD_KEY_FILE.
 //
-// The tags are the reference: key, its default, what it means, the values it may have (oneof) or the range (min, max).
-// show:"url" prints a secret as the address it is, without its password.
+// The tags are the reference: key, its default, what it means, the values it may have (oneof) or
+// the range (min, max). show:"url" prints a secret as the address it is, without its password.
 type settings struct {
 	NATSURL      string       `key:"nats_url" doc:"NATS servers to use, separated by commas; empty runs one inside this process"`
 	NATSListen   string       `key:"nats_listen" doc:"host:port on which the embedded NATS server listens for other services; empty: nowhere. Beyond loopback it needs nats_user and nats_password, or nats_token"`
@@ -48,12 +49,13 @@ type settings struct {
 	LogLevel     string        `key:"log_level" default:"info" oneof:"debug,info,warn,error" doc:"what is logged"`
 	LogFormat    string        `key:"log_format" default:"text" oneof:"text,json" doc:"how it is logged, on standard error"`
 
-	// Providers come from the file's list. One of them can be described, or have settings replaced, by the environment.
+	// Providers come from the file's list. One of them can be described, or have settings replaced,
+	// by the environment.
 	Providers []providerSettings
 }
 
-// providerSettings is one provider: an entry of providers in the settings file, or the env names for the one that the
-// environment describes.
+// providerSettings is one provider: an entry of providers in the settings file, or the env names
+// for the one that the environment describes.
 type providerSettings struct {
 	ID           string        `key:"id" env:"RENEWD_PROVIDER_ID" default:"propelauth" doc:"the provider's name in subjects and stored records: a-z, 0-9 and -; never change it"`
 	Preset       string        `key:"preset" env:"RENEWD_PROVIDER_PRESET" default:"propelauth" doc:"which provider this is: propelauth, auth0, okta, entra, google, keycloak, cognito, github, or oidc for any other with a discovery document"`
@@ -76,7 +78,8 @@ type providerSettings struct {
 	Guard  guardSettings
 }
 
-// policySettings is when and how one provider's grants are renewed: grant.Policy in the settings file, under policy.
+// policySettings is when and how one provider's grants are renewed: grant.Policy in the settings
+// file, under policy.
 type policySettings struct {
 	Lifetime     time.Duration `key:"lifetime" default:"30m" min:"1s" doc:"of an access token whose provider does not say"`
 	MaxLifetime  time.Duration `key:"max_lifetime" default:"24h" min:"1m" doc:"longest life of an access token that a provider or a publisher is believed"`
@@ -93,8 +96,8 @@ type policySettings struct {
 	ConfirmMax   time.Duration `key:"confirm_max" default:"60s" min:"1ms" doc:"longest wait before that"`
 }
 
-// guardSettings is when a provider is not believed, and when it is left alone: guard.Rules in the settings file, under
-// guard.
+// guardSettings is when a provider is not believed, and when it is left alone: guard.Rules in the
+// settings file, under guard.
 type guardSettings struct {
 	Window     time.Duration `key:"window" default:"10m" min:"1s" max:"1h" doc:"in which refused users are weighed against renewed ones"`
 	DeadMin    int           `key:"dead_min" default:"10" min:"1" doc:"refused users in it from which on the provider may be in doubt"`

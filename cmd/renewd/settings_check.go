@@ -16,7 +16,8 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// check holds the settings against one another and against what their text must be. It lists every mistake.
+// check holds the settings against one another and against what their text must be. It lists every
+// mistake.
 func (c *configuration) check() []error {
 	var found []error
 	say := func(key string, err error) {
@@ -189,7 +190,8 @@ func loopback(addr string) bool {
 	return host == "localhost" || err == nil && ip.IsLoopback()
 }
 
-// checkDatabaseURL says what is wrong with a database address without repeating it: pgx's own errors quote it.
+// checkDatabaseURL says what is wrong with a database address without repeating it: pgx's own
+// errors quote it.
 func checkDatabaseURL(text string) error {
 	if text == "" {
 		return nil

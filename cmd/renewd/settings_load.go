@@ -20,16 +20,16 @@ type configuration struct {
 	origins map[string]string // path of a setting ("nats_url", "providers[0].client_id") to its origin; absent: the default
 }
 
-// loader fills in a configuration layer by layer: defaults, file, environment. It gathers every mistake, so that an
-// operator sees all of them at once.
+// loader fills in a configuration layer by layer: defaults, file, environment. It gathers every
+// mistake, so that an operator sees all of them at once.
 type loader struct {
 	c        *configuration
 	env      map[string]string
 	mistakes []error
 }
 
-// load reads the settings from the file (if not empty, else the one RENEWD_CONFIG names) and the environment. The error
-// lists every mistake, each with the name of its setting.
+// load reads the settings from the file (if not empty, else the one RENEWD_CONFIG names) and the
+// environment. The error lists every mistake, each with the name of its setting.
 func load(file string, environ []string) (*configuration, error) {
 	l := &loader{c: &configuration{file: file, origins: map[string]string{}}, env: map[string]string{}}
 	for _, kv := range environ {
@@ -79,8 +79,8 @@ func (l *loader) newProvider() providerSettings {
 	return p
 }
 
-// readFile applies the settings file. It walks the document itself rather than decoding it, to name the line and the
-// nearest known setting of each mistake.
+// readFile applies the settings file. It walks the document itself rather than decoding it, to name
+// the line and the nearest known setting of each mistake.
 func (l *loader) readFile(path string) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -206,7 +206,8 @@ func secretFile(path string) (string, error) {
 	return text, nil
 }
 
-// unknownEnv refuses every RENEWD_ variable that is no setting: a mistyped one would else be a default that nobody chose.
+// unknownEnv refuses every RENEWD_ variable that is no setting: a mistyped one would else be a
+// default that nobody chose.
 func (l *loader) unknownEnv() {
 	known := []string{configEnv}
 	for _, r := range allSettings() {
@@ -227,7 +228,8 @@ func (l *loader) unknownEnv() {
 	}
 }
 
-// serviceLink recognises what Kubernetes puts into the environment of every container beside a service named renewd.
+// serviceLink recognises what Kubernetes puts into the environment of every container beside a
+// service named renewd.
 func serviceLink(name, value string) bool {
 	return strings.HasSuffix(name, "_SERVICE_HOST") || strings.Contains(name+"_", "_SERVICE_PORT_") ||
 		strings.Contains(name+"_", "_PORT_") && (strings.Contains(value, "://") || strings.Contains(name, "_TCP_") || strings.Contains(name, "_UDP_"))
@@ -264,8 +266,8 @@ func (l *loader) fromEnv(target reflect.Value, rows []setting, path string) {
 	}
 }
 
-// providerFromEnv applies the environment's provider settings: to the provider of the file with RENEWD_PROVIDER_ID, or
-// the only one there, else to one more.
+// providerFromEnv applies the environment's provider settings: to the provider of the file with
+// RENEWD_PROVIDER_ID, or the only one there, else to one more.
 func (l *loader) providerFromEnv() {
 	set := func(r setting) bool { return l.env[r.env] != "" || r.secret && l.env[r.env+"_FILE"] != "" }
 	if !slices.ContainsFunc(slices.Concat(providerTable(), policyTable(), guardTable()), set) {

@@ -13,7 +13,8 @@ import (
 	"github.com/renewd/renewd/internal/grant"
 )
 
-// print writes the settings as a settings file, each with where its value comes from. Secrets are not in it.
+// print writes the settings as a settings file, each with where its value comes from. Secrets are
+// not in it.
 func (c *configuration) print(w io.Writer) {
 	c.printRows(w, reflect.ValueOf(c.settings), mainTable(), "", "")
 	if len(c.Providers) == 0 {
@@ -72,8 +73,8 @@ func (r setting) text(from reflect.Value) string {
 
 const hidden = "[redacted]"
 
-// redactURL is text without what could be a password: an address whose user part is cut down to a name, or hidden
-// altogether. A NATS address with nothing but a user holds a token there.
+// redactURL is text without what could be a password: an address whose user part is cut down to a
+// name, or hidden altogether. A NATS address with nothing but a user holds a token there.
 func redactURL(text string) string {
 	if text == "" {
 		return ""

@@ -52,7 +52,8 @@ func (s standInCommand) Run(ctx context.Context, a *app, c *cli) error {
 `, l.Addr(), a.name)
 	mux := http.NewServeMux()
 	mux.Handle("/", server)
-	// What `renewd healthcheck` asks for, so that one health check serves every container of the image.
+	// What `renewd healthcheck` asks for, so that one health check serves every container of the
+	// image.
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, readiness{Status: "ok"}) })
 	parts := []part{func(ctx context.Context) error { return serveHTTP(ctx, l, mux, slog.New(slog.DiscardHandler)) }}
 	if s.Users > 0 {

@@ -30,7 +30,8 @@ func (p *plant) openStore(ctx context.Context) error {
 	return nil
 }
 
-// databaseConns is enough for the batches that are under way at a time; more would only wait for one another.
+// databaseConns is enough for the batches that are under way at a time; more would only wait for
+// one another.
 const databaseConns = 16
 
 // client is p as package idp takes it, but for the certificates.

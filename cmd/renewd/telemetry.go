@@ -40,8 +40,9 @@ type telemetry struct {
 	stop       func(context.Context) error
 }
 
-// newTelemetry sets up metrics for Prometheus, and exports metrics and traces by OTLP where the usual OTEL_ variables say
-// so. Those that the SDK reads itself (endpoint, headers, sampler, resource attributes) are not looked at here.
+// newTelemetry sets up metrics for Prometheus, and exports metrics and traces by OTLP where the
+// usual OTEL_ variables say so. Those that the SDK reads itself (endpoint, headers, sampler,
+// resource attributes) are not looked at here.
 func newTelemetry(ctx context.Context, environ []string, logger *slog.Logger) (*telemetry, error) {
 	env := otelEnv(environ)
 	if p := env.get("OTEL_EXPORTER_OTLP_PROTOCOL"); p != "" && p != "http/protobuf" {
@@ -102,8 +103,8 @@ func (e otelEnv) get(name string) string {
 	return ""
 }
 
-// exports reports whether a signal (TRACES, METRICS) goes out by OTLP: if an endpoint is set, unless its exporter is set
-// to something else.
+// exports reports whether a signal (TRACES, METRICS) goes out by OTLP: if an endpoint is set,
+// unless its exporter is set to something else.
 func (e otelEnv) exports(signal string) bool {
 	if strings.EqualFold(e.get("OTEL_SDK_DISABLED"), "true") {
 		return false

@@ -64,7 +64,8 @@ func TestTelemetryWithoutOTLP(t *testing.T) {
 	}
 }
 
-// The exporters read their endpoint from the process's own environment, so this test cannot run beside others.
+// The exporters read their endpoint from the process's own environment, so this test cannot run
+// beside others.
 func TestTelemetryExportsByOTLP(t *testing.T) {
 	var mu sync.Mutex
 	seen := map[string]string{}

@@ -45,7 +45,8 @@ func (f userFlags) open(ctx context.Context, a *app, c *cli) (*plant, grant.Key,
 	return p, grant.Key{Provider: f.Provider, User: f.User}, err
 }
 
-// openPlant connects to the store and the streams of the settings, as serve does, but changes nothing.
+// openPlant connects to the store and the streams of the settings, as serve does, but changes
+// nothing.
 func (a *app) openPlant(ctx context.Context, conf *configuration, server string) (*plant, error) {
 	tel, err := newTelemetry(ctx, nil, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -170,11 +171,13 @@ type userForget struct {
 	NoRevoke bool `help:"Leave the user's session at the provider as it is. Without this flag the refresh token is revoked first."`
 }
 
-// forgetClaim is how long an erasure waits for whoever has the user in hand, and then keeps others away.
+// forgetClaim is how long an erasure waits for whoever has the user in hand, and then keeps others
+// away.
 const (
 	forgetClaim = time.Minute
 	forgetRetry = 250 * time.Millisecond
-	// forgetLook is longer than any worker goes on with a user, publishing included, without looking whether there still is one.
+	// forgetLook is longer than any worker goes on with a user, publishing included, without
+	// looking whether there still is one.
 	forgetLook = 12 * time.Second
 )
 
@@ -213,9 +216,9 @@ func (u userForget) Run(ctx context.Context, a *app, c *cli) error {
 	return err
 }
 
-// forget leaves a tombstone in the record's place, so that no login of before brings the user back, and only then waits for
-// what workers have in hand, and erases all that is left of the user. A login that comes later stays. It returns the version
-// of the tombstone.
+// forget leaves a tombstone in the record's place, so that no login of before brings the user back,
+// and only then waits for what workers have in hand, and erases all that is left of the user. A
+// login that comes later stays. It returns the version of the tombstone.
 func (p *plant) forget(ctx context.Context, k grant.Key, cause schema.Cause, revoke revoke) (version int64, err error) {
 	newest, err := p.engine.NewestLogin(ctx)
 	if err != nil {
@@ -264,8 +267,8 @@ func (p *plant) rearm(ctx context.Context, k grant.Key) error {
 	return nil
 }
 
-// entomb puts a tombstone in the record's place, once whoever has it in hand is done, and revokes the tokens that were there
-// before that.
+// entomb puts a tombstone in the record's place, once whoever has it in hand is done, and revokes
+// the tokens that were there before that.
 func (p *plant) entomb(
 	ctx context.Context, k grant.Key, upTo grant.Order, t grant.Turn, revoke revoke,
 ) (grant.Grant, error) {

@@ -55,7 +55,8 @@ func inHand(t *testing.T, p *plant, base, durable string) jetstream.Msg {
 	return m
 }
 
-// A login that a worker has in hand while its user is erased does not bring the user back, and the erasure waits for it.
+// A login that a worker has in hand while its user is erased does not bring the user back, and the
+// erasure waits for it.
 func TestAnErasureWaitsForALoginInHandAndKeepsItOut(t *testing.T) {
 	p := openedPlant(t)
 	k := grant.Key{Provider: "propelauth", User: "jane@example.com"}
@@ -173,8 +174,8 @@ func TestAnErasureRevokesFirst(t *testing.T) {
 	}
 }
 
-// Of a login that comes while its user is erased, and is proven before that is over, services are told once more: what they
-// were told was erased with the rest.
+// Of a login that comes while its user is erased, and is proven before that is over, services are
+// told once more: what they were told was erased with the rest.
 func TestALoginDuringAnErasureIsToldAgain(t *testing.T) {
 	p := openedPlant(t)
 	k := grant.Key{Provider: "propelauth", User: "u17"}

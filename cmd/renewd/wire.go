@@ -43,7 +43,8 @@ func (p *plant) layers(ctx context.Context) ([][]part, error) {
 	return [][]part{ground, support, runners}, nil
 }
 
-// watchServer notices that the embedded server ended by itself. At the end close shuts it down, after the connection.
+// watchServer notices that the embedded server ended by itself. At the end close shuts it down,
+// after the connection.
 func (p *plant) watchServer(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()

@@ -1,10 +1,11 @@
-// Package login is the consumer of user.login: it opens the sealed tokens, makes them the candidate of their user's grant, and
-// wakes it.
+// Package login is the consumer of user.login: it opens the sealed tokens, makes them the candidate
+// of their user's grant, and wakes it.
 //
-// It is the only place where a grant comes to be. It makes no call to a provider and so never waits behind one: whether a
-// candidate's tokens are its user's is for the refresh consumer to find out, and until then nothing that is proven of the
-// user changes. It never touches an outcome. A Consumer is safe for concurrent use, by many messages and processes: the
-// newest login of a user wins by its place in the stream, whatever order they are handled in.
+// It is the only place where a grant comes to be. It makes no call to a provider and so never waits
+// behind one: whether a candidate's tokens are its user's is for the refresh consumer to find out,
+// and until then nothing that is proven of the user changes. It never touches an outcome. A
+// Consumer is safe for concurrent use, by many messages and processes: the newest login of a user
+// wins by its place in the stream, whatever order they are handled in.
 package login
 
 import (
@@ -44,7 +45,8 @@ type Stream interface {
 	Newest(ctx context.Context, k grant.Key) (grant.Mark, error)
 	// LoginsCreated is when the stream was made that gave a login this sequence.
 	LoginsCreated(ctx context.Context, sequence uint64) (time.Time, error)
-	// DeferLogin has the login come again at that time, on another subject, with its place among all logins.
+	// DeferLogin has the login come again at that time, on another subject, with its place among
+	// all logins.
 	DeferLogin(ctx context.Context, k grant.Key, at time.Time, order grant.Order, deferrals int, h schema.Header, data []byte) error
 	// ParseDeferred reads a login that DeferLogin put off: h is its own header.
 	ParseDeferred(subject string, header schema.Header) (k grant.Key, order grant.Order, deferrals int, h schema.Header, err error)
@@ -59,10 +61,11 @@ type Config struct {
 	Policies map[string]grant.Policy
 	// Open opens the sealed tokens; its errors must not quote them.
 	Open func(jwe string) (Opened, error)
-	// KeyMissing reports whether an error says that the key is not in this worker's keyring: another worker may have it.
+	// KeyMissing reports whether an error says that the key is not in this worker's keyring:
+	// another worker may have it.
 	KeyMissing func(error) bool
-	// MaxSealAge is how long before the stream took a login its tokens may have been sealed. Default 5 min; a publisher whose
-	// outbox may take longer needs more.
+	// MaxSealAge is how long before the stream took a login its tokens may have been sealed.
+	// Default 5 min; a publisher whose outbox may take longer needs more.
 	MaxSealAge time.Duration
 	Now        func() time.Time
 	Rand       func() float64 // draws from [0,1); safe for concurrent use
@@ -91,10 +94,12 @@ func New(c Config) (*Consumer, error) {
 const (
 	// skew is how far a publisher's clock may be ahead of the stream's.
 	skew = 5 * time.Minute
-	// keyWait is how long a login waits for a worker that has its key: while keys are rotated, not all have it.
+	// keyWait is how long a login waits for a worker that has its key: while keys are rotated, not
+	// all have it.
 	keyWait = time.Hour
-	// recordWait is how often a login is put off, half a minute in all, before it takes the place of a record whose key is
-	// missing: while keys are rotated another worker can read it, and once the keyring is lost nobody can.
+	// recordWait is how often a login is put off, half a minute in all, before it takes the place
+	// of a record whose key is missing: while keys are rotated another worker can read it, and once
+	// the keyring is lost nobody can.
 	recordWait = 4
 )
 
@@ -111,7 +116,8 @@ type arrived struct {
 	deferrals int
 }
 
-// Handle makes one login the candidate of its user's grant and wakes the grant. Its error is a verdict of package consumers.
+// Handle makes one login the candidate of its user's grant and wakes the grant. Its error is a
+// verdict of package consumers.
 func (c *Consumer) Handle(ctx context.Context, m *consumers.Message) error {
 	a, err := c.arrival(ctx, m)
 	if err != nil {
@@ -182,8 +188,8 @@ func (c *Consumer) handle(ctx context.Context, a arrived) error {
 	return nil
 }
 
-// PutOff has a login that failed again and again come back later, so that it does not hold a place meanwhile. Its signature
-// is that of consumers.Config.PutOff.
+// PutOff has a login that failed again and again come back later, so that it does not hold a place
+// meanwhile. Its signature is that of consumers.Config.PutOff.
 func (c *Consumer) PutOff(ctx context.Context, m *consumers.Message, cause error) error {
 	a, err := c.arrival(ctx, m)
 	if err != nil {
@@ -224,9 +230,9 @@ func (c *Consumer) decode(a arrived) (schema.Event, error) {
 	})
 }
 
-// open reads the message and its sealed part, and holds the two against each other: a seal made for another user,
-// provider or time is refused, so that nobody's tokens can be filed under somebody else. The time is the stream's, since
-// what an event says of its own time is its sender's word.
+// open reads the message and its sealed part, and holds the two against each other: a seal made for
+// another user, provider or time is refused, so that nobody's tokens can be filed under somebody
+// else. The time is the stream's, since what an event says of its own time is its sender's word.
 func (c *Consumer) open(a arrived) (schema.Event, grant.Candidate, error) {
 	e, err := c.decode(a)
 	if err != nil {
@@ -275,9 +281,10 @@ func (c *Consumer) refusal(e schema.Event, o Opened, took time.Time) error {
 	return nil
 }
 
-// store makes the login the candidate of its user's grant, unless the record knows of it already, and tells whether the
-// grant is to be woken for it. The record's version goes beyond all that was published of the user, also where the store has
-// none of it: else subscribers would take its outcomes for older than what they know.
+// store makes the login the candidate of its user's grant, unless the record knows of it already,
+// and tells whether the grant is to be woken for it. The record's version goes beyond all that was
+// published of the user, also where the store has none of it: else subscribers would take its
+// outcomes for older than what they know.
 func (c *Consumer) store(ctx context.Context, a arrived, k grant.Key, candidate grant.Candidate) (wake bool, err error) {
 	published, err := c.c.Stream.Newest(ctx, k)
 	if err != nil {
@@ -312,8 +319,9 @@ func (c *Consumer) store(ctx context.Context, a arrived, k grant.Key, candidate 
 	}
 }
 
-// load returns the record, the zero Grant if there is none. Of one that cannot be read a login needs the place only; but as
-// long as a key is missing in this keyring alone, another worker may read it.
+// load returns the record, the zero Grant if there is none. Of one that cannot be read a login
+// needs the place only; but as long as a key is missing in this keyring alone, another worker may
+// read it.
 func (c *Consumer) load(ctx context.Context, a arrived, k grant.Key) (grant.Grant, error) {
 	cur, err := c.c.Store.Load(ctx, k)
 	switch {
@@ -326,8 +334,9 @@ func (c *Consumer) load(ctx context.Context, a arrived, k grant.Key) (grant.Gran
 	return cur, err
 }
 
-// candidateOf measures the access token's life: by what the login says, else by the token's own exp, else by the policy. It
-// counts from when the tokens were sealed, or from when the stream took them if that was earlier by its clock.
+// candidateOf measures the access token's life: by what the login says, else by the token's own
+// exp, else by the policy. It counts from when the tokens were sealed, or from when the stream took
+// them if that was earlier by its clock.
 func candidateOf(e schema.Event, o Opened, order grant.Order, policy grant.Policy) grant.Candidate {
 	from := o.SealedAt
 	if order.Time.Before(from) {
@@ -359,7 +368,8 @@ func candidateOf(e schema.Event, o Opened, order grant.Order, policy grant.Polic
 	return grant.Candidate{Pair: p, Cause: cause, Login: order}
 }
 
-// jwtExpiry reads exp of a JWT without checking anything else: the token is the provider's business. Zero if there is none.
+// jwtExpiry reads exp of a JWT without checking anything else: the token is the provider's
+// business. Zero if there is none.
 func jwtExpiry(token string) time.Time {
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 {

@@ -201,7 +201,8 @@ func TestAnOldSealIsRefusedWhateverTheEventSays(t *testing.T) {
 	}
 }
 
-// The same login again, however long after and however often its tokens were rotated since, changes nothing and is answered.
+// The same login again, however long after and however often its tokens were rotated since, changes
+// nothing and is answered.
 func TestALoginPublishedAgainLaterIsAReplay(t *testing.T) {
 	w := newWorld(t)
 	c := w.consumer()
@@ -258,8 +259,8 @@ func TestALoginReplacesARecordThatCannotBeRead(t *testing.T) {
 	}
 }
 
-// While keys are rotated a worker without the new key leaves a login to the others, and holds no place with it; after an
-// hour nobody has the key.
+// While keys are rotated a worker without the new key leaves a login to the others, and holds no
+// place with it; after an hour nobody has the key.
 func TestALoginWaitsForItsKey(t *testing.T) {
 	w := newWorld(t)
 	w.missing = true

@@ -6,9 +6,10 @@ import (
 	"sync"
 )
 
-// backlog bounds the pairs that a provider has answered with and that are not saved yet. They are what a kill -9 costs
-// where the provider forgives nothing, so tokens are presented no faster than the store keeps up. A presentation calls
-// room, and then either answered and saved or none. It is safe for concurrent use.
+// backlog bounds the pairs that a provider has answered with and that are not saved yet. They are
+// what a kill -9 costs where the provider forgives nothing, so tokens are presented no faster than
+// the store keeps up. A presentation calls room, and then either answered and saved or none. It is
+// safe for concurrent use.
 type backlog struct {
 	limit int
 
@@ -50,7 +51,8 @@ func (b *backlog) saved() { b.end(-1) }
 // none: no pair came.
 func (b *backlog) none() { b.end(0) }
 
-// end lets in as many as there is room for. Whoever is let in comes back here, so nobody waits for ever.
+// end lets in as many as there is room for. Whoever is let in comes back here, so nobody waits for
+// ever.
 func (b *backlog) end(change int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -62,7 +62,8 @@ func TestALoginThatComesLateIsProvenByItsRefreshToken(t *testing.T) {
 	}
 }
 
-// Whoever may publish can seal anything for anybody: it costs a call or two, and never the session that is proven.
+// Whoever may publish can seal anything for anybody: it costs a call or two, and never the session
+// that is proven.
 func TestALoginThatIsNotProvenCostsNoSession(t *testing.T) {
 	for name, tt := range map[string]struct {
 		left  time.Duration
@@ -127,7 +128,8 @@ func TestALoginThatIsNotProvenMakesNoGrant(t *testing.T) {
 	}
 }
 
-// As long as logins keep coming that are never proven, the proven tokens are renewed in time all the same.
+// As long as logins keep coming that are never proven, the proven tokens are renewed in time all
+// the same.
 func TestLoginsWithoutEndDoNotStarveTheProvenPair(t *testing.T) {
 	w := newWorld(t)
 	w.strangers = map[string]error{}
@@ -220,7 +222,8 @@ func TestKilledAtEachStepOfALogin(t *testing.T) {
 	}
 }
 
-// An answer to the proven pair that comes after a login was stored, and before it is proven, is saved beside it.
+// An answer to the proven pair that comes after a login was stored, and before it is proven, is
+// saved beside it.
 func TestAnAnswerInFlightIsSavedBesideACandidate(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 10*time.Second)
@@ -244,7 +247,8 @@ func TestAnAnswerInFlightIsSavedBesideACandidate(t *testing.T) {
 	}
 }
 
-// A candidate's pair that was parked when its worker died comes back to the candidate, whatever work finds it.
+// A candidate's pair that was parked when its worker died comes back to the candidate, whatever
+// work finds it.
 func TestAParkedPairOfACandidateComesBackToIt(t *testing.T) {
 	for name, next := range map[string]grant.Work{"the login's": {}, "a request": work("r1"), "a timer": {Cause: schema.Cause{ID: "t", Type: schema.CauseTimer}}} {
 		t.Run(name, func(t *testing.T) {
@@ -283,7 +287,8 @@ func TestAParkedPairOfACandidateComesBackToIt(t *testing.T) {
 	}
 }
 
-// Without a refresh token a user stays signed in until the access token ends, whoever asks, and whatever one 401 says.
+// Without a refresh token a user stays signed in until the access token ends, whoever asks, and
+// whatever one 401 says.
 func TestWithoutARefreshTokenNobodyIsSignedOutEarly(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 5*time.Minute)

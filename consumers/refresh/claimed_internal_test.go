@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// A call is ended just before its claim runs out, counted from the last extension; one that is answered is not.
+// A call is ended just before its claim runs out, counted from the last extension; one that is
+// answered is not.
 func TestTheEndOfAClaimEndsTheCall(t *testing.T) {
 	const lasts = 10 * time.Second
 	for name, tt := range map[string]struct{ extended, answered, want time.Duration }{

@@ -237,7 +237,8 @@ func TestNoRefreshTokenIsToldOnce(t *testing.T) {
 	w.last(schema.UserRefreshFailed)
 }
 
-// Where the provider does not say when it answered, a token's life counts from the call, by the clock that workers share.
+// Where the provider does not say when it answered, a token's life counts from the call, by the
+// clock that workers share.
 func TestALifeCountsFromTheCallByTheStreamsClock(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 10*time.Second)
@@ -256,7 +257,8 @@ func TestUnknownGrantIsAnswered(t *testing.T) {
 	}
 }
 
-// The lease is lost, or the process told to stop, while the provider answers: the answer is read and saved all the same.
+// The lease is lost, or the process told to stop, while the provider answers: the answer is read
+// and saved all the same.
 func TestAnswerIsReadAfterTheLeaseIsLost(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 10*time.Second)
@@ -278,8 +280,8 @@ func TestAnswerIsReadAfterTheLeaseIsLost(t *testing.T) {
 	}
 }
 
-// The store goes down between the provider's answer and the save: the pair is parked, the worker dies, the store comes
-// back, and another worker finds the pair.
+// The store goes down between the provider's answer and the save: the pair is parked, the worker
+// dies, the store comes back, and another worker finds the pair.
 func TestParkedPairOutlivesItsWorker(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 10*time.Second)
@@ -312,7 +314,8 @@ func TestParkedPairOutlivesItsWorker(t *testing.T) {
 	}
 }
 
-// The store is down for a while and the worker lives: the same pair is saved, nothing is asked of the provider again.
+// The store is down for a while and the worker lives: the same pair is saved, nothing is asked of
+// the provider again.
 func TestStoreOutageKeepsThePair(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 10*time.Second)
@@ -333,8 +336,8 @@ func TestStoreOutageKeepsThePair(t *testing.T) {
 	}
 }
 
-// The store hangs instead of failing: the pair is parked all the same, before anybody knows how the save will end, and
-// not left behind when it ends well.
+// The store hangs instead of failing: the pair is parked all the same, before anybody knows how the
+// save will end, and not left behind when it ends well.
 func TestAPairIsParkedWhileTheStoreTakesItsTime(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 10*time.Second)

@@ -9,7 +9,8 @@ import (
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 )
 
-// Labels that were made once count what they say, each combination by itself, with the types that they were given.
+// Labels that were made once count what they say, each combination by itself, with the types that
+// they were given.
 func TestLabelsAreKeptApart(t *testing.T) {
 	reader := sdkmetric.NewManualReader()
 	m, err := newMeters(sdkmetric.NewMeterProvider(sdkmetric.WithReader(reader)).Meter(""))

@@ -15,8 +15,8 @@ type rotated struct {
 	tokens grant.Tokens
 }
 
-// look makes sure that g is not older than what was published. A timer's first delivery says so itself; a request, a
-// repair and a redelivery ask the streams.
+// look makes sure that g is not older than what was published. A timer's first delivery says so
+// itself; a request, a repair and a redelivery ask the streams.
 func (t *task) look(ctx context.Context, g grant.Grant) error {
 	if !t.work.Unsure(g) && t.m.Deliveries <= 1 {
 		return nil
@@ -34,8 +34,9 @@ func (t *task) look(ctx context.Context, g grant.Grant) error {
 	return nil
 }
 
-// suspend ends the work on a grant whose refresh token is superseded. The token is never presented: a provider that takes
-// it for stolen ends the user's session. Where the pair that superseded it is at hand, that one is stored instead.
+// suspend ends the work on a grant whose refresh token is superseded. The token is never presented:
+// a provider that takes it for stolen ends the user's session. Where the pair that superseded it is
+// at hand, that one is stored instead.
 func (t *task) suspend(ctx context.Context, g grant.Grant) error {
 	if t.rotated != nil && t.rotated.mark == t.work.Mark {
 		t.Logger.Warn("the store has lost a pair that it had acknowledged; it is saved again", "grant", t.key)
@@ -66,8 +67,8 @@ func (t *task) suspend(ctx context.Context, g grant.Grant) error {
 	return t.finish(ctx, g)
 }
 
-// unparkNewer stores the parked pair if it is the latest that is known of the grant. The record that it followed is lost,
-// so that its version has to tell, not its parent.
+// unparkNewer stores the parked pair if it is the latest that is known of the grant. The record
+// that it followed is lost, so that its version has to tell, not its parent.
 func (t *task) unparkNewer(ctx context.Context, g grant.Grant) (done bool, _ error) {
 	parcel, ok, err := t.Stream.Parked(ctx, t.key)
 	if err != nil {
@@ -87,8 +88,8 @@ func (t *task) unparkNewer(ctx context.Context, g grant.Grant) (done bool, _ err
 	return true, t.sync(ctx, g)
 }
 
-// missing is for work on a grant that is not in the store. A timer is only ever set for one that is there: unless the user
-// was erased, the store has lost the record, and somebody must say so.
+// missing is for work on a grant that is not in the store. A timer is only ever set for one that is
+// there: unless the user was erased, the store has lost the record, and somebody must say so.
 func (t *task) missing(ctx context.Context) error {
 	if grant.IsCommand(t.given.Cause) || t.work.Mark.Version == 0 {
 		return t.answer(ctx, grant.Mark{}, schema.ReasonUnknownGrant)

@@ -93,7 +93,8 @@ func TestSupersededTokenIsNotPresented(t *testing.T) {
 	}
 }
 
-// A profile that is synced with the access token of the backup must not hide that its refresh token is superseded.
+// A profile that is synced with the access token of the backup must not hide that its refresh token
+// is superseded.
 func TestSupersededTokenIsSeenBeforeASync(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 90*time.Second)
@@ -108,8 +109,8 @@ func TestSupersededTokenIsSeenBeforeASync(t *testing.T) {
 	w.checkSuspended(version)
 }
 
-// Where the token is the same in all states, as with providers that do not rotate, a restored record goes on; its outcomes
-// are newer than those before.
+// Where the token is the same in all states, as with providers that do not rotate, a restored
+// record goes on; its outcomes are newer than those before.
 func TestRestoredRecordWithTheSameTokenGoesOn(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 90*time.Second)
@@ -142,8 +143,8 @@ func TestUnrotatedTokenGoesOnAfterARestore(t *testing.T) {
 	}
 }
 
-// The store goes back while a renewal is under way, at any point: no token is presented twice, and the pair that is at
-// hand is not lost.
+// The store goes back while a renewal is under way, at any point: no token is presented twice, and
+// the pair that is at hand is not lost.
 func TestStoreRestoredAtEachStep(t *testing.T) {
 	for _, by := range []schema.Type{schema.UserRefreshDue, schema.CauseTimer} {
 		for _, since := range []string{"this renewal", "the one before"} {
@@ -187,7 +188,8 @@ func (w *world) checkRestoredAt(n int) {
 	}
 }
 
-// The store dies with a pair parked, and is restored from a backup of an earlier token: the parked pair is the newest.
+// The store dies with a pair parked, and is restored from a backup of an earlier token: the parked
+// pair is the newest.
 func TestParkedPairOutlivesItsStore(t *testing.T) {
 	for _, age := range []string{"of the parent", "older than that"} {
 		t.Run(age, func(t *testing.T) {
@@ -240,7 +242,8 @@ func TestOldParkedPairIsHarmless(t *testing.T) {
 	}
 }
 
-// A user who signed in after the backup: the timer finds nothing, and says so once. An erased one's says nothing.
+// A user who signed in after the backup: the timer finds nothing, and says so once. An erased one's
+// says nothing.
 func TestGrantThatIsGoneIsTold(t *testing.T) {
 	w := newWorld(t)
 	empty := w.backup()
@@ -287,8 +290,8 @@ func TestTimersLookAtNothing(t *testing.T) {
 	}
 }
 
-// A token that may have been rotated is not presented as long as the pair which it was rotated into is parked and cannot be
-// opened: it may be spent.
+// A token that may have been rotated is not presented as long as the pair which it was rotated into
+// is parked and cannot be opened: it may be spent.
 func TestNothingIsPresentedOverAParkedPairThatDoesNotOpen(t *testing.T) {
 	for _, ahead := range []int64{0, 1} { // of the record: found under the claim, or before it
 		w := newWorld(t)

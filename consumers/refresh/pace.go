@@ -10,8 +10,9 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// quiet is how long the provider is to be left alone; 0 when it may be asked. g, which may not be read yet, is looked at only
-// where others wait: who has signed in since does not wait behind those who are refused.
+// quiet is how long the provider is to be left alone; 0 when it may be asked. g, which may not be
+// read yet, is looked at only where others wait: who has signed in since does not wait behind those
+// who are refused.
 func (t *task) quiet(ctx context.Context, g grant.Grant) time.Duration {
 	if t.provider.Guard == nil || t.provider.Guard.Wait() == 0 {
 		return 0
@@ -39,8 +40,8 @@ func (t *task) later(ctx context.Context, wait time.Duration) error {
 	return nil
 }
 
-// report tells the guard how a call ended. Of a candidate only what says nothing of its tokens counts: whoever publishes
-// garbage must not make a provider look ill, or its users gone.
+// report tells the guard how a call ended. Of a candidate only what says nothing of its tokens
+// counts: whoever publishes garbage must not make a provider look ill, or its users gone.
 func (t *task) report(g grant.Grant, f *grant.Fault) {
 	switch {
 	case t.provider.Guard == nil:
@@ -51,9 +52,9 @@ func (t *task) report(g grant.Grant, f *grant.Fault) {
 	}
 }
 
-// hold asks why a refusal must not be final now: the first two never are, the third one needs the guard's word. Of an access
-// token it also needs that userinfo has named somebody since the second one, for it may refuse everybody. What cannot be asked
-// holds it too.
+// hold asks why a refusal must not be final now: the first two never are, the third one needs the
+// guard's word. Of an access token it also needs that userinfo has named somebody since the second
+// one, for it may refuse everybody. What cannot be asked holds it too.
 func (t *task) hold(ctx context.Context, g grant.Grant, f *grant.Fault, refused string) (reason string) {
 	v := g.Verdict
 	if f.Class != grant.Permanent || v == nil || v.Fingerprint != refused || !t.provider.Policy.Final(*v, t.Stream.Now(), g.NextDueAt) {
@@ -78,8 +79,8 @@ func (t *task) hold(ctx context.Context, g grant.Grant, f *grant.Fault, refused 
 
 var errLoginWaits = errors.New("a newer login of this user is about to be stored")
 
-// pace waits for one call of the provider's rate. Each call has its own, but for a replay: it must come before the grace
-// window is over.
+// pace waits for one call of the provider's rate. Each call has its own, but for a replay: it must
+// come before the grace window is over.
 func (t *task) pace(ctx context.Context) error {
 	if t.provider.Limiter == nil {
 		return nil

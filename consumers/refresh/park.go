@@ -11,8 +11,8 @@ import (
 	"github.com/renewd/renewd/internal/grant"
 )
 
-// spare is the second place of a fresh pair: the stream, where another process finds it if this one dies, for as long as
-// the store has not taken it.
+// spare is the second place of a fresh pair: the stream, where another process finds it if this one
+// dies, for as long as the store has not taken it.
 type spare struct {
 	task  *task
 	grant grant.Grant // with the fresh pair
@@ -74,7 +74,8 @@ func (s *spare) drop(ctx context.Context) {
 	}
 }
 
-// unpark applies a parked pair when the claim before ours ended unknown. done tells that it did, and g is then saved.
+// unpark applies a parked pair when the claim before ours ended unknown. done tells that it did,
+// and g is then saved.
 func (t *task) unpark(ctx context.Context, c *claimed, g grant.Grant) (_ grant.Grant, done bool, _ error) {
 	presented := g.Fingerprint()
 	if g.Doubt == nil || g.Doubt.Fingerprint != presented {
@@ -87,11 +88,12 @@ func (t *task) unpark(ctx context.Context, c *claimed, g grant.Grant) (_ grant.G
 	if !ok {
 		return g, false, nil
 	}
-	// The record may have moved on while the pair waited. What ties the two is the pair's parent, the fingerprint of the
-	// token that it was got with.
+	// The record may have moved on while the pair waited. What ties the two is the pair's parent,
+	// the fingerprint of the token that it was got with.
 	pair, err := grant.OpenPair(t.Cipher, grant.PurposePark, t.key, parcel.Version, parcel.Sealed)
 	if err != nil {
-		// The token may be spent, and what it was spent for is in there. Another worker may have the key.
+		// The token may be spent, and what it was spent for is in there. Another worker may have
+		// the key.
 		c.release()
 		return g, false, errors.Join(t.unopened(err), t.giveBack(ctx, g))
 	}
@@ -106,7 +108,8 @@ func (t *task) unpark(ctx context.Context, c *claimed, g grant.Grant) (_ grant.G
 	return g, err == nil, err
 }
 
-// unopened is what becomes of work on a grant whose parked pair cannot be opened: it waits, and presents nothing.
+// unopened is what becomes of work on a grant whose parked pair cannot be opened: it waits, and
+// presents nothing.
 func (t *task) unopened(err error) error {
 	t.Logger.Error("a parked pair cannot be opened: the refresh token that it replaces is not presented", "grant", t.key, "error", err,
 		"hint", "is a key missing from this worker's keyring? The user's next login ends this as well")
@@ -126,8 +129,8 @@ func (t *task) applyParked(ctx context.Context, g grant.Grant, parcel grant.Parc
 	return g, nil
 }
 
-// parkedFirst looks, where a grant has several sides, whether a pair of one of them is parked: that side has to come first,
-// since a pair of another would take the place.
+// parkedFirst looks, where a grant has several sides, whether a pair of one of them is parked: that
+// side has to come first, since a pair of another would take the place.
 func (t *task) parkedFirst(ctx context.Context, g grant.Grant) error {
 	if g.Candidate == nil || t.first != "" {
 		return nil
@@ -142,7 +145,8 @@ func (t *task) parkedFirst(ctx context.Context, g grant.Grant) error {
 	return nil
 }
 
-// discard removes the grant's parked pair. If that fails it does no harm, since its parent is spent: the reconciler will.
+// discard removes the grant's parked pair. If that fails it does no harm, since its parent is
+// spent: the reconciler will.
 func (t *task) discard(ctx context.Context, sequence uint64) {
 	if err := t.Stream.Unpark(ctx, t.key, sequence); err != nil {
 		t.Logger.Warn("a parked pair that was saved is still in the stream; it is harmless", "grant", t.key, "error", err)

@@ -16,8 +16,9 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// refresh claims the grant, presents its refresh token once, and saves what comes back before anything else. decided is the
-// record that asked for it, on its side; the zero Grant if none was looked at.
+// refresh claims the grant, presents its refresh token once, and saves what comes back before
+// anything else. decided is the record that asked for it, on its side; the zero Grant if none was
+// looked at.
 func (t *task) refresh(ctx context.Context, decided grant.Grant) error {
 	if wait := t.quiet(ctx, decided); wait > 0 {
 		return t.later(ctx, wait)
@@ -41,7 +42,8 @@ func (t *task) refresh(ctx context.Context, decided grant.Grant) error {
 	}
 	tokens, fault := t.present(ctx, claim, g)
 	if fault != nil && mayReplay(fault) && ctx.Err() == nil {
-		// The token may be spent, the reply is lost: the same one again at once, while the provider may still honour it.
+		// The token may be spent, the reply is lost: the same one again at once, while the provider
+		// may still honour it.
 		g = g.Doubted(t.Stream.Now())
 		tokens, fault = t.present(ctx, claim, g)
 	}
@@ -57,8 +59,8 @@ func (t *task) refresh(ctx context.Context, decided grant.Grant) error {
 	return t.sync(ctx, g)
 }
 
-// mayReplay reports whether the provider's answer was lost on the way, rather than the provider being out of order: only
-// then does asking again at once have a point.
+// mayReplay reports whether the provider's answer was lost on the way, rather than the provider
+// being out of order: only then does asking again at once have a point.
 func mayReplay(f *grant.Fault) bool { return f.Class == grant.Ambiguous && f.Status < 300 }
 
 // claimed is a claim in hand. Beats extend it until release.
@@ -68,13 +70,14 @@ type claimed struct {
 	over  bool
 }
 
-// live reports whether the claim is surely still ours at now: it counts from before it was asked for, less a margin.
+// live reports whether the claim is surely still ours at now: it counts from before it was asked
+// for, less a margin.
 func (c *claimed) live(now time.Time, lasts time.Duration) bool {
 	return now.Sub(*c.since.Load()) < lasts-lasts/5
 }
 
-// watch calls end when the claim is about to run out unextended, unless stop is called before. Where both happen at once it
-// may still be called.
+// watch calls end when the claim is about to run out unextended, unless stop is called before.
+// Where both happen at once it may still be called.
 func (c *claimed) watch(now func() time.Time, lasts time.Duration, end func()) (stop func()) {
 	left := func() time.Duration { return c.since.Load().Add(lasts - lasts/20).Sub(now()) }
 	var timer *time.Timer
@@ -89,15 +92,16 @@ func (c *claimed) watch(now func() time.Time, lasts time.Duration, end func()) (
 	return func() { timer.Stop() }
 }
 
-// release ends the extending; when it returns no extension is under way, so that none can come after the save that clears
-// the claim.
+// release ends the extending; when it returns no extension is under way, so that none can come
+// after the save that clears the claim.
 func (c *claimed) release() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.over = true
 }
 
-// claim takes the grant for one presentation, and decides again on the record as it is under the claim.
+// claim takes the grant for one presentation, and decides again on the record as it is under the
+// claim.
 func (t *task) claim(ctx context.Context, decided grant.Grant) (*claimed, grant.Grant, error) {
 	c := &claimed{}
 	asked := t.Stream.Now()
@@ -147,7 +151,8 @@ func (t *task) giveBack(ctx context.Context, g grant.Grant) error {
 	return nil
 }
 
-// presents reports whether g, as it is without the claim, still wants the token presented that the claim was taken for.
+// presents reports whether g, as it is without the claim, still wants the token presented that the
+// claim was taken for.
 func (t *task) presents(g grant.Grant, r grant.ClaimRequest) bool {
 	same := !g.OnCandidate() && r.Fingerprint == "" || g.OnCandidate() && r.Fingerprint == g.Fingerprint()
 	return same && grant.Decide(g, t.work, t.provider.Policy, t.Stream.Now()) == grant.Refresh
@@ -176,13 +181,15 @@ var errClaimOver = errors.New("the claim ran out before the provider answered, a
 // present makes the one call that spends the token.
 func (t *task) present(ctx context.Context, c *claimed, g grant.Grant) (grant.Tokens, *grant.Fault) {
 	if !t.m.Held() || !c.live(t.Stream.Now(), t.ClaimFor) {
-		// Stalled since the claim: it may have run out, and the grant be in somebody else's hand by now.
+		// Stalled since the claim: it may have run out, and the grant be in somebody else's hand by
+		// now.
 		return grant.Tokens{}, &grant.Fault{Class: grant.Unsent, Op: "refresh", Err: consumers.ErrLeaseLost}
 	}
 	began := time.Now()
-	// Once the token has left, nothing calls it back: a lost lease or a shutdown that ended the call would only lose the
-	// answer, and with it the pair. What ends the call, beside the client's timeout, is the end of the claim: from then on
-	// another worker may present the token, and two must never be under way.
+	// Once the token has left, nothing calls it back: a lost lease or a shutdown that ended the
+	// call would only lose the answer, and with it the pair. What ends the call, beside the
+	// client's timeout, is the end of the claim: from then on another worker may present the token,
+	// and two must never be under way.
 	call, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer end(nil)
 	stop := c.watch(t.Stream.Now, t.ClaimFor, func() { end(errClaimOver) })
@@ -198,7 +205,8 @@ func (t *task) present(ctx context.Context, c *claimed, g grant.Grant) (grant.To
 	return tokens, fault
 }
 
-// asFault makes every error of a client a *grant.Fault: what is not one is ambiguous, never a verdict.
+// asFault makes every error of a client a *grant.Fault: what is not one is ambiguous, never a
+// verdict.
 func asFault(op string, err error) *grant.Fault {
 	if err == nil {
 		return nil
@@ -215,9 +223,10 @@ func (t *task) saveAnswer(ctx context.Context, g grant.Grant, tokens grant.Token
 	return t.savePair(ctx, g, tokens)
 }
 
-// savePair stores a fresh pair. Nothing may come between the provider's answer and this, and nothing ends it but the
-// store having the pair: a shutdown does not, a lost lease does not. While the store does not take it, or takes its time,
-// the pair is parked: a worker that is killed then loses nothing.
+// savePair stores a fresh pair. Nothing may come between the provider's answer and this, and
+// nothing ends it but the store having the pair: a shutdown does not, a lost lease does not. While
+// the store does not take it, or takes its time, the pair is parked: a worker that is killed then
+// loses nothing.
 func (t *task) savePair(ctx context.Context, g grant.Grant, tokens grant.Tokens) (grant.Grant, error) {
 	presented := g.Fingerprint()
 	work := ctx
@@ -248,7 +257,8 @@ func (t *task) savePair(ctx context.Context, g grant.Grant, tokens grant.Tokens)
 	}
 }
 
-// savePairOnce tries to store the pair on top of *g, and moves *g to the newest record on a conflict.
+// savePairOnce tries to store the pair on top of *g, and moves *g to the newest record on a
+// conflict.
 func (t *task) savePairOnce(ctx context.Context, g *grant.Grant, tokens grant.Tokens, presented string) (grant.Grant, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -274,7 +284,8 @@ func (t *task) savePairOnce(ctx context.Context, g *grant.Grant, tokens grant.To
 		case err != nil:
 			return *g, err
 		}
-		// The candidate that the pair is of may have been proven meanwhile: then the pair belongs to what is proven.
+		// The candidate that the pair is of may have been proven meanwhile: then the pair belongs
+		// to what is proven.
 		side, ok := g.Beside(cur)
 		switch {
 		case !ok && !cur.Accepts(presented, tokens.SentAt):
@@ -294,13 +305,15 @@ func (t *task) savePairOnce(ctx context.Context, g *grant.Grant, tokens grant.To
 	}
 }
 
-// overtaken reports whether cur holds something newer than the answer to the presentation that g was made for. A record with
-// an older version than g is no newer login: the store was restored meanwhile, and this pair is the newest there is.
+// overtaken reports whether cur holds something newer than the answer to the presentation that g
+// was made for. A record with an older version than g is no newer login: the store was restored
+// meanwhile, and this pair is the newest there is.
 func (t *task) overtaken(g, cur grant.Grant, tokens grant.Tokens, presented string) bool {
 	return cur.Version >= g.Version && !cur.Accepts(presented, tokens.SentAt)
 }
 
-// faulted writes down a presentation that brought no tokens, or a refusal of the access token of a grant that has no other.
+// faulted writes down a presentation that brought no tokens, or a refusal of the access token of a
+// grant that has no other.
 func (t *task) faulted(ctx context.Context, g grant.Grant, f *grant.Fault) error {
 	refused := g.Fingerprint()
 	if g.Pair.Refresh.IsZero() {
@@ -365,8 +378,9 @@ func (t *task) logFault(ctx context.Context, f *grant.Fault) {
 	t.Logger.Log(ctx, level, f.Op+" failed", "grant", t.key, "class", f.Class, "error", f, "hint", hint(f))
 }
 
-// heldBack is how a refusal counts that is not to be believed now. While most users are refused, or nobody is renewed,
-// asking again soon is how one learns that it is over; settings that never worked wait for somebody to look at them.
+// heldBack is how a refusal counts that is not to be believed now. While most users are refused, or
+// nobody is renewed, asking again soon is how one learns that it is over; settings that never
+// worked wait for somebody to look at them.
 func heldBack(reason string, f *grant.Fault) grant.Failure {
 	own := reason == schema.ReasonUnproven
 	return grant.Failure{Reason: reason, Code: f.Code, Own: own, Final: own}

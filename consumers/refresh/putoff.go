@@ -10,9 +10,9 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// PutOff has work that failed again and again done later, so that it holds no place meanwhile: a timer with backoff. Where
-// the failure is the grant's own and stays, whoever asked is told once why. Its signature is that of
-// consumers.Config.PutOff.
+// PutOff has work that failed again and again done later, so that it holds no place meanwhile: a
+// timer with backoff. Where the failure is the grant's own and stays, whoever asked is told once
+// why. Its signature is that of consumers.Config.PutOff.
 func (c *Consumer) PutOff(ctx context.Context, m *consumers.Message, cause error) error {
 	t, err := c.task(m)
 	if err != nil {
@@ -41,14 +41,16 @@ func (t *task) putOff(ctx context.Context, cause error) error {
 	return t.Stream.Arm(ctx, t.key, t.Stream.Now().Add(wait), work)
 }
 
-// silent is how often work is put off before anybody is told: while keys are rotated, another worker, or the same one a
-// little later, may have the one that is missing.
+// silent is how often work is put off before anybody is told: while keys are rotated, another
+// worker, or the same one a little later, may have the one that is missing.
 const silent = 3
 
-// deferMax is the longest wait for what is nobody's own failure: a store that is away, a claim that somebody holds.
+// deferMax is the longest wait for what is nobody's own failure: a store that is away, a claim that
+// somebody holds.
 const deferMax = 30 * time.Second
 
-// ownReason is the reason of user.refresh_failed for a failure which is this grant's own, empty for any other.
+// ownReason is the reason of user.refresh_failed for a failure which is this grant's own, empty for
+// any other.
 func ownReason(err error) string {
 	switch {
 	case errors.Is(err, grant.ErrUnreadable):

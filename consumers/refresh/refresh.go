@@ -15,7 +15,8 @@ import (
 	"go.opentelemetry.io/otel/metric"
 )
 
-// Client calls one provider. Errors are *grant.Fault, or one of grant.ErrAccessRefused and grant.ErrSubjectMismatch.
+// Client calls one provider. Errors are *grant.Fault, or one of grant.ErrAccessRefused and
+// grant.ErrSubjectMismatch.
 type Client interface {
 	Refresh(ctx context.Context, refresh grant.Secret) (grant.Tokens, error)
 	UserInfo(ctx context.Context, access grant.Secret, user string) (schema.Profile, error)
@@ -23,20 +24,24 @@ type Client interface {
 	Revoke(ctx context.Context, refresh grant.Secret) error
 }
 
-// Limiter paces the calls to one provider. Wait returns when one more may be made, or the context's error.
+// Limiter paces the calls to one provider. Wait returns when one more may be made, or the context's
+// error.
 type Limiter interface {
 	Wait(ctx context.Context) error
 }
 
 // Guard is what all workers together know about a provider's health.
 type Guard interface {
-	// Report counts how a call ended; f is nil for a success. again tells that this user was refused before.
+	// Report counts how a call ended; f is nil for a success. again tells that this user was
+	// refused before.
 	Report(f *grant.Fault, again bool)
 	// Wait is how long the provider is to be left alone; 0: it may be called.
 	Wait() time.Duration
-	// WaitSince is the same for the tokens of a login at this time: a newer one than the trouble may not have to wait.
+	// WaitSince is the same for the tokens of a login at this time: a newer one than the trouble
+	// may not have to wait.
 	WaitSince(login time.Time) time.Duration
-	// Hold says why a refusal of a token that was refused before, as v tells, is not to be believed now; empty: it is.
+	// Hold says why a refusal of a token that was refused before, as v tells, is not to be believed
+	// now; empty: it is.
 	Hold(ctx context.Context, v grant.Verdict) (reason string, err error)
 }
 
@@ -46,15 +51,17 @@ type Provider struct {
 	Policy  grant.Policy // zero fields take their defaults
 	Limiter Limiter      // nil: no limit
 	Guard   Guard        // nil: every confirmed refusal is believed, and the provider is never left alone
-	// RevokeReplaced: the refresh token that a newer login replaced is revoked. Only for a provider that ends no other
-	// session of the user by it.
+	// RevokeReplaced: the refresh token that a newer login replaced is revoked. Only for a provider
+	// that ends no other session of the user by it.
 	RevokeReplaced bool
 
-	// named is when userinfo last named a user to this process, in Unix nanoseconds by the stream's clock.
+	// named is when userinfo last named a user to this process, in Unix nanoseconds by the stream's
+	// clock.
 	named *atomic.Int64
 }
 
-// Stream is the engine: timers, outcomes, and the place where a pair waits that the store would not take.
+// Stream is the engine: timers, outcomes, and the place where a pair waits that the store would not
+// take.
 type Stream interface {
 	Arm(ctx context.Context, k grant.Key, at time.Time, w grant.Work) error
 	// PublishMarked stores an outcome with the mark of the record it was made from.
@@ -85,17 +92,21 @@ type Config struct {
 	Parse func(subject string, h schema.Header) (grant.Key, grant.Work, error)
 	// Source is the CloudEvents source of outcomes. Default "/renewd".
 	Source string
-	// ClaimFor is how long a claim lasts unless a beat extends it. Default 10 s; keep it at the runner's AckWait.
+	// ClaimFor is how long a claim lasts unless a beat extends it. Default 10 s; keep it at the
+	// runner's AckWait.
 	ClaimFor time.Duration
-	// ParkAfter is how long the store may take to save a rotated pair before the pair is parked as well. Default 250 ms.
+	// ParkAfter is how long the store may take to save a rotated pair before the pair is parked as
+	// well. Default 250 ms.
 	ParkAfter time.Duration
-	// Unsaved is how many pairs may wait to be saved before no more tokens are presented. Default 64.
+	// Unsaved is how many pairs may wait to be saved before no more tokens are presented. Default
+	// 64.
 	Unsaved int
-	// SaveLimit is how long after the work's end a pair that is neither saved nor parked is still offered to the store.
-	// Default 1 min.
+	// SaveLimit is how long after the work's end a pair that is neither saved nor parked is still
+	// offered to the store. Default 1 min.
 	SaveLimit time.Duration
-	// MaxProfile is the size of the largest profile that is stored and published, in bytes of JSON: half of what the stream
-	// takes in one message, say. Of a larger one schema.FitProfile leaves something out. Default 512 KiB.
+	// MaxProfile is the size of the largest profile that is stored and published, in bytes of JSON:
+	// half of what the stream takes in one message, say. Of a larger one schema.FitProfile leaves
+	// something out. Default 512 KiB.
 	MaxProfile int
 	// Rand draws from [0,1), for jitter; safe for concurrent use.
 	Rand   func() float64
@@ -155,8 +166,8 @@ func New(c Config) (*Consumer, error) {
 	return &Consumer{Config: c, meters: m, unsaved: &backlog{limit: c.Unsaved}}, nil
 }
 
-// Handle renews the grant of one due message. Its error is a verdict of package consumers; nil means that the outcome and
-// the next timer are stored and the message may go.
+// Handle renews the grant of one due message. Its error is a verdict of package consumers; nil
+// means that the outcome and the next timer are stored and the message may go.
 func (c *Consumer) Handle(ctx context.Context, m *consumers.Message) error {
 	t, err := c.task(m)
 	if err != nil {
@@ -202,20 +213,22 @@ type task struct {
 	told     []string  // ids of outcomes that are known to be published
 	seen     time.Time // when the record was last known to be there; zero: never
 	rotated  *rotated
-	// first is the fingerprint of the refresh token whose side has a pair parked: that side comes first, since there is one
-	// place for the pairs of all. Empty: none has.
+	// first is the fingerprint of the refresh token whose side has a pair parked: that side comes
+	// first, since there is one place for the pairs of all. Empty: none has.
 	first string
 }
 
 // errAgain says that the record has changed under our feet: load it and decide anew.
 var errAgain = errors.New("grant was changed meanwhile")
 
-// rounds bounds how often one delivery starts anew. Each needs another writer to have got in between.
+// rounds bounds how often one delivery starts anew. Each needs another writer to have got in
+// between.
 const rounds = 8
 
 func (t *task) run(ctx context.Context) error {
 	if t.m.Deliveries <= 1 && t.work.Cause.Type == schema.CauseTimer && t.work.Mark.Version > 0 && t.provider.Policy.ProfileEvery == 0 {
-		// The timer was set for when tokens are due, so the claim will most likely be wanted: it loads the record too.
+		// The timer was set for when tokens are due, so the claim will most likely be wanted: it
+		// loads the record too.
 		if err := t.refresh(ctx, grant.Grant{}); !errors.Is(err, errAgain) {
 			return err
 		}
@@ -331,8 +344,8 @@ func (t *task) signOut(ctx context.Context, g grant.Grant) error {
 	return t.finish(ctx, g)
 }
 
-// noLoginWaits is an error as long as a login of the user waits to be stored: nobody is told anything that it would make
-// untrue.
+// noLoginWaits is an error as long as a login of the user waits to be stored: nobody is told
+// anything that it would make untrue.
 func (t *task) noLoginWaits(ctx context.Context) error {
 	waits, err := t.Stream.LoginWaits(ctx, t.key)
 	if waits {
@@ -360,8 +373,9 @@ func (t *task) fail(ctx context.Context, m grant.Mark, reason string) error {
 	return t.publish(ctx, grant.Answer(t.key, t.turn(), m.Version, reason, t.Source), m)
 }
 
-// update saves what change makes of the record, again on each conflict, until it is stored or change says that it no
-// longer applies (errAgain). change sees the record on the side that g is on.
+// update saves what change makes of the record, again on each conflict, until it is stored or
+// change says that it no longer applies (errAgain). change sees the record on the side that g is
+// on.
 func (t *task) update(ctx context.Context, g grant.Grant, change func(cur grant.Grant) (grant.Grant, bool)) (grant.Grant, error) {
 	for range rounds {
 		next, ok := change(g)

@@ -7,7 +7,8 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// reject ends a candidate that the provider did not name the user with. What is proven goes on as if it had never come.
+// reject ends a candidate that the provider did not name the user with. What is proven goes on as
+// if it had never come.
 func (t *task) reject(ctx context.Context, g grant.Grant, field, message string) error {
 	bad := schema.Malformed{Reason: schema.RejectUnproven, Field: field, Message: message}
 	subject := t.Subjects.Of(schema.Address{Type: schema.UserLogin, Provider: t.key.Provider, User: t.key.User})

@@ -82,7 +82,8 @@ func TestEachLoginHasItsTurnUnderItsOwnName(t *testing.T) {
 	}
 }
 
-// A failure of a login of somebody new is told, though the next command takes the place of its message.
+// A failure of a login of somebody new is told, though the next command takes the place of its
+// message.
 func TestALoginsOutcomeIsToldWhereNothingIsProven(t *testing.T) {
 	w := newWorld(t)
 	token := w.candidate("a", 900*time.Second)
@@ -108,7 +109,8 @@ func TestALoginsOutcomeIsToldWhereNothingIsProven(t *testing.T) {
 	}
 }
 
-// A login that was answered before and is rejected in the course of a request leaves the request its own outcome.
+// A login that was answered before and is rejected in the course of a request leaves the request
+// its own outcome.
 func TestARejectionTakesNoRequestsID(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 500*time.Second)
@@ -193,8 +195,8 @@ func TestALoginBetweenSaveAndProfileIsAnswered(t *testing.T) {
 	}
 }
 
-// A request that is in hand when a login comes gives the login's wake its own name, for it may be all that is left of the
-// request. Its own outcome does not stand for the login's.
+// A request that is in hand when a login comes gives the login's wake its own name, for it may be
+// all that is left of the request. Its own outcome does not stand for the login's.
 func TestALoginThatMeetsARequestInHandIsAnswered(t *testing.T) {
 	for _, failsFirst := range []bool{false, true} {
 		t.Run(fmt.Sprint("failsFirst=", failsFirst), func(t *testing.T) {
@@ -239,8 +241,8 @@ func TestALoginThatMeetsARequestInHandIsAnswered(t *testing.T) {
 	}
 }
 
-// Who has just signed in is not told to: a login that is stored when a sign-out is about to be, or waits for its turn, has
-// that first.
+// Who has just signed in is not told to: a login that is stored when a sign-out is about to be, or
+// waits for its turn, has that first.
 func TestALoginThatWaitsKeepsTheSignOutBack(t *testing.T) {
 	dead := func(w *world) {
 		w.families[w.login("a", 10*time.Second)].dead = true
@@ -318,7 +320,8 @@ type holdAll struct{ quietGuard }
 
 func (h *holdAll) WaitSince(time.Time) time.Duration { return h.Wait() }
 
-// Work that was decided, not told, and then put off for another side of the grant is told in the end.
+// Work that was decided, not told, and then put off for another side of the grant is told in the
+// end.
 func TestWorkThatWaitsProvesNothingOfItsOwnOutcome(t *testing.T) {
 	w := newWorld(t)
 	q := &holdAll{quietGuard{w: w}}
@@ -384,7 +387,8 @@ func TestAnOutcomeOfAnOlderRecordIsNotToldTwice(t *testing.T) {
 	}
 }
 
-// There is one place for a parked pair: the side that has it comes first, so that no other pair takes it.
+// There is one place for a parked pair: the side that has it comes first, so that no other pair
+// takes it.
 func TestTheSidesOfAGrantShareOneParkedPlace(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 24*time.Second) // due in 4 s

@@ -12,8 +12,8 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// effects is the order of a renewal that rotates, as DESIGN draws it. finish publishes and arms side by side, so those
-// two may come in either order.
+// effects is the order of a renewal that rotates, as DESIGN draws it. finish publishes and arms
+// side by side, so those two may come in either order.
 var effects = []string{
 	"load", "loaded", "claim", "claimed", "present", "presented", "save", "saved", "userinfo", "synced", "save", "saved",
 	"publish", "published", "arm", "armed",
@@ -43,8 +43,8 @@ func TestOneRenewalInOrder(t *testing.T) {
 	}
 }
 
-// leaving reports whether the token is on its way to the provider at this point, or its answer not yet saved: there, and
-// only there, whoever finds the claim run out must present the token again.
+// leaving reports whether the token is on its way to the provider at this point, or its answer not
+// yet saved: there, and only there, whoever finds the claim run out must present the token again.
 func leaving(n int) bool { return effects[n] == "present" || effects[n] == "presented" || n == 6 }
 
 // atEach runs a test once for every point before and after every effect of a renewal.
@@ -114,8 +114,8 @@ func TestKilledAtEachStep(t *testing.T) {
 	}
 }
 
-// checkRecovered: the grant lives on, or, only where the provider forgives nothing and its answer died with the worker,
-// the user is told honestly.
+// checkRecovered: the grant lives on, or, only where the provider forgives nothing and its answer
+// died with the worker, the user is told honestly.
 func (w *world) checkRecovered(grace time.Duration) {
 	w.t.Helper()
 	g, ok := w.stored()
@@ -178,7 +178,8 @@ func TestNewerLoginAtEachStep(t *testing.T) {
 	})
 }
 
-// The provider refuses the old login's token at the very moment a newer login arrives: the verdict is void.
+// The provider refuses the old login's token at the very moment a newer login arrives: the verdict
+// is void.
 func TestNewerLoginVoidsTheVerdict(t *testing.T) {
 	atEach(t, func(t *testing.T, w *world, strike func(func() error)) {
 		w.families[mustStored(w).Pair.Refresh.Reveal()].dead = true

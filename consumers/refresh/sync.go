@@ -88,8 +88,8 @@ func (t *task) synced(ctx context.Context, g grant.Grant, profile grant.Profile)
 	return nil
 }
 
-// revoke ends the session that a newer login took the place of, where the settings want that. It is a courtesy: whether it
-// works or not, nothing of the user changes here.
+// revoke ends the session that a newer login took the place of, where the settings want that. It is
+// a courtesy: whether it works or not, nothing of the user changes here.
 func (t *task) revoke(ctx context.Context, replaced grant.Secret) {
 	if replaced.IsZero() || !t.provider.RevokeReplaced {
 		return
@@ -99,9 +99,10 @@ func (t *task) revoke(ctx context.Context, replaced grant.Secret) {
 	}
 }
 
-// accessRefused: the access token is not accepted, whatever its expiry says. A token that was got in this very renewal is
-// no reason to get another: the provider's userinfo does not know it yet, or is out of order. Where there is no refresh token
-// it is a refusal of the user, to be confirmed like any other.
+// accessRefused: the access token is not accepted, whatever its expiry says. A token that was got
+// in this very renewal is no reason to get another: the provider's userinfo does not know it yet,
+// or is out of order. Where there is no refresh token it is a refusal of the user, to be confirmed
+// like any other.
 func (t *task) accessRefused(ctx context.Context, g grant.Grant) error {
 	refused := &grant.Fault{Class: grant.Unknown, Op: "userinfo", Status: 401}
 	if g.Pair.Refresh.IsZero() {
@@ -120,7 +121,8 @@ func (t *task) accessRefused(ctx context.Context, g grant.Grant) error {
 	return t.failed(ctx, g, grant.Failure{Reason: schema.ReasonProfile, Code: "401"})
 }
 
-// profileFailed: after a rotation the renewal is a success without a profile, tried again soon; else it is a failed try.
+// profileFailed: after a rotation the renewal is a success without a profile, tried again soon;
+// else it is a failed try.
 func (t *task) profileFailed(ctx context.Context, g grant.Grant, f *grant.Fault) error {
 	if f.Class == grant.Throttled {
 		t.report(g, f) // what else can go wrong with a profile says nothing about refreshing
@@ -163,9 +165,9 @@ func (t *task) failed(ctx context.Context, g grant.Grant, f grant.Failure) error
 	return t.finish(ctx, g)
 }
 
-// finish publishes the outcome, if there is one, and then arms the next timer, both acknowledged by the server. In this
-// order a timer proves that the outcome is out. It may run again for the same work after a crash: the outcome's id and the
-// timer's cause are the same then.
+// finish publishes the outcome, if there is one, and then arms the next timer, both acknowledged by
+// the server. In this order a timer proves that the outcome is out. It may run again for the same
+// work after a crash: the outcome's id and the timer's cause are the same then.
 func (t *task) finish(ctx context.Context, g grant.Grant) error {
 	if err := t.tell(ctx, g); err != nil {
 		return err
@@ -190,8 +192,9 @@ func (t *task) finish(ctx context.Context, g grant.Grant) error {
 	return nil
 }
 
-// arm sets the next timer of a grant, or of its candidate, whichever comes first. While the cause has no answer the timer
-// carries it on. Whoever has lost the lease leaves the timer to the worker that has the message now.
+// arm sets the next timer of a grant, or of its candidate, whichever comes first. While the cause
+// has no answer the timer carries it on. Whoever has lost the lease leaves the timer to the worker
+// that has the message now.
 func (t *task) arm(ctx context.Context, g grant.Grant, answered bool) error {
 	g = g.AsStored()
 	due := g.Due().At

@@ -10,13 +10,14 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// known is how long after a message was stored its outcome is surely within the stream's duplicate window.
+// known is how long after a message was stored its outcome is surely within the stream's duplicate
+// window.
 const known = time.Minute
 
-// publish stores an outcome once. The stream drops a second one of the same id within its duplicate window; for a
-// redelivery, a message that is old, or work that was put off, the user's last outcomes are looked at. Whoever has lost the
-// lease publishes nothing: the message is somebody else's by now, who finds the outcome in the record or makes it anew, or
-// the user may be erased.
+// publish stores an outcome once. The stream drops a second one of the same id within its duplicate
+// window; for a redelivery, a message that is old, or work that was put off, the user's last
+// outcomes are looked at. Whoever has lost the lease publishes nothing: the message is somebody
+// else's by now, who finds the outcome in the record or makes it anew, or the user may be erased.
 func (t *task) publish(ctx context.Context, e schema.Event, m grant.Mark) error {
 	old := !t.m.Time.IsZero() && t.Stream.Now().Sub(t.m.Time) > known
 	if t.m.Deliveries > 1 || t.resumed || old || t.given.Again {
@@ -40,11 +41,13 @@ func (t *task) publish(ctx context.Context, e schema.Event, m grant.Mark) error 
 	return nil
 }
 
-// glance is how long after the record was seen the user cannot have been erased for good: an erasure takes longer.
+// glance is how long after the record was seen the user cannot have been erased for good: an
+// erasure takes longer.
 const glance = time.Second
 
-// stillThere looks again whether the user was erased, if it is some time ago that the record was seen: nothing is published
-// of somebody who is gone. An erasure waits for what is in hand, but cannot see work whose message was replaced meanwhile.
+// stillThere looks again whether the user was erased, if it is some time ago that the record was
+// seen: nothing is published of somebody who is gone. An erasure waits for what is in hand, but
+// cannot see work whose message was replaced meanwhile.
 func (t *task) stillThere(ctx context.Context) error {
 	if t.seen.IsZero() || t.Stream.Now().Sub(t.seen) < glance {
 		return nil
@@ -60,7 +63,8 @@ func (t *task) stillThere(ctx context.Context) error {
 	return nil
 }
 
-// alreadyOut reports whether the outcome which an earlier delivery left in the record was published by it.
+// alreadyOut reports whether the outcome which an earlier delivery left in the record was published
+// by it.
 func (t *task) alreadyOut(ctx context.Context, g grant.Grant) (bool, error) {
 	if !t.resumed || g.Pending == nil || g.Pending.Version == 0 {
 		return false, nil
@@ -72,8 +76,8 @@ func (t *task) alreadyOut(ctx context.Context, g grant.Grant) (bool, error) {
 	return published.Version >= g.Pending.Version, nil
 }
 
-// wasRejected reports whether a login that is asked about was rejected: then it has its answer, and only the next timer is
-// missing, which its wake took away.
+// wasRejected reports whether a login that is asked about was rejected: then it has its answer, and
+// only the next timer is missing, which its wake took away.
 func (t *task) wasRejected(ctx context.Context, g grant.Grant) (bool, error) {
 	cause := t.given.Cause
 	if cause.Type != schema.UserLogin || g.AsStored().Awaits(cause) {
@@ -89,8 +93,8 @@ func (t *task) wasRejected(ctx context.Context, g grant.Grant) (bool, error) {
 	return true, t.arm(ctx, g, true)
 }
 
-// note remembers that the record's outcome is out if the work's mark proves it: the mark comes from a timer, which was set
-// after the outcome of that state was published.
+// note remembers that the record's outcome is out if the work's mark proves it: the mark comes from
+// a timer, which was set after the outcome of that state was published.
 func (t *task) note(g grant.Grant) {
 	g = g.AsStored()
 	switch {
@@ -109,8 +113,9 @@ func (t *task) note(g grant.Grant) {
 	}
 }
 
-// tell publishes what was decided for earlier causes and perhaps never published. It comes before everything else that is
-// published of the grant: an outcome whose mark is as new as another's, or newer, proves that the other one is out.
+// tell publishes what was decided for earlier causes and perhaps never published. It comes before
+// everything else that is published of the grant: an outcome whose mark is as new as another's, or
+// newer, proves that the other one is out.
 func (t *task) tell(ctx context.Context, g grant.Grant) error {
 	t.note(g)
 	untold := g.Untold(t.work.Cause, t.told)
@@ -138,7 +143,8 @@ func (t *task) tell(ctx context.Context, g grant.Grant) error {
 	return nil
 }
 
-// rest notes that nothing more is to be told of a grant that is not renewed: from then on the reconciler passes it over.
+// rest notes that nothing more is to be told of a grant that is not renewed: from then on the
+// reconciler passes it over.
 func (t *task) rest(ctx context.Context, g grant.Grant) (grant.Grant, error) {
 	if g = g.AsStored(); g.Status == grant.Live || g.NextDueAt.IsZero() || g.Status == grant.Forgotten {
 		return g, nil

@@ -12,8 +12,8 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// An outcome that was decided is published once, also when the worker dies before it does, and another command takes the
-// place of the message in between.
+// An outcome that was decided is published once, also when the worker dies before it does, and
+// another command takes the place of the message in between.
 func TestADecidedOutcomeIsPublishedByTheNextCommand(t *testing.T) {
 	for name, decide := range map[string]func(w *world) schema.Type{
 		"user.reauth_required": func(w *world) schema.Type {
@@ -69,7 +69,8 @@ func TestADecidedOutcomeIsPublishedByTheNextCommand(t *testing.T) {
 	}
 }
 
-// Of a sign-out that nobody was told of the reconciler knows: its repair tells, and then the grant rests.
+// Of a sign-out that nobody was told of the reconciler knows: its repair tells, and then the grant
+// rests.
 func TestARepairTellsOfASignOut(t *testing.T) {
 	w := newWorld(t)
 	token := w.login("a", 10*time.Second)
@@ -93,7 +94,8 @@ func TestARepairTellsOfASignOut(t *testing.T) {
 	}
 }
 
-// Bursts: the second request replaces the first one's message, and takes its timer away before the first one sets its own.
+// Bursts: the second request replaces the first one's message, and takes its timer away before the
+// first one sets its own.
 func TestAPublishedOutcomeIsNotPublishedAgainByLaterCommands(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 90*time.Second)
@@ -127,8 +129,9 @@ func TestAnOldMessageIsNotAnsweredTwice(t *testing.T) {
 	}
 }
 
-// Work that was answered and then put off, because its worker died before the timer and its provider was left alone when it
-// came again, is in a new message: it is not answered a second time, minutes later.
+// Work that was answered and then put off, because its worker died before the timer and its
+// provider was left alone when it came again, is in a new message: it is not answered a second
+// time, minutes later.
 func TestWorkThatWasPutOffIsNotAnsweredTwice(t *testing.T) {
 	w := newWorld(t)
 	q := &holdAll{quietGuard{w: w}}
@@ -172,7 +175,8 @@ func TestWorkThatWasPutOffIsNotAnsweredTwice(t *testing.T) {
 	}
 }
 
-// A profile that was asked for before the user was erased is not published after it, though nothing of it is written.
+// A profile that was asked for before the user was erased is not published after it, though nothing
+// of it is written.
 func TestNothingIsPublishedOfAnErasedUser(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 90*time.Second)
@@ -294,8 +298,8 @@ func TestADueTimeInThePastDoesNotSpin(t *testing.T) {
 	}
 }
 
-// A record that nobody can read, and one that the store refuses, hold no place: the work is put off, and whoever asked is
-// told once.
+// A record that nobody can read, and one that the store refuses, hold no place: the work is put
+// off, and whoever asked is told once.
 func TestWorkThatFailsForItsOwnReasonIsPutOff(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 90*time.Second)
@@ -331,7 +335,8 @@ func TestWorkThatFailsForItsOwnReasonIsPutOff(t *testing.T) {
 	}
 }
 
-// What is nobody's own failure is put off too, shortly and without a word: the command is answered when it is done.
+// What is nobody's own failure is put off too, shortly and without a word: the command is answered
+// when it is done.
 func TestWorkThatMeetsAnOutageIsPutOffWithoutAnOutcome(t *testing.T) {
 	w := newWorld(t)
 	current.Store(w, work("r1"))
@@ -344,7 +349,8 @@ func TestWorkThatMeetsAnOutageIsPutOffWithoutAnOutcome(t *testing.T) {
 	}
 }
 
-// A refusal that cannot be weighed is written down: the token is not presented again as if nobody knew how that had ended.
+// A refusal that cannot be weighed is written down: the token is not presented again as if nobody
+// knew how that had ended.
 func TestARefusalThatCannotBeWeighedIsHeld(t *testing.T) {
 	w := newWorld(t)
 	token := w.login("a", 10*time.Second)
@@ -358,8 +364,8 @@ func TestARefusalThatCannotBeWeighedIsHeld(t *testing.T) {
 	}
 }
 
-// A timer of before the record was changed, fired again when nothing is due, has nothing to say: least of all under the name
-// of the timer that waits, whose outcome would then be dropped.
+// A timer of before the record was changed, fired again when nothing is due, has nothing to say:
+// least of all under the name of the timer that waits, whose outcome would then be dropped.
 func TestATimerThatFiresAgainTakesNoOthersName(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 90*time.Second)

@@ -27,9 +27,10 @@ var (
 	policy = grant.Policy{ConfirmMin: 30 * time.Second, ConfirmMax: 30 * time.Second, Tries: 3}.WithDefaults()
 )
 
-// world is everything outside a Consumer, in memory: a store, a stream and a strict provider, on one clock. Each effect
-// passes at, before and after it happens, so that a test can put a rival, a fault, or the worker's death exactly there: an
-// error before an effect keeps it from happening, an error after it loses the reply.
+// world is everything outside a Consumer, in memory: a store, a stream and a strict provider, on
+// one clock. Each effect passes at, before and after it happens, so that a test can put a rival, a
+// fault, or the worker's death exactly there: an error before an effect keeps it from happening, an
+// error after it loses the reply.
 type world struct {
 	t     *testing.T
 	mu    sync.Mutex
@@ -106,8 +107,8 @@ func (w *world) away(failing string) {
 	})
 }
 
-// crashParked delivers to a worker for which the store is away once a token was presented, and that dies when the pair is
-// parked.
+// crashParked delivers to a worker for which the store is away once a token was presented, and that
+// dies when the pair is parked.
 func (w *world) crashParked(ctx context.Context, work grant.Work, nth uint64) {
 	ctx, kill := context.WithCancel(ctx)
 	defer kill()
@@ -149,8 +150,8 @@ func (w *world) advance(d time.Duration) {
 	w.clock = w.clock.Add(d)
 }
 
-// login stores a grant whose access token has left to go, as if the provider had named its user, and returns its first
-// refresh token.
+// login stores a grant whose access token has left to go, as if the provider had named its user,
+// and returns its first refresh token.
 func (w *world) login(name string, left time.Duration) string {
 	w.t.Helper()
 	return w.arrive(name, left, func(next grant.Grant, t grant.Turn) grant.Grant {

@@ -15,7 +15,8 @@ import (
 	"time"
 )
 
-// binary builds renewd once for all tests of this package, as `make build` does, and returns where it is.
+// binary builds renewd once for all tests of this package, as `make build` does, and returns where
+// it is.
 var binary = sync.OnceValues(func() (string, error) {
 	path, err := filepath.Abs(filepath.Join(root, ".cache", "e2e", "renewd"))
 	if err != nil {
@@ -102,8 +103,8 @@ const (
 	drainTimeout = 40 * time.Second
 )
 
-// serve starts renewd with an embedded NATS server, on free ports, with a data folder of its own and the given settings
-// file, and waits until it says that it is ready. It is ended with the test.
+// serve starts renewd with an embedded NATS server, on free ports, with a data folder of its own
+// and the given settings file, and waits until it says that it is ready. It is ended with the test.
 func serve(t *testing.T, settings string, environ ...string) *daemon {
 	t.Helper()
 	dir := t.TempDir()
@@ -140,8 +141,8 @@ func (d *daemon) ready(ctx context.Context) func() error {
 	}
 }
 
-// freePort returns a loopback address that nobody listens on. Somebody may take it before its user does; renewd then says
-// so at its start.
+// freePort returns a loopback address that nobody listens on. Somebody may take it before its user
+// does; renewd then says so at its start.
 func freePort(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

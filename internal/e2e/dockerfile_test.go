@@ -89,7 +89,8 @@ func TestDockerfileImageIsEmptyAndWithoutRights(t *testing.T) {
 	}
 }
 
-// .dockerignore lists what the build gets; a package that it leaves out breaks the image, not the tests.
+// .dockerignore lists what the build gets; a package that it leaves out breaks the image, not the
+// tests.
 func TestDockerignoreLetsEveryPackageIn(t *testing.T) {
 	t.Parallel()
 	allowed := strings.Split(readFile(t, ".dockerignore"), "\n")
@@ -117,8 +118,8 @@ func TestDockerignoreLetsEveryPackageIn(t *testing.T) {
 	}
 }
 
-// settingNames lists the environment variables that renewd reads, from the tags of its settings: RENEWD_ and the key, or
-// env; a secret has _FILE too.
+// settingNames lists the environment variables that renewd reads, from the tags of its settings:
+// RENEWD_ and the key, or env; a secret has _FILE too.
 func settingNames(t *testing.T) (names []string) {
 	t.Helper()
 	file, err := parser.ParseFile(token.NewFileSet(), filepath.Join(root, "cmd/renewd/settings.go"), nil, 0)

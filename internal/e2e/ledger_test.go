@@ -109,7 +109,8 @@ func (l *ledger) signedOut(users []string) error {
 	return nil
 }
 
-// verdict lists what is wrong at the end, when exactly these users should have been signed out, and once.
+// verdict lists what is wrong at the end, when exactly these users should have been signed out, and
+// once.
 func (l *ledger) verdict(ended []string) (wrong []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -20,8 +20,8 @@ import (
 	"time"
 )
 
-// provider is npm's oidc-provider running as a process of its own: one-time refresh tokens, and one that is presented
-// twice revokes its family. Safe for concurrent use.
+// provider is npm's oidc-provider running as a process of its own: one-time refresh tokens, and one
+// that is presented twice revokes its family. Safe for concurrent use.
 type provider struct {
 	Issuer   string `json:"issuer"`
 	ClientID string `json:"client_id"`
@@ -47,8 +47,8 @@ type tokens struct {
 
 const installTimeout = 3 * time.Minute
 
-// startProvider starts the provider with access tokens that live for the given time, in whole seconds, and ends it with
-// the test.
+// startProvider starts the provider with access tokens that live for the given time, in whole
+// seconds, and ends it with the test.
 func startProvider(t *testing.T, accessTokens time.Duration) *provider {
 	t.Helper()
 	node := need(t, "node")
@@ -87,8 +87,9 @@ func startProvider(t *testing.T, accessTokens time.Duration) *provider {
 	}
 }
 
-// installProvider returns a node_modules folder with exactly what the lock file names. It is made once for each lock file
-// and kept in the user's cache, so that only the first run needs the network.
+// installProvider returns a node_modules folder with exactly what the lock file names. It is made
+// once for each lock file and kept in the user's cache, so that only the first run needs the
+// network.
 func installProvider(t *testing.T) string {
 	t.Helper()
 	npm := need(t, "npm")

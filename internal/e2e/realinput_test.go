@@ -32,8 +32,8 @@ const (
 	endedCount  = 10
 )
 
-// settingsFor points renewd at the provider. A refused user is asked again after a second, so that the test need not wait
-// for half a minute; all else is as shipped.
+// settingsFor points renewd at the provider. A refused user is asked again after a second, so that
+// the test need not wait for half a minute; all else is as shipped.
 func settingsFor(p *provider) string {
 	return fmt.Sprintf(`
 providers:
@@ -84,8 +84,9 @@ func TestRealInput(t *testing.T) {
 	})
 }
 
-// realInput signs users in, lets renewd renew them, asks from outside meanwhile, ends some sessions at the provider, and
-// holds what the provider saw, what services were told and what is stored against one another.
+// realInput signs users in, lets renewd renew them, asks from outside meanwhile, ends some sessions
+// at the provider, and holds what the provider saw, what services were told and what is stored
+// against one another.
 func realInput(t *testing.T, reopen func(context.Context, *daemon, *seal.Keyring) (grant.Store, error), environ ...string) {
 	idp := startProvider(t, 8*time.Second)
 	d := serve(t, settingsFor(idp), environ...)
@@ -108,7 +109,8 @@ func realInput(t *testing.T, reopen func(context.Context, *daemon, *seal.Keyring
 			t.Fatal(err)
 		}
 	}
-	// A request that overtakes its user's login is answered unknown_grant: logins and requests are two streams.
+	// A request that overtakes its user's login is answered unknown_grant: logins and requests are
+	// two streams.
 	eventually(t, time.Minute, func() error { return told.signedIn(users) })
 	stopAsking := ask(t, nc, users)
 	eventually(t, 2*time.Minute, func() error { return told.reached(users, func(string) int { return generations }) })
@@ -139,7 +141,8 @@ func realInput(t *testing.T, reopen func(context.Context, *daemon, *seal.Keyring
 	checkStored(t, idp, must(reopen(t.Context(), d, keys))(t), users, ended)
 }
 
-// checkStored presents every stored token: the provider must take each, for it is the newest there is.
+// checkStored presents every stored token: the provider must take each, for it is the newest there
+// is.
 func checkStored(t *testing.T, idp *provider, store grant.Store, users, ended []string) {
 	t.Helper()
 	for _, user := range users {

@@ -18,8 +18,8 @@ import (
 	"github.com/renewd/renewd/internal/pgtest"
 )
 
-// rehearsal runs what docker-compose.yml says without containers: the same commands with the same settings, but for
-// addresses and folders.
+// rehearsal runs what docker-compose.yml says without containers: the same commands with the same
+// settings, but for addresses and folders.
 type rehearsal struct {
 	compose compose
 	moved   *strings.Replacer
@@ -53,7 +53,8 @@ func TestComposeRehearsal(t *testing.T) {
 	}
 }
 
-// rehearse starts what the other services stand on: NATS with the demo's own settings, and PostgreSQL.
+// rehearse starts what the other services stand on: NATS with the demo's own settings, and
+// PostgreSQL.
 func rehearse(t *testing.T) (r rehearsal, natsURL string) {
 	t.Helper()
 	opts := must(server.ProcessConfigFile(filepath.Join(root, "deploy/compose/nats.conf")))(t)

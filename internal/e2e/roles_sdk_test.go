@@ -77,7 +77,8 @@ func TestRoleAuditorMayReplay(t *testing.T) {
 	}
 }
 
-// The commands work without an SDK: a subject is all it takes, and the server's answer says where it is stored.
+// The commands work without an SDK: a subject is all it takes, and the server's answer says where
+// it is stored.
 func TestRolePublisherMayPublishByHand(t *testing.T) {
 	n := startNATSRoles(t)
 	outcomesOfOneUser(t, n)

@@ -16,7 +16,8 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// natsRoles is a server that runs deploy/nats/nats.conf, with everything but its port and folder as in the file.
+// natsRoles is a server that runs deploy/nats/nats.conf, with everything but its port and folder as
+// in the file.
 type natsRoles struct{ server *server.Server }
 
 func rolePassword(role string) string { return "password-of-" + role }
@@ -52,8 +53,8 @@ func (n natsRoles) as(t *testing.T, role string, opts ...nats.Option) *nats.Conn
 	return nc
 }
 
-// refused says whether the server refused what f did on a connection of this role. A permission is not answered but
-// reported: what follows it on the connection has been read once a flush returns.
+// refused says whether the server refused what f did on a connection of this role. A permission is
+// not answered but reported: what follows it on the connection has been read once a flush returns.
 func (n natsRoles) refused(t *testing.T, role string, f func(*nats.Conn) error) bool {
 	t.Helper()
 	nc := n.as(t, role)
@@ -174,8 +175,8 @@ func TestRolesAreRefusedTheRest(t *testing.T) {
 	}
 }
 
-// A publisher's headers are not subject to permissions: the streams themselves must refuse those that reach beyond its
-// own message.
+// A publisher's headers are not subject to permissions: the streams themselves must refuse those
+// that reach beyond its own message.
 func TestRolePublisherCannotWipeByHeader(t *testing.T) {
 	n := startNATSRoles(t)
 	ctx := t.Context()

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// need returns the path of a program that a test cannot do without. In CI its absence is a failure: a test that never
-// runs proves nothing.
+// need returns the path of a program that a test cannot do without. In CI its absence is a failure:
+// a test that never runs proves nothing.
 func need(t *testing.T, program string) string {
 	t.Helper()
 	path, err := exec.LookPath(program)

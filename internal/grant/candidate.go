@@ -8,19 +8,20 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// Candidate is a login beside what is proven of its user. Anybody who may publish can seal anything: until the provider has
-// named the user with the candidate's access token, nothing of it counts, and what is proven is renewed as ever. It then
-// takes the place of what was proven, in one save.
+// Candidate is a login beside what is proven of its user. Anybody who may publish can seal
+// anything: until the provider has named the user with the candidate's access token, nothing of it
+// counts, and what is proven is renewed as ever. It then takes the place of what was proven, in one
+// save.
 type Candidate struct {
 	Pair  Pair         `json:"-"`     // stores seal it together with the grant's own
 	Cause schema.Cause `json:"cause"` // the login
-	// Answered: the login has its outcome, a user.refresh_failed. What becomes of the candidate later is told for another
-	// cause.
+	// Answered: the login has its outcome, a user.refresh_failed. What becomes of the candidate
+	// later is told for another cause.
 	Answered bool  `json:"answered,omitempty"`
 	Login    Order `json:"login"`
 	side
-	// Next is another login that is not proven either, and has its turn if this one fails: else anybody could drive a good
-	// login out by a bad one.
+	// Next is another login that is not proven either, and has its turn if this one fails: else
+	// anybody could drive a good login out by a bad one.
 	Next *Candidate `json:"next,omitempty"`
 }
 
@@ -57,11 +58,13 @@ type side struct {
 	NextDueAt   time.Time `json:"next_due_at,omitzero"`
 }
 
-// OnCandidate reports whether Pair and all that goes with it are those of the candidate, and Candidate holds what is proven
-// meanwhile. So every rule serves both. Stores never see a grant like this: AsStored turns it back.
+// OnCandidate reports whether Pair and all that goes with it are those of the candidate, and
+// Candidate holds what is proven meanwhile. So every rule serves both. Stores never see a grant
+// like this: AsStored turns it back.
 func (g Grant) OnCandidate() bool { return g.onCandidate }
 
-// AsCandidate is g with its candidate in the place of what is proven; g itself if there is no candidate.
+// AsCandidate is g with its candidate in the place of what is proven; g itself if there is no
+// candidate.
 func (g Grant) AsCandidate() Grant {
 	if g.Candidate == nil || g.onCandidate {
 		return g
@@ -101,9 +104,9 @@ const (
 	Outdated Arrival = "outdated" // a newer login of this user was stored before
 )
 
-// LoggedIn is the record after a login: cur is what is stored (the zero Grant if nothing is), of an unreadable record the
-// part that can be read, and the mark of t's work the latest that is known of it. The record changes only if the login is
-// Fresh.
+// LoggedIn is the record after a login: cur is what is stored (the zero Grant if nothing is), of an
+// unreadable record the part that can be read, and the mark of t's work the latest that is known of
+// it. The record changes only if the login is Fresh.
 func LoggedIn(cur Grant, k Key, c Candidate, t Turn) (next Grant, what Arrival) {
 	if cur.Revision != 0 {
 		newest := cur.newestLogin()
@@ -133,8 +136,8 @@ func LoggedIn(cur Grant, k Key, c Candidate, t Turn) (next Grant, what Arrival) 
 	return next, Fresh
 }
 
-// withoutExcess is g with no more logins than may wait: of more goes the oldest that failed before, else the oldest. It is
-// owed an answer.
+// withoutExcess is g with no more logins than may wait: of more goes the oldest that failed before,
+// else the oldest. It is owed an answer.
 func (g Grant) withoutExcess() Grant {
 	all := g.Candidate.all()
 	if len(all) <= mostCandidates {
@@ -151,7 +154,8 @@ func (g Grant) withoutExcess() Grant {
 	return g
 }
 
-// owed is the rejection of a login that goes without having had its turn; none if it was answered before.
+// owed is the rejection of a login that goes without having had its turn; none if it was answered
+// before.
 func (g Grant) owed(c Candidate, message string) []Pending {
 	if c.Answered {
 		return nil
@@ -177,7 +181,8 @@ func (g Grant) knows(c Candidate) bool {
 	return same(g.Login) || slices.ContainsFunc(g.Candidate.all(), func(waits Candidate) bool { return same(waits.Login) })
 }
 
-// repeated reports whether a login brings nothing new: its tokens are those of a login that is stored, or were rotated since.
+// repeated reports whether a login brings nothing new: its tokens are those of a login that is
+// stored, or were rotated since.
 func (g Grant) repeated(c Candidate) bool {
 	token := c.Login.Token
 	if g.Login.Repeats(c.Login) || token != "" && (token == g.Fingerprint() || token == g.Pair.Parent) {
@@ -188,8 +193,8 @@ func (g Grant) repeated(c Candidate) bool {
 	})
 }
 
-// Proven is g, on its candidate, when the provider has named the user with it: the candidate is the grant from now on, and
-// older logins are nothing any more.
+// Proven is g, on its candidate, when the provider has named the user with it: the candidate is the
+// grant from now on, and older logins are nothing any more.
 func (g Grant) Proven(t Turn) Grant {
 	before := g.Candidate.Status
 	newer := slices.DeleteFunc(g.Candidate.Next.all(), func(c Candidate) bool { return !g.Login.Before(c.Login) })
@@ -220,8 +225,9 @@ func (g Grant) Awaits(cause schema.Cause) bool {
 	return slices.ContainsFunc(g.Candidate.all(), func(c Candidate) bool { return SameCause(c.Cause, cause) })
 }
 
-// Rejected is g, which is on its candidate, without it: what was proven stays as it was, and other logins have their turn.
-// Where nothing else is, the record only keeps the place of the login, as after an erasure.
+// Rejected is g, which is on its candidate, without it: what was proven stays as it was, and other
+// logins have their turn. Where nothing else is, the record only keeps the place of the login, as
+// after an erasure.
 func (g Grant) Rejected(t Turn) Grant {
 	rejected := g.Login
 	g = g.AsStored().change(t)
@@ -236,8 +242,8 @@ func (g Grant) Rejected(t Turn) Grant {
 	return g
 }
 
-// Rejection is the message.rejected of a candidate that was not proven: reason and field as in schema.Rejected, subject the
-// one that the login came on. It costs the user nothing but the login.
+// Rejection is the message.rejected of a candidate that was not proven: reason and field as in
+// schema.Rejected, subject the one that the login came on. It costs the user nothing but the login.
 func (g Grant) Rejection(t Turn, bad schema.Malformed, subject, source string) schema.Event {
 	return schema.Event{
 		ID: RejectionID(g.Key, g.Candidate.Cause), Source: source, Type: schema.MessageRejected, Provider: g.Provider, User: g.User, Time: t.Now.UTC(),
@@ -253,15 +259,15 @@ func rejection(login schema.Cause, bad schema.Malformed, subject string) json.Ra
 	return data
 }
 
-// RejectionID is the id of the message.rejected of a login. It is not the OutcomeID of its cause, which the login may have
-// had before as a user.refresh_failed.
+// RejectionID is the id of the message.rejected of a login. It is not the OutcomeID of its cause,
+// which the login may have had before as a user.refresh_failed.
 func RejectionID(k Key, login schema.Cause) string {
 	return OutcomeID(k, schema.Cause{Source: login.Source, ID: login.ID + "\x00rejected"})
 }
 
-// Turned is g on the side that w is to work on, and w with the cause that it then has: the side that is due, and of two that
-// are the one that has been longer. So nobody who publishes logins keeps a user's proven tokens from being renewed, and no
-// trouble with these keeps a login waiting.
+// Turned is g on the side that w is to work on, and w with the cause that it then has: the side
+// that is due, and of two that are the one that has been longer. So nobody who publishes logins
+// keeps a user's proven tokens from being renewed, and no trouble with these keeps a login waiting.
 func (g Grant) Turned(w Work, p Policy, now time.Time) (Grant, Work) {
 	g = g.AsStored()
 	if named, ok := g.onLogin(func(c Candidate) bool { return SameCause(w.Cause, c.Cause) }); ok {
@@ -304,17 +310,19 @@ func (w Work) notFor(c *Candidate, g Grant, now time.Time) Work {
 	return w
 }
 
-// forgottenFor is how long an erased user's record keeps the place of the logins before the erasure: longer than a login
-// may wait in its stream.
+// forgottenFor is how long an erased user's record keeps the place of the logins before the
+// erasure: longer than a login may wait in its stream.
 const forgottenFor = 8 * 24 * time.Hour
 
-// erasureSkew is how long before an erasure tokens may have been sealed that come after it: as far as the clock of a publisher
-// may be behind. What was sealed earlier is of before, whenever it is published.
+// erasureSkew is how long before an erasure tokens may have been sealed that come after it: as far
+// as the clock of a publisher may be behind. What was sealed earlier is of before, whenever it is
+// published.
 const erasureSkew = 5 * time.Second
 
-// Erased is what is left of g after an erasure of all up to the login upTo: no token, no profile, no time of anything, but the
-// version and the place of that login, so that none of before brings the user back. A login after it stays: as it is if it
-// was proven, which g then is too; else beside nothing. g may be the zero Grant.
+// Erased is what is left of g after an erasure of all up to the login upTo: no token, no profile,
+// no time of anything, but the version and the place of that login, so that none of before brings
+// the user back. A login after it stays: as it is if it was proven, which g then is too; else
+// beside nothing. g may be the zero Grant.
 func (g Grant) Erased(k Key, upTo Order, t Turn) Grant {
 	g.Key = k
 	g = g.AsStored()
@@ -367,8 +375,8 @@ func (g Grant) Holds(token string) bool {
 		slices.ContainsFunc(g.Candidate.all(), func(c Candidate) bool { return token == c.Pair.Refresh.Fingerprint() }))
 }
 
-// Unknown is g, as stored, when a presentation under the claim prior ended without anybody knowing how: the token that it was
-// about is in doubt, whichever of those in the record it is.
+// Unknown is g, as stored, when a presentation under the claim prior ended without anybody knowing
+// how: the token that it was about is in doubt, whichever of those in the record it is.
 func (g Grant) Unknown(prior Claim) Grant {
 	if g.Fingerprint() == prior.Fingerprint {
 		return g.Doubted(prior.Until)
@@ -383,8 +391,9 @@ func (g Grant) Unknown(prior Claim) Grant {
 	return g
 }
 
-// Beside is cur, which was read again, turned to the side that g is on: of several logins to that of g, which has its turn
-// now. ok is false if there is none of it any more: it was proven or rejected.
+// Beside is cur, which was read again, turned to the side that g is on: of several logins to that
+// of g, which has its turn now. ok is false if there is none of it any more: it was proven or
+// rejected.
 func (g Grant) Beside(cur Grant) (turned Grant, ok bool) {
 	if !g.OnCandidate() {
 		return cur.AsStored(), true
@@ -394,7 +403,8 @@ func (g Grant) Beside(cur Grant) (turned Grant, ok bool) {
 	})
 }
 
-// Holder is g turned to the side that holds the refresh token with this fingerprint. ok is false if none does.
+// Holder is g turned to the side that holds the refresh token with this fingerprint. ok is false if
+// none does.
 func (g Grant) Holder(token string) (turned Grant, ok bool) {
 	if g = g.AsStored(); token != "" && token == g.Fingerprint() {
 		return g, true
@@ -402,7 +412,8 @@ func (g Grant) Holder(token string) (turned Grant, ok bool) {
 	return g.onLogin(func(c Candidate) bool { return token != "" && token == c.Pair.Refresh.Fingerprint() })
 }
 
-// onLogin is g on the first of its logins that is wanted, which has its turn now; g as it is stored if none is.
+// onLogin is g on the first of its logins that is wanted, which has its turn now; g as it is stored
+// if none is.
 func (g Grant) onLogin(wanted func(Candidate) bool) (turned Grant, ok bool) {
 	g = g.AsStored()
 	all := g.Candidate.all()

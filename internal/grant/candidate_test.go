@@ -62,8 +62,8 @@ func TestLoginOrder(t *testing.T) {
 	}
 }
 
-// A login is believed when the provider has named its user: until then what is proven stays as it is, and is what the record
-// says of itself.
+// A login is believed when the provider has named its user: until then what is proven stays as it
+// is, and is what the record says of itself.
 func TestALoginIsACandidateUntilItIsProven(t *testing.T) {
 	before := live(20 * time.Minute)
 	before.Login = grant.Order{Stream: noon.Add(-time.Hour), Sequence: 1}
@@ -91,7 +91,8 @@ func TestALoginIsACandidateUntilItIsProven(t *testing.T) {
 	}
 }
 
-// An app that publishes a login again must not bring spent tokens back, however often they were rotated since.
+// An app that publishes a login again must not bring spent tokens back, however often they were
+// rotated since.
 func TestTheSameLoginAgainHasNoEffect(t *testing.T) {
 	g := in(t, grant.Grant{}, 1, 1).AsCandidate().Proven(turn(asked, noon))
 	for n := range 3 {
@@ -285,7 +286,8 @@ func TestAnOutcomeIsOwedUntilItIsTold(t *testing.T) {
 	}
 }
 
-// A timer for a time that has passed fires at once: a sync that changes nothing must not set the same one again.
+// A timer for a time that has passed fires at once: a sync that changes nothing must not set the
+// same one again.
 func TestASyncNeverLeavesADueTimeInThePast(t *testing.T) {
 	g := live(20 * time.Minute)
 	g.NextDueAt = noon.Add(-time.Minute) // a margin was lowered, or an operator wanted it now

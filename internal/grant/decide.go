@@ -28,7 +28,8 @@ const slack = 2 * time.Second
 // IsCommand reports whether c is something a service asked for and waits to see answered.
 func IsCommand(c schema.Cause) bool { return slices.Contains(schema.Commands(), c.Type) }
 
-// Decide says what to do with g for w at now. It is the whole rule of when a refresh token is presented.
+// Decide says what to do with g for w at now. It is the whole rule of when a refresh token is
+// presented.
 func Decide(g Grant, w Work, p Policy, now time.Time) Step {
 	if w.Mark.Supersedes(g) && !g.OnCandidate() {
 		return Suspend
@@ -59,8 +60,8 @@ func Decide(g Grant, w Work, p Policy, now time.Time) Step {
 	return Sync
 }
 
-// withoutRefresh is Decide for a grant that cannot be renewed: its user keeps the access token until that has ended, whoever
-// asks for another one.
+// withoutRefresh is Decide for a grant that cannot be renewed: its user keeps the access token
+// until that has ended, whoever asks for another one.
 func (g Grant) withoutRefresh(w Work, now time.Time) Step {
 	if g.Pair.ExpiresAt.IsZero() {
 		return Sync // the provider gave it no end: userinfo tells when there is one
@@ -101,16 +102,17 @@ func (g Grant) refused(w Work) bool {
 	return w.Refused != "" && w.Refused == g.Pair.Access.Fingerprint()
 }
 
-// inDoubt reports whether the stored refresh token was presented by somebody whose answer nobody knows.
+// inDoubt reports whether the stored refresh token was presented by somebody whose answer nobody
+// knows.
 func (g Grant) inDoubt() bool {
 	f := g.Fingerprint()
 	return g.Doubt != nil && g.Doubt.Fingerprint == f ||
 		g.Claim != nil && g.Claim.Presented && g.Claim.Fingerprint == f
 }
 
-// confirms reports whether a refusal at now says more than v does: a second one some time after the first, and a third one
-// a little later, when it is known what the provider said to everybody else around the second. Timers may be early, hence
-// the slack.
+// confirms reports whether a refusal at now says more than v does: a second one some time after the
+// first, and a third one a little later, when it is known what the provider said to everybody else
+// around the second. Timers may be early, hence the slack.
 func (p Policy) confirms(v Verdict, now time.Time) bool {
 	if v.Again.IsZero() {
 		return now.Sub(v.At) >= p.ConfirmMin-slack/2
@@ -121,8 +123,9 @@ func (p Policy) confirms(v Verdict, now time.Time) bool {
 // latest is how late a third refusal may be: what others were told by then, the guard still knows.
 const latest = 30 * time.Minute
 
-// Final reports whether one more refusal of the token at now makes v final. It must be soon after the second, or soon after
-// it was due where timers are late: of what the provider said long ago nobody knows enough.
+// Final reports whether one more refusal of the token at now makes v final. It must be soon after
+// the second, or soon after it was due where timers are late: of what the provider said long ago
+// nobody knows enough.
 func (p Policy) Final(v Verdict, now, due time.Time) bool {
 	late := min(max(0, now.Sub(due)), latest)
 	return !v.Again.IsZero() && p.confirms(v, now) && now.Sub(v.Again) <= 3*p.hindsight()+slack+late
@@ -131,9 +134,9 @@ func (p Policy) Final(v Verdict, now, due time.Time) bool {
 // hindsight is the time between the second refusal and the third.
 func (p Policy) hindsight() time.Duration { return p.ConfirmMin / 3 }
 
-// Accepts reports whether tokens that came from presenting the refresh token with this fingerprint, asked for at sentAt,
-// are still the newest when the record has become g: nobody has stored the answer to a later presentation, and no newer
-// login is there.
+// Accepts reports whether tokens that came from presenting the refresh token with this fingerprint,
+// asked for at sentAt, are still the newest when the record has become g: nobody has stored the
+// answer to a later presentation, and no newer login is there.
 func (g Grant) Accepts(presented string, sentAt time.Time) bool {
 	if g.Pair.Parent == presented {
 		return g.Pair.SentAt.Before(sentAt)

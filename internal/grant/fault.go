@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// Class sorts what can go wrong at a provider by what it allows us to do next. Only Permanent may ever sign a user out.
+// Class sorts what can go wrong at a provider by what it allows us to do next. Only Permanent may
+// ever sign a user out.
 type Class string
 
 // The classes, see the table in internal/idp. What is not recognised is Unknown, never Permanent.
@@ -57,11 +58,13 @@ var (
 	ErrSubjectMismatch = errors.New("userinfo: answer is about another user")
 )
 
-// ErrNoRevocation: the provider names no endpoint to revoke tokens at (RFC 7009), and neither do the settings.
+// ErrNoRevocation: the provider names no endpoint to revoke tokens at (RFC 7009), and neither do
+// the settings.
 var ErrNoRevocation = errors.New("no revocation endpoint is known, so tokens stay good until they expire: set revoke_url if the provider has one")
 
-// Tokens is a provider's answer to a refresh. A zero Refresh means: keep the old one (RFC 6749 section 6). A zero Access
-// beside a Refresh means: the answer had none that can be used, so the access token is to be taken for expired.
+// Tokens is a provider's answer to a refresh. A zero Refresh means: keep the old one (RFC 6749
+// section 6). A zero Access beside a Refresh means: the answer had none that can be used, so the
+// access token is to be taken for expired.
 type Tokens struct {
 	Access    Secret
 	Refresh   Secret

@@ -36,14 +36,17 @@ const (
 	Live           Status = "live"
 	ReauthRequired Status = "reauth_required"
 	Suspended      Status = "suspended"
-	// Unproven: nothing was ever proven of this user. There is a login, and the provider has not named its user yet.
+	// Unproven: nothing was ever proven of this user. There is a login, and the provider has not
+	// named its user yet.
 	Unproven Status = "unproven"
-	// Forgotten: the user was erased. The record holds no tokens and no profile, only Version and Login, so that no login
-	// of before the erasure brings the user back. It may be deleted once NextDueAt has passed.
+	// Forgotten: the user was erased. The record holds no tokens and no profile, only Version and
+	// Login, so that no login of before the erasure brings the user back. It may be deleted once
+	// NextDueAt has passed.
 	Forgotten Status = "forgotten"
 )
 
-// Progress says how far the renewal of Grant.Cause came, so that the next worker goes on where the last one died.
+// Progress says how far the renewal of Grant.Cause came, so that the next worker goes on where the
+// last one died.
 type Progress string
 
 // The steps that leave a mark. Empty: nothing to resume.
@@ -52,15 +55,16 @@ const (
 	Synced Progress = "synced" // Pending holds the outcome to publish
 )
 
-// Claim is the lock on a grant and the write-ahead record of a presentation: whoever holds it may present the refresh
-// token with this fingerprint. It dies at Until, by the store's clock.
+// Claim is the lock on a grant and the write-ahead record of a presentation: whoever holds it may
+// present the refresh token with this fingerprint. It dies at Until, by the store's clock.
 type Claim struct {
 	Nonce       string        `json:"nonce"`
 	Until       time.Time     `json:"until"`
 	For         time.Duration `json:"for,omitempty"` // how long it lasts from when it was written
 	Fingerprint string        `json:"fingerprint"`   // of the refresh token that it is for
 	Cause       schema.Cause  `json:"cause"`
-	// Presented is set just before the token leaves for the provider. Only then is an expired claim ambiguous.
+	// Presented is set just before the token leaves for the provider. Only then is an expired claim
+	// ambiguous.
 	Presented bool `json:"presented,omitempty"`
 }
 
@@ -74,8 +78,8 @@ type Verdict struct {
 	Confirmed   bool      `json:"confirmed,omitempty"`
 }
 
-// Doubt remembers that a presentation of the stored refresh token ended without a readable answer: the provider may have
-// rotated it. A refusal after that is rotation_lost, not revoked.
+// Doubt remembers that a presentation of the stored refresh token ended without a readable answer:
+// the provider may have rotated it. A refusal after that is rotation_lost, not revoked.
 type Doubt struct {
 	Fingerprint string    `json:"fingerprint"`
 	Since       time.Time `json:"since"`
@@ -85,14 +89,16 @@ type Doubt struct {
 type Pending struct {
 	ID   string      `json:"id"`
 	Type schema.Type `json:"type"`
-	// Version is the record's when the outcome was decided. 0: it was decided before records kept it.
+	// Version is the record's when the outcome was decided. 0: it was decided before records kept
+	// it.
 	Version int64           `json:"version,omitempty"`
 	Data    json.RawMessage `json:"data"` // for user.synced without the profile: the record has it
 	// Stale: the profile could not be fetched this time, so the outcome goes without it.
 	Stale bool `json:"stale,omitempty"`
 }
 
-// Order places a login among all logins of a user: by the creation time of the LOGINS stream, then its sequence in it.
+// Order places a login among all logins of a user: by the creation time of the LOGINS stream, then
+// its sequence in it.
 type Order struct {
 	Stream   time.Time `json:"stream,omitzero"`
 	Sequence uint64    `json:"sequence,omitempty"`
@@ -100,19 +106,21 @@ type Order struct {
 	Time time.Time `json:"time,omitzero"`
 	// SealedAt is when its tokens were sealed, by the publisher's clock.
 	SealedAt time.Time `json:"sealed_at,omitzero"`
-	// Token is the fingerprint of the refresh token it brought, or of the access token if it brought no other. It stays as
-	// it is however often that token was rotated since: the same login published again is known by it.
+	// Token is the fingerprint of the refresh token it brought, or of the access token if it
+	// brought no other. It stays as it is however often that token was rotated since: the same
+	// login published again is known by it.
 	Token string `json:"token,omitempty"`
 	// Event tells the login's event, its source and id, from others.
 	Event string `json:"event,omitempty"`
 }
 
-// sealSkew is how far the clocks of two machines that seal may be apart: only beyond it an older seal tells an older login.
+// sealSkew is how far the clocks of two machines that seal may be apart: only beyond it an older
+// seal tells an older login.
 const sealSkew = 5 * time.Minute
 
-// Repeats reports whether p, which was published after o, a login that was proven, brings what o brought, or what was sealed
-// before it: a message that was published again, from an outbox, a restored stream or a recording. It says nothing new of the
-// user.
+// Repeats reports whether p, which was published after o, a login that was proven, brings what o
+// brought, or what was sealed before it: a message that was published again, from an outbox, a
+// restored stream or a recording. It says nothing new of the user.
 func (o Order) Repeats(p Order) bool {
 	return p.brings(o) || !p.SealedAt.IsZero() && p.SealedAt.Before(o.SealedAt.Add(-sealSkew))
 }
@@ -120,12 +128,12 @@ func (o Order) Repeats(p Order) bool {
 // brings reports whether the tokens of o and p are the same.
 func (o Order) brings(p Order) bool { return o.Token != "" && o.Token == p.Token }
 
-// rewound is how much later a login must have been taken to be newer than one with a higher sequence: more than the
-// clocks of a cluster's servers may be apart.
+// rewound is how much later a login must have been taken to be newer than one with a higher
+// sequence: more than the clocks of a cluster's servers may be apart.
 const rewound = time.Minute
 
-// Before reports whether p is a newer login than o, the stored one. A stream restored from a backup gives sequences out
-// again; there the time tells.
+// Before reports whether p is a newer login than o, the stored one. A stream restored from a backup
+// gives sequences out again; there the time tells.
 func (o Order) Before(p Order) bool {
 	switch {
 	case !o.Stream.Equal(p.Stream):
@@ -136,12 +144,15 @@ func (o Order) Before(p Order) bool {
 	return o.Sequence < p.Sequence
 }
 
-// Grant is the store's record: the truth about one user at one provider. Stores keep every field, tokens only encrypted.
+// Grant is the store's record: the truth about one user at one provider. Stores keep every field,
+// tokens only encrypted.
 type Grant struct {
 	Key
-	// Revision is the store's tag for compare-and-swap; every write of any kind changes it. Zero: not stored yet.
+	// Revision is the store's tag for compare-and-swap; every write of any kind changes it. Zero:
+	// not stored yet.
 	Revision uint64
-	// Version grows with each stored change that others may care about, also across an erasure and a new login.
+	// Version grows with each stored change that others may care about, also across an erasure and
+	// a new login.
 	Version int64
 
 	Pair    Pair
@@ -149,20 +160,23 @@ type Grant struct {
 	Verdict *Verdict
 	Claim   *Claim
 	Doubt   *Doubt
-	// Candidate is a login whose user the provider has not named yet. nil: there is none. See OnCandidate.
+	// Candidate is a login whose user the provider has not named yet. nil: there is none. See
+	// OnCandidate.
 	Candidate *Candidate `json:",omitempty"`
 
-	// SavedBy is the nonce of the last save: it tells a worker whose save was refused that the reply was lost, not the save.
+	// SavedBy is the nonce of the last save: it tells a worker whose save was refused that the
+	// reply was lost, not the save.
 	SavedBy  string
 	Cause    schema.Cause // of the renewal that Progress and Pending are about
 	BeganAt  time.Time    // when that renewal began
 	Progress Progress
 	Pending  *Pending
-	// Owed are outcomes of earlier causes which were decided, and which nobody is known to have published. Whoever works on
-	// the grant publishes them.
+	// Owed are outcomes of earlier causes which were decided, and which nobody is known to have
+	// published. Whoever works on the grant publishes them.
 	Owed []Pending `json:",omitempty"`
-	// Refreshed: that renewal rotated the pair. Recovered: the next user.synced is the first success after a failure or a
-	// reauth_required; with an empty Progress it has not been said yet.
+	// Refreshed: that renewal rotated the pair. Recovered: the next user.synced is the first
+	// success after a failure or a reauth_required; with an empty Progress it has not been said
+	// yet.
 	Refreshed bool
 	Recovered bool
 
@@ -170,8 +184,8 @@ type Grant struct {
 	Outages   int    // passing failures of the provider in a row
 	LastError string // reason of the last failure
 
-	// Profile is the user's, as last synced. While it is Kept, which stores set to the one they have, a save need not
-	// write it.
+	// Profile is the user's, as last synced. While it is Kept, which stores set to the one they
+	// have, a save need not write it.
 	Profile Profile
 	Kept    Profile `json:"-"`
 	Login   Order
@@ -189,8 +203,8 @@ type Grant struct {
 // Fingerprint is that of the stored refresh token.
 func (g Grant) Fingerprint() string { return g.Pair.Refresh.Fingerprint() }
 
-// Cipher encrypts and authenticates: a blob opens only under the associated data it was sealed with. Safe for concurrent
-// use.
+// Cipher encrypts and authenticates: a blob opens only under the associated data it was sealed
+// with. Safe for concurrent use.
 type Cipher interface {
 	Seal(plaintext, associated []byte) ([]byte, error)
 	Open(sealed, associated []byte) ([]byte, error)
@@ -202,12 +216,14 @@ const (
 	PurposePark  = "park"
 )
 
-// Parcel is a pair that the store would not take, sealed with PurposePark and set aside in a stream.
+// Parcel is a pair that the store would not take, sealed with PurposePark and set aside in a
+// stream.
 type Parcel struct {
 	Version int64 // that the pair was sealed for
 	// Parent is the fingerprint of the refresh token that the pair was got with.
 	Parent string
-	// Candidate: the pair is of a login that was not proven. It says nothing of how far the proven side has come.
+	// Candidate: the pair is of a login that was not proven. It says nothing of how far the proven
+	// side has come.
 	Candidate bool
 	Sealed    []byte
 	// Sequence and Time are where and when it was set aside.
@@ -228,8 +244,8 @@ type storedPair struct {
 	Parent    string        `json:"p,omitempty"`
 }
 
-// associated binds a sealed pair to its purpose, grant and version: a row copied to another user, or rolled back, does
-// not open.
+// associated binds a sealed pair to its purpose, grant and version: a row copied to another user,
+// or rolled back, does not open.
 func associated(purpose string, k Key, version int64) []byte {
 	return fmt.Appendf(nil, "renewd %s\x00%s\x00%s\x00%d", purpose, k.Provider, k.User, version)
 }
@@ -262,7 +278,8 @@ func (s storedPair) seal(c Cipher, purpose string, k Key, version int64) ([]byte
 	return sealed, nil
 }
 
-// OpenPair is the inverse of SealPair. It fails for another purpose, grant or version than the pair was sealed for.
+// OpenPair is the inverse of SealPair. It fails for another purpose, grant or version than the pair
+// was sealed for.
 func OpenPair(c Cipher, purpose string, k Key, version int64, sealed []byte) (Pair, error) {
 	s, err := openStored(c, purpose, k, version, sealed)
 	return s.pair(), err
@@ -279,7 +296,8 @@ func openStored(c Cipher, purpose string, k Key, version int64, sealed []byte) (
 	return s, nil
 }
 
-// SealTokens encrypts all tokens of g, those of logins that are not proven too, as a store keeps them.
+// SealTokens encrypts all tokens of g, those of logins that are not proven too, as a store keeps
+// them.
 func SealTokens(c Cipher, g Grant) ([]byte, error) {
 	return storedGrant(g.Pair, g.Candidate).seal(c, PurposeStore, g.Key, g.Version)
 }
@@ -293,8 +311,8 @@ func storedGrant(p Pair, next *Candidate) storedPair {
 	return s
 }
 
-// OpenTokens is the inverse of SealTokens: it puts the tokens into g, which has everything else. Its error wraps
-// ErrUnreadable.
+// OpenTokens is the inverse of SealTokens: it puts the tokens into g, which has everything else.
+// Its error wraps ErrUnreadable.
 func OpenTokens(c Cipher, g *Grant, sealed []byte) error {
 	s, err := openStored(c, PurposeStore, g.Key, g.Version, sealed)
 	if err != nil {

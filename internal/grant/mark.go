@@ -10,10 +10,10 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// Mark names one state of a grant's record: its version and, by fingerprint, the refresh token it held. Every timer and
-// every outcome carries the mark of the record it was made from. A record that is older than they are gives itself away
-// by that: its store was restored from a backup, or has lost writes that it had acknowledged. The zero Mark is "not
-// known".
+// Mark names one state of a grant's record: its version and, by fingerprint, the refresh token it
+// held. Every timer and every outcome carries the mark of the record it was made from. A record
+// that is older than they are gives itself away by that: its store was restored from a backup, or
+// has lost writes that it had acknowledged. The zero Mark is "not known".
 type Mark struct {
 	Version int64
 	Token   string // empty: the record held no refresh token
@@ -30,9 +30,9 @@ func (m Mark) Newest(o Mark) Mark {
 	return m
 }
 
-// Supersedes reports whether m is of a later state than g is in, and of another refresh token: the one in g was rotated
-// or ended since, and presenting it may end the user's session. Where the provider does not rotate, the token is the same
-// in all states, and nothing is ever superseded.
+// Supersedes reports whether m is of a later state than g is in, and of another refresh token: the
+// one in g was rotated or ended since, and presenting it may end the user's session. Where the
+// provider does not rotate, the token is the same in all states, and nothing is ever superseded.
 func (m Mark) Supersedes(g Grant) bool { return m.Version > g.Version && m.Token != g.Mark().Token }
 
 // String is the form that ParseMark reads: the version, then the token if there is one.
@@ -51,15 +51,15 @@ func ParseMark(s string) (Mark, error) {
 	return Mark{n, token}, nil
 }
 
-// Unsure reports whether the outcomes must be looked at before anything is done with g for w: w was made without looking
-// at a record (a request), or it comes from a later state than g is in.
+// Unsure reports whether the outcomes must be looked at before anything is done with g for w: w was
+// made without looking at a record (a request), or it comes from a later state than g is in.
 func (w Work) Unsure(g Grant) bool {
 	return w.Mark.Version == 0 && g.Status == Live || w.Mark.Version > g.Version
 }
 
-// Superseded is g when its refresh token must not be presented because a later one is known to have been stored. Tokens
-// stay as they are; a login ends this, or an operator (Accepted). A candidate of that older state goes: its token may be
-// spent as well. NextDueAt stays set until Told.
+// Superseded is g when its refresh token must not be presented because a later one is known to have
+// been stored. Tokens stay as they are; a login ends this, or an operator (Accepted). A candidate
+// of that older state goes: its token may be spent as well. NextDueAt stays set until Told.
 func (g Grant) Superseded(t Turn) Grant {
 	g = g.AsStored().change(t).turn(t, Synced)
 	for _, c := range g.Candidate.all() {
@@ -86,8 +86,8 @@ func (g Grant) IsSuperseded() bool {
 	return g.Status == Suspended && g.LastError == schema.ReasonSuperseded
 }
 
-// Accepted is g when an operator decides to go on with the tokens it has, superseded or not: due at once, and later than
-// all that was published.
+// Accepted is g when an operator decides to go on with the tokens it has, superseded or not: due at
+// once, and later than all that was published.
 func (g Grant) Accepted(t Turn) Grant {
 	g = g.change(t).turn(t, "")
 	g.Status, g.Cause, g.BeganAt = Live, schema.Cause{}, time.Time{}

@@ -8,15 +8,16 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// Policy is how one provider's grants are renewed. The zero value of a field stands for its default; WithDefaults fills
-// them in.
+// Policy is how one provider's grants are renewed. The zero value of a field stands for its
+// default; WithDefaults fills them in.
 type Policy struct {
 	// Lifetime of an access token when the provider does not say. Default 30 min.
 	Lifetime time.Duration
-	// MaxLifetime is the longest that a provider's or a publisher's word on the life of an access token is believed: a user
-	// is looked at this often at least. Default 24 h.
+	// MaxLifetime is the longest that a provider's or a publisher's word on the life of an access
+	// token is believed: a user is looked at this often at least. Default 24 h.
 	MaxLifetime time.Duration
-	// Margin is how long before its expiry an access token is renewed, at most MarginShare of its lifetime. Defaults 5 min, 0.2.
+	// Margin is how long before its expiry an access token is renewed, at most MarginShare of its
+	// lifetime. Defaults 5 min, 0.2.
 	Margin      time.Duration
 	MarginShare float64
 	// JitterShare of the lifetime spreads renewals further before the margin. Default 0.1.
@@ -25,15 +26,16 @@ type Policy struct {
 	Floor time.Duration
 	// ProfileEvery syncs profiles more often than tokens are renewed. 0: with each renewal only.
 	ProfileEvery time.Duration
-	// Tries a grant's own failures may take before user.refresh_failed and a wait of RetryLater. Default 5.
+	// Tries a grant's own failures may take before user.refresh_failed and a wait of RetryLater.
+	// Default 5.
 	Tries int
 	// RetryMin and RetryMax bound the exponential backoff between tries. Defaults 2 s, 5 min.
 	RetryMin, RetryMax time.Duration
 	// RetryLater is the wait after the tries are used up. Default 1 h.
 	RetryLater time.Duration
-	// ConfirmMin and ConfirmMax bound the wait before a refused refresh token is presented once more, to be sure. A third
-	// of ConfirmMin later it is presented for the last time.
-	// Defaults 30 s, 60 s.
+	// ConfirmMin and ConfirmMax bound the wait before a refused refresh token is presented once
+	// more, to be sure. A third of ConfirmMin later it is presented for the last time. Defaults 30
+	// s, 60 s.
 	ConfirmMin, ConfirmMax time.Duration
 }
 
@@ -102,9 +104,9 @@ func (p Policy) largestJitter(lifetime time.Duration) time.Duration {
 	return time.Duration(float64(lifetime) * p.JitterShare)
 }
 
-// Due is when pair wants renewing: expiry − margin − jitter, never sooner than the floor after now. draw is in [0,1).
-// A pair without a refresh token is due when it ends: its user keeps what is left. Where nobody said when that is, the
-// provider is asked every Lifetime.
+// Due is when pair wants renewing: expiry − margin − jitter, never sooner than the floor after now.
+// draw is in [0,1). A pair without a refresh token is due when it ends: its user keeps what is
+// left. Where nobody said when that is, the provider is asked every Lifetime.
 func (p Policy) Due(pair Pair, now time.Time, draw float64) time.Time {
 	due := p.renewal(pair, draw)
 	switch {
@@ -135,7 +137,8 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// Retry is the wait before try number n (1 is the first retry): exponential with full jitter between RetryMin and RetryMax.
+// Retry is the wait before try number n (1 is the first retry): exponential with full jitter
+// between RetryMin and RetryMax.
 func (p Policy) Retry(n int, draw float64) time.Duration {
 	b := backoff.ExponentialBackOff{
 		InitialInterval: p.RetryMin, MaxInterval: p.RetryMax, Multiplier: 2, Stop: backoff.Stop, Clock: backoff.SystemClock,
@@ -158,12 +161,15 @@ type Work struct {
 	Cause    schema.Cause
 	Want     string        // schema.WantProfile (the default) or schema.WantTokens
 	MinValid time.Duration // rotate if less validity than this is left
-	// Mark is the latest known of the grant's record when the work was made. Zero: made without looking at a record.
+	// Mark is the latest known of the grant's record when the work was made. Zero: made without
+	// looking at a record.
 	Mark Mark
-	// Refused is the fingerprint of an access token that the provider did not take in the course of this work.
+	// Refused is the fingerprint of an access token that the provider did not take in the course of
+	// this work.
 	Refused string
 	// Deferrals counts how often the work was put off because it failed for a reason of its own.
 	Deferrals int
-	// Again: an earlier delivery of this cause was put off, and may have published its outcome before that.
+	// Again: an earlier delivery of this cause was put off, and may have published its outcome
+	// before that.
 	Again bool
 }

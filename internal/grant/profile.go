@@ -10,8 +10,9 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// Profile is a schema.Profile as compact JSON: the form in which it is stored, compared and published. It is hardly ever
-// looked into, since hardly any profile changes. The zero Profile is none.
+// Profile is a schema.Profile as compact JSON: the form in which it is stored, compared and
+// published. It is hardly ever looked into, since hardly any profile changes. The zero Profile is
+// none.
 type Profile string
 
 // NewProfile encodes p. It fails if p.Raw is no JSON.
@@ -51,12 +52,14 @@ func (p *Profile) UnmarshalJSON(raw []byte) error {
 	return nil
 }
 
-// volatile names members of the raw profile that move by themselves, with every refresh at some providers: no change.
+// volatile names members of the raw profile that move by themselves, with every refresh at some
+// providers: no change.
 var volatile = map[string]bool{"last_active_at": true}
 
-// Changed names the fields of the profile that differ, in the order of schema.Profile: mapped fields by their JSON name,
-// and "raw" if only something that is not mapped differs. Everything in now is a change from none, or from one that cannot
-// be read. What moves by itself (last_active_at) is left out.
+// Changed names the fields of the profile that differ, in the order of schema.Profile: mapped
+// fields by their JSON name, and "raw" if only something that is not mapped differs. Everything in
+// now is a change from none, or from one that cannot be read. What moves by itself (last_active_at)
+// is left out.
 func Changed(old, now Profile) []string {
 	if old == now || sameBut(string(old), string(now)) {
 		return nil
@@ -91,8 +94,9 @@ func jsonName(f reflect.StructField) string {
 	return string(name)
 }
 
-// sameBut reports whether a and b, profiles, are the same bytes but for one number: the volatile member's. Nearly every
-// profile that did not change is, and decoding both costs more than all the rest of a renewal.
+// sameBut reports whether a and b, profiles, are the same bytes but for one number: the volatile
+// member's. Nearly every profile that did not change is, and decoding both costs more than all the
+// rest of a renewal.
 func sameBut(a, b string) bool {
 	const member = `"last_active_at":`
 	i := strings.Index(a, member)
@@ -104,8 +108,9 @@ func sameBut(a, b string) bool {
 	return len(x) > 0 && (x[0] == ',' || x[0] == '}') && x == y
 }
 
-// inRaw reports whether what follows front is a member of the raw profile itself, by its braces: that is the only object in
-// a profile which is in no list. A brace in a text only makes the slow way be taken.
+// inRaw reports whether what follows front is a member of the raw profile itself, by its braces:
+// that is the only object in a profile which is in no list. A brace in a text only makes the slow
+// way be taken.
 func inRaw(front string) bool {
 	return strings.Count(front, "{")-strings.Count(front, "}") == 2 && strings.Count(front, "[") == strings.Count(front, "]")
 }

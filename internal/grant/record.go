@@ -12,7 +12,8 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// Turn is one worker's handling of one piece of work: what every change of the record in it has in common.
+// Turn is one worker's handling of one piece of work: what every change of the record in it has in
+// common.
 type Turn struct {
 	Work    Work
 	Nonce   string    // unique for this handling; also of its claim
@@ -24,8 +25,8 @@ type Turn struct {
 	Told []string
 }
 
-// change returns the start of a new version of g, written by t: later than all that is known to have been published, also
-// where the store has gone back. Another worker's claim is left alone.
+// change returns the start of a new version of g, written by t: later than all that is known to
+// have been published, also where the store has gone back. Another worker's claim is left alone.
 func (g Grant) change(t Turn) Grant {
 	g.Version = max(g.Version, t.Work.Mark.Version) + 1
 	g.SavedBy = t.Nonce
@@ -35,8 +36,8 @@ func (g Grant) change(t Turn) Grant {
 	return g
 }
 
-// turn marks g as being about t's work. An outcome of other work which nobody is known to have published is owed from
-// then on.
+// turn marks g as being about t's work. An outcome of other work which nobody is known to have
+// published is owed from then on.
 func (g Grant) turn(t Turn, progress Progress) Grant {
 	g.Owed = g.untold(t.Work.Cause, t.Told)
 	g.Cause, g.BeganAt, g.Progress, g.Pending = t.Work.Cause, t.BeganAt, progress, nil
@@ -46,8 +47,8 @@ func (g Grant) turn(t Turn, progress Progress) Grant {
 	return g
 }
 
-// Rotated is g with the tokens that came from presenting the refresh token with this fingerprint. What the provider left
-// out stays as it was (RFC 6749 section 6).
+// Rotated is g with the tokens that came from presenting the refresh token with this fingerprint.
+// What the provider left out stays as it was (RFC 6749 section 6).
 func (g Grant) Rotated(t Turn, tokens Tokens, presented string) Grant {
 	life := tokens.ExpiresIn
 	if life <= 0 {
@@ -83,8 +84,8 @@ func (g Grant) Rotated(t Turn, tokens Tokens, presented string) Grant {
 	return g
 }
 
-// due is when g is to be looked at again: when its tokens are due, or a refusal is to be confirmed. It is never before the
-// policy's floor.
+// due is when g is to be looked at again: when its tokens are due, or a refusal is to be confirmed.
+// It is never before the policy's floor.
 func (g Grant) due(t Turn) time.Time {
 	if g.Verdict == nil {
 		return t.Policy.Due(g.Pair, t.Now, t.Draw)
@@ -96,7 +97,8 @@ func (g Grant) due(t Turn) time.Time {
 	return later(at, t.Now.Add(t.Policy.Floor))
 }
 
-// untold are the outcomes of other causes than this one that the record holds, without those that were told.
+// untold are the outcomes of other causes than this one that the record holds, without those that
+// were told.
 func (g Grant) untold(cause schema.Cause, told []string) []Pending {
 	owed := g.Owed
 	if g.Pending != nil && !g.about(cause) {
@@ -105,7 +107,8 @@ func (g Grant) untold(cause schema.Cause, told []string) []Pending {
 	return slices.DeleteFunc(slices.Clone(owed), func(p Pending) bool { return slices.Contains(told, p.ID) })
 }
 
-// Untold are the outcomes that were decided for other causes than this one and are not among those told.
+// Untold are the outcomes that were decided for other causes than this one and are not among those
+// told.
 func (g Grant) Untold(cause schema.Cause, told []string) []Pending { return g.untold(cause, told) }
 
 // Told is an outcome of Untold as it is published, with the profile that is stored now.
@@ -116,13 +119,14 @@ func (g Grant) Told(p Pending, source string, now time.Time) schema.Event {
 // about reports whether what the record says of a renewal is about this cause.
 func (g Grant) about(cause schema.Cause) bool { return SameCause(g.Cause, cause) }
 
-// SameCause reports whether a and b are one command: what identifies it is its source and its id together (CloudEvents 1.0,
-// section 3.1.1).
+// SameCause reports whether a and b are one command: what identifies it is its source and its id
+// together (CloudEvents 1.0, section 3.1.1).
 func SameCause(a, b schema.Cause) bool { return a.ID != "" && a.ID == b.ID && a.Source == b.Source }
 
 func (g Grant) failing() bool { return g.Attempts > 0 || g.Outages > 0 }
 
-// Resumed is the working copy of g for t's work when nothing of it is stored yet: no version, no write.
+// Resumed is the working copy of g for t's work when nothing of it is stored yet: no version, no
+// write.
 func (g Grant) Resumed(t Turn) Grant {
 	if g.about(t.Work.Cause) && g.Progress != "" {
 		return g
@@ -131,9 +135,10 @@ func (g Grant) Resumed(t Turn) Grant {
 	return g.turn(t, "")
 }
 
-// WithProfile is g after a profile sync, with the outcome decided. The provider has named the user with the access token,
-// so a candidate wins by it, and the outcome names its login, whoever asked; a login that was answered before leaves that to
-// the work. write is false if there is nothing worth a write: the outcome can then be made again from what is stored.
+// WithProfile is g after a profile sync, with the outcome decided. The provider has named the user
+// with the access token, so a candidate wins by it, and the outcome names its login, whoever asked;
+// a login that was answered before leaves that to the work. write is false if there is nothing
+// worth a write: the outcome can then be made again from what is stored.
 func (g Grant) WithProfile(t Turn, p Profile) (next Grant, write bool) {
 	proven, again := g.OnCandidate(), false
 	if proven {
@@ -164,7 +169,8 @@ func (g Grant) WithProfile(t Turn, p Profile) (next Grant, write bool) {
 	next = next.turnKeep(t, Synced)
 	next.Pending = next.synced(t, changed, true)
 	if again && IsCommand(next.Cause) {
-		// Not the id of the cause alone: the wake of a login may have the name of a request that has its outcome.
+		// Not the id of the cause alone: the wake of a login may have the name of a request that
+		// has its outcome.
 		next.Pending.ID = next.ownID("proven")
 	}
 	return next, write
@@ -203,8 +209,9 @@ func (g Grant) synced(t Turn, changed []string, fresh bool) *Pending {
 	return pending
 }
 
-// SignedOut is g when its user must sign in again: the tokens are erased, only their fingerprint stays. NextDueAt stays
-// set until Told, so that the reconciler finds a grant of which the world was not told yet.
+// SignedOut is g when its user must sign in again: the tokens are erased, only their fingerprint
+// stays. NextDueAt stays set until Told, so that the reconciler finds a grant of which the world
+// was not told yet.
 func (g Grant) SignedOut(t Turn, v Verdict) Grant {
 	last := g.SyncedAt
 	if g.RefreshedAt.After(last) {
@@ -220,17 +227,18 @@ func (g Grant) SignedOut(t Turn, v Verdict) Grant {
 	g.Pending = g.pending(schema.UserReauthRequired, schema.ReauthRequired{
 		Cause: g.Cause, BeganAt: g.BeganAt, Version: g.Version, Reason: v.Reason, ProviderError: v.Code, LastSyncedAt: last.UTC(),
 	})
-	// Not the id of the cause alone: that may have been answered before, by an event that was published again.
+	// Not the id of the cause alone: that may have been answered before, by an event that was
+	// published again.
 	g.Pending.ID = g.ownID("signed out")
 	return g
 }
 
-// Resting reports whether g is not renewed and all that it has to say was told: nobody need look at it before a login or an
-// operator.
+// Resting reports whether g is not renewed and all that it has to say was told: nobody need look at
+// it before a login or an operator.
 func (g Grant) Resting() bool { return g.Status != Live && g.Candidate == nil && g.NextDueAt.IsZero() }
 
-// Rested is g, which is not renewed, once all that it has to say is published: nothing is due any more, but for a candidate,
-// which has a time of its own. Nothing that others care about changes.
+// Rested is g, which is not renewed, once all that it has to say is published: nothing is due any
+// more, but for a candidate, which has a time of its own. Nothing that others care about changes.
 func (g Grant) Rested(t Turn) Grant {
 	g.SavedBy, g.NextDueAt, g.Owed = t.Nonce, time.Time{}, nil
 	return g
@@ -245,12 +253,12 @@ type Failure struct {
 	Final  bool          // further tries in a row are no use: answer now and wait RetryLater
 }
 
-// urgency is how long a token whose answer was lost is presented again without backoff: longer than any grace window that
-// is known of.
+// urgency is how long a token whose answer was lost is presented again without backoff: longer than
+// any grace window that is known of.
 const urgency = 2 * time.Minute
 
-// Failed is g after f, with the time of the next try as NextDueAt. If the tries are used up it carries the outcome that
-// says so; the tries go on.
+// Failed is g after f, with the time of the next try as NextDueAt. If the tries are used up it
+// carries the outcome that says so; the tries go on.
 func (g Grant) Failed(t Turn, f Failure) Grant {
 	g = g.change(t).turnKeep(t, "")
 	count := &g.Outages
@@ -293,10 +301,11 @@ func (g Grant) Doubted(now time.Time) Grant {
 	return g
 }
 
-// Refused is g after a permanent fault on presenting the token with this fingerprint. The first refusal is written down and
-// asked again after the policy's confirm wait, the second likewise; done tells that this one is final, and g is then signed
-// out, or, on its candidate, unchanged. A refusal of a token that is no longer the stored one says nothing: the caller must
-// check that first.
+// Refused is g after a permanent fault on presenting the token with this fingerprint. The first
+// refusal is written down and asked again after the policy's confirm wait, the second likewise;
+// done tells that this one is final, and g is then signed out, or, on its candidate, unchanged. A
+// refusal of a token that is no longer the stored one says nothing: the caller must check that
+// first.
 func (g Grant) Refused(t Turn, f *Fault, presented string) (next Grant, done bool) {
 	v := Verdict{Reason: f.Reason, Code: f.Code, Fingerprint: presented, At: t.Now}
 	if v.Reason == "" {
@@ -328,7 +337,8 @@ func (g Grant) Refused(t Turn, f *Fault, presented string) (next Grant, done boo
 	return next, false
 }
 
-// Held is g when a refusal that would have been final is not to be believed: it is asked for a last time once more.
+// Held is g when a refusal that would have been final is not to be believed: it is asked for a last
+// time once more.
 func (g Grant) Held(t Turn, f Failure) Grant {
 	next := g.Failed(t, f)
 	if g.Verdict == nil {
@@ -341,7 +351,8 @@ func (g Grant) Held(t Turn, f Failure) Grant {
 	return next
 }
 
-// Answer is the user.refresh_failed of a command that cannot be worked on: there is no grant, or it is not live.
+// Answer is the user.refresh_failed of a command that cannot be worked on: there is no grant, or it
+// is not live.
 func Answer(k Key, t Turn, version int64, reason, source string) schema.Event {
 	g := Grant{Key: k, Cause: t.Work.Cause}
 	g.Pending = g.pending(schema.UserRefreshFailed, schema.RefreshFailed{Cause: g.Cause, BeganAt: t.BeganAt, Version: version, Reason: reason})
@@ -356,8 +367,8 @@ func (g Grant) pending(typ schema.Type, data any) *Pending {
 	return &Pending{ID: OutcomeID(g.Key, g.Cause), Type: typ, Version: g.Version, Data: raw}
 }
 
-// OutcomeID is the id of the outcome that answers a cause for a grant: a redelivery publishes the same id again, so it is
-// stored once. A cause is its source and its id together.
+// OutcomeID is the id of the outcome that answers a cause for a grant: a redelivery publishes the
+// same id again, so it is stored once. A cause is its source and its id together.
 func OutcomeID(k Key, cause schema.Cause) string {
 	sum := sha256.Sum256([]byte("renewd outcome\x00" + k.Provider + "\x00" + k.User + "\x00" + cause.Source + "\x00" + cause.ID))
 	return base64.RawURLEncoding.EncodeToString(sum[:16])
@@ -389,13 +400,14 @@ func Deferred(k Key, of schema.Cause) schema.Cause {
 	return schema.Cause{ID: "deferred-" + OutcomeID(k, of), Type: schema.CauseTimer, Source: "/renewd", Time: of.Time, Reason: "put off"}
 }
 
-// outdates reports whether w is a timer of before the record was changed, by other work. It may have fired before, as
-// servers that were killed fire one again: its id has named an outcome then.
+// outdates reports whether w is a timer of before the record was changed, by other work. It may
+// have fired before, as servers that were killed fire one again: its id has named an outcome then.
 func (g Grant) outdates(w Work) bool {
 	return w.Cause.Type == schema.CauseTimer && w.Mark.Version > 0 && w.Mark.Version < g.Version && !g.about(w.Cause) && !g.NextDueAt.IsZero()
 }
 
-// TimerOf is the cause of w as g, as stored, has it: an outdated timer does the work of the timer that g has now.
+// TimerOf is the cause of w as g, as stored, has it: an outdated timer does the work of the timer
+// that g has now.
 func (g Grant) TimerOf(w Work) schema.Cause {
 	if !g.outdates(w) {
 		return w.Cause
@@ -403,13 +415,14 @@ func (g Grant) TimerOf(w Work) schema.Cause {
 	return g.NextTimer(g.NextDueAt).Cause
 }
 
-// Idle reports whether w is an outdated timer, and nothing of g, as stored, is due at now: the timer that g has now will come.
-// Nothing may be told under its name before.
+// Idle reports whether w is an outdated timer, and nothing of g, as stored, is due at now: the
+// timer that g has now will come. Nothing may be told under its name before.
 func (g Grant) Idle(w Work, now time.Time) bool {
 	return g.outdates(w) && g.Status == Live && g.Candidate == nil && g.NextDueAt.After(now)
 }
 
-// NextTimer is the work of the timer that g wants at, made so that arming it twice is arming it once.
+// NextTimer is the work of the timer that g wants at, made so that arming it twice is arming it
+// once.
 func (g Grant) NextTimer(at time.Time) Work {
 	return Work{Cause: schema.Cause{
 		ID: timerID(g.Version, at), Type: schema.CauseTimer, Source: "/renewd", Time: at.UTC(), Reason: "due",

@@ -10,9 +10,9 @@ import (
 
 const redacted = "[redacted]"
 
-// Secret is a token, key or password that cannot be printed: every formatter, logger and encoder sees [redacted]. It
-// hides its text behind a pointer because fmt walks into unexported string fields, also with %#v. The zero value is "no
-// secret".
+// Secret is a token, key or password that cannot be printed: every formatter, logger and encoder
+// sees [redacted]. It hides its text behind a pointer because fmt walks into unexported string
+// fields, also with %#v. The zero value is "no secret".
 type Secret struct{ text *text }
 
 type text struct {
@@ -42,8 +42,9 @@ func (s Secret) IsZero() bool { return s.text == nil }
 // Equal reports whether both hold the same text.
 func (s Secret) Equal(o Secret) bool { return s.Reveal() == o.Reveal() }
 
-// Fingerprint is a short digest that tells tokens apart without revealing them: 128 bits of SHA-256, base64url. Tokens
-// are random, so it cannot be turned back by guessing. Empty for the zero Secret.
+// Fingerprint is a short digest that tells tokens apart without revealing them: 128 bits of
+// SHA-256, base64url. Tokens are random, so it cannot be turned back by guessing. Empty for the
+// zero Secret.
 func (s Secret) Fingerprint() string {
 	if s.text == nil {
 		return ""

@@ -8,15 +8,16 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// Errors of a Store. Any other error means "the store could not be asked": the caller does not know whether a write
-// happened, and finds out by loading.
+// Errors of a Store. Any other error means "the store could not be asked": the caller does not know
+// whether a write happened, and finds out by loading.
 var (
 	ErrNotFound = errors.New("no such grant")
 	ErrClaimed  = errors.New("grant is claimed by another worker")
 	ErrConflict = errors.New("grant was changed meanwhile")
-	// ErrUnreadable: the record is there, but its tokens, or all of it, cannot be read: no key of the keyring opens it, or
-	// it is damaged. What could be read comes back beside the error, Key and Revision always. It stays so for as long as
-	// the record and the keyring do: trying again alone is no use.
+	// ErrUnreadable: the record is there, but its tokens, or all of it, cannot be read: no key of
+	// the keyring opens it, or it is damaged. What could be read comes back beside the error, Key
+	// and Revision always. It stays so for as long as the record and the keyring do: trying again
+	// alone is no use.
 	ErrUnreadable = errors.New("record cannot be read")
 	// ErrRefused: the store works, and refuses this record or key as it is: malformed text, or too
 	// much of it. Nothing was written, and trying again with the same is no use.
@@ -28,12 +29,14 @@ type ClaimRequest struct {
 	Nonce string        // unique for each renewal
 	For   time.Duration // how long it lasts, by the store's clock
 	Cause schema.Cause
-	// Extend only prolongs the claim that this nonce holds. If it holds none any more the answer is ErrClaimed: an
-	// extension never takes a claim.
+	// Extend only prolongs the claim that this nonce holds. If it holds none any more the answer is
+	// ErrClaimed: an extension never takes a claim.
 	Extend bool
-	// Fingerprint is of the refresh token that is about to be presented. Empty: the one that is stored as Pair.
+	// Fingerprint is of the refresh token that is about to be presented. Empty: the one that is
+	// stored as Pair.
 	Fingerprint string
-	// Presented marks the claim as used: the caller is about to present the token. It is kept once set.
+	// Presented marks the claim as used: the caller is about to present the token. It is kept once
+	// set.
 	Presented bool
 }
 
@@ -49,9 +52,10 @@ func (r ClaimRequest) On(g Grant, now time.Time) *Claim {
 	return c
 }
 
-// Store keeps grants. All methods are safe for concurrent use, also from several processes, and every one is
-// linearizable for one grant: what returned nil is seen by each call that starts later, in any process. Errors wrap the
-// sentinels above with the grant's key. No method retries forever; each ends when ctx does.
+// Store keeps grants. All methods are safe for concurrent use, also from several processes, and
+// every one is linearizable for one grant: what returned nil is seen by each call that starts
+// later, in any process. Errors wrap the sentinels above with the grant's key. No method retries
+// forever; each ends when ctx does.
 type Store interface {
 	// Load returns the record, or ErrNotFound, or what is readable of it and ErrUnreadable.
 	Load(ctx context.Context, k Key) (Grant, error)
@@ -64,21 +68,23 @@ type Store interface {
 	// moment. prior is the claim that was there before, run out or mine; nil if there was none.
 	Claim(ctx context.Context, k Key, r ClaimRequest) (g Grant, prior *Claim, err error)
 
-	// Save replaces the record, including its claim, if its revision is still g.Revision; otherwise ErrConflict (also when
-	// the record is gone: a save never brings an erased user back). Revision zero inserts, and is ErrConflict if the grant
-	// exists; only a login does that. It returns the new revision.
+	// Save replaces the record, including its claim, if its revision is still g.Revision; otherwise
+	// ErrConflict (also when the record is gone: a save never brings an erased user back). Revision
+	// zero inserts, and is ErrConflict if the grant exists; only a login does that. It returns the
+	// new revision.
 	Save(ctx context.Context, g Grant) (revision uint64, err error)
 
 	// Delete removes the record if its revision is still the given one: ErrConflict, ErrNotFound.
 	Delete(ctx context.Context, k Key, revision uint64) error
 
-	// List returns up to limit grants, from the start for an empty cursor, and the cursor for the next call, empty at the
-	// end. A grant that exists during the whole walk is returned at least once; the order is the store's own. Grants that
-	// cannot be opened (a lost key) are returned with Err set in their place.
+	// List returns up to limit grants, from the start for an empty cursor, and the cursor for the
+	// next call, empty at the end. A grant that exists during the whole walk is returned at least
+	// once; the order is the store's own. Grants that cannot be opened (a lost key) are returned
+	// with Err set in their place.
 	List(ctx context.Context, cursor string, limit int) (page []Listed, next string, err error)
 
-	// ListDue is List with no more of each grant than says when it is due: it reads and opens no tokens, which makes it many
-	// times as cheap. Cursors of the two are not exchangeable.
+	// ListDue is List with no more of each grant than says when it is due: it reads and opens no
+	// tokens, which makes it many times as cheap. Cursors of the two are not exchangeable.
 	ListDue(ctx context.Context, cursor string, limit int) (page []Due, next string, err error)
 }
 
@@ -91,7 +97,8 @@ type Due struct {
 	ClaimedUntil time.Time // zero: not claimed
 }
 
-// Due is when g is to be looked at next: what is proven of it, or its candidate, whichever comes first.
+// Due is when g is to be looked at next: what is proven of it, or its candidate, whichever comes
+// first.
 func (g Grant) Due() Due {
 	d := Due{Key: g.Key, Version: g.Version, Status: g.Status, At: g.NextDueAt}
 	if c := g.Candidate; c != nil && !c.NextDueAt.IsZero() && (d.At.IsZero() || c.NextDueAt.Before(d.At)) {

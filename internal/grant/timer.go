@@ -43,9 +43,9 @@ func (t Timer) Over(there Timer) Timer {
 	return next
 }
 
-// PutOff is w to be done at another time, before anything of it was begun. A command keeps its name, since somebody waits
-// for it. A timer gets that of the other time: perhaps it was answered, by a worker that died before it said so, and what it
-// finds then is another answer.
+// PutOff is w to be done at another time, before anything of it was begun. A command keeps its
+// name, since somebody waits for it. A timer gets that of the other time: perhaps it was answered,
+// by a worker that died before it said so, and what it finds then is another answer.
 func (w Work) PutOff(at time.Time) Work {
 	w.Again = true
 	if w.Cause.Type == schema.CauseTimer && w.Mark.Version > 0 {
@@ -58,9 +58,9 @@ func timerID(version int64, at time.Time) string {
 	return fmt.Sprintf("timer-%d-%d", version, at.Unix())
 }
 
-// Names reports whether, of two commands that become one renewal, w has to be the one that its outcome names, whichever is
-// newer: o is a login, and w is not. A login stays in the grant's record until it has an outcome; another command is
-// nowhere else.
+// Names reports whether, of two commands that become one renewal, w has to be the one that its
+// outcome names, whichever is newer: o is a login, and w is not. A login stays in the grant's
+// record until it has an outcome; another command is nowhere else.
 func (w Work) Names(o Work) bool {
 	return IsCommand(w.Cause) && w.Cause.Type != schema.UserLogin && o.Cause.Type == schema.UserLogin
 }

@@ -162,7 +162,8 @@ func (w *ward) second(at time.Time) {
 	w.state = w.state.Next(tally, "a", at, w.rules)
 }
 
-// refuse is what becomes of a user who has left: refused three times, then told, or held and asked again.
+// refuse is what becomes of a user who has left: refused three times, then told, or held and asked
+// again.
 func (w *ward) refuse(p *patient, nth int, at time.Time, tally *guard.Tally) {
 	switch v := p.verdict; {
 	case v == nil:
@@ -186,8 +187,9 @@ func (w *ward) refuse(p *patient, nth int, at time.Time, tally *guard.Tally) {
 	tally.Again++
 }
 
-// 60 % of 10,000 users are signed out by their provider, for true, and 40 % are fine. The living are
-// renewed on time all the while, nobody is signed out before the hold is over, and then the dead are.
+// 60 % of 10,000 users are signed out by their provider, for true, and 40 % are fine. The living
+// are renewed on time all the while, nobody is signed out before the hold is over, and then the
+// dead are.
 func TestTheLivingAreRenewedWhileTheDeadAreHeld(t *testing.T) {
 	const users = 10_000
 	w := ward{t: t, state: guard.State{Settings: "a", ProvenAt: noon}, rules: rules, due: map[int64][]*patient{}}

@@ -48,8 +48,9 @@ type reply struct {
 // errWritten ends net/http's own second try.
 var errWritten = errors.New("not sent again: the request may have arrived")
 
-// send makes one request, once. Its error is a *grant.Fault: Unsent if nothing of the request can have reached the
-// provider, else Ambiguous. Beside the fault of an answer that broke off is what came of it.
+// send makes one request, once. Its error is a *grant.Fault: Unsent if nothing of the request can
+// have reached the provider, else Ambiguous. Beside the fault of an answer that broke off is what
+// came of it.
 func (p *Provider) send(ctx context.Context, c call) (reply, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.config.Timeout)
 	defer cancel()
@@ -73,8 +74,8 @@ func (p *Provider) send(ctx context.Context, c call) (reply, error) {
 		}
 		return r, &grant.Fault{Class: class, Op: c.op, Status: r.status, Err: quiet(err)}
 	}
-	// Not through an http.Client: that follows redirects, and a redirected POST would hand the refresh token to whoever the
-	// answer names.
+	// Not through an http.Client: that follows redirects, and a redirected POST would hand the
+	// refresh token to whoever the answer names.
 	resp, err := p.round.RoundTrip(req)
 	if err != nil {
 		return fault(err)
@@ -96,7 +97,8 @@ func (p *Provider) send(ctx context.Context, c call) (reply, error) {
 	return r, nil
 }
 
-// date is when r was made, by the provider's clock where it says so: times in an answer are the provider's own.
+// date is when r was made, by the provider's clock where it says so: times in an answer are the
+// provider's own.
 func (p *Provider) date(r http.Header) time.Time {
 	if at, err := http.ParseTime(r.Get("Date")); err == nil {
 		return at
@@ -118,8 +120,9 @@ func (c call) request(ctx context.Context, wrote *atomic.Bool) (*http.Request, e
 	req.Header = maps.Clone(everyCall)
 	if c.form != nil {
 		req.Header["Content-Type"] = formType
-		// net/http tries again by itself where a connection turns out to be closed, and over HTTP/2 also where the server
-		// resets a stream that it may have read to its end. It may, until the first byte of the request is out.
+		// net/http tries again by itself where a connection turns out to be closed, and over HTTP/2
+		// also where the server resets a stream that it may have read to its end. It may, until the
+		// first byte of the request is out.
 		req.GetBody = func() (io.ReadCloser, error) {
 			if wrote.Load() {
 				return nil, errWritten
@@ -131,8 +134,8 @@ func (c call) request(ctx context.Context, wrote *atomic.Bool) (*http.Request, e
 	return req, nil
 }
 
-// quiet keeps of an error what may be logged: which kind of failure it was. Errors of net/http can quote what the other
-// side sent.
+// quiet keeps of an error what may be logged: which kind of failure it was. Errors of net/http can
+// quote what the other side sent.
 func quiet(err error) error {
 	if ue, ok := errors.AsType[*url.Error](err); ok {
 		err = ue.Err // without the URL, whose query could hold anything

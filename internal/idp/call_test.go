@@ -61,7 +61,8 @@ func writeH2(w io.Writer, kind byte, stream uint32, body []byte) {
 	_, _ = w.Write(append(head, body...))
 }
 
-// resetting speaks as much HTTP/2 as it takes to read each request to its end and then reset its stream with an error code.
+// resetting speaks as much HTTP/2 as it takes to read each request to its end and then reset its
+// stream with an error code.
 func resetting(l net.Listener, code uint32, seen *atomic.Int32) {
 	const data, reset, settings, endStream = 0, 3, 4, 1
 	for {
@@ -89,8 +90,9 @@ func resetting(l net.Listener, code uint32, seen *atomic.Int32) {
 	}
 }
 
-// Over HTTP/2 net/http sends a request again by itself, up to six times, where the server resets its stream with one of
-// these codes. That such a server has not looked at the request is a promise that not every proxy keeps.
+// Over HTTP/2 net/http sends a request again by itself, up to six times, where the server resets
+// its stream with one of these codes. That such a server has not looked at the request is a promise
+// that not every proxy keeps.
 func TestResetStreamIsNotSentAgain(t *testing.T) {
 	certified, pool := quietTLS(t, nil)
 	const protocolError, refusedStream = 1, 7
@@ -112,7 +114,8 @@ func TestResetStreamIsNotSentAgain(t *testing.T) {
 	}
 }
 
-// A connection that the server closed while it was idle costs nothing: nothing of the request was written to it.
+// A connection that the server closed while it was idle costs nothing: nothing of the request was
+// written to it.
 func TestClosedIdleConnectionIsReplaced(t *testing.T) {
 	closed := make(chan struct{}, 8)
 	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"access_token":"a"}`)) }))
@@ -209,7 +212,8 @@ func TestProxyOnlyWhereSet(t *testing.T) {
 	}
 }
 
-// What is recorded of a call: that it was made, where to and how it ended; never a token, a body or a query.
+// What is recorded of a call: that it was made, where to and how it ended; never a token, a body or
+// a query.
 func TestTelemetry(t *testing.T) {
 	s := answering(t, 400, nil, `{"error":"invalid_grant","error_description":"canary"}`)
 	spans, reader := tracetest.NewInMemoryExporter(), sdkmetric.NewManualReader()

@@ -19,7 +19,8 @@ type Answer struct {
 	Body   string // for the rules that look into it, if it came whole; it goes nowhere else
 }
 
-// permanent are the codes that say that the grant is dead, with the reason we give. Only these may sign a user out.
+// permanent are the codes that say that the grant is dead, with the reason we give. Only these may
+// sign a user out.
 var permanent = map[string]string{
 	"invalid_grant":         schema.ReasonRevoked, // RFC 6749 section 5.2
 	"bad_refresh_token":     schema.ReasonRevoked, // GitHub
@@ -41,7 +42,8 @@ const (
 	checkAddr   = "no token endpoint is there: check auth_url, or token_url and revoke_url"
 )
 
-// config are the codes that blame our settings, with what to do: RFC 6749 section 5.2 and what providers add to it.
+// config are the codes that blame our settings, with what to do: RFC 6749 section 5.2 and what
+// providers add to it.
 var config = map[string]string{
 	"invalid_client": checkClient, "unauthorized_client": checkGrant, "unsupported_grant_type": checkGrant,
 	"invalid_request": checkClient, "invalid_scope": checkScope,
@@ -58,8 +60,8 @@ var throttled = map[string]bool{
 	"internal_error": true, "fatal_error": true,
 }
 
-// Classify sorts an answer that came. First match wins; what nobody knows is Unknown, never Permanent. The empty class is a
-// success.
+// Classify sorts an answer that came. First match wins; what nobody knows is Unknown, never
+// Permanent. The empty class is a success.
 func Classify(a Answer, rules []Rule) (class grant.Class, reason string) {
 	for _, r := range rules {
 		if r.matches(a) {
@@ -86,7 +88,8 @@ func Classify(a Answer, rules []Rule) (class grant.Class, reason string) {
 	return grant.Unknown, ""
 }
 
-// advice is the operator's next step where the settings are refused; nil where there is none to give.
+// advice is the operator's next step where the settings are refused; nil where there is none to
+// give.
 func advice(status int, code string) error {
 	switch hint, ok := config[code]; {
 	case ok:
@@ -101,10 +104,12 @@ func advice(status int, code string) error {
 	return nil
 }
 
-// maxRetryAfter caps what a provider may ask for: a typo of theirs must not stop renewals for a year.
+// maxRetryAfter caps what a provider may ask for: a typo of theirs must not stop renewals for a
+// year.
 const maxRetryAfter = time.Hour
 
-// retryAfter reads the header as seconds or as an HTTP date (RFC 9110 section 10.2.3); 0 if it says nothing.
+// retryAfter reads the header as seconds or as an HTTP date (RFC 9110 section 10.2.3); 0 if it says
+// nothing.
 func retryAfter(h http.Header, now time.Time) time.Duration {
 	value := strings.TrimSpace(h.Get("Retry-After"))
 	if seconds, err := strconv.ParseInt(value, 10, 64); err == nil {

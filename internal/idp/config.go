@@ -17,7 +17,8 @@ import (
 // ClientAuth is how renewd names itself to a token endpoint (RFC 6749 section 2.3).
 type ClientAuth string
 
-// The ways. AuthAuto is AuthNone without a secret; with one it is AuthPost, but AuthBasic where discovery offers only that.
+// The ways. AuthAuto is AuthNone without a secret; with one it is AuthPost, but AuthBasic where
+// discovery offers only that.
 const (
 	AuthAuto  ClientAuth = ""
 	AuthNone  ClientAuth = "none"  // client_id in the form
@@ -32,28 +33,31 @@ type Config struct {
 
 	// BaseURL is PropelAuth's auth URL, or the issuer of any other provider.
 	BaseURL string
-	// TokenURL, UserInfoURL and RevokeURL override what the preset or discovery says. No preset knows a RevokeURL; without
-	// one, and without discovery, no token is revoked (RFC 7009).
+	// TokenURL, UserInfoURL and RevokeURL override what the preset or discovery says. No preset
+	// knows a RevokeURL; without one, and without discovery, no token is revoked (RFC 7009).
 	TokenURL, UserInfoURL, RevokeURL string
 
 	ClientID     string
 	ClientSecret grant.Secret
 	ClientAuth   ClientAuth
-	// Scope is sent with each refresh; empty: none is, and the grant keeps what it has (RFC 6749 section 6).
+	// Scope is sent with each refresh; empty: none is, and the grant keeps what it has (RFC 6749
+	// section 6).
 	Scope string
 	// Subject is the member of the profile that names the user; empty: the preset's.
 	Subject string
 
-	// Timeout of a call, from the first byte to the last. It should be longer than the provider's own. Default 20 s, up to
-	// 5 min.
+	// Timeout of a call, from the first byte to the last. It should be longer than the provider's
+	// own. Default 20 s, up to 5 min.
 	Timeout time.Duration
-	// AllowHTTPLoopback allows plain http to 127.0.0.0/8, ::1 and localhost; anything else is https, always verified.
+	// AllowHTTPLoopback allows plain http to 127.0.0.0/8, ::1 and localhost; anything else is
+	// https, always verified.
 	AllowHTTPLoopback bool
 	// RootCAs are trusted in place of the system's.
 	RootCAs *x509.CertPool
 	// ProxyURL is an HTTP proxy to go through; empty: none, whatever the environment says.
 	ProxyURL string
-	// MaxConns is how many connections are kept open, for as many calls at a time. Default 64, 1 to 10,000.
+	// MaxConns is how many connections are kept open, for as many calls at a time. Default 64, 1 to
+	// 10,000.
 	MaxConns int
 	// Rules move answers to another class; they come before the preset's.
 	Rules []Rule

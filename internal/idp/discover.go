@@ -21,9 +21,9 @@ type attempt struct {
 	err  error         // why there is nothing; nil also if its caller gave up, which says nothing of the provider
 }
 
-// discover returns the endpoints. They are asked for once; as long as that fails, by one call at a time, and the others
-// share its answer instead of waiting in line for a provider that does not answer. Its error is a *grant.Fault, and no
-// token has left the house.
+// discover returns the endpoints. They are asked for once; as long as that fails, by one call at a
+// time, and the others share its answer instead of waiting in line for a provider that does not
+// answer. Its error is a *grant.Fault, and no token has left the house.
 func (p *Provider) discover(ctx context.Context) (endpoints, error) {
 	for {
 		p.mu.Lock()
@@ -65,7 +65,8 @@ func (p *Provider) lead(ctx context.Context, a *attempt) (endpoints, error) {
 	return p.endpoints, err
 }
 
-// ask fetches the discovery document. What it brings is held against the same rules as the settings.
+// ask fetches the discovery document. What it brings is held against the same rules as the
+// settings.
 func (p *Provider) ask(ctx context.Context) (endpoints, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.config.Timeout)
 	defer cancel()
@@ -123,7 +124,8 @@ func (p *Provider) undiscovered(d *door, err error) error {
 	return f
 }
 
-// door stands between go-oidc and the network: go-oidc reads a body of any length, and puts the status into a text.
+// door stands between go-oidc and the network: go-oidc reads a body of any length, and puts the
+// status into a text.
 type door struct {
 	base   http.RoundTripper
 	status int // of the last answer

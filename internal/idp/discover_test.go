@@ -17,8 +17,8 @@ import (
 	"github.com/renewd/renewd/internal/idp"
 )
 
-// document is a provider with a discovery document, which answer makes from the provider's address. What its token endpoint
-// gets goes to seen.
+// document is a provider with a discovery document, which answer makes from the provider's address.
+// What its token endpoint gets goes to seen.
 func document(t *testing.T, answer func(base string) (status int, body string), seen func(*http.Request)) *httptest.Server {
 	t.Helper()
 	var s *httptest.Server
@@ -124,7 +124,8 @@ func TestClientAuthenticationFromDiscovery(t *testing.T) {
 	}
 }
 
-// While the provider does not answer, everybody waits for one attempt, and only as long as they like.
+// While the provider does not answer, everybody waits for one attempt, and only as long as they
+// like.
 func TestDiscoveryIsShared(t *testing.T) {
 	var asked atomic.Int32
 	arrived, release := make(chan struct{}, 1), make(chan struct{})
@@ -188,8 +189,8 @@ func TestDiscoveryOutlivesWhoAsked(t *testing.T) {
 	wg.Wait()
 }
 
-// RFC 7009 section 2.1: the token with its hint, the client named as for a refresh. The endpoint is the settings', else the
-// one that discovery names.
+// RFC 7009 section 2.1: the token with its hint, the client named as for a refresh. The endpoint is
+// the settings', else the one that discovery names.
 func TestRevoke(t *testing.T) {
 	var form url.Values
 	var path, authorization string

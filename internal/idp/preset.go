@@ -9,13 +9,16 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// Preset is what is known about a kind of provider. It is data: a provider that needs code of its own has no preset.
+// Preset is what is known about a kind of provider. It is data: a provider that needs code of its
+// own has no preset.
 type Preset struct {
 	// BaseURL is where all its customers go; empty: each has an address of their own.
 	BaseURL string
-	// Token and UserInfo are paths below the base, or whole addresses. Without them OpenID Connect Discovery is asked.
+	// Token and UserInfo are paths below the base, or whole addresses. Without them OpenID Connect
+	// Discovery is asked.
 	Token, UserInfo string
-	// Subject is the member of the profile that names the user; empty: "sub" (OpenID Connect Core section 5.3.2).
+	// Subject is the member of the profile that names the user; empty: "sub" (OpenID Connect Core
+	// section 5.3.2).
 	Subject string
 	Rules   []Rule
 }
@@ -48,7 +51,8 @@ func Presets() map[string]Preset {
 	}
 }
 
-// Rule moves answers of one provider to another class, before the table is asked. It never touches a success.
+// Rule moves answers of one provider to another class, before the table is asked. It never touches
+// a success.
 type Rule struct {
 	Status int    // 0: any
 	Code   string // exactly; empty: the answer has none

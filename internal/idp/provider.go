@@ -40,15 +40,15 @@ type endpoints struct {
 	Auth     []string `json:"token_endpoint_auth_methods_supported"`
 }
 
-// Telemetry is where calls are recorded: their duration and status, never a query, a body or a token. Nil fields record
-// nothing.
+// Telemetry is where calls are recorded: their duration and status, never a query, a body or a
+// token. Nil fields record nothing.
 type Telemetry struct {
 	Tracers trace.TracerProvider
 	Meters  metric.MeterProvider
 }
 
-// New checks c. It calls nobody: discovery waits for the first call, so that a provider that is down does not keep renewd
-// from starting.
+// New checks c. It calls nobody: discovery waits for the first call, so that a provider that is
+// down does not keep renewd from starting.
 func New(c Config, t Telemetry) (*Provider, error) {
 	if err := c.Validate(); err != nil {
 		return nil, fmt.Errorf("provider %s: %w", c.ID, err)
@@ -71,11 +71,13 @@ func newTransport(c Config) *http.Transport {
 		TLSClientConfig:     &tls.Config{RootCAs: c.RootCAs, MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout: 10 * time.Second,
 		MaxIdleConns:        c.MaxConns, MaxIdleConnsPerHost: c.MaxConns,
-		// Shorter than what servers usually have: a request that meets a closing connection may have arrived, or not.
+		// Shorter than what servers usually have: a request that meets a closing connection may
+		// have arrived, or not.
 		IdleConnTimeout:        30 * time.Second,
 		MaxResponseHeaderBytes: 64 << 10,
 		ForceAttemptHTTP2:      true,
-		// All calls share one HTTP/2 connection; a dead one is to be noticed in seconds, not when TCP gives up.
+		// All calls share one HTTP/2 connection; a dead one is to be noticed in seconds, not when
+		// TCP gives up.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 5 * time.Second},
 	}
 	if c.ProxyURL != "" {
@@ -123,7 +125,8 @@ func (e *endpoints) fill(other endpoints) {
 	}
 }
 
-// Settings is a fingerprint of what a refusal is judged under: the client, its authentication and the endpoint.
+// Settings is a fingerprint of what a refusal is judged under: the client, its authentication and
+// the endpoint.
 func (p *Provider) Settings() string {
 	return grant.NewSecret(strings.Join([]string{
 		p.config.BaseURL, p.config.TokenURL, p.config.ClientID, string(p.config.ClientAuth), p.config.ClientSecret.Fingerprint(),

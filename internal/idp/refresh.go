@@ -13,15 +13,17 @@ import (
 	"github.com/renewd/renewd/internal/grant"
 )
 
-// maxTokenBody is the largest answer of a token endpoint that is read, in bytes. Of a larger one the front is.
+// maxTokenBody is the largest answer of a token endpoint that is read, in bytes. Of a larger one
+// the front is.
 const maxTokenBody = 256 << 10
 
-// Refresh presents a refresh token, once (RFC 6749 section 6). Its errors are *grant.Fault. It cannot know whose the
-// tokens are; UserInfo holds that against the user. SentAt is left to the caller, who has the clock that all workers share.
+// Refresh presents a refresh token, once (RFC 6749 section 6). Its errors are *grant.Fault. It
+// cannot know whose the tokens are; UserInfo holds that against the user. SentAt is left to the
+// caller, who has the clock that all workers share.
 //
-// A new refresh token has replaced the old one, whatever else the answer is: too long, broken off, without an access token.
-// So it is returned without an error, beside what else can be read. A zero Access then stands for an access token that has
-// expired.
+// A new refresh token has replaced the old one, whatever else the answer is: too long, broken off,
+// without an access token. So it is returned without an error, beside what else can be read. A zero
+// Access then stands for an access token that has expired.
 func (p *Provider) Refresh(ctx context.Context, refresh grant.Secret) (grant.Tokens, error) {
 	e, err := p.discover(ctx)
 	if err != nil {
@@ -72,8 +74,8 @@ func (p *Provider) post(ctx context.Context, op, target string, offered []string
 	return p.send(ctx, call{op: op, method: http.MethodPost, url: target, header: header, form: form, limit: maxTokenBody})
 }
 
-// authenticate names the client in one way, never two (RFC 6749 section 2.3), in the form or in the header it returns.
-// offered are the ways that the provider's discovery names, if it names any.
+// authenticate names the client in one way, never two (RFC 6749 section 2.3), in the form or in the
+// header it returns. offered are the ways that the provider's discovery names, if it names any.
 func (p *Provider) authenticate(form url.Values, offered []string) http.Header {
 	c := p.config
 	way := c.ClientAuth
@@ -92,10 +94,11 @@ func (p *Provider) authenticate(form url.Values, offered []string) http.Header {
 	return nil
 }
 
-// Revoke ends a refresh token at the provider (RFC 7009), and so at most providers all that came of it. A token that the
-// provider does not know, or holds for dead, is revoked too. Errors: grant.ErrNoRevocation where no endpoint for it is known,
-// else a *grant.Fault, never Permanent; after either the token may still be good. After a fault that is Throttled, Unsent or
-// Ambiguous the call may be made again.
+// Revoke ends a refresh token at the provider (RFC 7009), and so at most providers all that came of
+// it. A token that the provider does not know, or holds for dead, is revoked too. Errors:
+// grant.ErrNoRevocation where no endpoint for it is known, else a *grant.Fault, never Permanent;
+// after either the token may still be good. After a fault that is Throttled, Unsent or Ambiguous
+// the call may be made again.
 func (p *Provider) Revoke(ctx context.Context, refresh grant.Secret) error {
 	e, err := p.discover(ctx)
 	switch {
@@ -122,8 +125,9 @@ func (p *Provider) Revoke(ctx context.Context, refresh grant.Secret) error {
 	return f
 }
 
-// Reach finds out whether the provider answers at all: its discovery document, where it has one, and its token endpoint,
-// which is shown neither credentials nor tokens. Any answer below 500 will do. Its error is a *grant.Fault.
+// Reach finds out whether the provider answers at all: its discovery document, where it has one,
+// and its token endpoint, which is shown neither credentials nor tokens. Any answer below 500 will
+// do. Its error is a *grant.Fault.
 func (p *Provider) Reach(ctx context.Context) error {
 	e, err := p.discover(ctx)
 	if err != nil {

@@ -173,8 +173,8 @@ func TestShapesOfTokens(t *testing.T) {
 	}
 }
 
-// The old token is dead once a new one was named, whatever else is wrong with the answer: a new refresh token that can be read
-// is returned, and an access token that cannot is left out.
+// The old token is dead once a new one was named, whatever else is wrong with the answer: a new
+// refresh token that can be read is returned, and an access token that cannot is left out.
 func TestNewRefreshTokenIsNeverDropped(t *testing.T) {
 	const form = "application/x-www-form-urlencoded"
 	long := strings.Repeat("x", 300<<10)
@@ -227,7 +227,8 @@ func TestNewRefreshTokenIsNeverDropped(t *testing.T) {
 	}
 }
 
-// Nobody can put a token in place of another by a name in other letters. Which of two counts, nobody knows: one of them is kept.
+// Nobody can put a token in place of another by a name in other letters. Which of two counts,
+// nobody knows: one of them is kept.
 func TestTokensHaveExactNames(t *testing.T) {
 	body := `{"access_token":"a","refresh_token":"r","expires_in":60,"ACCESS_TOKEN":"x","Refresh_Token":"x","Error":"invalid_grant","OK":false,"EXPIRES_IN":1}`
 	got, err := open(t, answering(t, 200, nil, body).URL, nil).Refresh(t.Context(), grant.NewSecret(canary))
@@ -236,7 +237,8 @@ func TestTokensHaveExactNames(t *testing.T) {
 	}
 }
 
-// An absolute time is the provider's, and so is the clock that it is held against: ours may be an hour off.
+// An absolute time is the provider's, and so is the clock that it is held against: ours may be an
+// hour off.
 func TestExpiryIsByTheProvidersClock(t *testing.T) {
 	theirs := time.Now().Add(-time.Hour).Truncate(time.Second)
 	header := map[string]string{"Date": theirs.UTC().Format(http.TimeFormat)}
@@ -251,7 +253,8 @@ func TestExpiryIsByTheProvidersClock(t *testing.T) {
 	}
 }
 
-// What the content type says is not what decides: an answer that can be read is read, since the old token is gone.
+// What the content type says is not what decides: an answer that can be read is read, since the old
+// token is gone.
 func TestContentTypes(t *testing.T) {
 	const plain, form = `{"access_token":"a","refresh_token":"r","scope":["x","y"],"expires_in":60}`, "access_token=a&refresh_token=r&scope=x+y&expires_in=60"
 	for contentType, body := range map[string]string{
@@ -264,7 +267,8 @@ func TestContentTypes(t *testing.T) {
 	}
 }
 
-// An error's code goes into events and logs: never more of it than fits there, and nothing else of the answer.
+// An error's code goes into events and logs: never more of it than fits there, and nothing else of
+// the answer.
 func TestCodesAreCut(t *testing.T) {
 	for body, want := range map[string]string{
 		`{"error":"` + strings.Repeat("x", 500) + `"}`: strings.Repeat("x", 64),
@@ -394,8 +398,8 @@ func TestNothingSentIsUnsent(t *testing.T) {
 	}
 }
 
-// The server reads the request and hangs up: the token may be spent. It is seen once, also on a connection that was used
-// before: net/http must not send it again by itself.
+// The server reads the request and hangs up: the token may be spent. It is seen once, also on a
+// connection that was used before: net/http must not send it again by itself.
 func TestHangUpIsAmbiguousAndSentOnce(t *testing.T) {
 	var seen atomic.Int32
 	hang := atomic.Bool{}

@@ -15,10 +15,12 @@ import (
 	"github.com/renewd/renewd/internal/grant"
 )
 
-// members takes a JSON object apart, so that each member is read for itself: a provider that has rotated a token has killed
-// the old one, so what is not of its kind is left out and must not cost the session. Names are exact: the decoder's own way of filling a struct ignores case and lets the last
-// of two win, so that whoever can add a member of some name could replace another one's value. twice are the names that are
-// there more than once; of those the last counts. Beside an error is what came before it.
+// members takes a JSON object apart, so that each member is read for itself: a provider that has
+// rotated a token has killed the old one, so what is not of its kind is left out and must not cost
+// the session. Names are exact: the decoder's own way of filling a struct ignores case and lets the
+// last of two win, so that whoever can add a member of some name could replace another one's value.
+// twice are the names that are there more than once; of those the last counts. Beside an error is
+// what came before it.
 func members(body []byte) (all map[string]json.RawMessage, twice []string, _ error) {
 	dec := json.NewDecoder(bytes.NewReader(body))
 	if start, err := dec.Token(); err != nil || start != json.Delim('{') {
@@ -51,13 +53,14 @@ func members(body []byte) (all map[string]json.RawMessage, twice []string, _ err
 
 var errNoObject = errors.New("no JSON object")
 
-// parseTokens reads an answer of a token endpoint, in all the shapes met: access_token is a string, or at PropelAuth's session
-// endpoint an object; scope is a string, or at Twitch a list; ok and error are Slack's and everybody's ways to refuse, also
-// with status 200. asked is the provider's time. errorCode is the error that the body names; a body that is nothing of the
-// kind gives neither tokens nor a code. Without any expiry ExpiresIn is 0.
+// parseTokens reads an answer of a token endpoint, in all the shapes met: access_token is a string,
+// or at PropelAuth's session endpoint an object; scope is a string, or at Twitch a list; ok and
+// error are Slack's and everybody's ways to refuse, also with status 200. asked is the provider's
+// time. errorCode is the error that the body names; a body that is nothing of the kind gives
+// neither tokens nor a code. Without any expiry ExpiresIn is 0.
 //
-// A body that is not whole, or whose syntax breaks somewhere, is looked through for a refresh token alone. What it says of an
-// error is no verdict, but then its token is none either.
+// A body that is not whole, or whose syntax breaks somewhere, is looked through for a refresh token
+// alone. What it says of an error is no verdict, but then its token is none either.
 func parseTokens(body []byte, whole bool, contentType string, asked time.Time) (t grant.Tokens, errorCode string) {
 	body = bytes.TrimSpace(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")))
 	media, _, _ := mime.ParseMediaType(contentType)
@@ -87,7 +90,8 @@ func parseTokens(body []byte, whole bool, contentType string, asked time.Time) (
 	}, errorCode
 }
 
-// parseForm reads the form-encoded answers of old GitHub Apps. The last value of one that broke off may be half of it.
+// parseForm reads the form-encoded answers of old GitHub Apps. The last value of one that broke off
+// may be half of it.
 func parseForm(body []byte, whole bool, asked time.Time) (t grant.Tokens, errorCode string) {
 	if !whole {
 		body = body[:max(0, bytes.LastIndexByte(body, '&'))]
@@ -137,8 +141,9 @@ func scope(raw json.RawMessage) string {
 // maxLifetime caps the life of an access token: no provider means more.
 const maxLifetime = 10 * 365 * 24 * time.Hour
 
-// lifetime is what the answer says of the access token's life: expires_in, else an absolute time, else the token's own exp.
-// Absolute times are taken against the token's iat, or against asked where there is none, since clocks differ.
+// lifetime is what the answer says of the access token's life: expires_in, else an absolute time,
+// else the token's own exp. Absolute times are taken against the token's iat, or against asked
+// where there is none, since clocks differ.
 func lifetime(in, at json.RawMessage, access string, asked time.Time) time.Duration {
 	if s := seconds(in); s > 0 {
 		return duration(s)
@@ -173,7 +178,8 @@ func seconds(raw json.RawMessage) float64 {
 	return s
 }
 
-// jwtTimes reads iat and exp of a JWT without checking anything: whether it is good is the provider's business.
+// jwtTimes reads iat and exp of a JWT without checking anything: whether it is good is the
+// provider's business.
 func jwtTimes(token string) (iat, exp float64) {
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 {

@@ -21,9 +21,10 @@ import (
 // maxUserInfo is the largest profile that is read, in bytes: users can be in many organisations.
 const maxUserInfo = 1 << 20
 
-// UserInfo fetches the profile of user with an access token. Errors: grant.ErrAccessRefused where the token is not taken,
-// grant.ErrSubjectMismatch when the answer is about somebody else, else a *grant.Fault. That is never a verdict on the user:
-// Ambiguous is an answer that broke off or is no profile at all, Unknown one that names nobody.
+// UserInfo fetches the profile of user with an access token. Errors: grant.ErrAccessRefused where
+// the token is not taken, grant.ErrSubjectMismatch when the answer is about somebody else, else a
+// *grant.Fault. That is never a verdict on the user: Ambiguous is an answer that broke off or is no
+// profile at all, Unknown one that names nobody.
 func (p *Provider) UserInfo(ctx context.Context, access grant.Secret, user string) (schema.Profile, error) {
 	e, err := p.discover(ctx)
 	if err != nil {
@@ -76,14 +77,16 @@ func (p *Provider) UserInfo(ctx context.Context, access grant.Secret, user strin
 // refusals are the codes that say in a 200 what others say with a 401: Slack.
 var refusals = map[string]bool{"invalid_auth": true, "not_authed": true, "token_expired": true, "token_revoked": true, "invalid_token": true}
 
-// userInfo is a profile taken apart: PropelAuth's user and OpenID Connect's standard claims (Core section 5.1) in one.
+// userInfo is a profile taken apart: PropelAuth's user and OpenID Connect's standard claims (Core
+// section 5.1) in one.
 type userInfo struct {
 	raw           json.RawMessage
 	members       map[string]json.RawMessage
 	organisations []schema.Organisation
 }
 
-// mapped are the members that a profile is made of. Nobody can tell which of two counts, so none may be there twice.
+// mapped are the members that a profile is made of. Nobody can tell which of two counts, so none
+// may be there twice.
 var mapped = []string{
 	"user_id", "sub", "email", "email_confirmed", "email_verified", "first_name", "given_name", "last_name", "family_name", "name", "username",
 	"preferred_username", "picture_url", "picture", "enabled", "locked", "mfa_enabled", "has_password", "org_id_to_org_info",
@@ -113,8 +116,9 @@ func parseProfile(body []byte, claim string) (u userInfo, err error) {
 	return u, err
 }
 
-// subject is whom the profile is about, by the member that the settings name. It alone decides, where it is there: a
-// provider may have an id of its own beside the one that users are known by. Without it the other of the usual two does.
+// subject is whom the profile is about, by the member that the settings name. It alone decides,
+// where it is there: a provider may have an id of its own beside the one that users are known by.
+// Without it the other of the usual two does.
 func (u userInfo) subject(claim string) string {
 	switch claim {
 	case "user_id":
@@ -155,8 +159,8 @@ func (u userInfo) profile(user string) schema.Profile {
 
 func either(a, b string) string { return cmp.Or(strings.TrimSpace(a), strings.TrimSpace(b)) }
 
-// organisations reads PropelAuth's memberships, by organisation, and puts them in an order of their own, so that a
-// provider's order is no change. What is no membership at all has no names.
+// organisations reads PropelAuth's memberships, by organisation, and puts them in an order of their
+// own, so that a provider's order is no change. What is no membership at all has no names.
 func organisations(raw json.RawMessage) (out []schema.Organisation, _ error) {
 	all, twice, _ := members(raw)
 	for id, entry := range all {
@@ -184,8 +188,9 @@ func texts(raw json.RawMessage) (out []string) {
 	return out
 }
 
-// wellFormed makes of JSON what every reader takes: stores and subscribers refuse bytes that are no UTF-8, and many refuse an
-// escape that stands for NUL or for half a character. In their place is U+FFFD, as in what the decoder makes of them.
+// wellFormed makes of JSON what every reader takes: stores and subscribers refuse bytes that are no
+// UTF-8, and many refuse an escape that stands for NUL or for half a character. In their place is
+// U+FFFD, as in what the decoder makes of them.
 func wellFormed(body []byte) []byte {
 	body = bytes.ToValidUTF8(body, []byte("\ufffd"))
 	for i := 0; i+1 < len(body); i++ {

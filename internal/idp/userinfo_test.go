@@ -86,8 +86,8 @@ func TestProfiles(t *testing.T) {
 	}
 }
 
-// A user who can name a claim is still nobody else, and has nobody else's address: only exact names count, and none may be
-// there twice.
+// A user who can name a claim is still nobody else, and has nobody else's address: only exact names
+// count, and none may be there twice.
 func TestProfileHasExactNames(t *testing.T) {
 	const body = `{"user_id":"u","email":"u@example.org","USER_ID":"victim","Email":"ceo@example.com","EMAIL_CONFIRMED":true,
 		"org_id_to_org_info":{"o":{"org_name":"mine","ORG_NAME":"theirs","User_Role":"Owner"}}}`
@@ -136,7 +136,8 @@ func isFault(class grant.Class) func(schema.Profile, error) bool {
 	}
 }
 
-// Which member says whom the profile is about is the preset's or the settings' word, and it alone decides.
+// Which member says whom the profile is about is the preset's or the settings' word, and it alone
+// decides.
 func TestSubject(t *testing.T) {
 	const mismatch = "mismatch"
 	for _, tt := range []struct{ preset, subject, body, want string }{

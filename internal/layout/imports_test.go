@@ -28,9 +28,10 @@ const (
 	rate     = "golang.org/x/time"
 )
 
-// allowed is the table of imports. They point one way: cmd → consumers, publishers, adapters → internal/grant and schema →
-// the standard library. Adapters never import one another, nor do the three consumers; only cmd loads the OpenTelemetry
-// SDK; nobody but tests, the chaos program and the benchmark imports internal/storetest and internal/pgtest.
+// allowed is the table of imports. They point one way: cmd → consumers, publishers, adapters →
+// internal/grant and schema → the standard library. Adapters never import one another, nor do the
+// three consumers; only cmd loads the OpenTelemetry SDK; nobody but tests, the chaos program and
+// the benchmark imports internal/storetest and internal/pgtest.
 var allowed = map[string]entry{
 	"schema":              {pure: true},
 	"publishers":          {ours: []string{"schema", "internal/seal"}, modules: []string{nats, nuid, backoff, otel, otelT}},
@@ -64,7 +65,8 @@ var allowed = map[string]entry{
 		modules: []string{nats, "github.com/nats-io/nats-server/v2", pgx, "github.com/alecthomas/kong"},
 	},
 
-	// Starts all the rest too, and what it is measured against. A module of its own: River is no part of the product.
+	// Starts all the rest too, and what it is measured against. A module of its own: River is no
+	// part of the product.
 	"bench": {
 		ours: []string{
 			"schema", "publishers", "consumers", "internal/grant", "internal/seal", "internal/idp", "internal/idp/idptest", "internal/stream",
@@ -150,7 +152,8 @@ func (r repository) forbids(e entry, imported string) string {
 	return ""
 }
 
-// moduleOf returns the module that go.mod requires for a package: the longest that is a folder of it.
+// moduleOf returns the module that go.mod requires for a package: the longest that is a folder of
+// it.
 func (r repository) moduleOf(imported string) string {
 	for at := imported; at != "."; at = path.Dir(at) {
 		if slices.Contains(r.requires, at) {

@@ -35,7 +35,8 @@ func (f source) imports() []string {
 	return all
 }
 
-// localName is what the file calls the package imported from the standard library; empty if it does not import it.
+// localName is what the file calls the package imported from the standard library; empty if it does
+// not import it.
 func (f source) localName(pkg string) string {
 	for _, spec := range f.tree.Imports {
 		if spec.Path.Value != strconv.Quote(pkg) {
@@ -119,7 +120,8 @@ func (r *repository) readGoMod(t *testing.T) {
 	if r.module == "" || len(r.requires) == 0 {
 		t.Fatal("go.mod: no module or no requirement found")
 	}
-	// The benchmark is a module of its own. What it requires beside is for it alone: the table says so.
+	// The benchmark is a module of its own. What it requires beside is for it alone: the table says
+	// so.
 	text, err = os.ReadFile(filepath.Join(root, "bench", "go.mod"))
 	if err != nil {
 		t.Fatal(err)

@@ -71,7 +71,8 @@ func TestNoSleepInTests(t *testing.T) {
 	})
 }
 
-// Only programs read the environment; everything else is told. pgtest, a part of tests, asks whether this is CI.
+// Only programs read the environment; everything else is told. pgtest, a part of tests, asks
+// whether this is CI.
 func TestEnvironmentIsReadInCmdOnly(t *testing.T) {
 	readRepository(t).files(func(f source) {
 		if f.test || strings.HasPrefix(f.path, "cmd/") || strings.HasPrefix(f.path, "bench/") || strings.HasPrefix(f.path, "internal/pgtest/") {

@@ -14,8 +14,9 @@ import (
 	"github.com/renewd/renewd/internal/grant"
 )
 
-// Auth is what clients of the embedded server must show: one token, or one user with a password, or one of some nkeys.
-// Whoever gets in may publish and read everything, renewd's own subjects included.
+// Auth is what clients of the embedded server must show: one token, or one user with a password, or
+// one of some nkeys. Whoever gets in may publish and read everything, renewd's own subjects
+// included.
 type Auth struct {
 	Token    grant.Secret
 	User     string
@@ -28,7 +29,8 @@ func (a Auth) isZero() bool {
 	return a.Token.IsZero() && a.User == "" && a.Password.IsZero() && len(a.Nkeys) == 0
 }
 
-// ParseNkeys reads a file of public user nkeys, one a line; empty lines and what follows # are left out.
+// ParseNkeys reads a file of public user nkeys, one a line; empty lines and what follows # are left
+// out.
 func ParseNkeys(file []byte) ([]string, error) {
 	var keys []string
 	lines := bufio.NewScanner(bytes.NewReader(file))
@@ -39,7 +41,8 @@ func ParseNkeys(file []byte) ([]string, error) {
 			continue
 		}
 		if !nkeys.IsValidPublicUserKey(key) {
-			// The key itself stays out of the text: a seed put here by mistake must not reach a log.
+			// The key itself stays out of the text: a seed put here by mistake must not reach a
+			// log.
 			return nil, fmt.Errorf("line %d: no public user nkey: want U and 55 more characters, as `nsc` or `nk -gen user -pubout` print it", n)
 		}
 		keys = append(keys, key)
@@ -78,7 +81,8 @@ func (a Auth) apply(o *server.Options) ([]nats.Option, error) {
 	return []nats.Option{nats.UserInfo(a.User, a.Password.Reveal())}, nil
 }
 
-// nkeys lets the given keys in, and one more that lives in this process only, for its own connections.
+// nkeys lets the given keys in, and one more that lives in this process only, for its own
+// connections.
 func (a Auth) nkeys(o *server.Options) ([]nats.Option, error) {
 	pair, err := nkeys.CreateUser()
 	if err != nil {

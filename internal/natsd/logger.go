@@ -5,7 +5,8 @@ import (
 	"log/slog"
 )
 
-// logger hands the server's log to slog. Its notices are for people who run NATS for its own sake: they become debug.
+// logger hands the server's log to slog. Its notices are for people who run NATS for its own sake:
+// they become debug.
 type logger struct {
 	log   *slog.Logger
 	fatal chan<- string
@@ -25,7 +26,8 @@ func (l logger) Errorf(format string, v ...any) {
 	l.log.Error(fmt.Sprintf(format, v...), "from", "nats")
 }
 
-// Fatalf does not end the process, as the server's own logger would: the first text becomes Start's error.
+// Fatalf does not end the process, as the server's own logger would: the first text becomes Start's
+// error.
 func (l logger) Fatalf(format string, v ...any) {
 	text := fmt.Sprintf(format, v...)
 	select {

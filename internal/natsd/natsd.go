@@ -1,8 +1,9 @@
-// Package natsd owns the embedded NATS server: JetStream in a folder, in this process, and on a port only when told.
+// Package natsd owns the embedded NATS server: JetStream in a folder, in this process, and on a
+// port only when told.
 //
-// It makes no stream, installs no signal handler and never ends the process; what the server calls fatal is Start's error.
-// A Server is safe for concurrent use. Whoever starts one must Run it or shut it down: both wait until everything is on
-// disk and every goroutine of the server has ended.
+// It makes no stream, installs no signal handler and never ends the process; what the server calls
+// fatal is Start's error. A Server is safe for concurrent use. Whoever starts one must Run it or
+// shut it down: both wait until everything is on disk and every goroutine of the server has ended.
 package natsd
 
 import (
@@ -25,23 +26,28 @@ import (
 
 // Config is how the embedded server runs. The zero value of a field stands for its default.
 type Config struct {
-	// StoreDir holds everything the server keeps; it is created. Required. One server at a time: it is locked.
+	// StoreDir holds everything the server keeps; it is created. Required. One server at a time: it
+	// is locked.
 	StoreDir string
-	// Listen is the host:port for other processes; port 0 takes a free one. Empty: this process only. Beyond loopback it
-	// needs Auth.
+	// Listen is the host:port for other processes; port 0 takes a free one. Empty: this process
+	// only. Beyond loopback it needs Auth.
 	Listen string
 	// Auth is what clients must show. The zero value lets everybody in who can reach Listen.
 	Auth Auth
-	// SyncAlways flushes every write to the disk before it is acknowledged: needed where tokens live in NATS KV.
+	// SyncAlways flushes every write to the disk before it is acknowledged: needed where tokens
+	// live in NATS KV.
 	SyncAlways bool
-	// SyncInterval is how much a power cut may take, without SyncAlways. Default 1 s (the server's own is 2 min).
+	// SyncInterval is how much a power cut may take, without SyncAlways. Default 1 s (the server's
+	// own is 2 min).
 	SyncInterval time.Duration
-	// MaxStore and MaxMemory bound JetStream, in bytes. Default: what the server finds free. A full store wedges timers.
+	// MaxStore and MaxMemory bound JetStream, in bytes. Default: what the server finds free. A full
+	// store wedges timers.
 	MaxStore, MaxMemory int64
-	// Key encrypts the store's files. Starting with another key than they were written with makes the streams unreadable:
-	// see stream.CheckFolder.
+	// Key encrypts the store's files. Starting with another key than they were written with makes
+	// the streams unreadable: see stream.CheckFolder.
 	Key grant.Secret
-	// ReadyTimeout bounds the start, which reads all timers back: 10 million take half a minute. Default 10 min.
+	// ReadyTimeout bounds the start, which reads all timers back: 10 million take half a minute.
+	// Default 10 min.
 	ReadyTimeout time.Duration
 	// Logger gets what the server logs. Default none.
 	Logger *slog.Logger
@@ -69,7 +75,8 @@ type Server struct {
 	shutdown sync.Once
 }
 
-// Start starts a server and waits until it serves. When ctx ends first, or the server cannot start, nothing is left behind.
+// Start starts a server and waits until it serves. When ctx ends first, or the server cannot start,
+// nothing is left behind.
 func Start(ctx context.Context, c Config) (*Server, error) {
 	c = c.withDefaults()
 	options, self, err := c.options()
@@ -145,7 +152,8 @@ func (s *Server) ClientURL() string {
 	return "nats://" + addr.String()
 }
 
-// Run waits for the end of ctx and shuts the server down. Its error says that the server ended by itself.
+// Run waits for the end of ctx and shuts the server down. Its error says that the server ended by
+// itself.
 func (s *Server) Run(ctx context.Context) error {
 	ended := make(chan struct{})
 	go func() {

@@ -1,8 +1,10 @@
-// Package natskv keeps grants in a NATS key-value bucket: the store of an installation without a database.
+// Package natskv keeps grants in a NATS key-value bucket: the store of an installation without a
+// database.
 //
-// A grant is one key, <provider>.<escaped user>, and its value the record as JSON with the pair sealed. The bucket's
-// revision of the key is the grant's, so every write is a compare-and-swap by the server. The bucket must be read through
-// its leader only (no direct reads): a replica may answer with what was true a moment ago.
+// A grant is one key, <provider>.<escaped user>, and its value the record as JSON with the pair
+// sealed. The bucket's revision of the key is the grant's, so every write is a compare-and-swap by
+// the server. The bucket must be read through its leader only (no direct reads): a replica may
+// answer with what was true a moment ago.
 //
 // The package never calls a provider and never decides anything about a grant. A Store is safe for
 // concurrent use, also from many processes. A claim of somebody else runs out when this Store has
@@ -130,8 +132,8 @@ func (s *Store) Save(ctx context.Context, g grant.Grant) (uint64, error) {
 		return 0, fmt.Errorf("save grant %s: %w", g.Key, err)
 	}
 	rev, err := s.write(ctx, g, raw)
-	// A replicated bucket also refuses a write while somebody else's is being looked at that will be refused itself. Only
-	// another revision is a conflict.
+	// A replicated bucket also refuses a write while somebody else's is being looked at that will
+	// be refused itself. Only another revision is a conflict.
 	for tries := 0; conflict(err) && tries < claimTries; tries++ {
 		now, lookErr := s.revision(ctx, g.Key)
 		if lookErr != nil {

@@ -1,7 +1,7 @@
 // Package natstest starts NATS servers for tests that need more than the embedded one.
 //
-// It never ships: only tests import it. Each call starts servers of its own, in folders and on loopback ports of their own,
-// which end with the test.
+// It never ships: only tests import it. Each call starts servers of its own, in folders and on
+// loopback ports of their own, which end with the test.
 package natstest
 
 import (
@@ -15,8 +15,8 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 )
 
-// Cluster starts three servers with JetStream that know one another, and waits until they have a leader. They listen,
-// because a server that does not never starts its routes.
+// Cluster starts three servers with JetStream that know one another, and waits until they have a
+// leader. They listen, because a server that does not never starts its routes.
 func Cluster(t testing.TB) []*server.Server {
 	t.Helper()
 	var routes []*url.URL

@@ -1,8 +1,8 @@
-// Package pgtest runs a real PostgreSQL for tests, benchmarks and the chaos program: the newest one installed, on a Unix
-// socket or a loopback port, in a folder of its own that goes with it.
+// Package pgtest runs a real PostgreSQL for tests, benchmarks and the chaos program: the newest one
+// installed, on a Unix socket or a loopback port, in a folder of its own that goes with it.
 //
-// It never ships in the product, downloads nothing, and touches no server that it did not start. A Server is safe for
-// concurrent use; its process ends with Stop, Kill, or this process.
+// It never ships in the product, downloads nothing, and touches no server that it did not start. A
+// Server is safe for concurrent use; its process ends with Stop, Kill, or this process.
 package pgtest
 
 import (
@@ -28,7 +28,8 @@ import (
 
 // Options say how a server runs.
 type Options struct {
-	// Durable keeps fsync and synchronous_commit on, as production has them. Default off: tests need no disk.
+	// Durable keeps fsync and synchronous_commit on, as production has them. Default off: tests
+	// need no disk.
 	Durable bool
 	// TCP listens on a loopback port too, for programs that reach it through a proxy.
 	TCP bool
@@ -129,7 +130,8 @@ func (s *Server) command(name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// Tool is one of the client programs beside the server, such as pg_dump. It runs as this process does.
+// Tool is one of the client programs beside the server, such as pg_dump. It runs as this process
+// does.
 func (s *Server) Tool(ctx context.Context, name string, args ...string) *exec.Cmd {
 	return exec.CommandContext(ctx, filepath.Join(s.bin, name), args...)
 }
@@ -247,7 +249,8 @@ func (s *Server) exec(ctx context.Context, sql string) error {
 	return err
 }
 
-// Pool hands out databases on one server per test process. Declare one in a test package, and let TestMain call Main.
+// Pool hands out databases on one server per test process. Declare one in a test package, and let
+// TestMain call Main.
 type Pool struct {
 	once   sync.Once
 	server *Server
@@ -264,8 +267,8 @@ func (p *Pool) Main(m *testing.M) int {
 	return m.Run()
 }
 
-// URL is the address of a new, empty database, dropped when the test ends. Without a PostgreSQL the test fails where CI is
-// set, and is skipped elsewhere.
+// URL is the address of a new, empty database, dropped when the test ends. Without a PostgreSQL the
+// test fails where CI is set, and is skipped elsewhere.
 func (p *Pool) URL(t testing.TB) string {
 	t.Helper()
 	p.once.Do(func() { p.server, p.err = Start(Options{}) })
@@ -287,8 +290,8 @@ func (p *Pool) URL(t testing.TB) string {
 	return p.server.URL(name)
 }
 
-// Run runs one of the client programs, such as pg_dump, and fails the test with what it said if it fails. The test must
-// have a database (URL).
+// Run runs one of the client programs, such as pg_dump, and fails the test with what it said if it
+// fails. The test must have a database (URL).
 func (p *Pool) Run(t testing.TB, name string, args ...string) {
 	t.Helper()
 	if out, err := p.server.Tool(t.Context(), name, args...).CombinedOutput(); err != nil {

@@ -11,8 +11,8 @@ import (
 // errClosed answers calls after Close.
 var errClosed = errors.New("store is closed")
 
-// batcher collects calls and runs them together. Calls with the same key never share a batch: the later one waits for the
-// next, so one statement touches a row once.
+// batcher collects calls and runs them together. Calls with the same key never share a batch: the
+// later one waits for the next, so one statement touches a row once.
 type batcher[In, Out any] struct {
 	most int                              // calls in a batch
 	key  func(In) grant.Key               // what must be unique in a batch
@@ -32,7 +32,8 @@ type call[In, Out any] struct {
 	done chan struct{}
 }
 
-// do runs one call in some batch. ctx ends the wait, not the statement: then nobody knows whether it happened.
+// do runs one call in some batch. ctx ends the wait, not the statement: then nobody knows whether
+// it happened.
 func (b *batcher[In, Out]) do(ctx context.Context, in In) (out Out, err error) {
 	if err := context.Cause(ctx); err != nil {
 		return out, err

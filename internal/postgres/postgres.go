@@ -24,7 +24,8 @@ var migrations embed.FS
 
 // Config is what a Store stands on.
 type Config struct {
-	// URL is a connection string or URL as libpq takes it. It may hold a password and is never logged.
+	// URL is a connection string or URL as libpq takes it. It may hold a password and is never
+	// logged.
 	URL    grant.Secret
 	Cipher grant.Cipher
 	// MaxConns is the most connections. Default 16, at least 4.
@@ -50,8 +51,8 @@ var _ grant.Store = (*Store)(nil)
 // ErrNewer: the database was migrated by a later renewd. Run that version.
 var ErrNewer = errors.New("the database's schema is newer than this renewd")
 
-// Open connects and brings the schema up to date; any number of processes may do so at a time. Its errors never show the
-// URL.
+// Open connects and brings the schema up to date; any number of processes may do so at a time. Its
+// errors never show the URL.
 func Open(ctx context.Context, c Config) (*Store, error) {
 	config, err := pgxpool.ParseConfig(c.URL.Reveal())
 	if err != nil {
@@ -76,8 +77,9 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		return nil, fmt.Errorf("open database at %s: %w", config.ConnConfig.Host, err)
 	}
 	s := &Store{pool: pool, cipher: c.Cipher, timeout: c.Timeout}
-	// One of a kind at a time: what comes meanwhile shares the next statement, and a statement costs nearly the same whatever
-	// it carries. Saves have a second one, since a pair is lost with its process until it is saved.
+	// One of a kind at a time: what comes meanwhile shares the next statement, and a statement
+	// costs nearly the same whatever it carries. Saves have a second one, since a pair is lost with
+	// its process until it is saved.
 	const statements, saves = 1, 2
 	s.loads = batcher[grant.Key, *row]{most: batchMost, key: func(k grant.Key) grant.Key { return k }, run: s.runLoads, free: statements}
 	s.claims = batcher[claim, claimed]{most: batchMost, key: func(c claim) grant.Key { return c.key }, run: s.runClaims, free: statements}

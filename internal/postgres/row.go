@@ -48,7 +48,8 @@ type state struct {
 	Refreshed bool           `json:"refreshed,omitempty"`
 	Recovered bool           `json:"recovered,omitempty"`
 	Login     grant.Order    `json:"login,omitzero"`
-	// Candidate is there with the grant's own due time, since the column has that of whichever comes first.
+	// Candidate is there with the grant's own due time, since the column has that of whichever
+	// comes first.
 	Candidate *grant.Candidate `json:"candidate,omitempty"`
 	NextDueAt time.Time        `json:"next_due_at,omitzero"`
 	Owed      []grant.Pending  `json:"owed,omitempty"`
@@ -86,7 +87,8 @@ func rowOf(c grant.Cipher, g grant.Grant) (*row, error) {
 		},
 	}
 	if g.Revision == 0 {
-		// Never again a number that an erased record of this user had: what was read then must not pass for this one.
+		// Never again a number that an erased record of this user had: what was read then must not
+		// pass for this one.
 		r.revision = time.Now().UnixMicro()
 	}
 	if g.Claim != nil {

@@ -17,8 +17,9 @@ import (
 	"github.com/renewd/renewd/internal/grant"
 )
 
-// retried runs a statement, again where the database says that it did nothing and that trying again helps: a deadlock, or
-// a lost serialization. run starts anew each time: what an earlier try returned never happened.
+// retried runs a statement, again where the database says that it did nothing and that trying again
+// helps: a deadlock, or a lost serialization. run starts anew each time: what an earlier try
+// returned never happened.
 func (s *Store) retried(run func(ctx context.Context) error) error {
 	var err error
 	for range 3 {
@@ -52,7 +53,8 @@ func keys(in []grant.Key) (providers, users []string) {
 const loadSQL = `SELECT ` + columns + ` FROM renewd.grants g
 	JOIN unnest($1::text[], $2::text[]) AS r(provider, user_id) ON g.provider = r.provider AND g.user_id = r.user_id`
 
-// runLoads returns nil for a row that is not there. Whoever asked decodes: what a batch does itself all its calls wait for.
+// runLoads returns nil for a row that is not there. Whoever asked decodes: what a batch does itself
+// all its calls wait for.
 func (s *Store) runLoads(in []grant.Key) ([]*row, error) {
 	byKey := make(map[grant.Key]*row, len(in))
 	err := s.retried(func(ctx context.Context) error {
@@ -124,7 +126,8 @@ const claimSQL = `WITH r AS (
 		AND (old.claim_nonce = r.nonce OR NOT r.extend AND (old.claim_nonce IS NULL OR old.claim_until <= clock_timestamp()))
 	RETURNING ` + columns + `, old.claim_nonce, old.claim_until, old.claim::text`
 
-// inOrder sorts a batch by key, so that two batches lock what they share in one order and do not wait for each other.
+// inOrder sorts a batch by key, so that two batches lock what they share in one order and do not
+// wait for each other.
 func inOrder[T any](batch []T, key func(T) grant.Key) []T {
 	batch = slices.Clone(batch)
 	slices.SortFunc(batch, func(a, b T) int {

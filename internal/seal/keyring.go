@@ -87,8 +87,8 @@ func (k *Keyring) Keys() []KeyInfo {
 	return keys
 }
 
-// JWKS is the public key that logins are sealed to, as a JSON Web Key Set (RFC 7517): the current key only, so that
-// nobody seals to one on its way out.
+// JWKS is the public key that logins are sealed to, as a JSON Web Key Set (RFC 7517): the current
+// key only, so that nobody seals to one on its way out.
 func (k *Keyring) JWKS() []byte {
 	last := k.login[len(k.login)-1]
 	set := jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{
@@ -141,7 +141,8 @@ func (k *Keyring) Marshal() ([]byte, error) {
 	return append(raw, '\n'), nil
 }
 
-// ParseKeyring reads what Marshal wrote. Its errors wrap ErrKeyring and name the field at fault, never its value.
+// ParseKeyring reads what Marshal wrote. Its errors wrap ErrKeyring and name the field at fault,
+// never its value.
 func ParseKeyring(raw []byte) (*Keyring, error) {
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.DisallowUnknownFields()

@@ -58,7 +58,8 @@ type Login struct {
 // MaxJWE is the largest sealed login, in bytes.
 const MaxJWE = 60 << 10
 
-// Claims replicated in the protected header (RFC 7519 section 5.3): readable without the key, and covered by the tag.
+// Claims replicated in the protected header (RFC 7519 section 5.3): readable without the key, and
+// covered by the tag.
 const (
 	headerIssuer  = "iss" // the provider
 	headerSubject = "sub" // the user
@@ -74,7 +75,8 @@ type claims struct {
 	ExpiresAt json.RawMessage `json:"expires_at,omitempty"` // Unix seconds or RFC 3339
 }
 
-// SealLogin seals t to the first encryption key of a JSON Web Key Set, for one user of one provider.
+// SealLogin seals t to the first encryption key of a JSON Web Key Set, for one user of one
+// provider.
 func SealLogin(jwks []byte, provider, user string, at time.Time, t Tokens) (string, error) {
 	key, err := encryptionKey(jwks)
 	if err != nil {
@@ -124,8 +126,9 @@ func encryptionKey(jwks []byte) (jose.JSONWebKey, error) {
 	return jose.JSONWebKey{}, errors.New("seal login: the JSON Web Key Set has no public key with use enc and a kid")
 }
 
-// OpenLogin opens a login sealed to any key of the keyring. Only ECDH-ES with A256GCM, uncompressed, is taken. The caller
-// holds Provider, User and SealedAt against the event that carried it. Errors: ErrUnknownKey, ErrSealed.
+// OpenLogin opens a login sealed to any key of the keyring. Only ECDH-ES with A256GCM,
+// uncompressed, is taken. The caller holds Provider, User and SealedAt against the event that
+// carried it. Errors: ErrUnknownKey, ErrSealed.
 func (k *Keyring) OpenLogin(jwe string) (Login, error) {
 	if len(jwe) > MaxJWE {
 		return Login{}, fmt.Errorf("%w: %d bytes, at most %d", ErrSealed, len(jwe), MaxJWE)

@@ -34,7 +34,8 @@ func (k *Keyring) Seal(plaintext, associated []byte) ([]byte, error) {
 	return gcm.Seal(blob, nonce, plaintext, bind(blob[:headerSize], associated)), nil
 }
 
-// Open is the inverse of Seal, with whatever key of the keyring it was sealed. Errors: ErrUnknownKey, ErrSealed.
+// Open is the inverse of Seal, with whatever key of the keyring it was sealed. Errors:
+// ErrUnknownKey, ErrSealed.
 func (k *Keyring) Open(blob, associated []byte) ([]byte, error) {
 	if len(blob) < headerSize+16 || blob[0] != blobVersion {
 		return nil, fmt.Errorf("open: %w: no blob of ours", ErrSealed)
@@ -57,8 +58,8 @@ func (k *Keyring) Open(blob, associated []byte) ([]byte, error) {
 	return nil, fmt.Errorf("open: %w", ErrUnknownKey)
 }
 
-// derive makes the key and the nonce of one blob. Both come from a fresh salt, so no pair is ever used twice and the limit
-// on random nonces under one key (2^32 messages) does not apply.
+// derive makes the key and the nonce of one blob. Both come from a fresh salt, so no pair is ever
+// used twice and the limit on random nonces under one key (2^32 messages) does not apply.
 func derive(master, salt []byte) (cipher.AEAD, []byte, error) {
 	out, err := hkdf.Key(sha256.New, master, salt, derivedInfo, 32+12)
 	if err != nil {

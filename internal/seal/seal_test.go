@@ -131,7 +131,8 @@ func TestLoginRoundTrip(t *testing.T) {
 	}
 }
 
-// A login is refused if anything about it was changed, if it is of another kind, or lacks what it must have.
+// A login is refused if anything about it was changed, if it is of another kind, or lacks what it
+// must have.
 func TestLoginRefused(t *testing.T) {
 	k := ring(t)
 	var set jose.JSONWebKeySet

@@ -12,8 +12,8 @@ import (
 	"github.com/renewd/renewd/internal/seal"
 )
 
-// Memory is a grant.Store in memory, for tests of what stands on a store. It starts no goroutine and opens no socket, so
-// it fits a synctest bubble. Safe for concurrent use.
+// Memory is a grant.Store in memory, for tests of what stands on a store. It starts no goroutine
+// and opens no socket, so it fits a synctest bubble. Safe for concurrent use.
 type Memory struct {
 	now func() time.Time
 

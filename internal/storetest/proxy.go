@@ -11,8 +11,8 @@ import (
 	"github.com/renewd/renewd/internal/grant"
 )
 
-// Proxy stands between an adapter and its server, and loses a reply when told to: the request arrives, the answer does
-// not, and the connection is cut.
+// Proxy stands between an adapter and its server, and loses a reply when told to: the request
+// arrives, the answer does not, and the connection is cut.
 type Proxy struct {
 	listener net.Listener
 	target   string
@@ -81,8 +81,8 @@ func (p *Proxy) forward(client net.Conn) {
 	wg.Wait()
 }
 
-// LostReply holds a store, which reaches its server through p, against the contract: a save whose reply was lost is no
-// conflict, and Load tells that it was stored by the mark of who saved it.
+// LostReply holds a store, which reaches its server through p, against the contract: a save whose
+// reply was lost is no conflict, and Load tells that it was stored by the mark of who saved it.
 func LostReply(t *testing.T, s grant.Store, p *Proxy) {
 	t.Helper()
 	g := insert(t, s, Full(jane))

@@ -39,7 +39,8 @@ const (
 // LostPair is a sealed pair for which Cipher has lost the key.
 var LostPair = []byte("sealed with a key that is gone")
 
-// Cipher is a stand-in for a keyring: it binds to the associated data and hides the plaintext from a search, no more.
+// Cipher is a stand-in for a keyring: it binds to the associated data and hides the plaintext from
+// a search, no more.
 type Cipher struct{}
 
 // Seal implements grant.Cipher.
@@ -70,8 +71,8 @@ func (Cipher) Open(sealed, associated []byte) ([]byte, error) {
 // at is a time as stores keep it: UTC, microseconds.
 func at(n int) time.Time { return time.Date(2026, 3, 1, 12, 0, n, 123456000, time.UTC) }
 
-// Full is a grant with every field set; a field that Full leaves empty fails Run, so that none is forgotten here when it
-// is added there.
+// Full is a grant with every field set; a field that Full leaves empty fails Run, so that none is
+// forgotten here when it is added there.
 func Full(k grant.Key) grant.Grant {
 	yes, no := true, false
 	cause := schema.Cause{ID: "c\"1", Type: schema.UserRefreshDue, Source: "/billing ü", Time: at(1), Reason: "why \u0000 not"}
@@ -123,8 +124,8 @@ func Profile(p schema.Profile) grant.Profile {
 	return encoded
 }
 
-// Run holds a store against the contract. open returns an empty store of its own for each call; it is closed by the
-// test's cleanup.
+// Run holds a store against the contract. open returns an empty store of its own for each call; it
+// is closed by the test's cleanup.
 func Run(t *testing.T, open func(t *testing.T) Fixture) {
 	for name, test := range map[string]func(*testing.T, grant.Store){
 		"every field comes back":                       testRoundTrip,

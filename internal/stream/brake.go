@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// Pause delivers no due renewal of the provider, to any worker, before until. A time that has passed resumes at once.
+// Pause delivers no due renewal of the provider, to any worker, before until. A time that has
+// passed resumes at once.
 func (e *Engine) Pause(ctx context.Context, provider string, until time.Time) error {
 	if _, err := e.js.PauseConsumer(ctx, e.config.Subjects.Name(Renewals), ConsumerRenew(provider), until); err != nil {
 		return fmt.Errorf("pause renewals of %s: %w", provider, err)

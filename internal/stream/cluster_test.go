@@ -15,7 +15,8 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// TestThreeNodes is the whole engine on three servers, also over the loss of the one that leads RENEWALS.
+// TestThreeNodes is the whole engine on three servers, also over the loss of the one that leads
+// RENEWALS.
 func TestThreeNodes(t *testing.T) {
 	servers := natstest.Cluster(t)
 	dial := func(s *server.Server) jetstream.JetStream {

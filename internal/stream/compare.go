@@ -15,22 +15,27 @@ import (
 type Comparison struct {
 	Grants int `json:"grants"`
 	Live   int `json:"live"`
-	// Superseded grants hold a refresh token that is known to have been replaced: it is not presented.
+	// Superseded grants hold a refresh token that is known to have been replaced: it is not
+	// presented.
 	Superseded int `json:"superseded"`
-	// Waiting are those of them that a worker has met already: they wait for a login or an operator.
+	// Waiting are those of them that a worker has met already: they wait for a login or an
+	// operator.
 	Waiting int `json:"waiting"`
-	// Behind are older than what was published of them, with the same refresh token: they just go on.
+	// Behind are older than what was published of them, with the same refresh token: they just go
+	// on.
 	Behind     int `json:"behind"`
 	Unreadable int `json:"unreadable"` // no key opens them
-	// Outcomes is how many outcomes there are to compare with. With none, a restored store looks like any other.
+	// Outcomes is how many outcomes there are to compare with. With none, a restored store looks
+	// like any other.
 	Outcomes uint64 `json:"outcomes"`
 }
 
 // comparisons is how many grants are compared at a time.
 const comparisons = 32
 
-// Compare walks the store and holds every grant against the streams. It writes nothing. superseded, if not nil, is told of
-// each grant that is, with the latest mark known of it; it is called concurrently, and its error ends the walk.
+// Compare walks the store and holds every grant against the streams. It writes nothing. superseded,
+// if not nil, is told of each grant that is, with the latest mark known of it; it is called
+// concurrently, and its error ends the walk.
 func Compare(ctx context.Context, s grant.Store, e *Engine, superseded func(context.Context, grant.Grant, grant.Mark) error) (Comparison, error) {
 	if superseded == nil {
 		superseded = func(context.Context, grant.Grant, grant.Mark) error { return nil }
@@ -112,7 +117,8 @@ func (w *comparer) count(g grant.Grant, also ...*int) {
 	}
 }
 
-// compare asks for what is known of g. A record that is behind or waits is loaded whole: a listed one may lack its tokens.
+// compare asks for what is known of g. A record that is behind or waits is loaded whole: a listed
+// one may lack its tokens.
 func (w *comparer) compare(ctx context.Context, g grant.Grant) (grant.Grant, grant.Mark, error) {
 	newest, err := w.engine.Newest(ctx, g.Key)
 	if err != nil || newest.Version <= g.Version && !g.IsSuperseded() {

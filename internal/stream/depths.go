@@ -59,8 +59,8 @@ func (e *Engine) Depths(ctx context.Context) (Depths, error) {
 	return d, nil
 }
 
-// queues counts the durables of s. What no durable of RENEWALS has is a timer; the two counts are taken one after the
-// other, so the number of timers may be off by what moved in between.
+// queues counts the durables of s. What no durable of RENEWALS has is a timer; the two counts are
+// taken one after the other, so the number of timers may be off by what moved in between.
 func (d *Depths) queues(ctx context.Context, base string, s jetstream.Stream) error {
 	infos := s.ListConsumers(ctx)
 	for c := range infos.Info() {
@@ -73,8 +73,9 @@ func (d *Depths) queues(ctx context.Context, base string, s jetstream.Stream) er
 	return infos.Err()
 }
 
-// Run measures the server's clock and the depths of the queues until ctx ends, and serves the depths as gauges. What
-// cannot be measured is logged and tried again; its error is about the meter only.
+// Run measures the server's clock and the depths of the queues until ctx ends, and serves the
+// depths as gauges. What cannot be measured is logged and tried again; its error is about the meter
+// only.
 func (e *Engine) Run(ctx context.Context) error {
 	stop, err := e.gauges()
 	if err != nil {

@@ -10,8 +10,8 @@
 // What waits for a grant is never lost to what comes later: a timer is armed by one rule of
 // precedence (grant.Timer.Over), a request adds to what waits (Engine.Request), a newer login stays
 // before an older one (Engine.DeferLogin), and the Reconciler replaces nothing that waits. All of
-// that is compare-and-swap on the last sequence of a subject. A firing knows no such condition, so a
-// command that comes becomes due on a subject where no timer fires, and one that was put off on
+// that is compare-and-swap on the last sequence of a subject. A firing knows no such condition, so
+// a command that comes becomes due on a subject where no timer fires, and one that was put off on
 // another. Engine.Wake alone replaces whatever there is: it is for an operator's word.
 //
 // A message that somebody else wrote, or that is damaged, is taken for none and told to the log

@@ -18,11 +18,12 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// Config is what an Engine needs beside the connection. The zero value of a field stands for its default.
+// Config is what an Engine needs beside the connection. The zero value of a field stands for its
+// default.
 type Config struct {
 	Subjects schema.Subjects
-	// SyncedTTL is how long a user.synced stays in OUTCOMES, 1 s at least. Default 7 days; negative: as long as the stream
-	// keeps the rest.
+	// SyncedTTL is how long a user.synced stays in OUTCOMES, 1 s at least. Default 7 days;
+	// negative: as long as the stream keeps the rest.
 	SyncedTTL time.Duration
 	// Clock is this machine's. Default the system's.
 	Clock Clock
@@ -142,7 +143,8 @@ func (e *Engine) renewals(k grant.Key) []string {
 	return []string{e.timer(k), e.due(k), e.asked(k), e.later(k)}
 }
 
-// user panics on a key that schema refuses: it would reach other users' subjects, and keys are checked at the door.
+// user panics on a key that schema refuses: it would reach other users' subjects, and keys are
+// checked at the door.
 func (e *Engine) user(front string, k grant.Key) string {
 	if err := checkKey(k); err != nil {
 		panic("stream: " + err.Error())
@@ -154,9 +156,10 @@ func checkKey(k grant.Key) error {
 	return errors.Join(schema.CheckProvider(k.Provider), schema.CheckUser(k.User))
 }
 
-// publish stores one message in the stream base and returns when the server has acknowledged it. The server answers a
-// caller's message while others are on their way, so concurrent callers share round trips; past the bound they wait for a
-// slot until ctx ends. After an error the message may be stored all the same.
+// publish stores one message in the stream base and returns when the server has acknowledged it.
+// The server answers a caller's message while others are on their way, so concurrent callers share
+// round trips; past the bound they wait for a slot until ctx ends. After an error the message may
+// be stored all the same.
 func (e *Engine) publish(ctx context.Context, base, subject string, h schema.Header, data []byte) (*jetstream.PubAck, error) {
 	select {
 	case e.slots <- struct{}{}:

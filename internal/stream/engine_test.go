@@ -80,7 +80,8 @@ func TestWake(t *testing.T) {
 		t.Fatalf("got %+v, want the newer wake", w)
 	}
 
-	// A request while its renewal is in hand gets a renewal of its own, and the first one's ack does not take it away.
+	// A request while its renewal is in hand gets a renewal of its own, and the first one's ack
+	// does not take it away.
 	must(t, e.Wake(ctx, alice, work("third")))
 	ack(t, inHand)
 	again := renewal(t, js)
@@ -146,7 +147,8 @@ func TestOutcomes(t *testing.T) {
 	if n := messages(t, js, stream.Outcomes); n != 2 {
 		t.Errorf("%d outcomes stored, want 2: the same id is one", n)
 	}
-	// Beyond the duplicate window the server takes the same id again; what Answered says does not depend on it.
+	// Beyond the duplicate window the server takes the same id again; what Answered says does not
+	// depend on it.
 	filler := outcome("", schema.ProviderDegraded)
 	eventually(t, "the duplicate window of o-2 has passed", func() bool {
 		before := messages(t, js, stream.Outcomes)

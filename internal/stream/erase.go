@@ -13,8 +13,8 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// NewestLogin is the place of the newest login that was accepted so far, of whatever user: what comes after it is newer
-// than anything that is done now.
+// NewestLogin is the place of the newest login that was accepted so far, of whatever user: what
+// comes after it is newer than anything that is done now.
 func (e *Engine) NewestLogin(ctx context.Context) (grant.Order, error) {
 	name := e.config.Subjects.Name(Logins)
 	s, err := e.js.Stream(ctx, name)

@@ -79,7 +79,8 @@ func subjectsGone(d *Difference, _ string, have, want jetstream.StreamConfig) {
 	}
 }
 
-// lowered: the server deletes at once what a lower limit does not allow. Nothing and -1 mean no limit.
+// lowered: the server deletes at once what a lower limit does not allow. Nothing and -1 mean no
+// limit.
 func lowered(of func(jetstream.StreamConfig) int64) judge {
 	return func(d *Difference, name string, have, want jetstream.StreamConfig) {
 		if h, w := of(have), of(want); w > 0 && (h <= 0 || w < h) {
@@ -96,7 +97,8 @@ func switchedOff(of func(jetstream.StreamConfig) bool) judge {
 	}
 }
 
-// consumerField is one setting of a consumer that Plan compares. A server cannot change a fixed one.
+// consumerField is one setting of a consumer that Plan compares. A server cannot change a fixed
+// one.
 type consumerField struct {
 	name  string
 	fixed bool

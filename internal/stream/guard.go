@@ -16,9 +16,10 @@ import (
 // ErrUnreadable is wrapped by CheckFolder's error.
 var ErrUnreadable = errors.New("the server cannot read streams in its folder")
 
-// CheckFolder compares the stream folders below an embedded server's store folder with the streams the server lists. A
-// server that was started with a wrong encryption key lists none of them, and creating a stream of the same name then
-// deletes its files: call this before Apply. A folder that does not exist yet is fine.
+// CheckFolder compares the stream folders below an embedded server's store folder with the streams
+// the server lists. A server that was started with a wrong encryption key lists none of them, and
+// creating a stream of the same name then deletes its files: call this before Apply. A folder that
+// does not exist yet is fine.
 func CheckFolder(ctx context.Context, js jetstream.JetStream, storeDir string) error {
 	folders, err := streamFolders(storeDir)
 	if err != nil {

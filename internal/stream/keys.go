@@ -12,8 +12,8 @@ import (
 // keysKey is where publishers look for the public keys in BucketKeys.
 const keysKey = "jwks"
 
-// PublishKeys puts the public keys (a JWK Set, RFC 7517) where publishers read them. The same set again writes nothing, so
-// that every worker may call it when it starts.
+// PublishKeys puts the public keys (a JWK Set, RFC 7517) where publishers read them. The same set
+// again writes nothing, so that every worker may call it when it starts.
 func (e *Engine) PublishKeys(ctx context.Context, jwks []byte) error {
 	kv, err := e.js.KeyValue(ctx, e.config.Subjects.Name(BucketKeys))
 	if err != nil {

@@ -13,7 +13,8 @@ import (
 // leaseKey is in BucketProviders. A provider's id has no underscore, so it is none of them.
 const leaseKey = "_reconciler"
 
-// lease says who walks the store, and what the last walk found. Each change is a compare-and-swap on the key's revision.
+// lease says who walks the store, and what the last walk found. Each change is a compare-and-swap
+// on the key's revision.
 type lease struct {
 	Holder string    `json:"holder,omitempty"`
 	Until  time.Time `json:"until,omitzero"` // by the NATS server's clock, as the rest
@@ -26,7 +27,8 @@ type lease struct {
 	revision uint64
 }
 
-// take returns the lease; it is ours, for as long as Reconciler.Lease, if a walk is due and nobody else is at it.
+// take returns the lease; it is ours, for as long as Reconciler.Lease, if a walk is due and nobody
+// else is at it.
 func (w *walker) take(ctx context.Context) (*lease, error) {
 	bucket := w.Engine.config.Subjects.Name(BucketProviders)
 	kv, err := w.Engine.js.KeyValue(ctx, bucket)

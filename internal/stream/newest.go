@@ -10,9 +10,9 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// Newest returns the latest mark that the streams know of the grant's record, from the user's last outcomes and from the
-// pair that is parked, if any: an intact store has that state or a later one. Zero if they know nothing. It asks the
-// streams' leaders, all at once.
+// Newest returns the latest mark that the streams know of the grant's record, from the user's last
+// outcomes and from the pair that is parked, if any: an intact store has that state or a later one.
+// Zero if they know nothing. It asks the streams' leaders, all at once.
 func (e *Engine) Newest(ctx context.Context, k grant.Key) (grant.Mark, error) {
 	var all []storedOutcome
 	var parcel grant.Mark
@@ -38,5 +38,6 @@ func (e *Engine) Newest(ctx context.Context, k grant.Key) (grant.Mark, error) {
 	return newest.Newest(parcel), nil
 }
 
-// parkedToken stands for the refresh token of a parked pair, which is sealed: it is never the one that the store holds.
+// parkedToken stands for the refresh token of a parked pair, which is sealed: it is never the one
+// that the store holds.
 const parkedToken = "parked"

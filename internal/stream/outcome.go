@@ -18,8 +18,8 @@ func userOutcomes() []schema.Type {
 	return []schema.Type{schema.UserSynced, schema.UserReauthRequired, schema.UserRefreshFailed}
 }
 
-// Publish stores the outcome in OUTCOMES. A second one with the same id within the duplicate window is dropped; beyond it
-// see Answered.
+// Publish stores the outcome in OUTCOMES. A second one with the same id within the duplicate window
+// is dropped; beyond it see Answered.
 func (e *Engine) Publish(ctx context.Context, event schema.Event) error {
 	return e.PublishMarked(ctx, event, grant.Mark{})
 }
@@ -49,8 +49,8 @@ func (e *Engine) Answered(ctx context.Context, k grant.Key, id string) (bool, er
 	return slices.ContainsFunc(all, func(o storedOutcome) bool { return o.event.ID == id }), nil
 }
 
-// LastOutcome returns the user's newest user.synced, user.reauth_required or user.refresh_failed; found is false if there
-// is none.
+// LastOutcome returns the user's newest user.synced, user.reauth_required or user.refresh_failed;
+// found is false if there is none.
 func (e *Engine) LastOutcome(ctx context.Context, k grant.Key) (event schema.Event, found bool, err error) {
 	all, err := e.lastOutcomes(ctx, k, userOutcomes())
 	if err != nil {

@@ -60,7 +60,8 @@ func parcelOf(m *jetstream.RawStreamMsg) (grant.Parcel, error) {
 	return grant.Parcel{Version: version, Parent: h.Get(headerParent), Candidate: h.Get(headerCandidate) != "", Sealed: m.Data, Sequence: m.Sequence, Time: m.Time}, nil
 }
 
-// Unpark removes the parcel that Parked returned, and leaves a newer one. Sequence 0 removes whatever there is.
+// Unpark removes the parcel that Parked returned, and leaves a newer one. Sequence 0 removes
+// whatever there is.
 func (e *Engine) Unpark(ctx context.Context, k grant.Key, sequence uint64) error {
 	if sequence == 0 {
 		if err := e.purge(ctx, Parked, []string{e.parked(k)}); err != nil {

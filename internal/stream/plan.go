@@ -10,7 +10,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// ErrDestructive is wrapped by the error about changes that would lose messages or that a server cannot make.
+// ErrDestructive is wrapped by the error about changes that would lose messages or that a server
+// cannot make.
 var ErrDestructive = errors.New("destructive change refused")
 
 // Action says what Apply does with one stream or consumer.
@@ -24,10 +25,12 @@ const (
 	Left      Action = "left"
 )
 
-// Changes is the way from what a server has to what a Topology wants. It prints as text (String) and as JSON.
+// Changes is the way from what a server has to what a Topology wants. It prints as text (String)
+// and as JSON.
 type Changes struct {
 	Items []Change `json:"changes"`
-	// Force lets Apply make the changes that lose messages. What a server cannot change at all stays refused.
+	// Force lets Apply make the changes that lose messages. What a server cannot change at all
+	// stays refused.
 	Force bool `json:"-"`
 }
 
@@ -54,8 +57,8 @@ type Difference struct {
 	Forcible bool `json:"forcible,omitempty"`
 }
 
-// Plan compares what the server has with want and changes nothing. Its error is about want or about the server not
-// answering; ask Changes.Refusal whether the changes may be made.
+// Plan compares what the server has with want and changes nothing. Its error is about want or about
+// the server not answering; ask Changes.Refusal whether the changes may be made.
 func Plan(ctx context.Context, js jetstream.JetStream, want Topology) (Changes, error) {
 	want = want.WithDefaults()
 	if err := want.Validate(); err != nil {
@@ -140,7 +143,8 @@ func (c *Change) settle() {
 	}
 }
 
-// planLeft finds the durables of providers that are no longer in the settings. Their messages may be wanted again.
+// planLeft finds the durables of providers that are no longer in the settings. Their messages may
+// be wanted again.
 func planLeft(ctx context.Context, js jetstream.JetStream, want Topology) ([]Change, error) {
 	name := want.Subjects.Name(Renewals)
 	s, err := js.Stream(ctx, name)
@@ -170,7 +174,8 @@ func (c Changes) Pending() bool {
 	return slices.ContainsFunc(c.Items, func(i Change) bool { return i.Action == Create || i.Action == Update })
 }
 
-// Refusal is nil if Apply may make all the changes; else it wraps ErrDestructive and says, for each one refused, what to do.
+// Refusal is nil if Apply may make all the changes; else it wraps ErrDestructive and says, for each
+// one refused, what to do.
 func (c Changes) Refusal() error {
 	var errs []error
 	for _, item := range c.Items {
@@ -186,7 +191,8 @@ func (c Changes) Refusal() error {
 	return fmt.Errorf("%w: %w", ErrDestructive, errors.Join(errs...))
 }
 
-// Apply makes the changes, or none of them if Refusal says no. Any number of workers may apply the same settings at once.
+// Apply makes the changes, or none of them if Refusal says no. Any number of workers may apply the
+// same settings at once.
 func Apply(ctx context.Context, js jetstream.JetStream, c Changes) error {
 	if err := c.Refusal(); err != nil {
 		return err

@@ -46,8 +46,8 @@ type Reconciler struct {
 	Overdue time.Duration
 	// ParkedEvery is how often PARKED is looked at, also while a walk takes longer. Default 1 min.
 	ParkedEvery time.Duration
-	// Page is how many grants one ListDue asks for, Pause the wait between two of them. Defaults 500, 100 ms; a negative
-	// Pause means none, as for a walk that arms every grant.
+	// Page is how many grants one ListDue asks for, Pause the wait between two of them. Defaults
+	// 500, 100 ms; a negative Pause means none, as for a walk that arms every grant.
 	Page  int
 	Pause time.Duration
 	// WakesPerSecond spreads the wakes, but for those of a walk that arms every grant. Default
@@ -107,7 +107,8 @@ func (r Reconciler) withDefaults() Reconciler {
 	return r
 }
 
-// Run walks until ctx ends. What goes wrong is logged and tried again with the next walk; its error is about the meter only.
+// Run walks until ctx ends. What goes wrong is logged and tried again with the next walk; its error
+// is about the meter only.
 func (r Reconciler) Run(ctx context.Context) error {
 	r = r.withDefaults()
 	w := &walker{Reconciler: r, wakes: rate.NewLimiter(rate.Limit(r.WakesPerSecond), max(1, int(r.WakesPerSecond/10)))}
@@ -191,8 +192,8 @@ func (w *walker) turn(ctx context.Context) error {
 	return nil
 }
 
-// lost reports whether RENEWALS is another stream than at the last walk, or holds fewer than half the messages that the
-// grants of then should have there. Logins put off are none of them.
+// lost reports whether RENEWALS is another stream than at the last walk, or holds fewer than half
+// the messages that the grants of then should have there. Logins put off are none of them.
 func (w *walker) lost(ctx context.Context, l *lease) (rebuild bool, created time.Time, err error) {
 	name := w.Engine.config.Subjects.Name(Renewals)
 	s, err := w.Engine.js.Stream(ctx, name)
@@ -366,7 +367,8 @@ func (x *walking) repair(ctx context.Context, d grant.Due, by string, n *int, do
 	return nil
 }
 
-// arm may put back a timer that a worker has just moved: the grant is then looked at once too early, and armed again.
+// arm may put back a timer that a worker has just moved: the grant is then looked at once too
+// early, and armed again.
 func (x *walking) arm(ctx context.Context, d grant.Due) error {
 	return x.repair(ctx, d, "arm", &x.found.Armed, func() (bool, error) {
 		err := x.Engine.Arm(ctx, d.Key, d.At, repair(d))
@@ -395,8 +397,8 @@ func (x *walking) expire(ctx context.Context, k grant.Key) error {
 	return x.Engine.eraseMark(ctx, k)
 }
 
-// repair is the work of a lost timer. Its id is the same however often and wherever the loss is seen, so that the renewal
-// has one outcome.
+// repair is the work of a lost timer. Its id is the same however often and wherever the loss is
+// seen, so that the renewal has one outcome.
 func repair(d grant.Due) grant.Work {
 	sum := sha256.Sum256(fmt.Appendf(nil, "renewd repair\x00%s\x00%s\x00%d\x00%d", d.Provider, d.User, d.Version, d.At.UnixMilli()))
 	return grant.Work{Cause: schema.Cause{

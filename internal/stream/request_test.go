@@ -70,7 +70,8 @@ func TestARequestThatWantsNoMoreKeepsThePlaceInTheQueue(t *testing.T) {
 	ack(t, renewal(t, js))
 }
 
-// A login is in the grant's record as well: a command that waits with it keeps the outcome's cause, whichever came first.
+// A login is in the grant's record as well: a command that waits with it keeps the outcome's cause,
+// whichever came first.
 func TestALoginNeverTakesACommandsPlace(t *testing.T) {
 	js, e := fresh(t)
 	ctx := t.Context()
@@ -127,8 +128,8 @@ func TestATimerThatFiresLeavesACommandThatWaits(t *testing.T) {
 	}
 }
 
-// A command that was put off and one that waits for its turn are both done, also where servers that were killed fire the timer
-// of the first again.
+// A command that was put off and one that waits for its turn are both done, also where servers that
+// were killed fire the timer of the first again.
 func TestACommandThatIsPutOffLeavesTheOneThatWaits(t *testing.T) {
 	js, e := fresh(t)
 	ctx := t.Context()

@@ -117,8 +117,8 @@ func refused(err error) bool {
 		api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant)
 }
 
-// Wake makes the grant due now and removes its timer, in one step. A renewal of its kind, command or
-// none, that waits or is in hand is replaced: one that waits becomes this one, one in hand is
+// Wake makes the grant due now and removes its timer, in one step. A renewal of its kind, command
+// or none, that waits or is in hand is replaced: one that waits becomes this one, one in hand is
 // followed by this one.
 func (e *Engine) Wake(ctx context.Context, k grant.Key, w grant.Work) error {
 	if err := e.wake(ctx, k, w, func(schema.Header) {}); err != nil {
@@ -246,8 +246,8 @@ type standing struct {
 	header      schema.Header
 }
 
-// standing reads what stands on one of the subjects where a grant may wait. What somebody else wrote
-// there is not ours.
+// standing reads what stands on one of the subjects where a grant may wait. What somebody else
+// wrote there is not ours.
 func (e *Engine) standing(ctx context.Context, subject string) (standing, error) {
 	m, err := e.last(ctx, Renewals, subject)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
@@ -278,7 +278,8 @@ func (e *Engine) standings(ctx context.Context, subjects ...string) ([]standing,
 	return all, group.Wait()
 }
 
-// waits reads the timer of a grant, and whether something waits for its turn, be it renewd's or not.
+// waits reads the timer of a grant, and whether something waits for its turn, be it renewd's or
+// not.
 func (e *Engine) waits(ctx context.Context, k grant.Key) (timer standing, isDue bool, err error) {
 	all, err := e.standings(ctx, e.renewals(k)...)
 	if err != nil {

@@ -55,12 +55,13 @@ const (
 	commandMaxAge   = 7 * 24 * time.Hour
 	commandMaxBytes = 64 << 10 // a login carries two tokens, which may be large JWTs
 	commandInHand   = 1000     // over the whole cluster; workers fetch only what they have slots for
-	// A login says all there is to say; requests differ in what they want, so some of each user are kept until they are read.
+	// A login says all there is to say; requests differ in what they want, so some of each user are
+	// kept until they are read.
 	loginsKept, requestsKept = 1, 8
 )
 
-// Topology is everything renewd needs on a NATS server. The zero value of a field stands for its default; WithDefaults
-// fills them in.
+// Topology is everything renewd needs on a NATS server. The zero value of a field stands for its
+// default; WithDefaults fills them in.
 type Topology struct {
 	Subjects schema.Subjects // carries the prefix, if any
 	// Providers get a durable each on RENEWALS.
@@ -69,10 +70,11 @@ type Topology struct {
 	Grants bool
 	// Replicas of every stream: 1, or 3 on a cluster. Default 1.
 	Replicas int
-	// OutcomeMaxAge is how long the audit log reaches back. Default 400 days. user.synced lives shorter: Config.SyncedTTL.
+	// OutcomeMaxAge is how long the audit log reaches back. Default 400 days. user.synced lives
+	// shorter: Config.SyncedTTL.
 	OutcomeMaxAge time.Duration
-	// Duplicates is the window in which a repeated event id is dropped. It costs memory: some 110 bytes an id. Default
-	// 2 min.
+	// Duplicates is the window in which a repeated event id is dropped. It costs memory: some 110
+	// bytes an id. Default 2 min.
 	Duplicates time.Duration
 }
 
@@ -131,8 +133,8 @@ func (t Topology) Validate() error {
 	return nil
 }
 
-// Streams lists the streams that t wants, buckets included, with every field that Plan compares filled in as the server
-// would.
+// Streams lists the streams that t wants, buckets included, with every field that Plan compares
+// filled in as the server would.
 func (t Topology) Streams() []jetstream.StreamConfig {
 	streams := []jetstream.StreamConfig{
 		t.commands(Logins, schema.UserLogin, loginsKept, "Logins, sealed. The newest of a user wins; each goes once it is processed."),
@@ -157,8 +159,9 @@ func (t Topology) stream(base, why string) jetstream.StreamConfig {
 	}
 }
 
-// commands takes everything below its type, malformed subjects too, so that they are rejected where an operator sees it.
-// Discard old rather than new: publishing always succeeds, and what counts is the newest.
+// commands takes everything below its type, malformed subjects too, so that they are rejected where
+// an operator sees it. Discard old rather than new: publishing always succeeds, and what counts is
+// the newest.
 func (t Topology) commands(base string, of schema.Type, kept int64, why string) jetstream.StreamConfig {
 	s := t.stream(base, why)
 	s.Subjects = []string{t.subject(string(of)) + ".>"}
@@ -170,9 +173,9 @@ func (t Topology) commands(base string, of schema.Type, kept int64, why string) 
 	return s
 }
 
-// renewals has no limit of count, bytes, age or size on purpose: limits evict timers without a sign, and one whose firing
-// was refused never fires again. Schedules switch rollups on, so one header of any writer could wipe the stream: only
-// renewd may write here.
+// renewals has no limit of count, bytes, age or size on purpose: limits evict timers without a
+// sign, and one whose firing was refused never fires again. Schedules switch rollups on, so one
+// header of any writer could wipe the stream: only renewd may write here.
 func (t Topology) renewals() jetstream.StreamConfig {
 	s := t.stream(Renewals, "The engine: one message per live grant, waiting or due, and logins put off. Only renewd writes here.")
 	for _, front := range []string{timerSubject, dueSubject, deferredTimerSubject, deferredDueSubject} {
@@ -188,7 +191,8 @@ func (t Topology) renewals() jetstream.StreamConfig {
 	return s
 }
 
-// outcomes is the audit log. Messages may live shorter than the stream (AllowMsgTTL); an erasure purges a user's subjects.
+// outcomes is the audit log. Messages may live shorter than the stream (AllowMsgTTL); an erasure
+// purges a user's subjects.
 func (t Topology) outcomes() jetstream.StreamConfig {
 	s := t.stream(Outcomes, "What became of each grant: the audit log, and what services subscribe to. Holds no token.")
 	for _, of := range schema.Outcomes() {
@@ -200,13 +204,14 @@ func (t Topology) outcomes() jetstream.StreamConfig {
 	return s
 }
 
-// outcomeFilter takes a rejected message's subject whatever its shape: it may have more tokens than a well-formed one.
+// outcomeFilter takes a rejected message's subject whatever its shape: it may have more tokens than
+// a well-formed one.
 func (t Topology) outcomeFilter(of schema.Type) string {
 	return t.Subjects.Filter(of, "", "")
 }
 
-// parked is read by the worker that found the store down and by the next one, so it must not answer from a replica that
-// lags: direct reads are off.
+// parked is read by the worker that found the store down and by the next one, so it must not answer
+// from a replica that lags: direct reads are off.
 func (t Topology) parked() jetstream.StreamConfig {
 	s := t.stream(Parked, "Rotated pairs, sealed, that the store would not take.")
 	s.Subjects = []string{t.subject(parkedSubject) + ".*.*"}
@@ -215,8 +220,8 @@ func (t Topology) parked() jetstream.StreamConfig {
 	return s
 }
 
-// bucket is what jetstream.KeyValueConfig makes, but for AllowDirect, which that forces on: with it a read right after an
-// acknowledged put may be answered by a replica that does not have it yet.
+// bucket is what jetstream.KeyValueConfig makes, but for AllowDirect, which that forces on: with it
+// a read right after an acknowledged put may be answered by a replica that does not have it yet.
 func (t Topology) bucket(base, why string) jetstream.StreamConfig {
 	s := t.stream(base, why)
 	bucket := s.Name
@@ -255,14 +260,15 @@ func (t Topology) Consumers() []Consumer {
 		t.consumer(Renewals, ConsumerDeferred, t.subject(deferredDueSubject)+".>", commandInHand),
 	}
 	for _, p := range t.Providers {
-		// The filter must never cover the timers: a consumer that receives a schedule cancels it by its ack.
+		// The filter must never cover the timers: a consumer that receives a schedule cancels it by
+		// its ack.
 		consumers = append(consumers, t.consumer(Renewals, ConsumerRenew(p.ID), t.subject(dueSubject)+"."+p.ID+".>", p.Concurrency))
 	}
 	return consumers
 }
 
-// consumer never gives up on a message: one past its MaxDeliver would stay in a work queue, delivered to nobody, and hold
-// its subject for ever.
+// consumer never gives up on a message: one past its MaxDeliver would stay in a work queue,
+// delivered to nobody, and hold its subject for ever.
 func (t Topology) consumer(base, name, filter string, inHand int) Consumer {
 	return Consumer{Stream: t.Subjects.Name(base), Config: jetstream.ConsumerConfig{
 		Durable: name, FilterSubject: filter, AckPolicy: jetstream.AckExplicitPolicy, AckWait: ackWait, MaxDeliver: -1, MaxAckPending: inHand,
@@ -271,7 +277,8 @@ func (t Topology) consumer(base, name, filter string, inHand int) Consumer {
 
 var errKey = errors.New("malformed renewal subject")
 
-// parseRenewal is the inverse of Engine.due, asked and later. A user may be called like the end of a subject.
+// parseRenewal is the inverse of Engine.due, asked and later. A user may be called like the end of
+// a subject.
 func parseRenewal(subjects schema.Subjects, subject string) (provider, user string, err error) {
 	const parts = 2 // of a due subject, after its front
 	if strings.Count(strings.TrimPrefix(subject, prefixed(subjects, dueSubject)+"."), ".") == parts {

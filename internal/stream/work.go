@@ -10,8 +10,9 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// Headers of a renewal. They carry the work instead of the body, because the server hands a schedule's headers on to the
-// message it fires, and because any NATS tool shows them. Values are percent-encoded: a reason is somebody's free text.
+// Headers of a renewal. They carry the work instead of the body, because the server hands a
+// schedule's headers on to the message it fires, and because any NATS tool shows them. Values are
+// percent-encoded: a reason is somebody's free text.
 const (
 	headerID       = "ce-id"
 	headerType     = "ce-type"
@@ -60,8 +61,8 @@ func setMark(h schema.Header, m grant.Mark) {
 	}
 }
 
-// ParseWork reads a message of RENEWALS back into what Arm or Wake was given. An error means that somebody else wrote it:
-// it names the subject or header at fault.
+// ParseWork reads a message of RENEWALS back into what Arm or Wake was given. An error means that
+// somebody else wrote it: it names the subject or header at fault.
 func (e *Engine) ParseWork(subject string, h schema.Header) (grant.Key, grant.Work, error) {
 	provider, user, err := parseRenewal(e.config.Subjects, subject)
 	if err != nil {

@@ -18,7 +18,8 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// Commands that cannot be understood are rejected where an operator sees them, and stop nothing else.
+// Commands that cannot be understood are rejected where an operator sees them, and stop nothing
+// else.
 func TestBadCommandsAreRejected(t *testing.T) {
 	w := newWorld(t, options{provider: idptest.Options{}, concurrency: 8})
 	w.follow()
@@ -189,7 +190,8 @@ func TestFourFormsOfARequest(t *testing.T) {
 	}
 }
 
-// A due message that two workers hold, one of them stalled past its lease: only one presents the token.
+// A due message that two workers hold, one of them stalled past its lease: only one presents the
+// token.
 func TestDoubleDelivery(t *testing.T) {
 	w := newWorld(t, options{provider: idptest.Options{}, concurrency: 8, postgres: true})
 	w.follow()
@@ -198,7 +200,8 @@ func TestDoubleDelivery(t *testing.T) {
 	g := storetest.SignedIn(grant.Key{Provider: provider, User: "u"}, pair, grant.Order{}, grant.Turn{Now: time.Now(), Policy: w.policy})
 	_, err := w.store.Save(t.Context(), g)
 	w.must(err)
-	// The first worker is stalled inside the provider's answer for as long as it takes the second one to come by.
+	// The first worker is stalled inside the provider's answer for as long as it takes the second
+	// one to come by.
 	arrived, resume := make(chan struct{}, 8), make(chan struct{})
 	proceed := sync.OnceFunc(func() { close(resume) })
 	t.Cleanup(proceed)
@@ -212,7 +215,8 @@ func TestDoubleDelivery(t *testing.T) {
 	w.start(8)
 	w.must(raw(w.js.Conn(), "user.refresh_due.propelauth.u", `{"want":"tokens"}`, "ce-id", "first"))
 	<-arrived
-	// A second request replaces the message in hand, and is delivered while the first is being worked on.
+	// A second request replaces the message in hand, and is delivered while the first is being
+	// worked on.
 	w.start(8)
 	w.must(raw(w.js.Conn(), "user.refresh_due.propelauth.u", `{"want":"tokens"}`, "ce-id", "second"))
 	w.await("the second delivery steps back", 30*time.Second, func(map[string][]schema.Event) bool {

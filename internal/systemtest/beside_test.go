@@ -16,8 +16,8 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// Nothing that one user's record, message or profile contains may stop another: 2,500 bad ones of all kinds come again and
-// again, and beside them users who are well are as late as without them.
+// Nothing that one user's record, message or profile contains may stop another: 2,500 bad ones of
+// all kinds come again and again, and beside them users who are well are as late as without them.
 func TestTwoThousandBadOnesStopNobody(t *testing.T) {
 	if testing.Short() {
 		t.Skip("with the race detector the bad ones take minutes")
@@ -40,7 +40,8 @@ func TestTwoThousandBadOnesStopNobody(t *testing.T) {
 	slices.Sort(beside)
 	t.Logf("from due to outcome, middle and latest of %d: alone %v, %v; beside %d bad ones %v, %v",
 		good, alone[good/2], alone[good-1], 5*bad, beside[good/2], beside[good-1])
-	// The places of bad ones become free by themselves: no delivery of theirs waits for its acknowledgement.
+	// The places of bad ones become free by themselves: no delivery of theirs waits for its
+	// acknowledgement.
 	w.await("no place is held", time.Minute, func(map[string][]schema.Event) bool {
 		return w.free(stream.Renewals, stream.ConsumerRenew(provider)) && w.free(stream.Renewals, stream.ConsumerDeferred) &&
 			w.free(stream.Logins, stream.ConsumerLogin)
@@ -77,7 +78,8 @@ func (w *world) free(base, durable string) bool {
 	return err == nil && c.CachedInfo().NumAckPending == 0 && c.CachedInfo().NumPending == 0
 }
 
-// lateness signs users in the store, each due now, lets workers renew them and returns how long each took.
+// lateness signs users in the store, each due now, lets workers renew them and returns how long
+// each took.
 func (w *world) lateness(prefix string, n int) []time.Duration {
 	w.t.Helper()
 	e := w.engine(w.js)

@@ -23,8 +23,8 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// Tokens go through everything, good and bad, and are found nowhere but where they belong: sealed in LOGINS, encrypted in
-// the store, and at their provider.
+// Tokens go through everything, good and bad, and are found nowhere but where they belong: sealed
+// in LOGINS, encrypted in the store, and at their provider.
 func TestNoTokenAnywhere(t *testing.T) {
 	spans := tracetest.NewInMemoryExporter()
 	tracers := sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans))

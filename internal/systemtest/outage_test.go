@@ -34,7 +34,8 @@ func (w *world) renewed(n, more int) {
 	})
 }
 
-// nobodySignedOut holds the end against the promise: nobody told to sign in, every stored token good.
+// nobodySignedOut holds the end against the promise: nobody told to sign in, every stored token
+// good.
 func (w *world) nobodySignedOut(n int) {
 	w.t.Helper()
 	w.mu.Lock()
@@ -96,7 +97,8 @@ func TestDatabaseOutage(t *testing.T) {
 	}
 }
 
-// The provider throttles, fails and refuses the client for a while: nobody is signed out, and all go on when it is over.
+// The provider throttles, fails and refuses the client for a while: nobody is signed out, and all
+// go on when it is over.
 func TestProviderOutage(t *testing.T) {
 	t.Parallel()
 	const users = 40

@@ -63,8 +63,9 @@ func (w *world) checkProvider() {
 	w.t.Logf("provider: %+v", s)
 }
 
-// Many grants fall due in the same second, each is also asked for through REQUESTS and by duplicates from raw clients, on
-// four workers with connections of their own: no token is presented twice.
+// Many grants fall due in the same second, each is also asked for through REQUESTS and by
+// duplicates from raw clients, on four workers with connections of their own: no token is presented
+// twice.
 func TestHerd(t *testing.T) {
 	const workers = 4
 	grants, soon := 20_000, 15*time.Second

@@ -16,7 +16,8 @@ import (
 
 const dumpFlags, restoreFlags = "--format=custom --schema=renewd", "--exit-on-error --no-owner"
 
-// backup copies the store the way docs/backup.md says; restore, with no worker running, puts the copy in its place.
+// backup copies the store the way docs/backup.md says; restore, with no worker running, puts the
+// copy in its place.
 func (w *world) backup() (restore func()) {
 	w.t.Helper()
 	if w.database == "" {
@@ -139,8 +140,8 @@ func versionOf(t *testing.T, e schema.Event) int64 {
 	return decode[struct{ Version int64 }](t, e).Version
 }
 
-// A store that was restored from a backup, next to streams that went on: what is superseded is not presented and told,
-// what is not goes on, and a login heals the rest.
+// A store that was restored from a backup, next to streams that went on: what is superseded is not
+// presented and told, what is not goes on, and a login heals the rest.
 func TestRestoredStore(t *testing.T) {
 	t.Parallel()
 	for _, store := range []string{"postgres", "natskv"} {
@@ -184,7 +185,8 @@ func TestRestoredStore(t *testing.T) {
 	}
 }
 
-// checkRestored asks for fresh tokens of users, by how that is to be refused; "" is for those who get them.
+// checkRestored asks for fresh tokens of users, by how that is to be refused; "" is for those who
+// get them.
 func (w *world) checkRestored(before map[string]int64, want map[string][]int) {
 	w.t.Helper()
 	for reason, users := range want {
@@ -214,7 +216,8 @@ func (w *world) noReuse() {
 	}
 }
 
-// Nobody asks: the timers that outlived the restore, or the reconciler where they are lost as well, find out.
+// Nobody asks: the timers that outlived the restore, or the reconciler where they are lost as well,
+// find out.
 func TestRestoredStoreIsFoundOut(t *testing.T) {
 	t.Parallel()
 	for _, by := range []string{"timers", "reconciler"} {
@@ -260,8 +263,8 @@ func TestRestoredStoreIsFoundOut(t *testing.T) {
 	}
 }
 
-// Streams that were restored from a copy of the server's folder, next to a database that went on: old timers, commands and
-// sequences do no harm, and a login counts.
+// Streams that were restored from a copy of the server's folder, next to a database that went on:
+// old timers, commands and sequences do no harm, and a login counts.
 func TestRestoredStreams(t *testing.T) {
 	t.Parallel()
 	const users = 10

@@ -38,7 +38,8 @@ func (w *world) backupStream(name string) (s snapshot) {
 	}
 }
 
-// restoreStream puts a snapshot in place of the stream, as `nats stream rm` and `nats stream restore` do.
+// restoreStream puts a snapshot in place of the stream, as `nats stream rm` and `nats stream
+// restore` do.
 func (w *world) restoreStream(name string, s snapshot) {
 	w.t.Helper()
 	w.must(w.js.DeleteStream(w.t.Context(), name))

@@ -1,7 +1,8 @@
 // Command force-logout ends a user's sessions in this service when the user must sign in again.
 //
-// It is a complete subscriber: it keeps its place under a durable name, so nothing is missed while it is down, and it
-// compares versions, since an event may come twice. It never asks a provider or a database anything.
+// It is a complete subscriber: it keeps its place under a durable name, so nothing is missed while
+// it is down, and it compares versions, since an event may come twice. It never asks a provider or a
+// database anything.
 package main
 
 import (

@@ -171,7 +171,8 @@ func TestClientAuthentication(t *testing.T) {
 	}
 }
 
-// PropelAuth's own refresh: the user comes with it, a refusal is no OAuth error, and the token is spent just the same.
+// PropelAuth's own refresh: the user comes with it, a refusal is no OAuth error, and the token is
+// spent just the same.
 func TestSessionRefresh(t *testing.T) {
 	s, base := start(t, idptest.Options{})
 	first := s.Login("u").Refresh

@@ -25,7 +25,8 @@ type Fault struct {
 	Truncate bool
 	// Half sends half of the true answer as if it were all. It implies Act.
 	Half bool
-	// Status, Header and Body are the answer. Status 0 with the rest unset: the true answer, after Delay.
+	// Status, Header and Body are the answer. Status 0 with the rest unset: the true answer, after
+	// Delay.
 	Status int
 	Header http.Header
 	Body   string
@@ -37,7 +38,8 @@ func (f Fault) acts() bool { return f.Act || f.Truncate || f.Half }
 // wrong reports whether the client gets anything but the true answer.
 func (f Fault) wrong() bool { return f.Hang || f.Drop || f.Truncate || f.Half || f.Status != 0 }
 
-// SetFault asks f before each answer; nil, or a nil result, means no fault. f may be called from many goroutines at once.
+// SetFault asks f before each answer; nil, or a nil result, means no fault. f may be called from
+// many goroutines at once.
 func (s *Server) SetFault(f func(Request) *Fault) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

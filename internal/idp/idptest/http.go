@@ -61,7 +61,8 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// serveSessionRefresh is PropelAuth's other way to refresh: JSON, with the user in the answer, and no OAuth errors.
+// serveSessionRefresh is PropelAuth's other way to refresh: JSON, with the user in the answer, and
+// no OAuth errors.
 func (s *Server) serveSessionRefresh(w http.ResponseWriter, r *http.Request) {
 	token, ok := jsonToken(w, r)
 	if !ok {
@@ -138,7 +139,8 @@ func (s *Server) serveUserInfo(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// serveDiscovery says what PropelAuth's document says; like there, refresh works although it is not among the grants.
+// serveDiscovery says what PropelAuth's document says; like there, refresh works although it is not
+// among the grants.
 func (s *Server) serveDiscovery(w http.ResponseWriter, r *http.Request) {
 	base := "http://" + r.Host
 	if r.TLS != nil {
@@ -164,7 +166,8 @@ func (s *Server) serveDiscovery(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// serveRevoke ends the session of a refresh token, spent or not (RFC 7009). An unknown token is revoked already.
+// serveRevoke ends the session of a refresh token, spent or not (RFC 7009). An unknown token is
+// revoked already.
 func (s *Server) serveRevoke(w http.ResponseWriter, r *http.Request) {
 	r.Body = http.MaxBytesReader(w, r.Body, 1<<16)
 	if !s.client(r) {

@@ -8,7 +8,8 @@ import (
 	"strings"
 )
 
-// profileOf makes a user as PropelAuth's userinfo shows one, always the same for a name. created is in Unix s.
+// profileOf makes a user as PropelAuth's userinfo shows one, always the same for a name. created is
+// in Unix s.
 func profileOf(name string, created int64) map[string]any {
 	firstNames := [...]string{"Ines", "Tomas", "Aiko", "Lena", "Mateo", "Zara", "Noah", "Priya", "Emil", "Salma"}
 	lastNames := [...]string{"Moreau", "Novak", "Tanaka", "Berg", "Silva", "Khan", "Olsen", "Rao", "Weiss", "Haddad"}

@@ -21,8 +21,8 @@ const (
 	Never  Rotation = "never"  // the token stays
 )
 
-// Options say how the provider behaves. The zero value: strict rotation, reuse ends the session, access tokens of 30
-// minutes, a public client "renewd-test".
+// Options say how the provider behaves. The zero value: strict rotation, reuse ends the session,
+// access tokens of 30 minutes, a public client "renewd-test".
 type Options struct {
 	Lifetime     time.Duration // of access tokens; default 30 min
 	Signing      Signing       // of access tokens; default ES256
@@ -41,8 +41,8 @@ type Options struct {
 	Latency      time.Duration // before each answer
 	Admin        bool          // serve /_admin/
 	Issuer       string        // of access tokens; "": they name none
-	// Observe is told of each presentation once it is answered, or will not be; nil: nobody. It may be called from many
-	// goroutines at once, and must not call the Server.
+	// Observe is told of each presentation once it is answered, or will not be; nil: nobody. It may
+	// be called from many goroutines at once, and must not call the Server.
 	Observe func(Presentation)
 	// Asked is told of each userinfo call when it comes in, under the same terms; nil: nobody.
 	Asked func(Call)
@@ -61,7 +61,8 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// session is one login of a user and all tokens that came of it: a family. It is small, for there may be millions.
+// session is one login of a user and all tokens that came of it: a family. It is small, for there
+// may be millions.
 type session struct {
 	user        *user
 	id          int
@@ -102,7 +103,8 @@ type Server struct {
 	fault    func(Request) *Fault
 }
 
-// New returns a stand-in without users. It panics if the options name no way to sign, or there is no randomness.
+// New returns a stand-in without users. It panics if the options name no way to sign, or there is
+// no randomness.
 func New(o Options) *Server {
 	s := &Server{options: o.withDefaults(), secret: make([]byte, 32), users: map[string]*user{}, mux: http.NewServeMux()}
 	_, _ = rand.Read(s.secret) // never fails
@@ -167,7 +169,8 @@ func (s *Server) Disable(name string) { s.set(name, func(u *user) { u.disabled =
 // Enable undoes Disable.
 func (s *Server) Enable(name string) { s.set(name, func(u *user) { u.disabled = false }) }
 
-// Delete removes the account. A later login makes a new one of the same name, none of whose older sessions is alive.
+// Delete removes the account. A later login makes a new one of the same name, none of whose older
+// sessions is alive.
 func (s *Server) Delete(name string) {
 	s.EndSessions(name)
 	s.set(name, func(u *user) { u.deleted, u.edited = true, nil })
@@ -211,7 +214,8 @@ func (s *Server) ticket(ses *session) ticket {
 	return ticket{user: ses.user.name, session: ses.id, gen: ses.gen, at: s.options.Now(), secret: s.secret, signer: s.signer}
 }
 
-// sealed is kind.session.generation[.time].mac, so that millions of sessions need no table of tokens.
+// sealed is kind.session.generation[.time].mac, so that millions of sessions need no table of
+// tokens.
 func (t ticket) sealed(kind string, more ...int64) string {
 	head := kind + "." + strconv.Itoa(t.session) + "." + strconv.Itoa(t.gen)
 	for _, n := range more {
@@ -231,8 +235,8 @@ func (s *Server) tokens(t ticket, refresh bool) Tokens {
 	return out
 }
 
-// open finds the session of a token that this server made. numbers are those behind its session: its generation, and for an
-// access token when it was made, in Unix ns.
+// open finds the session of a token that this server made. numbers are those behind its session:
+// its generation, and for an access token when it was made, in Unix ns.
 func (s *Server) open(kind, token string) (ses *session, numbers []int64, ok bool) {
 	parts := strings.Split(token, ".")
 	last := len(parts) - 1

@@ -139,7 +139,8 @@ func (s *signer) jwks() map[string]any {
 	return map[string]any{"keys": []any{key}}
 }
 
-// claims of an access token, as PropelAuth's OAuth clients get them, and what this server knows its tokens by.
+// claims of an access token, as PropelAuth's OAuth clients get them, and what this server knows its
+// tokens by.
 type claims struct {
 	Issuer   string `json:"iss,omitempty"`
 	Subject  string `json:"sub"`

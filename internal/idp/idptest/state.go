@@ -31,7 +31,8 @@ type savedUser struct {
 	Deleted  bool  `json:"deleted,omitempty"`
 }
 
-// Save returns everything that a later Load needs to go on with the same sessions. It holds the keys; counts are left out.
+// Save returns everything that a later Load needs to go on with the same sessions. It holds the
+// keys; counts are left out.
 func (s *Server) Save() ([]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -52,8 +53,8 @@ func (s *Server) Save() ([]byte, error) {
 	return json.Marshal(out)
 }
 
-// Load replaces all users and sessions by what Save returned, and the keys where they are of the kind that Options.Signing
-// asks for. Counts go on.
+// Load replaces all users and sessions by what Save returned, and the keys where they are of the
+// kind that Options.Signing asks for. Counts go on.
 func (s *Server) Load(raw []byte) error {
 	var in state
 	if err := json.Unmarshal(raw, &in); err != nil || len(in.Secret) == 0 {

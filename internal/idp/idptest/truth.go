@@ -105,7 +105,8 @@ func (s *Server) Users() []string {
 	return names
 }
 
-// Valid reports whether the provider would take the refresh token now, as the current one of a live session.
+// Valid reports whether the provider would take the refresh token now, as the current one of a live
+// session.
 func (s *Server) Valid(refresh string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -116,7 +117,8 @@ func (s *Server) Valid(refresh string) bool {
 // Live reports whether the user has a session that would be renewed: the newest one.
 func (s *Server) Live(name string) bool { return s.CurrentRefresh(name) != "" }
 
-// CurrentRefresh is the refresh token of the user's newest session that would be taken now; empty if none would.
+// CurrentRefresh is the refresh token of the user's newest session that would be taken now; empty
+// if none would.
 func (s *Server) CurrentRefresh(name string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -131,7 +133,8 @@ func (s *Server) CurrentRefresh(name string) string {
 	return s.ticket(ses).refresh()
 }
 
-// Presented is how often a refresh token was presented while it was the current one of its session; 0 for others.
+// Presented is how often a refresh token was presented while it was the current one of its session;
+// 0 for others.
 func (s *Server) Presented(refresh string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -171,7 +174,8 @@ func (s *Server) enter(token string) (p Presentation, leave func(Presentation)) 
 	}
 }
 
-// present is the provider's own part of one presentation. For Renewed and Replay the ticket is what to make tokens from.
+// present is the provider's own part of one presentation. For Renewed and Replay the ticket is what
+// to make tokens from.
 func (s *Server) present(token string) (ticket, Verdict) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
