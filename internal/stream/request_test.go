@@ -160,13 +160,43 @@ func TestACommandThatIsPutOffLeavesTheOneThatWaits(t *testing.T) {
 	}
 }
 
+// A command that was put off, and fired, is not lost to another one that is put off before anybody is done with it.
+func TestTwoCommandsThatArePutOffAreBothAnswered(t *testing.T) {
+	js, e := fresh(t)
+	ctx := t.Context()
+	first, second := command("first"), command("second")
+	first.Want = schema.WantTokens
+	login := command("login")
+	login.Cause.Type, login.Cause.Time = schema.UserLogin, first.Cause.Time.Add(time.Second)
+	for _, c := range []struct {
+		putOff grant.Work
+		names  string
+	}{{second, "second"}, {login, "first"}} {
+		must(t, e.Arm(ctx, alice, time.Now(), first))
+		dead := renewal(t, js) // its worker dies
+		must(t, e.Arm(ctx, alice, time.Now(), c.putOff))
+		m := renewal(t, js)
+		_, w, err := e.ParseWork(m.Subject(), schema.Header(m.Headers()))
+		must(t, err)
+		if w.Cause.ID != c.names || w.Want != schema.WantTokens {
+			t.Errorf("woken for %+v", w)
+		}
+		ack(t, m)
+		_ = dead
+	}
+}
+
 // A user may be called like the end of a subject.
 func TestAUserMayBeCalledAsked(t *testing.T) {
 	js, e := fresh(t)
 	for _, user := range []string{"asked", "later"} {
 		k := grant.Key{Provider: alice.Provider, User: user}
-		for _, w := range []grant.Work{work("timer"), command("asked"), command("later")} {
-			must(t, e.Arm(t.Context(), k, time.Now(), w))
+		for _, waits := range []func() error{
+			func() error { return e.Arm(t.Context(), k, time.Now(), work("timer")) },
+			func() error { return e.Arm(t.Context(), k, time.Now(), command("later")) },
+			func() error { return e.Request(t.Context(), k, command("asked")) },
+		} {
+			must(t, waits())
 			m := renewal(t, js)
 			if got, _, err := e.ParseWork(m.Subject(), schema.Header(m.Headers())); err != nil || got != k {
 				t.Errorf("%s: %v, %v", m.Subject(), got, err)

@@ -30,7 +30,10 @@ const rounds = 32
 // now. A grant has one timer: if one stands already, grant.Timer.Over says what is left of the two.
 // When it fires, the message carries its work and the trace context of whoever asked for it.
 func (e *Engine) Arm(ctx context.Context, k grant.Key, at time.Time, w grant.Work) error {
-	mine := grant.Timer{At: at.UTC().Round(0), Work: w}
+	mine, err := e.beside(ctx, k, grant.Timer{At: at.UTC().Round(0), Work: w})
+	if err != nil {
+		return fmt.Errorf("arm %s: %w", k, err)
+	}
 	if err := e.swap(ctx, e.timer(k), func(there standing) (schema.Header, error) {
 		if !there.ours {
 			return e.timerHeader(ctx, k, mine), nil
@@ -47,6 +50,20 @@ func (e *Engine) Arm(ctx context.Context, k grant.Key, at time.Time, w grant.Wor
 		return fmt.Errorf("arm %s: %w", k, err)
 	}
 	return nil
+}
+
+// beside is the timer of a command together with one that was put off before and fired: firing would
+// take that one's place, in nobody's hand where its worker has died.
+func (e *Engine) beside(ctx context.Context, k grant.Key, t grant.Timer) (grant.Timer, error) {
+	if !grant.IsCommand(t.Work.Cause) {
+		return t, nil
+	}
+	fired, err := e.standing(ctx, e.later(k))
+	if err != nil || !fired.ours {
+		return t, err
+	}
+	fired.At = t.At
+	return t.Over(fired.Timer), nil
 }
 
 // swap publishes what next makes of what stands on the subject, until nobody got in between; nil

@@ -282,7 +282,11 @@ var errKey = errors.New("malformed renewal subject")
 func parseRenewal(subjects schema.Subjects, subject string) (provider, user string, err error) {
 	const parts = 2 // of a due subject, after its front
 	if strings.Count(strings.TrimPrefix(subject, prefixed(subjects, dueSubject)+"."), ".") == parts {
-		subject = strings.TrimSuffix(strings.TrimSuffix(subject, askedEnd), laterEnd)
+		if due, asked := strings.CutSuffix(subject, askedEnd); asked {
+			subject = due
+		} else {
+			subject = strings.TrimSuffix(subject, laterEnd)
+		}
 	}
 	return parseUser(subjects, dueSubject, subject)
 }
