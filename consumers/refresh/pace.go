@@ -33,6 +33,9 @@ func (t *task) quiet(ctx context.Context, g grant.Grant) time.Duration {
 // later puts the work off until the wait is over, spread so that not all come at once.
 func (t *task) later(ctx context.Context, wait time.Duration) error {
 	spread := time.Duration(t.Rand() * float64(min(wait, 30*time.Second)))
+	if !t.m.Held() {
+		return consumers.Retry(consumers.ErrLeaseLost, time.Second)
+	}
 	at := t.Stream.Now().Add(wait + spread)
 	if err := t.Stream.Arm(ctx, t.key, at, t.work.PutOff(at)); err != nil {
 		return consumers.Retry(err, time.Second)

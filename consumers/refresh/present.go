@@ -129,7 +129,7 @@ func (t *task) claim(ctx context.Context, decided grant.Grant) (*claimed, grant.
 		return nil, stored, errors.Join(err, t.giveBack(ctx, unclaimed))
 	}
 	g := t.turned(unclaimed).Resumed(t.turn())
-	if !t.presents(g, request) {
+	if unclaimed.Idle(t.given, t.Stream.Now()) || !t.presents(g, request) {
 		if err := t.giveBack(ctx, unclaimed); err != nil {
 			return nil, g, err
 		}

@@ -326,8 +326,8 @@ func (t *task) signOut(ctx context.Context, g grant.Grant) error {
 	if g.OnCandidate() {
 		return t.reject(ctx, g, "tokens.access_token", "has ended before the provider could be asked whose it is, and there is no refresh token")
 	}
-	if c := g.Candidate; c != nil { // its turn comes first
-		return t.later(ctx, max(c.NextDueAt.Sub(t.Stream.Now()), t.provider.Policy.Floor))
+	if c := g.Candidate; c != nil {
+		return t.afterLogin(ctx, g, c.NextDueAt)
 	}
 	if err := t.noLoginWaits(ctx); err != nil {
 		return err
@@ -342,6 +342,22 @@ func (t *task) signOut(ctx context.Context, g grant.Grant) error {
 		return err
 	}
 	return t.finish(ctx, g)
+}
+
+// afterLogin leaves a grant whose tokens have ended to a login that waits, which has its turn first.
+// A command does not wait for long.
+func (t *task) afterLogin(ctx context.Context, g grant.Grant, turn time.Time) error {
+	wait := max(turn.Sub(t.Stream.Now()), t.provider.Policy.Floor)
+	if wait <= deferMax || !grant.IsCommand(t.work.Cause) {
+		return t.later(ctx, wait)
+	}
+	if err := t.fail(ctx, g.Mark(), schema.ReasonNoRefreshToken); err != nil {
+		return err
+	}
+	if err := t.Stream.Arm(ctx, t.key, turn, g.NextTimer(turn)); err != nil {
+		return consumers.Retry(err, time.Second)
+	}
+	return nil
 }
 
 // noLoginWaits is an error as long as a login of the user waits to be stored: nobody is told

@@ -316,6 +316,76 @@ func TestARequestThatProvesALoginIsAnsweredAfterIt(t *testing.T) {
 	}
 }
 
+// The wake of a login may come long after the request whose name it has was answered: that is not answered again.
+func TestALateWakeAnswersNoRequestAgain(t *testing.T) {
+	w := newWorld(t)
+	w.login("a", 900*time.Second)
+	w.settle(work("r0"), 1)
+	var token string
+	w.setAt(func(effect string) error {
+		if effect == "userinfo" && token == "" {
+			token = w.candidate("b", 900*time.Second)
+		}
+		return nil
+	})
+	w.settle(work("r1"), 1)
+	w.forgetful = true
+	w.advance(3 * time.Minute)
+	again := work("r1")
+	again.Again = true // it was put off meanwhile
+	w.settle(again, 1)
+	if n := w.told()[schema.UserSynced]; n != 3 || w.publishes != 3 {
+		t.Errorf("%d outcomes of a login and two requests, published %d times", n, w.publishes)
+	}
+}
+
+// A request that proves a login which was told of before, as a failure, is done after it like any other.
+func TestARequestThatProvesAnAnsweredLoginIsDone(t *testing.T) {
+	w := newWorld(t)
+	w.strangers = map[string]error{}
+	w.login("a", 900*time.Second)
+	w.settle(work("r0"), 1)
+	token := w.candidate("b", 900*time.Second)
+	w.strangers["access-"+token] = &grant.Fault{Class: grant.Ambiguous, Op: "userinfo", Status: 502}
+	w.settle(loginWork(token), 1)
+	for n := 0; !mustStored(w).Candidate.Answered && n < 9; n++ {
+		w.fire()
+	}
+	clear(w.strangers)
+	w.advance(mustStored(w).Candidate.NextDueAt.Sub(w.now()))
+	asked := work("r1")
+	asked.Want = schema.WantTokens
+	w.settle(asked, 1)
+	if e, ok := w.outcome("r1"); !ok || !data[schema.Synced](t, e).Refreshed || mustStored(w).Candidate != nil {
+		t.Errorf("the request for tokens is told %s", e.Data)
+	}
+}
+
+// A command does not wait for as long as a login may that nobody can prove.
+func TestACommandDoesNotWaitForALoginThatWaitsLong(t *testing.T) {
+	w := newWorld(t)
+	w.login("a", 10*time.Second)
+	g := mustStored(w)
+	g.Pair.Refresh = grant.Secret{}
+	w.save(g)
+	w.settle(work("r0"), 1)
+	w.candidate("b", 900*time.Second)
+	g = mustStored(w)
+	c := *g.Candidate
+	c.NextDueAt = w.now().Add(time.Hour)
+	g.Candidate = &c
+	w.save(g)
+	w.advance(11 * time.Second)
+	delete(w.timers, key)
+	w.settle(work("r1"), 1)
+	if e, ok := w.outcome("r1"); !ok || e.Type != schema.UserRefreshFailed || w.told()[schema.UserReauthRequired] != 0 {
+		t.Errorf("told %v", w.told())
+	}
+	if a := w.timers[key]; a.at.Before(c.NextDueAt) || grant.IsCommand(a.work.Cause) {
+		t.Errorf("%+v waits", a)
+	}
+}
+
 type holdAll struct{ quietGuard }
 
 func (h *holdAll) WaitSince(time.Time) time.Duration { return h.Wait() }
@@ -335,16 +405,16 @@ func TestWorkThatWaitsProvesNothingOfItsOwnOutcome(t *testing.T) {
 	g.Candidate = &c
 	w.save(g)
 	w.profile.Name = "changed"
-	timer := w.timers[key].work // of r0: a profile is looked at in between, say
+	asked := work("r1")
 	delete(w.timers, key)
 	w.away("publish")
-	if err := w.deliver(t.Context(), timer, 1); err == nil {
+	if err := w.deliver(t.Context(), asked, 1); err == nil {
 		t.Fatal("told")
 	}
 	w.setAt(func(string) error { return nil })
 	w.advance(11 * time.Second)            // the login is due
 	q.until = w.now().Add(5 * time.Second) // Retry-After
-	w.settle(timer, 2)
+	w.settle(asked, 2)
 	w.fire()
 	w.fire()
 	w.fire()

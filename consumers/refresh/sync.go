@@ -3,6 +3,7 @@ package refresh
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/renewd/renewd/consumers"
@@ -79,13 +80,32 @@ func (t *task) synced(ctx context.Context, g grant.Grant, profile grant.Profile)
 		return err
 	}
 	t.revoke(ctx, replaced)
+	more, err := t.asksMore(ctx, g, next)
+	if err != nil {
+		return err
+	}
 	if err := t.finish(ctx, next); err != nil {
 		return err
 	}
-	if g.OnCandidate() && grant.IsCommand(t.given.Cause) && !grant.SameCause(t.given.Cause, next.Cause) {
-		return errAgain // the login was told of: what was asked for is done on what it has proven
+	if more {
+		return errAgain
 	}
 	return nil
+}
+
+// asksMore reports whether next, which tells that g, on its candidate, was proven, is no answer to
+// the command of this work: that is done next, on what is proven, unless it was answered before.
+// Only before the proof is told can that be seen.
+func (t *task) asksMore(ctx context.Context, g, next grant.Grant) (bool, error) {
+	asked := t.given.Cause
+	if !g.OnCandidate() || !grant.IsCommand(asked) || grant.SameCause(asked, next.Cause) {
+		return false, nil
+	}
+	answered, err := t.Stream.Answered(ctx, t.key, grant.OutcomeID(t.key, asked))
+	if err != nil {
+		return false, consumers.Retry(err, time.Second)
+	}
+	return !answered, nil
 }
 
 // revoke ends the session that a newer login took the place of, where the settings want that. It is
@@ -176,6 +196,7 @@ func (t *task) finish(ctx context.Context, g grant.Grant) error {
 	if err != nil {
 		return err
 	}
+	out = out || g.Pending != nil && slices.Contains(t.told, g.Pending.ID)
 	if g.Pending != nil && !out {
 		if err := t.publish(ctx, g.Event(t.Source, t.Stream.Now()), g.Mark()); err != nil {
 			return err

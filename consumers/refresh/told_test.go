@@ -367,23 +367,26 @@ func TestARefusalThatCannotBeWeighedIsHeld(t *testing.T) {
 // A timer of before the record was changed, fired again when nothing is due, has nothing to say:
 // least of all under the name of the timer that waits, whose outcome would then be dropped.
 func TestATimerThatFiresAgainTakesNoOthersName(t *testing.T) {
-	w := newWorld(t)
-	w.login("a", 90*time.Second)
-	w.settle(work("r0"), 1)
-	timer := w.timers[key]
-	tokens := work("r1")
-	tokens.Want = schema.WantTokens
-	w.advance(10 * time.Second)
-	w.settle(tokens, 1)
-	told, waits := len(w.outcomes), w.timers[key]
-	w.advance(10 * time.Second)
-	w.settle(timer.work, 1)
-	if len(w.outcomes) != told || w.timers[key].work.Cause != waits.work.Cause {
-		t.Errorf("told %v, and %+v waits", w.told(), w.timers[key].work.Cause)
-	}
-	w.fire()
-	if d := data[schema.Synced](t, w.last(schema.UserSynced)); len(w.outcomes) != told+1 || !d.Refreshed || d.Version != mustStored(w).Version {
-		t.Errorf("the renewal is not told: %+v", d)
+	for _, after := range []time.Duration{10 * time.Second, 70 * time.Second} { // then tokens would be renewed if asked for
+		w := newWorld(t)
+		w.login("a", 90*time.Second)
+		w.settle(work("r0"), 1)
+		timer := w.timers[key]
+		tokens := work("r1")
+		tokens.Want = schema.WantTokens
+		w.advance(10 * time.Second)
+		w.settle(tokens, 1)
+		told, waits := len(w.outcomes), w.timers[key]
+		w.advance(after)
+		w.settle(timer.work, 1)
+		if len(w.outcomes) != told || w.timers[key].work.Cause != waits.work.Cause {
+			t.Errorf("told %v, and %+v waits", w.told(), w.timers[key].work.Cause)
+		}
+		w.fire()
+		d := data[schema.Synced](t, w.last(schema.UserSynced))
+		if len(w.outcomes) != told+1 || !d.Refreshed || d.Version != mustStored(w).Version {
+			t.Errorf("the renewal is not told: %+v", d)
+		}
 	}
 }
 

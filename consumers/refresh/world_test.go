@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"testing"
@@ -46,6 +47,7 @@ type world struct {
 	loginWaits bool
 	parkedFor  map[grant.Key]grant.Parcel
 
+	publishes int  // also of what is there
 	looks     int  // at what was published
 	forgetful bool // the duplicate window is over: an id that is stored already is taken again
 
@@ -369,6 +371,7 @@ func (s streamAt) Arm(_ context.Context, k grant.Key, at time.Time, work grant.W
 
 func (s streamAt) PublishMarked(_ context.Context, e schema.Event, m grant.Mark) error {
 	return s.write("publish", "published", func() {
+		s.w.publishes++
 		// As the stream does within its duplicate window.
 		if s.w.forgetful || !slices.ContainsFunc(s.w.outcomes, func(o schema.Event) bool { return o.ID == e.ID }) {
 			s.w.outcomes, s.w.published = append(s.w.outcomes, e), s.w.published.Newest(m)
@@ -402,10 +405,15 @@ func (s streamAt) Unpark(_ context.Context, k grant.Key, _ uint64) error {
 	return s.write("unpark", "unparked", func() { delete(s.w.parkedFor, k) })
 }
 
+// Answered sees the last outcome of each type, as the engine does.
 func (s streamAt) Answered(_ context.Context, _ grant.Key, id string) (bool, error) {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
-	return slices.ContainsFunc(s.w.outcomes, func(e schema.Event) bool { return e.ID == id }), nil
+	last := map[schema.Type]string{}
+	for _, e := range s.w.outcomes {
+		last[e.Type] = e.ID
+	}
+	return slices.Contains(slices.Collect(maps.Values(last)), id), nil
 }
 
 func (s streamAt) LoginWaits(context.Context, grant.Key) (bool, error) {

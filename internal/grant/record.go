@@ -136,14 +136,19 @@ func (g Grant) Resumed(t Turn) Grant {
 }
 
 // WithProfile is g after a profile sync, with the outcome decided. The provider has named the user
-// with the access token, so a candidate wins by it, and the outcome names its login, whoever asked;
-// a login that was answered before leaves that to the work. write is false if there is nothing
-// worth a write: the outcome can then be made again from what is stored.
+// with the access token, so a candidate wins by it. That is told under the name of its login, or,
+// where the login was answered before, under one of its own: a command that meets it is done after
+// it. write is false if there is nothing worth a write: the outcome can then be made again from what
+// is stored.
 func (g Grant) WithProfile(t Turn, p Profile) (next Grant, write bool) {
-	proven, again := g.OnCandidate(), false
+	proven := g.OnCandidate()
 	if proven {
-		if again = g.Candidate.Answered; !again {
+		answered := g.Candidate.Answered
+		switch {
+		case !answered:
 			t.Work.Cause = g.Candidate.Cause
+		case IsCommand(t.Work.Cause): // which is answered for itself
+			t.Work.Cause = g.NextTimer(t.Now).Cause
 		}
 		g = g.Proven(t)
 	}
@@ -168,17 +173,7 @@ func (g Grant) WithProfile(t Turn, p Profile) (next Grant, write bool) {
 	}
 	next = next.turnKeep(t, Synced)
 	next.Pending = next.synced(t, changed, true)
-	if again && IsCommand(next.Cause) {
-		// Not the id of the cause alone: the wake of a login may have the name of a request that
-		// has its outcome.
-		next.Pending.ID = next.ownID("proven")
-	}
 	return next, write
-}
-
-// ownID is the id of an outcome that is told though its cause may have one already.
-func (g Grant) ownID(what string) string {
-	return OutcomeID(g.Key, schema.Cause{Source: g.Cause.Source, ID: fmt.Sprintf("%s\x00%s %d", g.Cause.ID, what, g.Version)})
 }
 
 // WithoutProfile is g after a renewal whose profile sync failed in passing: a success all the same.
@@ -229,7 +224,9 @@ func (g Grant) SignedOut(t Turn, v Verdict) Grant {
 	})
 	// Not the id of the cause alone: that may have been answered before, by an event that was
 	// published again.
-	g.Pending.ID = g.ownID("signed out")
+	g.Pending.ID = OutcomeID(g.Key, schema.Cause{
+		Source: g.Cause.Source, ID: fmt.Sprintf("%s\x00signed out %d", g.Cause.ID, g.Version),
+	})
 	return g
 }
 
@@ -415,10 +412,10 @@ func (g Grant) TimerOf(w Work) schema.Cause {
 	return g.NextTimer(g.NextDueAt).Cause
 }
 
-// Idle reports whether w is an outdated timer, and nothing of g, as stored, is due at now: the
-// timer that g has now will come. Nothing may be told under its name before.
+// Idle reports whether w is an outdated timer, and nothing of g, as stored, is due at now: the timer
+// that g has now will come. Nothing may be told under its name before.
 func (g Grant) Idle(w Work, now time.Time) bool {
-	return g.outdates(w) && g.Status == Live && g.Candidate == nil && g.NextDueAt.After(now)
+	return g.outdates(w) && g.Status == Live && g.Due().At.After(now)
 }
 
 // NextTimer is the work of the timer that g wants at, made so that arming it twice is arming it
