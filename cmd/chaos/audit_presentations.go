@@ -19,13 +19,17 @@ const reaction = 750 * time.Millisecond
 const reactionLate = 2 * time.Second
 
 // struck reports whether a worker died, or was stalled past its lease, while p was under way or
-// just answered.
+// just answered. An answer that came while the worker stood still was read when it went on, if it
+// did.
 func (a *audit) struck(p shown) bool {
 	answered, limit := p.At.Add(p.Took), reaction
-	if slices.ContainsFunc(a.schedule.strikes, func(x *strike) bool {
-		return x.lane == serverLane && x.from.Before(answered.Add(reaction)) && x.over().After(p.At)
-	}) {
-		limit = reactionLate
+	for _, x := range a.schedule.strikes {
+		switch {
+		case x.frozen && (p.by == x.worker || p.by == nil) && x.from.Before(answered.Add(reaction)) && x.to.After(answered):
+			answered = x.to
+		case x.lane == serverLane && x.from.Before(answered.Add(reaction)) && x.over().After(p.At):
+			limit = reactionLate
+		}
 	}
 	return slices.ContainsFunc(a.schedule.strikes, func(x *strike) bool {
 		return x.lost && (p.by == x.worker || p.by == nil) && !p.At.After(x.to) && answered.Add(limit).After(x.from)

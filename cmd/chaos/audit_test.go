@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/renewd/renewd/internal/idp/idptest"
 	"github.com/renewd/renewd/schema"
 )
 
@@ -99,6 +100,23 @@ func TestAStormIsWhatNobodyAskedFor(t *testing.T) {
 	}
 	if text := a.storm(spinning, spinning); text != "" {
 		t.Errorf("each of them asked for: %s", text)
+	}
+}
+
+// A worker that stood still when the answer came, and died when it went on, has lost it.
+func TestAnAnswerIsReadWhenTheWorkerGoesOn(t *testing.T) {
+	w, other := &worker{}, &worker{}
+	stalled := &strike{worker: w, frozen: true, from: at(0.9), to: at(5)}
+	killed := &strike{worker: w, lost: true, from: at(5.1), to: at(5.1)}
+	p := shown{Presentation: idptest.Presentation{At: at(1)}, by: w}
+	if !newAudit(stalled, killed).struck(p) {
+		t.Error("not struck by the stall and the kill")
+	}
+	if newAudit(killed).struck(p) {
+		t.Error("struck by a kill 4 s later alone")
+	}
+	if p.by = other; newAudit(stalled, killed).struck(p) {
+		t.Error("struck by what befell another worker")
 	}
 }
 

@@ -47,6 +47,7 @@ type strike struct {
 	lost     bool      // whoever was struck may have lost what it had in hand
 	outage   bool      // nobody could be renewed meanwhile
 	unfelt   bool      // it is no excuse for anything
+	frozen   bool      // the worker stood still
 	healed   time.Time // when all servers were back
 	parts    []*strike // what was done to single workers in the course of it
 }

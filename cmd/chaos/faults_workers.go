@@ -16,7 +16,7 @@ func killWorker(ctx context.Context, x *strike) error {
 
 func stallWorker(from, to time.Duration, lost bool) func(context.Context, *strike) error {
 	return func(ctx context.Context, x *strike) error {
-		x.lost = lost
+		x.lost, x.frozen = lost, true
 		x.worker.signal(syscall.SIGSTOP)
 		x.last(ctx, from, to)
 		x.worker.signal(syscall.SIGCONT)
