@@ -71,6 +71,8 @@ type Stream interface {
 	// Published is the latest mark among the user's outcomes.
 	Published(ctx context.Context, k grant.Key) (grant.Mark, error)
 	Answered(ctx context.Context, k grant.Key, id string) (bool, error)
+	// AnsweredSince reports the same of all outcomes since a time.
+	AnsweredSince(ctx context.Context, k grant.Key, id string, since time.Time) (bool, error)
 	// LoginWaits reports whether a login of the user was accepted that is not stored yet.
 	LoginWaits(ctx context.Context, k grant.Key) (bool, error)
 	Park(ctx context.Context, k grant.Key, p grant.Parcel) (sequence uint64, err error)

@@ -101,7 +101,7 @@ func (t *task) asksMore(ctx context.Context, g, next grant.Grant) (bool, error) 
 	if !g.OnCandidate() || !grant.IsCommand(asked) || grant.SameCause(asked, next.Cause) {
 		return false, nil
 	}
-	answered, err := t.Stream.Answered(ctx, t.key, grant.OutcomeID(t.key, asked))
+	answered, err := t.answered(ctx, grant.OutcomeID(t.key, asked))
 	if err != nil {
 		return false, consumers.Retry(err, time.Second)
 	}
@@ -236,7 +236,8 @@ func (t *task) arm(ctx context.Context, g grant.Grant, answered bool) error {
 		due = floor // never as fast as timers fire
 	}
 	work := t.work
-	work.Mark, work.Deferrals, work.Again = g.Mark(), 0, true
+	work.Mark, work.Deferrals = g.Mark(), 0
+	work = work.PutOff(due)
 	if answered {
 		work = g.NextTimer(due)
 	}

@@ -21,7 +21,7 @@ const known = time.Minute
 func (t *task) publish(ctx context.Context, e schema.Event, m grant.Mark) error {
 	old := !t.m.Time.IsZero() && t.Stream.Now().Sub(t.m.Time) > known
 	if t.m.Deliveries > 1 || t.resumed || old || t.given.Again {
-		answered, err := t.Stream.Answered(ctx, t.key, e.ID)
+		answered, err := t.answered(ctx, e.ID)
 		if err != nil {
 			return consumers.Retry(err, time.Second)
 		}
@@ -39,6 +39,27 @@ func (t *task) publish(ctx context.Context, e schema.Event, m grant.Mark) error 
 		return consumers.Retry(err, time.Second)
 	}
 	return nil
+}
+
+// How far back the answer to a command that was put off is looked for: from when it was published,
+// by a clock that may be off, and a day at most.
+const (
+	publisherSkew = 5 * time.Minute
+	longAgo       = 24 * time.Hour
+)
+
+// answered reports whether an outcome is stored. Others may have followed that of a command which
+// was put off, or whose name a login's wake has.
+func (t *task) answered(ctx context.Context, id string) (bool, error) {
+	if !grant.IsCommand(t.given.Cause) {
+		return t.Stream.Answered(ctx, t.key, id)
+	}
+	now := t.Stream.Now()
+	since := earlier(t.given.Cause.Time, now).Add(-publisherSkew)
+	if oldest := now.Add(-longAgo); since.Before(oldest) {
+		since = oldest
+	}
+	return t.Stream.AnsweredSince(ctx, t.key, id, since)
 }
 
 // glance is how long after the record was seen the user cannot have been erased for good: an

@@ -145,10 +145,14 @@ func TestWorkThatWasPutOffIsNotAnsweredTwice(t *testing.T) {
 	w.setAt(func(string) error { return nil })
 	q.until = w.now().Add(5 * time.Minute)
 	w.settle(work("r1"), 2)
+	put := w.timers[key]
 	w.forgetful = true
+	q.until = w.now()
+	w.settle(work("r3"), 1) // another one is answered meanwhile
+	w.timers[key] = put
 	w.fire()
-	if n := w.told()[schema.UserSynced]; n != 2 {
-		t.Errorf("%d outcomes of 2 commands: %v", n, w.told())
+	if n := w.told()[schema.UserSynced]; n != 3 {
+		t.Errorf("%d outcomes of 3 commands: %v", n, w.told())
 	}
 	// A timer has nobody who waits for its name, and others may be answered before it comes again.
 	timer := w.timers[key]
@@ -161,7 +165,7 @@ func TestWorkThatWasPutOffIsNotAnsweredTwice(t *testing.T) {
 	w.setAt(func(string) error { return nil })
 	q.until = w.now().Add(5 * time.Minute)
 	w.settle(timer.work, 2)
-	put := w.timers[key]
+	put = w.timers[key]
 	q.until = w.now()
 	w.settle(work("r2"), 1)
 	w.timers[key] = put

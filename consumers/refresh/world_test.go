@@ -416,6 +416,12 @@ func (s streamAt) Answered(_ context.Context, _ grant.Key, id string) (bool, err
 	return slices.Contains(slices.Collect(maps.Values(last)), id), nil
 }
 
+func (s streamAt) AnsweredSince(_ context.Context, _ grant.Key, id string, since time.Time) (bool, error) {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	return slices.ContainsFunc(s.w.outcomes, func(e schema.Event) bool { return e.ID == id && !e.Time.Before(since) }), nil
+}
+
 func (s streamAt) LoginWaits(context.Context, grant.Key) (bool, error) {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()

@@ -160,6 +160,12 @@ func TestOutcomes(t *testing.T) {
 		if got, err := e.Answered(ctx, alice, id); got != want || err != nil {
 			t.Errorf("Answered(%s) = %v, %v", id, got, err)
 		}
+		if got, err := e.AnsweredSince(ctx, alice, id, e.Now().Add(-time.Hour)); got != want || err != nil {
+			t.Errorf("AnsweredSince(%s) = %v, %v", id, got, err)
+		}
+		if got, err := e.AnsweredSince(ctx, alice, id, e.Now().Add(time.Hour)); got || err != nil {
+			t.Errorf("AnsweredSince(%s) = %v, %v an hour from now", id, got, err)
+		}
 	}
 	if got, found, err := e.LastOutcome(ctx, alice); !found || err != nil || got.ID != "o-2" || got.Type != schema.UserRefreshFailed {
 		t.Errorf("LastOutcome = %+v, %v, %v", got, found, err)

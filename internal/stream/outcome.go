@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
@@ -47,6 +48,24 @@ func (e *Engine) Answered(ctx context.Context, k grant.Key, id string) (bool, er
 		return false, fmt.Errorf("look for outcome %s of %s: %w", id, k, err)
 	}
 	return slices.ContainsFunc(all, func(o storedOutcome) bool { return o.event.ID == id }), nil
+}
+
+// AnsweredSince is Answered for an outcome that others of the user may have followed: it looks at
+// all that were stored since a time, by the server's clock. It takes a read for each.
+func (e *Engine) AnsweredSince(ctx context.Context, k grant.Key, id string, since time.Time) (bool, error) {
+	for q := (query{Next: e.user("*.*", k), Since: &since}); ; {
+		m, err := e.read(ctx, Outcomes, q)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return false, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("look for outcome %s of %s: %w", id, k, err)
+		}
+		if schema.Header(m.Header).Get(headerID) == id {
+			return true, nil
+		}
+		q.From, q.Since = m.Sequence+1, nil
+	}
 }
 
 // LastOutcome returns the user's newest user.synced, user.reauth_required or user.refresh_failed;

@@ -20,6 +20,8 @@ type query struct {
 	// wanted.
 	Next string `json:"next_by_subj,omitempty"`
 	From uint64 `json:"seq,omitempty"`
+	// Since is the time from which on it is wanted, instead of From.
+	Since *time.Time `json:"start_time,omitempty"`
 }
 
 // holds reports whether the stream has a message of the subject.
