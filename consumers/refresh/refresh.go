@@ -213,6 +213,7 @@ type task struct {
 	began    time.Time
 	resumed  bool      // an earlier delivery of this work left its outcome in the record
 	told     []string  // ids of outcomes that are known to be published
+	out      []string  // of them, those that this task has published or looked for
 	seen     time.Time // when the record was last known to be there; zero: never
 	rotated  *rotated
 	// first is the fingerprint of the refresh token whose side has a pair parked: that side comes

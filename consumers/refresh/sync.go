@@ -196,7 +196,7 @@ func (t *task) finish(ctx context.Context, g grant.Grant) error {
 	if err != nil {
 		return err
 	}
-	out = out || g.Pending != nil && slices.Contains(t.told, g.Pending.ID)
+	out = out || g.Pending != nil && slices.Contains(t.out, g.Pending.ID)
 	if g.Pending != nil && !out {
 		if err := t.publish(ctx, g.Event(t.Source, t.Stream.Now()), g.Mark()); err != nil {
 			return err

@@ -159,7 +159,7 @@ func (t *task) tell(ctx context.Context, g grant.Grant) error {
 				return err
 			}
 		}
-		t.told = append(t.told, p.ID)
+		t.told, t.out = append(t.told, p.ID), append(t.out, p.ID)
 	}
 	return nil
 }

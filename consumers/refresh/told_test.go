@@ -266,6 +266,20 @@ func TestBadNewsWaitsForALoginOnItsWay(t *testing.T) {
 	}
 }
 
+// A request has the mark of the timer that it took the place of: as new as the record that its own
+// outcome is made from, where nothing has changed.
+func TestARequestWithTheTimersMarkIsAnswered(t *testing.T) {
+	w := newWorld(t)
+	w.login("a", 90*time.Second)
+	w.settle(work("r0"), 1)
+	asked := work("r1")
+	asked.Mark = w.timers[key].work.Mark
+	w.settle(asked, 1)
+	if _, ok := w.outcome("r1"); !ok {
+		t.Errorf("told %v", w.told())
+	}
+}
+
 // Two sources may call two commands the same.
 func TestTwoSourcesWithOneIDAreBothAnswered(t *testing.T) {
 	w := newWorld(t)
