@@ -292,9 +292,7 @@ func TestAParkedPairOfACandidateComesBackToIt(t *testing.T) {
 func TestWithoutARefreshTokenNobodyIsSignedOutEarly(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 5*time.Minute)
-	g := mustStored(w)
-	g.Pair.Refresh = grant.Secret{}
-	w.save(g)
+	w.loseRefreshToken()
 	tokens := work("r1")
 	tokens.Want = schema.WantTokens
 	w.settle(tokens, 1)

@@ -221,11 +221,7 @@ func TestSubjectMismatchStoresNothing(t *testing.T) {
 func TestNoRefreshTokenIsToldOnce(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 90*time.Second)
-	g := mustStored(w)
-	g.Pair.Refresh = grant.Secret{}
-	if _, err := w.store.Save(context.Background(), g); err != nil {
-		t.Fatal(err)
-	}
+	w.loseRefreshToken()
 	w.settle(work("login"), 1)
 	w.last(schema.UserSynced)
 	w.timers[key] = armed{mustStored(w).Pair.ExpiresAt, mustStored(w).NextTimer(mustStored(w).Pair.ExpiresAt)}

@@ -201,25 +201,13 @@ func TestALoginThatMeetsARequestInHandIsAnswered(t *testing.T) {
 	for _, failsFirst := range []bool{false, true} {
 		t.Run(fmt.Sprint("failsFirst=", failsFirst), func(t *testing.T) {
 			w := newWorld(t)
-			w.strangers = map[string]error{}
 			w.login("a", 900*time.Second)
 			w.settle(work("r0"), 1)
-			var token string
-			w.setAt(func(effect string) error {
-				if effect == "userinfo" && token == "" {
-					token = w.candidate("b", 900*time.Second)
-				}
-				return nil
-			})
+			came := w.candidateMeanwhile("b", 900*time.Second)
 			w.settle(work("r1"), 1)
+			token := *came
 			if failsFirst {
-				w.strangers["access-"+token] = &grant.Fault{Class: grant.Ambiguous, Op: "userinfo", Status: 502}
-				w.settle(loginWork(token), 1)
-				for n := 0; !mustStored(w).Candidate.Answered && n < 9; n++ {
-					w.fire()
-				}
-				clear(w.strangers)
-				w.advance(mustStored(w).Candidate.NextDueAt.Sub(w.now()))
+				w.failUntilAnswered(token)
 			}
 			told := len(w.outcomes)
 			w.settle(work("r1"), 1) // the login's wake
@@ -252,9 +240,7 @@ func TestALoginThatWaitsKeepsTheSignOutBack(t *testing.T) {
 	}
 	bare := func(w *world) {
 		w.login("a", 10*time.Second)
-		g := mustStored(w)
-		g.Pair.Refresh = grant.Secret{}
-		w.save(g)
+		w.loseRefreshToken()
 		w.settle(work("r1"), 1)
 		w.advance(11 * time.Second)
 	}
@@ -268,11 +254,7 @@ func TestALoginThatWaitsKeepsTheSignOutBack(t *testing.T) {
 				var token string
 				if waits {
 					token = w.candidate("b", 900*time.Second)
-					g := mustStored(w)
-					c := *g.Candidate
-					c.NextDueAt = w.now().Add(20 * time.Second) // userinfo was away
-					g.Candidate = &c
-					w.save(g)
+					w.candidateWaits(20 * time.Second) // userinfo was away
 				} else {
 					decided := false
 					w.setAt(func(effect string) error {
@@ -316,18 +298,13 @@ func TestARequestThatProvesALoginIsAnsweredAfterIt(t *testing.T) {
 	}
 }
 
-// The wake of a login may come long after the request whose name it has was answered: that is not answered again.
+// The wake of a login may come long after the request whose name it has was answered: the request is
+// not answered again.
 func TestALateWakeAnswersNoRequestAgain(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 900*time.Second)
 	w.settle(work("r0"), 1)
-	var token string
-	w.setAt(func(effect string) error {
-		if effect == "userinfo" && token == "" {
-			token = w.candidate("b", 900*time.Second)
-		}
-		return nil
-	})
+	w.candidateMeanwhile("b", 900*time.Second)
 	w.settle(work("r1"), 1)
 	w.forgetful = true
 	w.advance(3 * time.Minute)
@@ -339,20 +316,14 @@ func TestALateWakeAnswersNoRequestAgain(t *testing.T) {
 	}
 }
 
-// A request that proves a login which was told of before, as a failure, is done after it like any other.
+// A request that proves a login which was told of before, as a failure, is done after it like any
+// other.
 func TestARequestThatProvesAnAnsweredLoginIsDone(t *testing.T) {
 	w := newWorld(t)
-	w.strangers = map[string]error{}
 	w.login("a", 900*time.Second)
 	w.settle(work("r0"), 1)
 	token := w.candidate("b", 900*time.Second)
-	w.strangers["access-"+token] = &grant.Fault{Class: grant.Ambiguous, Op: "userinfo", Status: 502}
-	w.settle(loginWork(token), 1)
-	for n := 0; !mustStored(w).Candidate.Answered && n < 9; n++ {
-		w.fire()
-	}
-	clear(w.strangers)
-	w.advance(mustStored(w).Candidate.NextDueAt.Sub(w.now()))
+	w.failUntilAnswered(token)
 	asked := work("r1")
 	asked.Want = schema.WantTokens
 	w.settle(asked, 1)
@@ -365,23 +336,17 @@ func TestARequestThatProvesAnAnsweredLoginIsDone(t *testing.T) {
 func TestACommandDoesNotWaitForALoginThatWaitsLong(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 10*time.Second)
-	g := mustStored(w)
-	g.Pair.Refresh = grant.Secret{}
-	w.save(g)
+	w.loseRefreshToken()
 	w.settle(work("r0"), 1)
 	w.candidate("b", 900*time.Second)
-	g = mustStored(w)
-	c := *g.Candidate
-	c.NextDueAt = w.now().Add(time.Hour)
-	g.Candidate = &c
-	w.save(g)
+	turn := w.candidateWaits(time.Hour)
 	w.advance(11 * time.Second)
 	delete(w.timers, key)
 	w.settle(work("r1"), 1)
 	if e, ok := w.outcome("r1"); !ok || e.Type != schema.UserRefreshFailed || w.told()[schema.UserReauthRequired] != 0 {
 		t.Errorf("told %v", w.told())
 	}
-	if a := w.timers[key]; a.at.Before(c.NextDueAt) || grant.IsCommand(a.work.Cause) {
+	if a := w.timers[key]; a.at.Before(turn) || grant.IsCommand(a.work.Cause) {
 		t.Errorf("%+v waits", a)
 	}
 }
@@ -399,11 +364,7 @@ func TestWorkThatWaitsProvesNothingOfItsOwnOutcome(t *testing.T) {
 	w.login("a", 90*time.Second)
 	w.settle(work("r0"), 1)
 	w.candidate("b", 900*time.Second)
-	g := mustStored(w)
-	c := *g.Candidate
-	c.NextDueAt = w.now().Add(10 * time.Second) // the login waits: the provider was out
-	g.Candidate = &c
-	w.save(g)
+	w.candidateWaits(10 * time.Second) // the login waits: the provider was out
 	w.profile.Name = "changed"
 	asked := work("r1")
 	delete(w.timers, key)

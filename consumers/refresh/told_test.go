@@ -244,9 +244,7 @@ func TestBadNewsWaitsForALoginOnItsWay(t *testing.T) {
 		want  schema.Type
 	}{
 		"no refresh token": {func(w *world) {
-			g := mustStored(w)
-			g.Pair.Refresh = grant.Secret{}
-			w.save(g)
+			w.loseRefreshToken()
 			w.advance(11 * time.Second)
 		}, schema.UserReauthRequired},
 		"superseded": {func(w *world) { w.published = grant.Mark{Version: 1 << 50, Token: "later"} }, schema.UserRefreshFailed},

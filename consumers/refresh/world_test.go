@@ -169,6 +169,50 @@ func (w *world) candidate(name string, left time.Duration) string {
 	return w.arrive(name, left, func(next grant.Grant, _ grant.Turn) grant.Grant { return next })
 }
 
+// candidateMeanwhile has a login come when the profile is asked for next. token is empty until then.
+func (w *world) candidateMeanwhile(name string, left time.Duration) (token *string) {
+	token = new(string)
+	w.setAt(func(effect string) error {
+		if effect == "userinfo" && *token == "" {
+			*token = w.candidate(name, left)
+		}
+		return nil
+	})
+	return token
+}
+
+// candidateWaits puts the turn of the candidate off, as a failure would.
+func (w *world) candidateWaits(d time.Duration) (turn time.Time) {
+	w.t.Helper()
+	g := mustStored(w)
+	c := *g.Candidate
+	c.NextDueAt = w.now().Add(d)
+	g.Candidate = &c
+	w.save(g)
+	return c.NextDueAt
+}
+
+// failUntilAnswered has the work of a login fail until it has an outcome, and then advances to its
+// next turn, at which it works.
+func (w *world) failUntilAnswered(token string) {
+	w.t.Helper()
+	w.strangers = map[string]error{"access-" + token: &grant.Fault{Class: grant.Ambiguous, Op: "userinfo", Status: 502}}
+	w.settle(loginWork(token), 1)
+	for n := 0; !mustStored(w).Candidate.Answered && n < 9; n++ {
+		w.fire()
+	}
+	w.strangers = nil
+	w.advance(mustStored(w).Candidate.NextDueAt.Sub(w.now()))
+}
+
+// loseRefreshToken makes the stored grant one of a login that brought none.
+func (w *world) loseRefreshToken() {
+	w.t.Helper()
+	g := mustStored(w)
+	g.Pair.Refresh = grant.Secret{}
+	w.save(g)
+}
+
 func loginCause(token string) schema.Cause {
 	return schema.Cause{ID: "login-" + token, Type: schema.UserLogin, Source: "/test", Time: start}
 }
