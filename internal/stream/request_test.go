@@ -26,6 +26,28 @@ func askedNow(t *testing.T, js jetstream.JetStream, e *stream.Engine, k grant.Ke
 	return w, m.Sequence
 }
 
+// doneForBoth takes the two renewals of alice that must be due, one for each of these causes, and
+// sees that nothing is left.
+func doneForBoth(t *testing.T, js jetstream.JetStream, e *stream.Engine, one, other string) {
+	t.Helper()
+	causes := map[string]bool{}
+	for range 2 {
+		m := renewal(t, js)
+		k, w, err := e.ParseWork(m.Subject(), schema.Header(m.Headers()))
+		if err != nil || k != alice {
+			t.Fatalf("%s: %v, %v", m.Subject(), k, err)
+		}
+		causes[w.Cause.ID] = true
+		ack(t, m)
+	}
+	if !causes[one] || !causes[other] {
+		t.Errorf("renewals for %v, want both", causes)
+	}
+	if has, err := e.HasTimer(t.Context(), alice); has || err != nil {
+		t.Errorf("HasTimer = %v, %v after all was done", has, err)
+	}
+}
+
 func TestRequestsOfOneUserKeepTheStrongestWant(t *testing.T) {
 	js, e := fresh(t)
 	ctx := t.Context()
@@ -110,22 +132,7 @@ func TestATimerThatFiresLeavesACommandThatWaits(t *testing.T) {
 		_, err := renewals.GetLastMsgForSubject(ctx, "renewal.timer.propelauth."+schema.EscapeUser(alice.User))
 		return errors.Is(err, jetstream.ErrMsgNotFound)
 	})
-	causes := map[string]bool{}
-	for range 2 {
-		m := renewal(t, js)
-		k, w, err := e.ParseWork(m.Subject(), schema.Header(m.Headers()))
-		if err != nil || k != alice {
-			t.Fatalf("%s: %v, %v", m.Subject(), k, err)
-		}
-		causes[w.Cause.ID] = true
-		ack(t, m)
-	}
-	if !causes["asked"] || !causes["timer"] {
-		t.Errorf("renewals for %v, want both", causes)
-	}
-	if has, err := e.HasTimer(ctx, alice); has || err != nil {
-		t.Errorf("HasTimer = %v, %v after all was done", has, err)
-	}
+	doneForBoth(t, js, e, "asked", "timer")
 }
 
 // A command that was put off and one that waits for its turn are both done, also where servers that
@@ -144,23 +151,11 @@ func TestACommandThatIsPutOffLeavesTheOneThatWaits(t *testing.T) {
 	again.Header.Del("Nats-Schedule-Next")
 	_, err := js.PublishMsg(ctx, again)
 	must(t, err)
-	causes := map[string]bool{}
-	for range 2 {
-		m := renewal(t, js)
-		_, w, err := e.ParseWork(m.Subject(), schema.Header(m.Headers()))
-		must(t, err)
-		causes[w.Cause.ID] = true
-		ack(t, m)
-	}
-	if !causes["first"] || !causes["second"] {
-		t.Errorf("renewals for %v, want both", causes)
-	}
-	if has, err := e.HasTimer(ctx, alice); has || err != nil {
-		t.Errorf("HasTimer = %v, %v after all was done", has, err)
-	}
+	doneForBoth(t, js, e, "first", "second")
 }
 
-// A command that was put off, and fired, is not lost to another one that is put off before anybody is done with it.
+// A command that was put off, and fired, is not lost to another one that is put off before the first
+// is done.
 func TestTwoCommandsThatArePutOffAreBothAnswered(t *testing.T) {
 	js, e := fresh(t)
 	ctx := t.Context()
@@ -173,7 +168,7 @@ func TestTwoCommandsThatArePutOffAreBothAnswered(t *testing.T) {
 		names  string
 	}{{second, "second"}, {login, "first"}} {
 		must(t, e.Arm(ctx, alice, time.Now(), first))
-		dead := renewal(t, js) // its worker dies
+		renewal(t, js) // its worker dies
 		must(t, e.Arm(ctx, alice, time.Now(), c.putOff))
 		m := renewal(t, js)
 		_, w, err := e.ParseWork(m.Subject(), schema.Header(m.Headers()))
@@ -182,7 +177,6 @@ func TestTwoCommandsThatArePutOffAreBothAnswered(t *testing.T) {
 			t.Errorf("woken for %+v", w)
 		}
 		ack(t, m)
-		_ = dead
 	}
 }
 
