@@ -43,9 +43,10 @@ func (t Timer) Over(there Timer) Timer {
 	return next
 }
 
-// PutOff is w to be done at another time, before anything of it was begun. A command keeps its
-// name, since somebody waits for it. A timer gets that of the other time: perhaps it was answered,
-// by a worker that died before it said so, and what it finds then is another answer.
+// PutOff is w to be done at another time. A command keeps its name, since its sender waits for an
+// outcome that names it. A timer gets the name of the other time: an earlier delivery may have been
+// answered by a worker that died before the acknowledgement, and what is found at the other time is
+// another answer.
 func (w Work) PutOff(at time.Time) Work {
 	w.Again = true
 	if w.Cause.Type == schema.CauseTimer && w.Mark.Version > 0 {
