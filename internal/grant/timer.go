@@ -18,8 +18,9 @@ type Timer struct {
 //
 // A command is never lost, nor is a time that was earlier: a timer takes the place of one that is
 // later and no command. What a command and a timer both want is done for the command, at the
-// earlier time; of two commands the newer one names the outcome, which answers both. A timer made
-// from an older record than there knows less, and gives way.
+// earlier time; of two commands the newer one names the outcome, which answers both. Of two timers
+// the one made from the newer record names it: an older one may have fired before, and its name be
+// that of an outcome that is out. A timer made from an older record than there gives way.
 func (t Timer) Over(there Timer) Timer {
 	command, waits := IsCommand(t.Work.Cause), IsCommand(there.Work.Cause)
 	if !command && there.Work.Mark.Version > t.Work.Mark.Version {
@@ -33,7 +34,7 @@ func (t Timer) Over(there Timer) Timer {
 	case waits && !command,
 		there.Work.Names(t.Work),
 		waits && there.Work.Cause.Time.After(t.Work.Cause.Time),
-		!waits && !command && there.At.Before(t.At):
+		!waits && !command && there.At.Before(t.At) && there.Work.Mark.Version == t.Work.Mark.Version:
 		next, other = there, t
 	}
 	next.Work = next.Work.Stronger(other.Work)

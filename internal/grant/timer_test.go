@@ -37,7 +37,7 @@ func TestATimerIsArmedByOneRuleOfPrecedence(t *testing.T) {
 	for name, c := range map[string]struct{ there, armed, want grant.Timer }{
 		"an earlier timer replaces a later one":     {timer("a", 9, 5), timer("b", 3, 5), timer("b", 3, 5)},
 		"a later timer leaves an earlier one":       {timer("a", 3, 5), timer("b", 9, 5), timer("a", 3, 5)},
-		"but says what it knows of the record":      {timer("a", 3, 5), timer("b", 9, 6), timer("a", 3, 6)},
+		"one of a newer record takes its place":     {timer("a", 3, 5), timer("b", 9, 6), timer("b", 3, 6)},
 		"a timer of an older record gives way":      {timer("a", 9, 6), timer("b", 3, 5), timer("a", 9, 6)},
 		"one made without a record gives way":       {timer("a", 9, 6), timer("b", 3, 0), timer("a", 9, 6)},
 		"a command outlives a later timer":          {command("r", 3, 0, 5), timer("b", 9, 6), command("r", 3, 0, 6)},
