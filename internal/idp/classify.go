@@ -46,7 +46,7 @@ const (
 // providers add to it.
 var config = map[string]string{
 	"invalid_client": checkClient, "unauthorized_client": checkGrant, "unsupported_grant_type": checkGrant,
-	"invalid_request": checkClient, "invalid_scope": checkScope,
+	"invalid_scope":  checkScope,
 	"invalid_target": checkScope, "invalid_resource": checkScope, // RFC 8707, Entra
 	"incorrect_client_credentials": checkClient,                                   // GitHub
 	"bad_client_secret":            checkClient, "invalid_client_id": checkClient, // Slack
@@ -68,8 +68,8 @@ func Classify(a Answer, rules []Rule) (class grant.Class, reason string) {
 			return r.Class, r.Reason
 		}
 	}
-	if reason, ok := permanent[a.Code]; ok && a.Status < 500 {
-		return grant.Permanent, reason // any 4xx, and 200 too: GitHub, Slack
+	if reason, ok := permanent[a.Code]; ok && a.Status < 500 && a.Status != http.StatusTooManyRequests {
+		return grant.Permanent, reason // any other 4xx, and 200 too: GitHub, Slack
 	}
 	_, ours := config[a.Code]
 	switch {

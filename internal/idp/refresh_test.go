@@ -105,7 +105,7 @@ func TestClasses(t *testing.T) {
 		{"422", 422, json, "canary", grant.Unknown, ""},
 		{"204", 204, json, "", grant.Ambiguous, ""},
 		{"504", 504, nil, "canary", grant.Ambiguous, ""},
-		{"invalid_grant and throttled", 429, json, code("invalid_grant"), grant.Permanent, schema.ReasonRevoked},
+		{"invalid_grant, too many requests: Okta", 429, json, code("invalid_grant"), grant.Throttled, ""},
 		{"throttled in words, 500", 500, json, code("slow_down"), grant.Throttled, ""},
 		{"tokens beside an error", 200, json, `{"access_token":"canary","error":"invalid_grant"}`, grant.Permanent, schema.ReasonRevoked},
 		{"an error that is an object", 401, json, `{"error":{"code":"invalid_client","message":"canary"}}`, grant.Config, ""},
@@ -120,7 +120,7 @@ func TestClasses(t *testing.T) {
 		{"Slack's not ok", 200, json, `{"ok":false}`, grant.Unknown, ""},
 		{"Slack's internal error", 200, json, `{"ok":false,"error":"internal_error"}`, grant.Throttled, ""},
 	}
-	for _, c := range []string{"invalid_client", "unauthorized_client", "unsupported_grant_type", "invalid_request", "invalid_scope", "invalid_target", "invalid_resource", "bad_client_secret", "invalid_client_id", "deleted_client", "disabled_client", "use_dpop_nonce", "invalid_dpop_proof"} {
+	for _, c := range []string{"invalid_client", "unauthorized_client", "unsupported_grant_type", "invalid_scope", "invalid_target", "invalid_resource", "bad_client_secret", "invalid_client_id", "deleted_client", "disabled_client", "use_dpop_nonce", "invalid_dpop_proof"} {
 		rows = append(rows, row{c, 400, json, code(c), grant.Config, ""})
 	}
 	rows = append(rows, row{"invalid_client with 401", 401, json, code("invalid_client"), grant.Config, ""})
