@@ -77,6 +77,9 @@ const (
 	ReasonAccountDisabled = "account_disabled"
 	ReasonAccountDeleted  = "account_deleted"
 	ReasonNoRefreshToken  = "no_refresh_token"
+	// ReasonRefusedAlone: the provider refused this user's token three times over hours, in words that
+	// nobody knows, and renewed others meanwhile. provider_error has the words' code.
+	ReasonRefusedAlone = "refused"
 )
 
 // ReauthRequired is the data of user.reauth_required: this user must sign in again.
@@ -109,6 +112,7 @@ const (
 	ReasonRefused             = "record_refused"    // the store refuses what is to be stored of this user
 	ReasonInternal            = "internal_error"    // a fault of renewd's that this user's work brings about; its log says more
 	ReasonUnweighed           = "refusal_unweighed" // refused, and nobody could say whether that is to be believed; it is asked for again
+	ReasonFailingAlone        = "failing_alone"     // for a day or longer the provider has failed for this user alone, and renewed others
 	ReasonUnproven            = "settings_unproven" // nobody was ever renewed with these settings: the refusal may be their fault
 )
 
@@ -155,6 +159,11 @@ type ProviderState struct {
 	Reason  string    `json:"reason"`
 	Since   time.Time `json:"since"`
 	Waiting int64     `json:"waiting"` // renewals that wait for the provider
+	// By is the operator who paused the provider, or resumed it; Note why, and Until until when: zero
+	// until it is resumed.
+	By    string    `json:"by,omitempty"`
+	Note  string    `json:"note,omitempty"`
+	Until time.Time `json:"until,omitzero"`
 }
 
 // Profile is a user as the provider shows it, in one shape for all providers. A nil pointer means

@@ -75,7 +75,7 @@ func (p *plant) providers(ctx context.Context) (map[string]refresh.Provider, []*
 		}
 		g, err := guard.New(guard.Config{
 			Provider: s.ID, Settings: client.Settings(), Rules: s.Guard.rules(),
-			Concurrency: s.Concurrency, Bucket: bucket, Brake: p.engine, Source: source, Now: p.engine.Now, Logger: p.log,
+			Concurrency: s.Concurrency, Bucket: bucket, Brake: p.engine, Wake: stream.Waker{Store: p.store, Engine: p.engine}.Wake, Source: source, Now: p.engine.Now, Logger: p.log,
 		})
 		if err != nil {
 			return nil, nil, err

@@ -10,24 +10,32 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// quiet is how long the provider is to be left alone; 0 when it may be asked. g, which may not be
-// read yet, is looked at only where others wait: who has signed in since does not wait behind those
-// who are refused.
-func (t *task) quiet(ctx context.Context, g grant.Grant) time.Duration {
-	if t.provider.Guard == nil || t.provider.Guard.Wait() == 0 {
+// quiet is how long the provider is to be left alone, by who would present a refresh token, or by who
+// would ask for a profile only; 0 when it may be asked. g, which may not be read yet, is looked at
+// only where others wait: who has signed in since does not wait behind those who are refused.
+func (t *task) quiet(ctx context.Context, g grant.Grant, presents bool) time.Duration {
+	if t.provider.Guard == nil {
 		return 0
 	}
+	wait := t.provider.Guard.Wait
+	if presents {
+		wait = t.provider.Guard.WaitToPresent
+	}
 	if g.Revision == 0 {
+		first := wait(time.Time{})
+		if first == 0 {
+			return 0
+		}
 		stored, err := t.Store.Load(ctx, t.key)
 		if err != nil {
-			return t.provider.Guard.Wait()
+			return first
 		}
 		g = t.turned(stored)
 	}
 	if g.OnCandidate() {
-		return t.provider.Guard.WaitSince(g.Login.Time)
+		return wait(g.Login.Time)
 	}
-	return t.provider.Guard.WaitSince(g.LoginAt)
+	return wait(g.LoginAt)
 }
 
 // later puts the work off until the wait is over, spread so that not all come at once.
@@ -55,12 +63,23 @@ func (t *task) report(g grant.Grant, f *grant.Fault) {
 	}
 }
 
+// judges reports whether f may become a verdict on g: a refusal in words that are known, or, of what
+// is proven, in others.
+func judges(g grant.Grant, f *grant.Fault) bool {
+	unsure := f.Class == grant.Unknown && f.Op == "refresh" && !g.OnCandidate()
+	plain := f.Class == grant.Permanent
+	if v := g.Verdict; v != nil && (plain || unsure) {
+		return v.Unsure == unsure
+	}
+	return plain || unsure
+}
+
 // hold asks why a refusal must not be final now: the first two never are, the third one needs the
 // guard's word. Of an access token it also needs that userinfo has named somebody since the second
 // one, for it may refuse everybody. What cannot be asked holds it too.
 func (t *task) hold(ctx context.Context, g grant.Grant, f *grant.Fault, refused string) (reason string) {
 	v := g.Verdict
-	if f.Class != grant.Permanent || v == nil || v.Fingerprint != refused || !t.provider.Policy.Final(*v, t.Stream.Now(), g.NextDueAt) {
+	if !judges(g, f) || v == nil || v.Fingerprint != refused || !t.provider.Policy.Final(*v, t.Stream.Now(), g.NextDueAt) {
 		return ""
 	}
 	if f.Op == "userinfo" && t.provider.named.Load() < v.Again.UnixNano() {
@@ -70,6 +89,9 @@ func (t *task) hold(ctx context.Context, g grant.Grant, f *grant.Fault, refused 
 		return schema.ReasonUnweighed // who has just signed in is not told to
 	}
 	if t.provider.Guard == nil {
+		if v.Unsure {
+			return schema.ReasonNobodyRenewed // nobody can tell
+		}
 		return ""
 	}
 	reason, err := t.provider.Guard.Hold(ctx, *v)

@@ -17,7 +17,9 @@ type quietGuard struct {
 	until   time.Time
 	faults  []*grant.Fault
 	permits int
-	hold    error // what it says of a refusal
+	hold    error  // why it cannot say anything of a refusal
+	held    string // why it does not believe one
+	alone   bool   // nobody else is renewed
 }
 
 func (q *quietGuard) Report(f *grant.Fault, _ bool) {
@@ -26,14 +28,16 @@ func (q *quietGuard) Report(f *grant.Fault, _ bool) {
 		q.since, q.until = q.w.now(), q.w.now().Add(f.RetryAfter)
 	}
 }
-func (q *quietGuard) Wait() time.Duration { return max(0, q.until.Sub(q.w.now())) }
-func (q *quietGuard) WaitSince(login time.Time) time.Duration {
+func (q *quietGuard) wait() time.Duration { return max(0, q.until.Sub(q.w.now())) }
+func (q *quietGuard) Wait(login time.Time) time.Duration {
 	if login.After(q.since) {
 		return 0
 	}
-	return q.Wait()
+	return q.wait()
 }
-func (q *quietGuard) Hold(context.Context, grant.Verdict) (string, error) { return "", q.hold }
+func (q *quietGuard) WaitToPresent(login time.Time) time.Duration         { return q.Wait(login) }
+func (q *quietGuard) Renewing() bool                                      { return !q.alone }
+func (q *quietGuard) Hold(context.Context, grant.Verdict) (string, error) { return q.held, q.hold }
 
 func guarded(w *world) (*refresh.Consumer, *quietGuard) {
 	c, q := w.consumer(), &quietGuard{w: w}

@@ -20,7 +20,7 @@ import (
 // anything else. decided is the record that asked for it, on its side; the zero Grant if none was
 // looked at.
 func (t *task) refresh(ctx context.Context, decided grant.Grant) error {
-	if wait := t.quiet(ctx, decided); wait > 0 {
+	if wait := t.quiet(ctx, decided, true); wait > 0 {
 		return t.later(ctx, wait)
 	}
 	if err := t.pace(ctx); err != nil {
@@ -327,7 +327,7 @@ func (t *task) faulted(ctx context.Context, g grant.Grant, f *grant.Fault) error
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
 	held, doubt, final := t.hold(ctx, g, f, refused), g.Doubt, false
-	failed := failure(f)
+	failed := t.failure(g, f)
 	if held != "" {
 		failed = heldBack(held, f)
 	}
@@ -344,8 +344,11 @@ func (t *task) faulted(ctx context.Context, g grant.Grant, f *grant.Fault) error
 		switch {
 		case held != "":
 			return cur.Held(t.turn(), failed), true
-		case f.Class == grant.Permanent:
+		case f.Class == grant.Permanent, judges(cur, f):
 			next, done := cur.Refused(t.turn(), f, refused)
+			if f.Class != grant.Permanent {
+				next, done = cur.RefusedUnsurely(t.turn(), f, failed, refused)
+			}
 			if final = done; done && !cur.OnCandidate() && cur.Candidate != nil {
 				final = false // a login has come since it was weighed
 				return cur.Held(t.turn(), heldBack(schema.ReasonUnweighed, f)), true
@@ -386,6 +389,22 @@ func heldBack(reason string, f *grant.Fault) grant.Failure {
 	return grant.Failure{Reason: reason, Code: f.Code, Own: own, Final: own}
 }
 
+// alone is for how long a user must have failed, while others are renewed, for that to be told.
+const alone = 24 * time.Hour
+
+// failure is how a fault of g that is no verdict counts. Whoever has failed alone for a day is told
+// once, and tried on like anybody else: the provider has not said that the user must sign in again.
+func (t *task) failure(g grant.Grant, f *grant.Fault) grant.Failure {
+	out := failure(f)
+	lasts := g.Outages > 0 && !g.FailingSince.IsZero() && t.Stream.Now().Sub(g.FailingSince) >= alone
+	if out.Reason != schema.ReasonProviderUnavailable || g.OnCandidate() || !lasts || t.provider.Guard == nil || !t.provider.Guard.Renewing() {
+		return out
+	}
+	out.Own = g.LastError != schema.ReasonFailingAlone
+	out.Reason, out.Final = schema.ReasonFailingAlone, out.Own
+	return out
+}
+
 // failure is how a fault that is no verdict counts.
 func failure(f *grant.Fault) grant.Failure {
 	out := grant.Failure{Code: f.Code, Wait: f.RetryAfter}
@@ -409,7 +428,7 @@ func hint(f *grant.Fault) string {
 	case grant.Throttled:
 		return "the provider asks for patience; lower this provider's rate or concurrency if it goes on"
 	case grant.Unknown:
-		return "an answer nobody knows; if it means a dead session, add a code rule for this provider"
+		return "an answer nobody knows. While others are renewed it is taken for a dead session after three of them, hours apart; a rule for this provider says at once what it means (settings: rules)"
 	case grant.Permanent:
 		return "asked once more before the user is told to sign in again"
 	default:

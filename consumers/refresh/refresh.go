@@ -35,11 +35,13 @@ type Guard interface {
 	// Report counts how a call ended; f is nil for a success. again tells that this user was
 	// refused before.
 	Report(f *grant.Fault, again bool)
-	// Wait is how long the provider is to be left alone; 0: it may be called.
-	Wait() time.Duration
-	// WaitSince is the same for the tokens of a login at this time: a newer one than the trouble
-	// may not have to wait.
-	WaitSince(login time.Time) time.Duration
+	// Wait is how long no call is to be made with the tokens of a login at this time; 0: it may be
+	// made.
+	Wait(login time.Time) time.Duration
+	// WaitToPresent is the same for a refresh token: those of newer logins may not have to wait.
+	WaitToPresent(login time.Time) time.Duration
+	// Renewing reports whether users were renewed lately.
+	Renewing() bool
 	// Hold says why a refusal of a token that was refused before, as v tells, is not to be believed
 	// now; empty: it is.
 	Hold(ctx context.Context, v grant.Verdict) (reason string, err error)

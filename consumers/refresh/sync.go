@@ -14,7 +14,7 @@ import (
 // sync fetches the profile with the access token, stores it if it changed, and finishes.
 func (t *task) sync(ctx context.Context, g grant.Grant) error {
 	if !g.Refreshed {
-		if wait := t.quiet(ctx, g); wait > 0 {
+		if wait := t.quiet(ctx, g, false); wait > 0 {
 			return t.later(ctx, wait)
 		}
 	}

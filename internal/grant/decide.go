@@ -115,9 +115,10 @@ func (g Grant) inDoubt() bool {
 // around the second. Timers may be early, hence the slack.
 func (p Policy) confirms(v Verdict, now time.Time) bool {
 	if v.Again.IsZero() {
-		return now.Sub(v.At) >= p.ConfirmMin-slack/2
+		return now.Sub(v.At) >= p.toSecond(v)-slack/2
 	}
-	return now.Sub(v.Again) >= p.hindsight()-min(slack/2, p.hindsight()/2)
+	gap := p.toThird(v)
+	return now.Sub(v.Again) >= gap-min(slack/2, gap/2)
 }
 
 // latest is how late a third refusal may be: what others were told by then, the guard still knows.
@@ -128,11 +129,24 @@ const latest = 30 * time.Minute
 // nobody knows enough.
 func (p Policy) Final(v Verdict, now, due time.Time) bool {
 	late := min(max(0, now.Sub(due)), latest)
-	return !v.Again.IsZero() && p.confirms(v, now) && now.Sub(v.Again) <= 3*p.hindsight()+slack+late
+	return !v.Again.IsZero() && p.confirms(v, now) && now.Sub(v.Again) <= 3*p.toThird(v)+slack+late
 }
 
-// hindsight is the time between the second refusal and the third.
-func (p Policy) hindsight() time.Duration { return p.ConfirmMin / 3 }
+// toSecond is the time between the first refusal and the second.
+func (p Policy) toSecond(v Verdict) time.Duration {
+	if v.Unsure {
+		return p.RetryLater
+	}
+	return p.ConfirmMin
+}
+
+// toThird is the time between the second refusal and the third.
+func (p Policy) toThird(v Verdict) time.Duration {
+	if v.Unsure {
+		return p.RetryLater
+	}
+	return p.ConfirmMin / 3
+}
 
 // Accepts reports whether tokens that came from presenting the refresh token with this fingerprint,
 // asked for at sentAt, are still the newest when the record has become g: nobody has stored the

@@ -76,6 +76,9 @@ type Verdict struct {
 	At          time.Time `json:"at"`             // when first refused
 	Again       time.Time `json:"again,omitzero"` // when refused once more, to be sure
 	Confirmed   bool      `json:"confirmed,omitempty"`
+	// Unsure: refused in words that nobody knows. That is about this user only if others are renewed
+	// meanwhile, which takes longer to tell.
+	Unsure bool `json:"unsure,omitempty"`
 }
 
 // Doubt remembers that a presentation of the stored refresh token ended without a readable answer:
@@ -183,6 +186,8 @@ type Grant struct {
 	Attempts  int    // failures of this grant's own in a row
 	Outages   int    // passing failures of the provider in a row
 	LastError string // reason of the last failure
+	// FailingSince is when the first of the Outages was; zero: none, or before records kept it.
+	FailingSince time.Time `json:",omitzero"`
 
 	// Profile is the user's, as last synced. While it is Kept, which stores set to the one they
 	// have, a save need not write it.

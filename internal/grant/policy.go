@@ -31,7 +31,8 @@ type Policy struct {
 	Tries int
 	// RetryMin and RetryMax bound the exponential backoff between tries. Defaults 2 s, 5 min.
 	RetryMin, RetryMax time.Duration
-	// RetryLater is the wait after the tries are used up. Default 1 h.
+	// RetryLater is the wait after the tries are used up, and between the refusals of a token in
+	// words that nobody knows: three of them end a grant, while others are renewed. Default 1 h.
 	RetryLater time.Duration
 	// ConfirmMin and ConfirmMax bound the wait before a refused refresh token is presented once
 	// more, to be sure. A third of ConfirmMin later it is presented for the last time. Defaults 30

@@ -2,6 +2,7 @@ package grant
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
@@ -90,9 +91,12 @@ func (g Grant) due(t Turn) time.Time {
 	if g.Verdict == nil {
 		return t.Policy.Due(g.Pair, t.Now, t.Draw)
 	}
-	at := g.Verdict.At.Add(t.Policy.ConfirmMin)
+	at := g.Verdict.At.Add(t.Policy.toSecond(*g.Verdict))
 	if !g.Verdict.Again.IsZero() {
-		at = g.Verdict.Again.Add(t.Policy.hindsight())
+		at = g.Verdict.Again.Add(t.Policy.toThird(*g.Verdict))
+	}
+	if g.Verdict.Unsure {
+		at = earlier(at, t.Policy.renewal(g.Pair, t.Draw)) // which may well work
 	}
 	return later(at, t.Now.Add(t.Policy.Floor))
 }
@@ -262,6 +266,9 @@ func (g Grant) Failed(t Turn, f Failure) Grant {
 	if f.Own {
 		count = &g.Attempts
 	}
+	if !f.Own && g.Outages == 0 && !g.OnCandidate() {
+		g.FailingSince = t.Now
+	}
 	*count++
 	g.LastError, g.FailedAt = f.Reason, t.Now
 	spent := *count >= t.Policy.Tries || f.Final
@@ -308,7 +315,7 @@ func (g Grant) Refused(t Turn, f *Fault, presented string) (next Grant, done boo
 	if v.Reason == "" {
 		v.Reason = schema.ReasonRevoked
 	}
-	before := g.Verdict != nil && g.Verdict.Fingerprint == presented
+	before := g.Verdict != nil && g.Verdict.Fingerprint == presented && !g.Verdict.Unsure
 	if before {
 		v.At, v.Again, v.Reason = g.Verdict.At, g.Verdict.Again, g.Verdict.Reason
 	}
@@ -329,8 +336,35 @@ func (g Grant) Refused(t Turn, f *Fault, presented string) (next Grant, done boo
 	next.LastError, next.FailedAt = v.Reason, t.Now
 	next.NextDueAt = v.At.Add(t.Policy.Confirm(t.Draw))
 	if !v.Again.IsZero() {
-		next.NextDueAt = v.Again.Add(t.Policy.hindsight())
+		next.NextDueAt = v.Again.Add(t.Policy.toThird(v))
 	}
+	return next, false
+}
+
+// RefusedUnsurely is g after a refusal in words that nobody knows of the token with this fingerprint:
+// a failed try like any other, and a verdict in the making. The first refusal counts, and the next
+// ones a policy's RetryLater apart; done tells that this one is final, and g is then signed out. The
+// caller must have asked before what others were told.
+func (g Grant) RefusedUnsurely(t Turn, f *Fault, failed Failure, presented string) (next Grant, done bool) {
+	v := Verdict{Reason: schema.ReasonRefusedAlone, Fingerprint: presented, At: t.Now, Unsure: true}
+	if old := g.Verdict; old != nil && old.Fingerprint == presented {
+		if !old.Unsure {
+			return g.Failed(t, failed), false // it was refused in plain words before
+		}
+		v = *old
+	}
+	v.Code = cmp.Or(f.Code, fmt.Sprintf("status %d", f.Status))
+	if g.Doubt != nil && g.Doubt.Fingerprint == presented {
+		v.Reason = schema.ReasonRotationLost
+	}
+	switch {
+	case t.Policy.Final(v, t.Now, g.NextDueAt):
+		return g.SignedOut(t, v), true
+	case t.Policy.confirms(v, t.Now):
+		v.Again = t.Now
+	}
+	next = g.Failed(t, failed)
+	next.Verdict = &v
 	return next, false
 }
 
@@ -344,7 +378,7 @@ func (g Grant) Held(t Turn, f Failure) Grant {
 	v := *g.Verdict
 	v.Again = t.Now
 	next.Verdict = &v
-	next.NextDueAt = later(next.NextDueAt, v.Again.Add(t.Policy.hindsight()))
+	next.NextDueAt = later(next.NextDueAt, v.Again.Add(t.Policy.toThird(v)))
 	return next
 }
 

@@ -110,6 +110,30 @@ func (g Grant) Due() Due {
 	return d
 }
 
+// WaitsSince reports whether g, as stored, waits at now for something that may be over: it was put
+// off when it was due, or failed at a time before since. A refusal of the user is none of that, but
+// for one in words that nobody knows.
+func (g Grant) WaitsSince(since, now time.Time) bool {
+	proven := side{Status: g.Status, Verdict: g.Verdict, Attempts: g.Attempts, Outages: g.Outages, FailedAt: g.FailedAt, NextDueAt: g.NextDueAt}
+	waits := proven.waitsSince(since, now)
+	for _, c := range g.Candidate.all() {
+		waits = waits || c.waitsSince(since, now)
+	}
+	return waits && (g.Claim == nil || !g.Claim.Until.After(now))
+}
+
+func (s side) waitsSince(since, now time.Time) bool {
+	switch {
+	case s.Status != Live || s.NextDueAt.IsZero():
+		return false
+	case !s.NextDueAt.After(now):
+		return true
+	case s.Verdict != nil && !s.Verdict.Unsure:
+		return false
+	}
+	return s.Attempts+s.Outages > 0 && s.FailedAt.Before(since)
+}
+
 // Listed is one grant of a List. Tokens may be left out: Pair then has only ExpiresAt.
 type Listed struct {
 	Grant

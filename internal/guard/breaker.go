@@ -12,31 +12,26 @@ func (s State) braked(t Tally, now time.Time, r Rules) State {
 		return s.probed(t, now, r)
 	}
 	reason := s.failing(t, now, r)
-	if reason == "" {
+	if reason == "" || reason == ReasonConfig { // it answers: see doubting
 		return s
 	}
 	s.Outage = &Outage{Reason: reason, Since: now, Until: later(now.Add(r.OpenMin), s.asked(t))}
 	return s.tell(schema.ProviderDegraded, reason, now, now)
 }
 
-// failing says why the provider is to be left alone; empty: it is not.
+// failing says why next to no call succeeds; empty: enough do.
 func (s State) failing(t Tally, now time.Time, r Rules) string {
 	if s.asked(t).After(now) {
 		return ReasonThrottled
 	}
 	n := s.Recent
-	if s.renewed(now.Add(-r.Window)) {
-		n.Unknown = 0 // somebody is renewed: the words nobody knows are about a user, not about us
-	}
 	switch bad := n.bad(); {
 	case t == (Tally{}) || bad < r.FailMin || share(bad, bad+n.answers()) < r.FailShare:
 		return ""
-	case n.Config > n.Failed+n.Throttled+n.Unknown:
+	case n.Config > n.Failed+n.Throttled:
 		return ReasonConfig
-	case n.Throttled > n.Failed+n.Unknown:
+	case n.Throttled > n.Failed:
 		return ReasonThrottled
-	case n.Unknown > n.Failed:
-		return ReasonUnknown
 	}
 	return ReasonOutage
 }
@@ -61,7 +56,7 @@ func (s State) probed(t Tally, now time.Time, r Rules) State {
 	switch early := now.Before(o.Until); {
 	case !early && t.answers() > 0, r.FailShare > 1 && o.Reason != ReasonThrottled:
 		return s.recovered(t, now)
-	case early || t.bad() == 0:
+	case early || t.bad()+t.Unknown+t.UnknownAgain == 0:
 		if most := now.Add(longest); o.Until.After(most) {
 			o.Until = most // the rules have changed
 		}
@@ -85,42 +80,93 @@ func (s State) recovered(t Tally, now time.Time) State {
 	return s.tell(schema.ProviderRecovered, o.Reason, o.Since, now)
 }
 
-// doubting begins a doubt, keeps it, or ends it. It begins with a refusal only, so that workers
-// whose rules differ do not begin and end it in turns.
+// doubting begins a doubt, keeps it, or ends it.
 func (s State) doubting(t Tally, now time.Time, r Rules) State {
-	said := s.since(now.Add(-r.Window))
-	none := s.Run.Dead >= nobody*r.DeadMin && r.DeadShare <= 1
-	switch {
-	case s.Doubt == nil:
-		users := said.Dead + said.OK // each user who is held back asks again and again, and counts once
-		if t.Dead == 0 || !none && (said.Dead < r.DeadMin || share(said.Dead, users) < r.DeadShare) {
-			return s
+	reason := s.doubtful(t, now, r)
+	switch d := s.Doubt; {
+	case d != nil && s.cleared(t, now, r):
+		return s.believed(t, now)
+	case reason == "" && d == nil:
+		return s
+	case reason != "" && (d == nil || d.Reason == ReasonMassFailure && reason != d.Reason):
+		if d != nil {
+			s = s.believed(t, now) // nothing is known any more about how many are refused
 		}
-		s.Doubt = &Doubt{Since: now}
-		s = s.tell(schema.ProviderDegraded, ReasonMassFailure, now, now)
-	case r.DeadShare > 1, !none && said.answers() > 0 && share(said.Dead+said.Again, said.answers()) < r.DeadShare:
-		since := s.Doubt.Since
-		s.Doubt = nil
-		return s.tell(schema.ProviderRecovered, ReasonMassFailure, since, now)
+		s.Doubt = &Doubt{Reason: reason, Since: now}
+		s = s.tell(schema.ProviderDegraded, reason, now, now)
 	}
-	return s.pausing(t, none, now, r)
+	return s.pausing(t, now, r)
+}
+
+// doubtful says why the provider's refusals are not to be believed; empty: they are. A mass failure
+// begins with a refusal only, so that workers whose rules differ do not begin and end it in turns.
+func (s State) doubtful(t Tally, now time.Time, r Rules) string {
+	said := s.since(now.Add(-r.Window))
+	users := said.Dead + said.OK // each user who is held back asks again and again, and counts once
+	switch {
+	case s.Outage == nil && s.failing(t, now, r) == ReasonConfig:
+		return ReasonConfig
+	case t.Unknown > 0 && s.Run.Unknown >= s.unknownsMost(now, r) && r.FailShare <= 1:
+		return ReasonUnknown
+	case t.Dead > 0 && (s.nobody(r) || said.Dead >= r.DeadMin && share(said.Dead, users) >= r.DeadShare):
+		return ReasonMassFailure
+	}
+	return ""
+}
+
+// unknownsMost is how many users in a row may be refused in words that nobody knows: more where others
+// were renewed lately, since many can have left at once.
+func (s State) unknownsMost(now time.Time, r Rules) int {
+	if s.renewed(now.Add(-r.Window)) {
+		return nobody * r.DeadMin
+	}
+	return unknowns
+}
+
+// nobody reports whether nobody at all is renewed any more.
+func (s State) nobody(r Rules) bool { return s.Run.Dead >= nobody*r.DeadMin && r.DeadShare <= 1 }
+
+// cleared reports whether the doubt is over: anybody was answered who would not have been, or fewer
+// than most are refused, or the rules have changed.
+func (s State) cleared(t Tally, now time.Time, r Rules) bool {
+	if s.Doubt.Reason != ReasonMassFailure {
+		return t.answers() > 0 || r.FailShare > 1
+	}
+	said := s.since(now.Add(-r.Window))
+	return r.DeadShare > 1 || !s.nobody(r) && said.answers() > 0 && share(said.Dead+said.Again, said.answers()) < r.DeadShare
+}
+
+// believed ends the doubt. Who waited for that is woken.
+func (s State) believed(t Tally, now time.Time) State {
+	d := s.Doubt
+	s.Doubt = nil
+	if d.Reason != ReasonMassFailure {
+		s.RecentAt, s.Recent = now, t
+	}
+	if !d.Until.IsZero() {
+		s.WakeAt = now.UTC()
+	}
+	return s.tell(schema.ProviderRecovered, d.Reason, d.Since, now)
 }
 
 // pausing lets presentations wait while the provider is in doubt and nobody at all is renewed, from
 // one try to the next. As soon as anybody is, everybody goes on: those who are well must not wait
 // for those who are refused.
-func (s State) pausing(t Tally, none bool, now time.Time, r Rules) State {
+func (s State) pausing(t Tally, now time.Time, r Rules) State {
 	d := *s.Doubt
-	switch {
-	case !none:
+	switch longest := d.longest(r); {
+	case d.Reason == ReasonMassFailure && !s.nobody(r):
+		if !d.Until.IsZero() {
+			s.WakeAt = now.UTC()
+		}
 		d.Until, d.Tries = time.Time{}, 0
 	case d.Until.IsZero():
 		d.Until = now.Add(r.OpenMin)
-	case !now.Before(d.Until) && t.Dead+t.Again > 0:
+	case !now.Before(d.Until) && t.refused()+t.bad() > 0:
 		d.Tries++
 		d.Until = now.Add(d.interval(r))
-	case d.Until.After(now.Add(r.Release)):
-		d.Until = now.Add(r.Release) // the rules have changed
+	case d.Until.After(now.Add(longest)):
+		d.Until = now.Add(longest) // the rules have changed
 	}
 	if d != *s.Doubt {
 		s.Doubt = &d
@@ -128,5 +174,17 @@ func (s State) pausing(t Tally, none bool, now time.Time, r Rules) State {
 	return s
 }
 
+// longest is the longest time between two tries. A provider that does not know our settings is asked
+// as often as one that is down; one that refuses in words nobody knows may spend what it is shown.
+func (d Doubt) longest(r Rules) time.Duration {
+	switch d.Reason {
+	case ReasonConfig:
+		return r.OpenMax
+	case ReasonUnknown:
+		return maxQuiet
+	}
+	return r.Release
+}
+
 // interval is the time between two tries.
-func (d Doubt) interval(r Rules) time.Duration { return min(r.OpenMin<<min(d.Tries, 20), r.Release) }
+func (d Doubt) interval(r Rules) time.Duration { return min(r.OpenMin<<min(d.Tries, 20), d.longest(r)) }

@@ -26,7 +26,7 @@ type Brake interface {
 	Publish(ctx context.Context, e schema.Event) error
 }
 
-// Config is what a Guard stands on. All of it is required but Rules.
+// Config is what a Guard stands on. All of it is required but Rules and Wake.
 type Config struct {
 	Provider    string
 	Settings    string // fingerprint of the client id and endpoint in use
@@ -34,9 +34,12 @@ type Config struct {
 	Rules       Rules
 	Bucket      jetstream.KeyValue
 	Brake       Brake
-	Source      string // CloudEvents source of provider events
-	Now         func() time.Time
-	Logger      *slog.Logger
+	// Wake brings forward what waits for the provider since before a time, and says how much; nil:
+	// it comes in its own time.
+	Wake   func(ctx context.Context, provider string, since time.Time) (int, error)
+	Source string // CloudEvents source of provider events
+	Now    func() time.Time
+	Logger *slog.Logger
 }
 
 // Guard is one worker's view of one provider. Calls are counted in memory and written together,
@@ -85,8 +88,8 @@ func (g *Guard) Report(f *grant.Fault, again bool) {
 	sum := g.tally
 	g.mu.Unlock()
 	s := g.state.Load()
-	waited := s.Outage != nil || s.Doubt != nil && !s.Doubt.Until.IsZero()
-	if waited || sum.bad()+sum.Dead == g.Rules.FailMin || t.Throttled > 0 && sum.Throttled == throttles {
+	waited := s.Outage != nil || s.Doubt != nil && !s.Doubt.Until.IsZero() || g.untried(*s)
+	if waited || sum.bad()+sum.Dead == g.Rules.FailMin || t.Unknown > 0 || t.Throttled > 0 && sum.Throttled == throttles {
 		g.wakeUp()
 	}
 }
@@ -98,40 +101,89 @@ func (g *Guard) wakeUp() {
 	}
 }
 
-// Wait is how long the provider is to be left alone; 0: it may be called.
-func (g *Guard) Wait() time.Duration { return g.WaitSince(time.Time{}) }
-
-// WaitSince is Wait for the tokens of a login at this time. While the provider is only in doubt, a
-// login that is newer than the doubt does not wait.
-func (g *Guard) WaitSince(login time.Time) time.Duration {
+// Wait is how long no call is to be made for a user, with the tokens of a login at this time; 0: the
+// profile may be asked for.
+func (g *Guard) Wait(login time.Time) time.Duration {
 	s, now := g.state.Load(), g.Now()
-	var wait time.Duration
-	if s.Outage != nil {
-		wait = max(0, s.Outage.Until.Sub(now))
+	switch until := s.quietUntil(); {
+	case until.After(now):
+		return min(until.Sub(now), longestTurn)
+	case s.Doubt != nil && s.Doubt.Reason == ReasonMassFailure:
+		return g.WaitToPresent(login)
 	}
-	if d := s.Doubt; d != nil && !d.Until.IsZero() && wait == 0 && !login.After(d.Since) {
-		wait = g.turn(*d, now)
-	}
-	return wait
+	return 0
 }
 
-// longestTurn bounds how long renewals that wait for the end of a doubt are put off, and with it
-// how long after its end the last one goes on. They are many, and each putting off costs a message.
-const longestTurn = 5 * time.Minute
-
-// turn is how long a presentation waits while nobody at all is renewed: 0 for one at a time, of
-// each worker. Who waits does so for as long again as it has lasted.
-func (g *Guard) turn(d Doubt, now time.Time) time.Duration {
-	if !now.Before(d.Until) {
-		last := g.tried.Load()
-		since := now.Sub(time.Unix(0, last))
-		over := last < d.Until.UnixNano() || since < 0 || since > max(d.interval(g.Rules), 30*time.Second) // or its answer got lost
-		if over && g.tried.CompareAndSwap(last, now.UnixNano()) {
-			return 0
-		}
+// WaitToPresent is Wait for a refresh token. While nobody at all is renewed it lets through one at a
+// time, of each worker, and it lets a login that is newer than the trouble through sooner.
+func (g *Guard) WaitToPresent(login time.Time) time.Duration {
+	s, now := g.state.Load(), g.Now()
+	d := s.Doubt
+	switch until := s.quietUntil(); {
+	case until.After(now):
+		return min(until.Sub(now), longestTurn)
+	case d != nil && d.Until.IsZero(), d != nil && d.Reason == ReasonMassFailure && login.After(d.Since):
+		return 0
+	case d != nil:
+		return g.turn(*d, login, now)
+	case g.untried(*s) && !g.next(now, time.Time{}, firstPace):
+		return time.Second
 	}
-	return max(d.Until.Sub(now), min(now.Sub(d.Since), longestTurn), time.Second)
+	return 0
 }
+
+// quietUntil is until when the provider is not called at all.
+func (s State) quietUntil() time.Time {
+	switch {
+	case s.Paused != nil:
+		return s.Paused.end()
+	case s.Outage != nil:
+		return s.Outage.Until
+	}
+	return time.Time{}
+}
+
+// untried reports whether nobody was renewed with these settings yet. Tokens are then shown one
+// after the other: a provider that refuses our settings may spend each.
+func (g *Guard) untried(s State) bool { return g.read.Load() && s.ProvenAt.IsZero() }
+
+const (
+	// firstPace is the time between two presentations of one worker under settings with which nobody
+	// was renewed yet.
+	firstPace = 250 * time.Millisecond
+	// longestTurn bounds how long renewals are put off at a time, and with it how long after its end
+	// the last one goes on. They are many, and each putting off costs a message.
+	longestTurn = 5 * time.Minute
+	// answerLost is after which time a try has no answer any more.
+	answerLost = 30 * time.Second
+)
+
+// turn is how long a presentation waits while nobody at all is renewed: 0 for one at a time, of each
+// worker. Who waits does so for as long again as it has lasted.
+func (g *Guard) turn(d Doubt, login, now time.Time) time.Duration {
+	pace := g.Rules.Release
+	switch newer := login.After(d.Since); {
+	case newer && g.next(now, time.Time{}, pace):
+		return 0
+	case newer:
+		return max(time.Unix(0, g.tried.Load()).Add(pace).Sub(now), time.Second)
+	case !now.Before(d.Until) && g.next(now, d.Until, max(d.interval(g.Rules), answerLost)):
+		return 0
+	}
+	return max(min(d.Until.Sub(now), longestTurn), min(now.Sub(d.Since), longestTurn), time.Second)
+}
+
+// next takes the next try of this worker: there was none since a time, or the last one is older than
+// pace.
+func (g *Guard) next(now, since time.Time, pace time.Duration) bool {
+	last := g.tried.Load()
+	ago := now.Sub(time.Unix(0, last))
+	over := !since.IsZero() && last < since.UnixNano() || ago < 0 || ago >= pace
+	return over && g.tried.CompareAndSwap(last, now.UnixNano())
+}
+
+// Renewing reports whether anybody was renewed lately.
+func (g *Guard) Renewing() bool { return g.state.Load().renewed(g.Now().Add(-g.Rules.Window)) }
 
 // Hold asks, before a user who was refused as v tells is signed out, whether the provider is to be
 // believed. It returns after everything this worker has counted is in the shared record. A reason
@@ -162,6 +214,9 @@ func (g *Guard) State() State { return *g.state.Load() }
 // Run shares what is counted, sets the brake and tells what is to be told, until ctx ends. Errors
 // are logged, and what they left undone is tried again.
 func (g *Guard) Run(ctx context.Context) error {
+	var waker sync.WaitGroup
+	defer waker.Wait()
+	waker.Go(func() { g.wakeAll(ctx) })
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {

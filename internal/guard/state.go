@@ -14,6 +14,7 @@ const (
 	ReasonThrottled   = "provider_throttled"
 	ReasonUnknown     = schema.ReasonProviderUnknown
 	ReasonMassFailure = schema.ReasonMassFailure
+	ReasonPaused      = "paused" // by an operator
 )
 
 // Outage says that the provider is left alone.
@@ -24,19 +25,30 @@ type Outage struct {
 	Tries  int       `json:"tries,omitempty"`
 }
 
-// Doubt says that most users are refused, and that verdicts on them are held back.
+// Doubt says that the provider answers, and that its refusals are not to be believed: it refuses
+// most users, or our settings, or everybody in words that nobody knows.
 type Doubt struct {
-	Since time.Time `json:"since"`
+	Reason string    `json:"reason,omitempty"` // ReasonMassFailure, ReasonConfig or ReasonUnknown
+	Since  time.Time `json:"since"`
 	// Until is set while nobody at all is renewed: no refresh token is presented before, then one
-	// is, to see. The tokens of logins after Since are presented all the same: nobody is as likely
-	// to be renewed as who has just signed in.
+	// is, to see. The tokens of logins after Since need not wait as long: nobody is as likely to be
+	// renewed as who has just signed in.
 	Until time.Time `json:"until,omitzero"`
 	Tries int       `json:"tries,omitempty"`
+}
+
+// Pause is an operator's: no call is made at all.
+type Pause struct {
+	By    string    `json:"by"`
+	Note  string    `json:"note,omitempty"`
+	Since time.Time `json:"since"`
+	Until time.Time `json:"until,omitzero"` // zero: until an operator ends it
 }
 
 // Run counts answers in a row.
 type Run struct {
 	Dead      int `json:"dead,omitempty"`      // users refused for the first time since anybody was renewed
+	Unknown   int `json:"unknown,omitempty"`   // users refused in words nobody knows since anybody was answered
 	Throttled int `json:"throttled,omitempty"` // throttling answers since anybody was answered
 }
 
@@ -46,6 +58,10 @@ type Notice struct {
 	Reason string      `json:"reason"`
 	Since  time.Time   `json:"since"` // of the outage; one event of each type comes of it
 	At     time.Time   `json:"at"`
+	// By, Note and Until are an operator's, of a pause.
+	By    string    `json:"by,omitempty"`
+	Note  string    `json:"note,omitempty"`
+	Until time.Time `json:"until,omitzero"`
 }
 
 // State is one provider's record, shared by all workers.
@@ -53,8 +69,9 @@ type State struct {
 	V int `json:"v,omitempty"` // of the record's form, see Load
 	// Settings is a fingerprint of the client id and endpoint that the rest is about; other
 	// settings start anew.
-	Settings string    `json:"settings"`
-	ProvenAt time.Time `json:"proven_at,omitzero"` // first success under them
+	Settings   string    `json:"settings"`
+	SettingsAt time.Time `json:"settings_at,omitzero"` // when they came
+	ProvenAt   time.Time `json:"proven_at,omitzero"`   // first success under them
 
 	RecentAt time.Time `json:"recent_at,omitzero"`
 	Recent   Tally     `json:"recent,omitzero"`
@@ -63,10 +80,15 @@ type State struct {
 
 	Outage *Outage `json:"outage,omitempty"`
 	Doubt  *Doubt  `json:"doubt,omitempty"`
+	Paused *Pause  `json:"paused,omitempty"`
 	// RecoveredAt is when the last outage ended; the limit rises from there. LiftUntil is until
 	// when its pause would last if nobody lifted it.
 	RecoveredAt time.Time `json:"recovered_at,omitzero"`
 	LiftUntil   time.Time `json:"lift_until,omitzero"`
+	// WakeAt is set when what failed or waits since before then deserves a try at once, until that
+	// is done. WakeUntil is how long the worker that does it has for it.
+	WakeAt    time.Time `json:"wake_at,omitzero"`
+	WakeUntil time.Time `json:"wake_until,omitzero"`
 	// Untold are the events to publish, oldest first. Whoever has published one takes it out.
 	Untold []Notice `json:"untold,omitempty"`
 }
@@ -83,6 +105,9 @@ const (
 	// at all is. Where 60 % of all have left, twenty in a row happen once in 30,000 times, and cost
 	// a second.
 	nobody = 2
+	// unknowns in a row, with nobody answered in between, are no longer about a user. A provider may
+	// spend a token that it refuses, so that few are shown to it.
+	unknowns = 3
 	// untoldMost bounds the record while events cannot be published.
 	untoldMost = 32
 )
@@ -93,24 +118,40 @@ func (s State) Next(t Tally, settings string, now time.Time, r Rules) State {
 	if s.Settings != settings {
 		s = s.under(settings, now)
 	}
-	if o := s.Outage; o != nil && o.Reason == ReasonMassFailure {
-		s.Outage, s.Doubt = nil, &Doubt{Since: o.Since} // as a version before wrote it
-	}
+	s = s.upgraded()
 	if t != (Tally{}) {
 		s = s.counted(t, now, r)
 	}
-	return s.braked(t, now, r).doubting(t, now, r)
+	return s.braked(t, now, r).doubting(t, now, r).expired(now)
+}
+
+// upgraded is s, which a version before may have written, in the words of this one.
+func (s State) upgraded() State {
+	if o := s.Outage; o != nil && (o.Reason == ReasonMassFailure || o.Reason == ReasonConfig || o.Reason == ReasonUnknown) {
+		s.Outage, s.Doubt = nil, &Doubt{Reason: o.Reason, Since: o.Since}
+	}
+	if d := s.Doubt; d != nil && d.Reason == "" {
+		doubt := *d
+		doubt.Reason = ReasonMassFailure
+		s.Doubt = &doubt
+	}
+	return s
 }
 
 // under is s under new settings: nothing is known about them. They deserve a try at once, since
-// they may be the cure.
+// they may be the cure, and so does everybody who failed under the old ones.
 func (s State) under(settings string, now time.Time) State {
-	next := State{Settings: settings, RecoveredAt: s.RecoveredAt, LiftUntil: s.LiftUntil, Untold: s.Untold}
+	next := State{
+		Settings: settings, SettingsAt: now.UTC(), Paused: s.Paused, RecoveredAt: s.RecoveredAt, LiftUntil: s.LiftUntil, Untold: s.Untold,
+	}
+	if s.Settings != "" {
+		next.WakeAt = now.UTC()
+	}
 	if o := s.Outage; o != nil {
 		next.Outage = &Outage{Reason: o.Reason, Since: o.Since, Until: now}
 	}
-	if d := s.Doubt; d != nil {
-		next = next.tell(schema.ProviderRecovered, ReasonMassFailure, d.Since, now)
+	if d := s.upgraded().Doubt; d != nil {
+		next = next.tell(schema.ProviderRecovered, d.Reason, d.Since, now)
 	}
 	return next
 }
@@ -128,6 +169,10 @@ func (s State) counted(t Tally, now time.Time, r Rules) State {
 	if t.OK > 0 {
 		s.Run.Dead = 0
 	}
+	s.Run.Unknown += t.Unknown
+	if t.answers() > 0 {
+		s.Run.Unknown = 0
+	}
 	switch {
 	case t.Throttled > t.answers():
 		s.Run.Throttled += t.Throttled
@@ -140,7 +185,7 @@ func (s State) counted(t Tally, now time.Time, r Rules) State {
 // tell adds an event to those that are to be published.
 func (s State) tell(typ schema.Type, reason string, since, now time.Time) State {
 	from := max(0, len(s.Untold)+1-untoldMost)
-	s.Untold = append(append([]Notice(nil), s.Untold[from:]...), Notice{typ, reason, since.UTC(), now.UTC()})
+	s.Untold = append(append([]Notice(nil), s.Untold[from:]...), Notice{Type: typ, Reason: reason, Since: since.UTC(), At: now.UTC()})
 	return s
 }
 
@@ -173,6 +218,8 @@ func (s State) Limit(now time.Time, full int) int {
 // lifted; zero: nothing is to be done.
 func (s State) PausedUntil(now time.Time) time.Time {
 	switch {
+	case s.Paused != nil:
+		return s.Paused.end()
 	case s.Outage != nil:
 		return s.Outage.Until
 	case s.LiftUntil.After(now):
@@ -187,7 +234,8 @@ func (s State) PausedUntil(now time.Time) time.Time {
 // who are held back ask again and again.
 func (s State) most(v grant.Verdict, r Rules) bool {
 	refused := func(t Tally) bool {
-		return t.Dead+t.Again >= r.DeadMin && share(t.Dead+t.Again, t.answers()) >= r.DeadShare
+		n := t.Dead + t.Again + t.Unknown
+		return n >= r.DeadMin && share(n, t.answers()+t.Unknown) >= r.DeadShare
 	}
 	since := s.since(v.At)
 	since.Again = 0
@@ -196,14 +244,19 @@ func (s State) most(v grant.Verdict, r Rules) bool {
 
 // Hold says why v is not to be believed yet; empty: it is.
 func (s State) Hold(v grant.Verdict, now time.Time, r Rules) string {
-	held := now.Sub(v.At)
+	held, from := now.Sub(v.At), v.At
+	if v.Unsure {
+		from = v.Again // what was said of others before says nothing about the words in use now
+	}
 	steady := held >= r.Hold && s.renewed(now.Add(-r.Window)) // refused for so long, while others are renewed: it is true
 	switch {
+	case s.Doubt != nil && s.Doubt.Reason != ReasonMassFailure:
+		return s.Doubt.Reason
 	case (s.Doubt != nil || s.most(v, r)) && !steady:
 		return ReasonMassFailure
-	case s.ProvenAt.IsZero() && held < r.Hold:
+	case s.ProvenAt.IsZero() && held < r.Hold, v.Unsure && !v.Again.After(s.SettingsAt):
 		return schema.ReasonUnproven
-	case held < r.Alone && !s.renewed(v.At):
+	case (v.Unsure || held < r.Alone) && !s.renewed(from):
 		return schema.ReasonNobodyRenewed
 	}
 	return ""

@@ -1,6 +1,7 @@
 package guard_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -111,20 +112,93 @@ func TestWrongSettingsAreNamed(t *testing.T) {
 	}
 	// New settings are tried at once.
 	s = s.Next(guard.Tally{}, "b", noon.Add(2*time.Second), rules)
-	if s.Outage == nil || s.Outage.Until.After(noon.Add(2*time.Second)) || !s.ProvenAt.IsZero() {
+	if s.Doubt != nil || !s.ProvenAt.IsZero() || said(s) != recovered+guard.ReasonConfig {
 		t.Errorf("after new settings %+v", s)
+	}
+	if !s.WakeAt.Equal(noon.Add(2 * time.Second)) {
+		t.Errorf("those who failed under the old ones are woken at %v", s.WakeAt)
+	}
+}
+
+// A provider that refuses our settings still says who a user is: nothing is paused but refreshing,
+// one tries again and again, and any answer about a user ends it.
+func TestWrongSettingsKeepTokensBackOnly(t *testing.T) {
+	s, at := feed(guard.State{}, noon, guard.Tally{OK: 1}, guard.Tally{Config: 50})
+	if s.Doubt == nil || !s.Doubt.Until.After(at) || s.Limit(at, 50) != 50 || !s.PausedUntil(at).IsZero() {
+		t.Fatalf("%+v", s)
+	}
+	var waits []time.Duration
+	for range 5 {
+		before := s.Doubt.Until
+		s = s.Next(guard.Tally{Config: 1}, "a", before, rules)
+		waits = append(waits, s.Doubt.Until.Sub(before)/time.Second)
+	}
+	if got := fmt.Sprint(waits); got != "[2ns 4ns 4ns 4ns 4ns]" {
+		t.Errorf("seconds between tries: %s", got)
+	}
+	if got := s.Hold(given(noon), noon.Add(100*rules.Hold), rules); got != guard.ReasonConfig {
+		t.Errorf("a verdict is held for %q", got)
+	}
+	if s = s.Next(guard.Tally{Again: 1}, "a", s.Doubt.Until, rules); s.Doubt != nil || s.WakeAt.IsZero() {
+		t.Errorf("a refusal of a user takes our settings: %+v", s)
 	}
 }
 
 // Words that nobody knows are about one user while others are renewed, and about us when nobody is.
-func TestUnknownAnswersToEverybodyOpenTheBreaker(t *testing.T) {
-	s, at := feed(guard.State{}, noon, guard.Tally{OK: 1}, guard.Tally{Unknown: 20})
+// Few tokens are then shown, since a provider may spend each.
+func TestUnknownAnswersToEverybodyKeepTokensBack(t *testing.T) {
+	s, at := feed(guard.State{}, noon, guard.Tally{OK: 1}, guard.Tally{Unknown: 19})
 	if said(s) != "" {
 		t.Errorf("somebody was renewed a second ago: %s", said(s))
 	}
+	if s, _ := feed(s, at, guard.Tally{Unknown: 1}); said(s) != degraded+guard.ReasonUnknown {
+		t.Errorf("twenty in a row: %s", said(s))
+	}
+	if s, _ := feed(s, at, guard.Tally{UnknownAgain: 5}); said(s) != "" {
+		t.Errorf("one user who is tried again and again is taken for many: %s", said(s))
+	}
+	s, at = feed(s, at, guard.Tally{OK: 1})
 	s, at = pass(s, at, rules.Window)
-	if s, _ = feed(s, at, guard.Tally{Unknown: 10}); said(s) != degraded+guard.ReasonUnknown {
-		t.Errorf("ten unknown answers, nobody renewed: %s", said(s))
+	if s, at = feed(s, at, guard.Tally{Unknown: 3}); said(s) != degraded+guard.ReasonUnknown {
+		t.Fatalf("three unknown answers, nobody renewed: %s", said(s))
+	}
+	shown := 0
+	for end := at.Add(24 * time.Hour); s.Doubt.Until.Before(end); shown++ {
+		s = s.Next(guard.Tally{UnknownAgain: 1}, "a", s.Doubt.Until, rules)
+	}
+	if shown > 36 {
+		t.Errorf("%d tokens are shown in a day", shown)
+	}
+	if got := s.Hold(given(noon), noon.Add(100*rules.Hold), rules); got != guard.ReasonUnknown {
+		t.Errorf("a verdict is held for %q", got)
+	}
+	s = s.Next(guard.Tally{OK: 1}, "a", s.Doubt.Until, rules)
+	if s.Doubt != nil || s.WakeAt.IsZero() {
+		t.Errorf("somebody was renewed: %+v", s)
+	}
+}
+
+// A refusal in words that nobody knows is about the user only if others were renewed after it was
+// given again, under the same settings.
+func TestAnUnsureVerdictNeedsOthersWhoAreRenewed(t *testing.T) {
+	s, at := feed(guard.State{}, noon, guard.Tally{OK: 1}, guard.Tally{Unknown: 1})
+	v := grant.Verdict{At: noon, Again: noon.Add(time.Hour), Unsure: true}
+	s, at = pass(s, at, time.Hour)
+	if got := s.Hold(v, at.Add(100*rules.Hold), rules); got != schema.ReasonNobodyRenewed {
+		t.Errorf("nobody was renewed since: held for %q", got)
+	}
+	s, at = feed(s, at.Add(time.Minute), guard.Tally{OK: 1})
+	if got := s.Hold(v, at, rules); got != "" {
+		t.Errorf("somebody was renewed since: held for %q", got)
+	}
+	if got, _ := feed(s, at, guard.Tally{Unknown: 40}); got.Hold(v, at, rules) == "" {
+		t.Error("most are refused like that since, and it is believed")
+	}
+	s = s.Next(guard.Tally{}, "b", at, rules)
+	s, at = feed(s, at.Add(time.Second), guard.Tally{OK: 1})
+	s.Settings = "b"
+	if got := s.Hold(v, at, rules); got != schema.ReasonUnproven {
+		t.Errorf("it was given under other settings: held for %q", got)
 	}
 }
 

@@ -15,7 +15,10 @@ type Tally struct {
 	Failed    int `json:"failed,omitempty"`    // outages: unsent, ambiguous
 	Config    int `json:"config,omitempty"`    // our settings refused
 	Throttled int `json:"throttled,omitempty"` // asked for patience
-	Unknown   int `json:"unknown,omitempty"`   // answered in words nobody knows
+	// Unknown are the users refused for the first time in words nobody knows, UnknownAgain those
+	// refused once more like that.
+	Unknown      int `json:"unknown,omitempty"`
+	UnknownAgain int `json:"unknown_again,omitempty"`
 	// Quiet is the latest time until which a throttling answer asked to be left alone; zero: none
 	// said.
 	Quiet time.Time `json:"quiet,omitzero"`
@@ -32,6 +35,8 @@ func tallied(f *grant.Fault, again bool, now time.Time) Tally {
 		return Tally{Dead: 1}
 	case f.Class == grant.Config:
 		return Tally{Config: 1}
+	case f.Class == grant.Unknown && again:
+		return Tally{UnknownAgain: 1}
 	case f.Class == grant.Unknown:
 		return Tally{Unknown: 1}
 	case f.Class == grant.Throttled && f.RetryAfter > 0:
@@ -45,15 +50,18 @@ func tallied(f *grant.Fault, again bool, now time.Time) Tally {
 func (t Tally) add(u Tally) Tally {
 	return Tally{
 		t.OK + u.OK, t.Dead + u.Dead, t.Again + u.Again, t.Failed + u.Failed, t.Config + u.Config, t.Throttled + u.Throttled,
-		t.Unknown + u.Unknown, later(t.Quiet, u.Quiet),
+		t.Unknown + u.Unknown, t.UnknownAgain + u.UnknownAgain, later(t.Quiet, u.Quiet),
 	}
 }
 
-// answers are those that say something about a user.
+// answers are those that say something about a user: the provider takes our settings.
 func (t Tally) answers() int { return t.OK + t.Dead + t.Again }
 
-// bad are the calls that say something against the provider.
-func (t Tally) bad() int { return t.Failed + t.Config + t.Throttled + t.Unknown }
+// bad are the calls that say something against the provider, or our settings.
+func (t Tally) bad() int { return t.Failed + t.Config + t.Throttled }
+
+// refused are the calls that renewed nobody, though the provider answered.
+func (t Tally) refused() int { return t.Dead + t.Again + t.Config + t.Unknown + t.UnknownAgain }
 
 func later(a, b time.Time) time.Time {
 	if b.After(a) {
@@ -76,16 +84,18 @@ type Bucket struct {
 	From time.Time `json:"from"`
 	OK   int       `json:"ok,omitempty"`
 	Dead int       `json:"dead,omitempty"`
-	// Again are those refused once more.
-	Again  int  `json:"again,omitempty"`
-	Coarse bool `json:"coarse,omitempty"`
+	// Again are those refused once more, Unknown those refused for the first time in words nobody
+	// knows.
+	Again   int  `json:"again,omitempty"`
+	Unknown int  `json:"unknown,omitempty"`
+	Coarse  bool `json:"coarse,omitempty"`
 }
 
 // after is what surely happened after at, or may have: of a piece that lies across it refusals
 // count, and where the piece is long successes do not, so that those before at speak against
 // nobody.
 func (b Bucket) after(at time.Time) Tally {
-	t := Tally{OK: b.OK, Dead: b.Dead, Again: b.Again}
+	t := Tally{OK: b.OK, Dead: b.Dead, Again: b.Again, Unknown: b.Unknown}
 	switch {
 	case b.Coarse && !b.From.Add(coarse).After(at), !b.Coarse && !b.From.Add(fine).After(at):
 		return Tally{}
@@ -95,10 +105,16 @@ func (b Bucket) after(at time.Time) Tally {
 	return t
 }
 
+// with is b with what t counts added.
+func (b Bucket) with(t Tally) Bucket {
+	b.OK, b.Dead, b.Again, b.Unknown = b.OK+t.OK, b.Dead+t.Dead, b.Again+t.Again, b.Unknown+t.Unknown
+	return b
+}
+
 // lately is list with t at its end, older pieces made coarse, and those that are too old left out.
 // The list that is shared is left as it is.
 func lately(list []Bucket, t Tally, now time.Time) []Bucket {
-	if t.answers() == 0 {
+	if t.answers()+t.Unknown == 0 {
 		return list
 	}
 	if n := len(list); n == 0 || list[n-1].Coarse || now.Sub(list[n-1].From) >= fine {
@@ -114,13 +130,12 @@ func lately(list []Bucket, t Tally, now time.Time) []Bucket {
 			b.From, b.Coarse = b.From.Truncate(coarse), true
 		}
 		if n := len(out); n > 0 && b.Coarse && out[n-1].Coarse && out[n-1].From.Equal(b.From) {
-			b.OK, b.Dead, b.Again = b.OK+out[n-1].OK, b.Dead+out[n-1].Dead, b.Again+out[n-1].Again
+			b = b.with(out[n-1].after(time.Time{}))
 			out = out[:n-1]
 		}
 		out = append(out, b)
 	}
-	last := &out[len(out)-1]
-	last.OK, last.Dead, last.Again = last.OK+t.OK, last.Dead+t.Dead, last.Again+t.Again
+	out[len(out)-1] = out[len(out)-1].with(t)
 	return out[max(0, len(out)-bucketsMost):]
 }
 
@@ -132,6 +147,9 @@ func (s State) since(at time.Time) Tally {
 	}
 	return sum
 }
+
+// Said is what the provider said to users since a time, as far as it is remembered.
+func (s State) Said(since time.Time) Tally { return s.since(since) }
 
 // renewed reports whether anybody was renewed since.
 func (s State) renewed(since time.Time) bool {

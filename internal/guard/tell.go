@@ -35,7 +35,9 @@ func (g *Guard) event(ctx context.Context, n Notice) (schema.Event, error) {
 	if err != nil {
 		waiting = 0 // the figure is a courtesy
 	}
-	data, err := json.Marshal(schema.ProviderState{Reason: n.Reason, Since: n.Since.UTC(), Waiting: waiting})
+	data, err := json.Marshal(schema.ProviderState{
+		Reason: n.Reason, Since: n.Since.UTC(), Waiting: waiting, By: n.By, Note: n.Note, Until: n.Until,
+	})
 	if err != nil {
 		return schema.Event{}, err
 	}
@@ -47,10 +49,10 @@ func (g *Guard) event(ctx context.Context, n Notice) (schema.Event, error) {
 
 func (g *Guard) log(n Notice) {
 	if n.Type == schema.ProviderRecovered {
-		g.Logger.Info("provider recovered", "provider", g.Provider, "reason", n.Reason, "since", n.Since)
+		g.Logger.Info("provider recovered", "provider", g.Provider, "reason", n.Reason, "since", n.Since, "by", n.By)
 		return
 	}
-	g.Logger.Error("provider degraded: nobody is signed out", "provider", g.Provider, "reason", n.Reason, "since", n.Since, "hint", Hint(n.Reason))
+	g.Logger.Error("provider degraded: nobody is signed out", "provider", g.Provider, "reason", n.Reason, "since", n.Since, "by", n.By, "hint", Hint(n.Reason))
 }
 
 // Hint says what to do about an outage for this reason.
@@ -64,6 +66,8 @@ func Hint(reason string) string {
 		return "nobody is renewed, and the provider answers in words that renewd does not know: is the client allowed to refresh, are client_secret and client_auth right?"
 	case ReasonMassFailure:
 		return "most users are refused at once: is the client id right, was the provider's database restored? If they really all left, raise dead_share above 1 for this provider"
+	case ReasonPaused:
+		return "an operator paused it: renewd provider resume ends that"
 	default:
 		return "is the provider reachable from here? It is tried again by itself"
 	}

@@ -53,6 +53,8 @@ type state struct {
 	Candidate *grant.Candidate `json:"candidate,omitempty"`
 	NextDueAt time.Time        `json:"next_due_at,omitzero"`
 	Owed      []grant.Pending  `json:"owed,omitempty"`
+	// FailingSince is kept from this version on.
+	FailingSince time.Time `json:"failing_since,omitzero"`
 }
 
 // claimRest is what of a claim has no column of its own. Presented is last and always there:
@@ -70,7 +72,7 @@ func rowOf(c grant.Cipher, g grant.Grant) (*row, error) {
 		return nil, err
 	}
 	s := state{
-		g.SavedBy, g.Verdict, g.Doubt, g.Cause, g.BeganAt, g.Progress, g.Pending, g.Refreshed, g.Recovered, g.Login, g.Candidate, time.Time{}, g.Owed,
+		g.SavedBy, g.Verdict, g.Doubt, g.Cause, g.BeganAt, g.Progress, g.Pending, g.Refreshed, g.Recovered, g.Login, g.Candidate, time.Time{}, g.Owed, g.FailingSince,
 	}
 	if g.Candidate != nil {
 		s.NextDueAt = g.NextDueAt
@@ -168,7 +170,7 @@ func (r *row) grant(c grant.Cipher) (grant.Grant, error) {
 	var s state
 	damage := json.Unmarshal([]byte(r.state), &s) // fills what it can
 	g.SavedBy, g.Verdict, g.Doubt, g.Cause, g.BeganAt, g.Progress, g.Pending = s.SavedBy, s.Verdict, s.Doubt, s.Cause, s.BeganAt, s.Progress, s.Pending
-	g.Refreshed, g.Recovered, g.Login, g.Candidate, g.Owed = s.Refreshed, s.Recovered, s.Login, s.Candidate, s.Owed
+	g.Refreshed, g.Recovered, g.Login, g.Candidate, g.Owed, g.FailingSince = s.Refreshed, s.Recovered, s.Login, s.Candidate, s.Owed, s.FailingSince
 	if g.Candidate != nil {
 		g.NextDueAt = s.NextDueAt
 	}

@@ -113,7 +113,7 @@ func TestRetryAfterHoldsBothWorkers(t *testing.T) {
 }
 
 // A client secret that is wrong from one moment on: told once, nobody signed out, and the right one
-// heals it.
+// heals it. Who signs in meanwhile has a profile at once: the provider knows their access token.
 func TestAWrongSecretIsTold(t *testing.T) {
 	t.Parallel()
 	const users = 30
@@ -123,6 +123,8 @@ func TestAWrongSecretIsTold(t *testing.T) {
 	w.start(16)
 	w.start(16)
 	w.told("provider.degraded", guard.ReasonConfig)
+	w.login(w.publisher(), "newcomer")
+	w.await("who signs in is synced", 10*time.Second, func(all map[string][]schema.Event) bool { return len(all["newcomer"]) > 0 })
 	w.stop()
 	w.secret = "right"
 	w.start(16)

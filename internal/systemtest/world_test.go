@@ -58,6 +58,7 @@ type world struct {
 	rules    guard.Rules
 	rate     float64
 	secret   string // of the client, as renewd has it
+	tokenURL string // as renewd's settings have it; empty: the preset's
 	logger   *slog.Logger
 	tracers  trace.TracerProvider
 	meters   metric.MeterProvider
@@ -209,7 +210,7 @@ func (w *world) guard(js jetstream.JetStream, e *stream.Engine, settings string)
 	w.must(err)
 	g, err := guard.New(guard.Config{
 		Provider: provider, Settings: settings, Concurrency: w.topology.Providers[0].Concurrency, Rules: w.rules, Bucket: bucket, Brake: e,
-		Source: "/renewd", Now: e.Now, Logger: w.logger,
+		Wake: stream.Waker{Store: w.store, Engine: e}.Wake, Source: "/renewd", Now: e.Now, Logger: w.logger,
 	})
 	w.must(err)
 	w.workers = append(w.workers, w.background(g.Run))
@@ -224,7 +225,7 @@ func (w *world) guard(js jetstream.JetStream, e *stream.Engine, settings string)
 
 func (w *world) client(conns int) *idp.Provider {
 	w.t.Helper()
-	p, err := idp.New(idp.Config{ID: provider, BaseURL: w.url, ClientID: "renewd-test", ClientSecret: grant.NewSecret(w.secret), AllowHTTPLoopback: true, MaxConns: conns}, idp.Telemetry{Tracers: w.tracers, Meters: w.meters})
+	p, err := idp.New(idp.Config{ID: provider, BaseURL: w.url, TokenURL: w.tokenURL, ClientID: "renewd-test", ClientSecret: grant.NewSecret(w.secret), AllowHTTPLoopback: true, MaxConns: conns}, idp.Telemetry{Tracers: w.tracers, Meters: w.meters})
 	w.must(err)
 	return p
 }

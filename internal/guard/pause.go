@@ -1,0 +1,106 @@
+package guard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/renewd/renewd/schema"
+)
+
+// ErrNotPaused: there is nothing to resume.
+var ErrNotPaused = errors.New("the provider is not paused")
+
+// PauseBy stores an operator's pause in the provider's record, in place of one that is there. Every
+// worker heeds it within a second or so, and it outlives the breaker and all of them. A zero Until
+// holds until Resume. The change is told as provider.degraded, in the name of p.By.
+func PauseBy(ctx context.Context, bucket jetstream.KeyValue, provider string, p Pause) error {
+	return changed(ctx, bucket, provider, func(s State) (State, error) { return s.paused(p), nil })
+}
+
+// ResumeBy ends an operator's pause, and has a try made at once of what the breaker or a doubt holds
+// back. by is who asks, at now. Errors: ErrNotPaused if nothing holds the provider back, ErrRecord.
+func ResumeBy(ctx context.Context, bucket jetstream.KeyValue, provider, by string, now time.Time) error {
+	return changed(ctx, bucket, provider, func(s State) (State, error) {
+		if s.Paused == nil && s.Outage == nil && s.Doubt == nil {
+			return s, fmt.Errorf("%s: %w", provider, ErrNotPaused)
+		}
+		return s.resumed(by, now), nil
+	})
+}
+
+// changed stores what f makes of the record, again on each conflict.
+func changed(ctx context.Context, bucket jetstream.KeyValue, provider string, f func(State) (State, error)) error {
+	for {
+		s, rev, err := Load(ctx, bucket, provider)
+		if err != nil {
+			return err
+		}
+		next, err := f(s)
+		if err != nil {
+			return err
+		}
+		next.V = version
+		switch err := put(ctx, bucket, provider, next, rev); {
+		case err == nil:
+			return nil
+		case !conflict(err):
+			return fmt.Errorf("write state of provider %s: %w", provider, err)
+		}
+	}
+}
+
+// paused is s with the pause p.
+func (s State) paused(p Pause) State {
+	if s.Paused != nil {
+		s = s.unpaused(p.By, p.Since)
+	}
+	s.Paused = &p
+	s = s.tell(schema.ProviderDegraded, ReasonPaused, p.Since, p.Since)
+	n := &s.Untold[len(s.Untold)-1]
+	n.By, n.Note, n.Until = p.By, p.Note, p.Until
+	return s
+}
+
+// unpaused ends the pause, in the name of by; empty: it ran out. What waited is woken.
+func (s State) unpaused(by string, now time.Time) State {
+	p := s.Paused
+	s.Paused, s.RecoveredAt, s.LiftUntil, s.WakeAt = nil, now.UTC(), p.end(), now.UTC()
+	s = s.tell(schema.ProviderRecovered, ReasonPaused, p.Since, now)
+	s.Untold[len(s.Untold)-1].By = by
+	return s
+}
+
+// resumed is s with nothing that keeps the next try from being made at now.
+func (s State) resumed(by string, now time.Time) State {
+	if s.Paused != nil {
+		s = s.unpaused(by, now)
+	}
+	if o := s.Outage; o != nil {
+		s.Outage = &Outage{Reason: o.Reason, Since: o.Since, Until: now.UTC()}
+	}
+	if d := s.Doubt; d != nil && !d.Until.IsZero() {
+		s.Doubt = &Doubt{Reason: d.Reason, Since: d.Since, Until: now.UTC()}
+	}
+	s.WakeAt = now.UTC()
+	return s
+}
+
+// expired ends a pause whose time is over.
+func (s State) expired(now time.Time) State {
+	if s.Paused == nil || now.Before(s.Paused.end()) {
+		return s
+	}
+	return s.unpaused("", now)
+}
+
+// end is when the pause ends; one without an end is set for longer than anybody waits.
+func (p Pause) end() time.Time {
+	if p.Until.IsZero() {
+		return p.Since.AddDate(100, 0, 0).UTC()
+	}
+	return p.Until.UTC()
+}

@@ -1,0 +1,187 @@
+package guard
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/renewd/renewd/internal/grant"
+)
+
+// An operator's pause stops every call, those for new logins too, and outlives the breaker, other
+// settings and every worker.
+func TestAnOperatorsPauseOutlivesTheBreaker(t *testing.T) {
+	s := newSite(t)
+	a := s.worker(s.bucket)
+	s.fail(a)
+	pause := Pause{By: "jo", Note: "they migrate", Since: s.now()}
+	if err := PauseBy(t.Context(), s.bucket, "p", pause); err != nil {
+		t.Fatal(err)
+	}
+	a.Report(nil, false) // a call that was under way: the breaker closes
+	s.advance(a.Rules.OpenMin)
+	a.round(t.Context())
+	b := s.worker(s.bucket)
+	b.Settings = "b"
+	b.round(t.Context())
+	newer := s.now().Add(time.Hour)
+	if b.Wait(newer) == 0 || b.WaitToPresent(newer) == 0 || !s.brake.until.After(s.now().AddDate(1, 0, 0)) {
+		t.Errorf("waits %v, paused until %v", b.Wait(newer), s.brake.until)
+	}
+	if b.Wait(newer) > longestTurn {
+		t.Errorf("work in hand is put off by %v", b.Wait(newer))
+	}
+	if err := ResumeBy(t.Context(), s.bucket, "p", "kim", s.now()); err != nil {
+		t.Fatal(err)
+	}
+	b.round(t.Context())
+	if b.Wait(newer) != 0 || s.brake.until.After(s.now()) || b.State().WakeAt.IsZero() {
+		t.Errorf("resumed: waits %v, paused until %v", b.Wait(newer), s.brake.until)
+	}
+	if err := ResumeBy(t.Context(), s.bucket, "p", "kim", s.now()); !errors.Is(err, ErrNotPaused) {
+		t.Errorf("nothing to resume: %v", err)
+	}
+}
+
+// A pause with an end is over then, and another one takes its place.
+func TestAPauseEndsInItsTime(t *testing.T) {
+	s := newSite(t)
+	a := s.worker(s.bucket)
+	for _, lasts := range []time.Duration{time.Minute, time.Hour} {
+		if err := PauseBy(t.Context(), s.bucket, "p", Pause{By: "jo", Since: s.now(), Until: s.now().Add(lasts)}); err != nil {
+			t.Fatal(err)
+		}
+		a.round(t.Context())
+		s.advance(30 * time.Second)
+	}
+	s.advance(time.Minute)
+	a.round(t.Context())
+	if a.Wait(time.Time{}) == 0 || s.brake.told() != "degraded recovered degraded" {
+		t.Errorf("the second pause: waits %v, told %s", a.Wait(time.Time{}), s.brake.told())
+	}
+	s.advance(time.Hour)
+	a.round(t.Context())
+	if a.Wait(time.Time{}) != 0 || s.brake.told() != "degraded recovered degraded recovered" {
+		t.Errorf("after its end: waits %v, told %s", a.Wait(time.Time{}), s.brake.told())
+	}
+}
+
+// An operator who knows that it is over need not wait for the next try of the breaker.
+func TestResumeTriesAtOnce(t *testing.T) {
+	s := newSite(t)
+	a := s.worker(s.bucket)
+	s.provenAndRefused(a)
+	if a.WaitToPresent(time.Time{}) < time.Second {
+		t.Fatal("nobody waits")
+	}
+	if err := ResumeBy(t.Context(), s.bucket, "p", "kim", s.now()); err != nil {
+		t.Fatal(err)
+	}
+	a.round(t.Context())
+	if a.WaitToPresent(time.Time{}) != 0 || a.State().Doubt == nil {
+		t.Error("want one try at once, and the doubt to last until its answer")
+	}
+}
+
+// provenAndRefused makes a provider of it that answers everybody in words nobody knows.
+func (s *site) provenAndRefused(g *Guard) {
+	g.Report(nil, false)
+	g.round(s.t.Context())
+	s.advance(2 * g.Rules.Window)
+	for range unknowns {
+		g.Report(&grant.Fault{Class: grant.Unknown, Op: "refresh", Status: 400}, false)
+	}
+	g.round(s.t.Context())
+	s.advance(time.Minute)
+	g.Report(&grant.Fault{Class: grant.Unknown, Op: "refresh", Status: 400}, true)
+	g.round(s.t.Context())
+}
+
+// Of all workers one wakes those who waited, once; if it dies another one does.
+func TestThoseWhoWaitedAreWokenOnce(t *testing.T) {
+	s := newSite(t)
+	var woken []time.Time
+	died := errors.New("killed")
+	waker := func() *Guard {
+		g := s.worker(s.bucket)
+		g.Wake = func(_ context.Context, _ string, since time.Time) (int, error) {
+			woken = append(woken, since)
+			return 1, died
+		}
+		return g
+	}
+	a, b := waker(), waker()
+	s.provenAndRefused(a)
+	s.advance(time.Hour)
+	over := s.now()
+	a.Report(nil, false)
+	a.round(t.Context())
+	b.round(t.Context())
+	if err := a.wake(t.Context()); !errors.Is(err, died) {
+		t.Fatal(err)
+	}
+	died = nil
+	wakes := func(g *Guard, want int) {
+		t.Helper()
+		if err := g.wake(t.Context()); err != nil || len(woken) != want {
+			t.Errorf("%v; woken %d times, want %d", err, len(woken), want)
+		}
+		g.round(t.Context())
+	}
+	wakes(b, 1) // a has its time for it
+	s.advance(wakeFor)
+	wakes(b, 2)
+	wakes(a, 2)
+	wakes(b, 2)
+	if !woken[1].Equal(over) {
+		t.Errorf("woken since %v, want %v", woken[1], over)
+	}
+}
+
+// Under settings with which nobody was renewed yet, tokens are shown one after the other.
+func TestUntriedSettingsShowOneTokenAtATime(t *testing.T) {
+	s := newSite(t)
+	a := s.worker(s.bucket)
+	a.round(t.Context())
+	if a.WaitToPresent(time.Time{}) != 0 || a.WaitToPresent(time.Time{}) == 0 {
+		t.Error("want one, and no second one beside it")
+	}
+	if a.Wait(time.Time{}) != 0 {
+		t.Error("a profile waits")
+	}
+	s.advance(firstPace)
+	if a.WaitToPresent(time.Time{}) != 0 {
+		t.Error("the next one waits on")
+	}
+	a.Report(nil, false)
+	a.round(t.Context())
+	if a.WaitToPresent(time.Time{}) != 0 || a.WaitToPresent(time.Time{}) != 0 {
+		t.Error("somebody was renewed, and others wait")
+	}
+}
+
+// While a provider refuses everybody in words that nobody knows, a login that came since is a better
+// probe than those who were there before.
+func TestANewerLoginTriesSooner(t *testing.T) {
+	s := newSite(t)
+	a := s.worker(s.bucket)
+	s.provenAndRefused(a)
+	for range 12 { // the tries become rare
+		s.advance(a.State().Doubt.Until.Sub(s.now()))
+		a.Report(&grant.Fault{Class: grant.Unknown, Op: "refresh", Status: 400}, true)
+		a.round(t.Context())
+	}
+	s.advance(2 * a.Rules.Release)
+	older, newer := time.Time{}, s.now()
+	if a.WaitToPresent(older) < a.Rules.Release {
+		t.Errorf("who was there before waits %v", a.WaitToPresent(older))
+	}
+	if a.WaitToPresent(newer) != 0 || a.WaitToPresent(newer) == 0 {
+		t.Error("want one try of a newer login, and no second one beside it")
+	}
+	s.advance(a.Rules.Release)
+	if a.WaitToPresent(newer) != 0 {
+		t.Error("the next one waits on")
+	}
+}

@@ -1,0 +1,57 @@
+package guard
+
+import (
+	"context"
+	"time"
+)
+
+// wakeFor is how long a worker has to wake those who wait. After that another one begins anew, in
+// case it died.
+const wakeFor = 5 * time.Minute
+
+// wakeAll wakes those who wait whenever the record says so, until ctx ends.
+func (g *Guard) wakeAll(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		if err := g.wake(ctx); err != nil && ctx.Err() == nil {
+			g.Logger.Warn("not everybody who waits for the provider was woken; they come in their own time, or with the next try",
+				"provider", g.Provider, "error", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// wake does it once, if no other worker does.
+func (g *Guard) wake(ctx context.Context) error {
+	at := g.state.Load().WakeAt
+	if g.Wake == nil || at.IsZero() {
+		return nil
+	}
+	mine := false
+	if err := g.change(ctx, func(s State) State {
+		now := g.Now()
+		if mine = s.WakeAt.Equal(at) && !s.WakeUntil.After(now) && s.Paused == nil; mine {
+			s.WakeUntil = now.Add(wakeFor).UTC()
+		}
+		return s
+	}); err != nil || !mine {
+		return err
+	}
+	n, err := g.Wake(ctx, g.Provider, at)
+	if err != nil {
+		return err // whoever finds the time over tries again
+	}
+	g.Logger.Info("those who waited for the provider are tried again", "provider", g.Provider, "grants", n, "since", at)
+	return g.change(ctx, func(s State) State {
+		if s.WakeAt.Equal(at) {
+			s.WakeAt = time.Time{}
+		}
+		s.WakeUntil = time.Time{}
+		return s
+	})
+}

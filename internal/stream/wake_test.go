@@ -1,0 +1,73 @@
+package stream_test
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/stream"
+)
+
+// When a provider's trouble is over, those who failed before that, or were put off, are tried at
+// once: what they wait for stays what it is. Everybody else keeps their time, and so does what is
+// due already.
+func TestWhoeverWaitsForNothingIsWoken(t *testing.T) {
+	js, e := fresh(t)
+	now, hour := time.Now(), time.Now().Add(time.Hour)
+	over := now.Add(-time.Second)
+	failed := func(g grant.Listed, at time.Time) grant.Listed {
+		g.Attempts, g.FailedAt = 1, at
+		return g
+	}
+	verdict := func(g grant.Listed, unsure bool) grant.Listed {
+		g.Verdict = &grant.Verdict{At: over, Unsure: unsure}
+		return failed(g, now.Add(-time.Minute))
+	}
+	grants := map[string]struct {
+		grant.Listed
+		woken bool
+	}{
+		"failed":          {failed(record("failed", grant.Live, hour), now.Add(-time.Minute)), true},
+		"refused oddly":   {verdict(record("refused oddly", grant.Live, hour), true), true},
+		"put off":         {record("put off", grant.Live, now.Add(-time.Minute)), true},
+		"refused plainly": {verdict(record("refused plainly", grant.Live, hour), false), false},
+		"failed since":    {failed(record("failed since", grant.Live, hour), now), false},
+		"well":            {record("well", grant.Live, hour), false},
+		"out":             {failed(record("out", grant.ReauthRequired, hour), now.Add(-time.Minute)), false},
+		"no timer":        {failed(record("no timer", grant.Live, hour), now.Add(-time.Minute)), false},
+	}
+	var store listed
+	var want []string
+	for name, g := range grants {
+		store.grants = append(store.grants, g.Listed)
+		if name != "no timer" {
+			must(t, e.Arm(t.Context(), g.Key, hour, command("r-"+name)))
+		}
+		if g.woken {
+			want = append(want, "r-"+name)
+		}
+	}
+	other := grant.Listed{Grant: grant.Grant{Key: grant.Key{Provider: "else", User: "u"}, Status: grant.Live, NextDueAt: now.Add(-time.Hour)}}
+	store.grants = append(store.grants, other, grant.Listed{Grant: grant.Grant{Key: alice}, Err: grant.ErrUnreadable})
+	w := stream.Waker{Store: store, Engine: e}
+	for round, n := range []int{3, 0} { // the second finds nothing to do
+		if got, err := w.Wake(t.Context(), alice.Provider, over); got != n || err != nil {
+			t.Errorf("round %d: %d woken, want %d; %v", round, got, n, err)
+		}
+	}
+	var got []string
+	for range want {
+		m := renewal(t, js)
+		_, work, err := e.ParseWork(m.Subject(), map[string][]string(m.Headers()))
+		must(t, err)
+		got = append(got, work.Cause.ID)
+		ack(t, m)
+	}
+	slices.Sort(want)
+	slices.Sort(got)
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("woken %v, want %v", got, want)
+	}
+}
