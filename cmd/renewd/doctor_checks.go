@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/internal/guard"
 	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/schema"
 )
 
 func (x *examination) streams(ctx context.Context) finding {
@@ -112,18 +114,36 @@ func (x *examination) provider(ctx context.Context, s providerSettings, connecte
 		return failed(err, "the buckets must be there: see the streams above")
 	}
 	known, _, err := guard.Load(ctx, bucket, s.ID)
-	switch o := known.Outage; {
-	case errors.Is(err, guard.ErrRecord):
+	if errors.Is(err, guard.ErrRecord) {
 		return failed(err, "until then its refusals sign nobody out")
-	case err != nil:
+	} else if err != nil {
 		return failed(err, "the buckets must be there: see the streams above")
-	case o != nil:
+	}
+	return standingFound(known, client.Settings())
+}
+
+// standingFound says in a sentence how a provider that answers stands, with these settings.
+func standingFound(known guard.State, settings string) finding {
+	switch {
+	case known.Paused != nil:
+		until := "until it is resumed"
+		if !known.Paused.Until.IsZero() {
+			until = "until " + clock(known.Paused.Until)
+		}
+		return finding{State: warning, Found: fmt.Sprintf("it answers, but %s paused it at %s, %s%s", known.Paused.By, clock(known.Paused.Since), until, inBrackets(known.Paused.Note)),
+			Advice: guard.Hint(guard.ReasonPaused)}
+	case known.Outage != nil:
+		o := known.Outage
 		return finding{State: warning, Found: fmt.Sprintf("it answers, but its renewals pause: %s since %s, next try %s", o.Reason, clock(o.Since), clock(o.Until)),
 			Advice: guard.Hint(o.Reason)}
 	case known.Doubt != nil:
-		return finding{State: warning, Found: "it answers, but refuses most users since " + clock(known.Doubt.Since) + ": nobody is signed out" + waiting(*known.Doubt),
-			Advice: guard.Hint(guard.ReasonMassFailure)}
-	case known.Settings != client.Settings() || known.ProvenAt.IsZero():
+		d := known.Doubt
+		what := map[string]string{
+			guard.ReasonConfig: "refuses this client", guard.ReasonUnknown: "refuses everybody in words that nobody knows",
+		}[d.Reason]
+		return finding{State: warning, Found: "it answers, but " + cmp.Or(what, "refuses most users") + " since " + clock(d.Since) + ": nobody is signed out" + waiting(*d),
+			Advice: guard.Hint(d.Reason)}
+	case known.Settings != settings || known.ProvenAt.IsZero():
 		return finding{State: warning, Found: "it answers; nobody was renewed with these settings yet", Advice: "until somebody is, a refusal is held back and signs nobody out"}
 	}
 	return finding{State: fine, Found: "it answers; the settings have worked since " + clock(known.ProvenAt)}
@@ -152,8 +172,9 @@ func (x *examination) store(ctx context.Context) finding {
 type census struct {
 	all, live, ended, suspended, unproven, unreadable int
 	overdue, untimed, looked                          int
+	alone, unsure                                     int // who fails alone for a day or longer, who is refused in unknown words
 	latest                                            time.Duration
-	examples                                          []string
+	examples, odd                                     []string // of the late and untimed; of the alone and unsure
 }
 
 // overdueAfter is from when on a renewal is late: the reconciler's own measure.
@@ -199,11 +220,19 @@ func (x *examination) count(ctx context.Context, g grant.Listed, n *census, stre
 		return nil
 	}
 	n.live++
+	if g.LastError == schema.ReasonFailingAlone {
+		n.alone++
+		example(&n.odd, g.Key)
+	}
+	if g.Verdict != nil && g.Verdict.Unsure {
+		n.unsure++
+		example(&n.odd, g.Key)
+	}
 	late := time.Since(g.NextDueAt)
 	if late > overdueAfter && (g.Claim == nil || g.Claim.Until.Before(time.Now())) {
 		n.overdue++
 		n.latest = max(n.latest, late)
-		n.example(g.Key)
+		example(&n.examples, g.Key)
 	}
 	if !streams || x.grants > 0 && n.looked >= x.grants {
 		return nil
@@ -212,15 +241,15 @@ func (x *examination) count(ctx context.Context, g grant.Listed, n *census, stre
 	err := x.timer(ctx, g.Key)
 	if errors.Is(err, errNoTimer) {
 		n.untimed++
-		n.example(g.Key)
+		example(&n.examples, g.Key)
 		return nil
 	}
 	return err
 }
 
-func (n *census) example(k grant.Key) {
-	if len(n.examples) < 3 {
-		n.examples = append(n.examples, k.String())
+func example(list *[]string, k grant.Key) {
+	if len(*list) < 3 {
+		*list = append(*list, k.String())
 	}
 }
 
@@ -252,6 +281,14 @@ func (x *examination) verdict(n census, streams bool) finding {
 	if n.overdue > 0 {
 		worse(warning, fmt.Sprintf("%d overdue, the latest by %v", n.overdue, n.latest.Round(time.Second)),
 			fmt.Sprintf("is renewd running, and is the provider well? For instance %v; the reconciler wakes them within minutes", n.examples))
+	}
+	if n.alone > 0 {
+		worse(warning, fmt.Sprintf("%d failed alone for a day or longer", n.alone),
+			fmt.Sprintf("the provider fails for them and renews others, but has not said that they must sign in again: ask it why, for instance about %v", n.odd))
+	}
+	if n.unsure > 0 {
+		worse(warning, fmt.Sprintf("%d refused in words that nobody knows", n.unsure),
+			fmt.Sprintf("if others are renewed meanwhile, they are told to sign in again after three refusals, hours apart; a rule for this provider says at once what its words mean. For instance %v", n.odd))
 	}
 	if n.untimed > 0 {
 		worse(broken, fmt.Sprintf("%d of %d live ones have no timer", n.untimed, n.looked),

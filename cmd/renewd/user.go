@@ -78,24 +78,26 @@ type userShow struct {
 
 // shown is a grant as `user show` prints it.
 type shown struct {
-	Provider    string          `json:"provider"`
-	User        string          `json:"user"`
-	Status      grant.Status    `json:"status"`
-	Version     int64           `json:"version"`
-	Fingerprint string          `json:"refresh_token_fingerprint,omitempty"`
-	ExpiresAt   time.Time       `json:"expires_at,omitzero"`
-	NextDueAt   time.Time       `json:"next_due_at,omitzero"`
-	LoginAt     time.Time       `json:"login_at,omitzero"`
-	RefreshedAt time.Time       `json:"refreshed_at,omitzero"`
-	SyncedAt    time.Time       `json:"synced_at,omitzero"`
-	FailedAt    time.Time       `json:"failed_at,omitzero"`
-	ActiveAt    time.Time       `json:"active_at,omitzero"`
-	LastError   string          `json:"last_error,omitempty"`
-	Attempts    int             `json:"attempts,omitempty"`
-	Outages     int             `json:"outages,omitempty"`
-	Verdict     *grant.Verdict  `json:"verdict,omitempty"`
-	ClaimedTill time.Time       `json:"claimed_until,omitzero"`
-	Profile     *schema.Profile `json:"profile,omitempty"`
+	Provider    string       `json:"provider"`
+	User        string       `json:"user"`
+	Status      grant.Status `json:"status"`
+	Version     int64        `json:"version"`
+	Fingerprint string       `json:"refresh_token_fingerprint,omitempty"`
+	ExpiresAt   time.Time    `json:"expires_at,omitzero"`
+	NextDueAt   time.Time    `json:"next_due_at,omitzero"`
+	LoginAt     time.Time    `json:"login_at,omitzero"`
+	RefreshedAt time.Time    `json:"refreshed_at,omitzero"`
+	SyncedAt    time.Time    `json:"synced_at,omitzero"`
+	FailedAt    time.Time    `json:"failed_at,omitzero"`
+	ActiveAt    time.Time    `json:"active_at,omitzero"`
+	LastError   string       `json:"last_error,omitempty"`
+	Attempts    int          `json:"attempts,omitempty"`
+	Outages     int          `json:"outages,omitempty"`
+	// FailingSince is when the first of the outages in a row was.
+	FailingSince time.Time       `json:"failing_since,omitzero"`
+	Verdict      *grant.Verdict  `json:"verdict,omitempty"`
+	ClaimedTill  time.Time       `json:"claimed_until,omitzero"`
+	Profile      *schema.Profile `json:"profile,omitempty"`
 }
 
 // Run shows a user.
@@ -118,7 +120,7 @@ func (u userShow) Run(ctx context.Context, a *app, c *cli) error {
 	}
 	s := shown{
 		g.Provider, g.User, g.Status, g.Version, g.Fingerprint(), g.Pair.ExpiresAt, g.NextDueAt, g.LoginAt, g.RefreshedAt, g.SyncedAt, g.FailedAt,
-		g.ActiveAt, g.LastError, g.Attempts, g.Outages, g.Verdict, time.Time{}, profile,
+		g.ActiveAt, g.LastError, g.Attempts, g.Outages, g.FailingSince, g.Verdict, time.Time{}, profile,
 	}
 	if g.Claim != nil {
 		s.ClaimedTill = g.Claim.Until
@@ -152,8 +154,14 @@ func (s shown) print(to io.Writer) error {
 	row("last error", s.LastError)
 	row("own failures in a row", fmt.Sprint(s.Attempts))
 	row("outages in a row", fmt.Sprint(s.Outages))
+	if s.Outages > 0 {
+		row("failing since", clock(s.FailingSince))
+	}
 	if s.Verdict != nil {
 		row("refused", s.Verdict.Reason+inBrackets(s.Verdict.Code)+" at "+clock(s.Verdict.At))
+		if s.Verdict.Unsure && !s.Verdict.Confirmed {
+			row("", "in words that nobody knows: told to sign in again if others are renewed meanwhile")
+		}
 	}
 	if s.Profile != nil {
 		row("name", s.Profile.Name)

@@ -1,0 +1,294 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/renewd/renewd/internal/guard"
+	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/schema"
+)
+
+type providerCommand struct {
+	List   providerList   `cmd:"" help:"Say of each provider in the settings whether it is renewed, and why not."`
+	Show   providerShow   `cmd:"" help:"Show what is known of one provider's health."`
+	Pause  providerPause  `cmd:"" help:"Leave a provider alone: nobody is renewed there, and nobody signed out."`
+	Resume providerResume `cmd:"" help:"End a pause, and try at once what the breaker or a doubt holds back."`
+}
+
+// health are the records of the providers' health.
+type health struct {
+	conf   *configuration
+	nc     *nats.Conn
+	bucket jetstream.KeyValue
+	now    func() time.Time
+}
+
+// openHealth connects to the bucket of the providers' health.
+func (a *app) openHealth(ctx context.Context, c *cli, f clientFlags) (*health, error) {
+	conf, err := a.load(c)
+	if err != nil {
+		return nil, err
+	}
+	nc, err := a.connect(conf, f.Server)
+	if err != nil {
+		return nil, err
+	}
+	h := &health{conf: conf, nc: nc}
+	engine, err := clientEngine(nc, conf)
+	if err == nil {
+		h.now = engine.Now
+		err = engine.SyncClock(ctx)
+	}
+	if err == nil {
+		var js jetstream.JetStream
+		if js, err = jetstream.New(nc); err == nil {
+			h.bucket, err = js.KeyValue(ctx, conf.subjects().Name(stream.BucketProviders))
+		}
+	}
+	if err != nil {
+		nc.Close()
+		return nil, streamHint(err, a)
+	}
+	return h, nil
+}
+
+// known is the provider's id as given, or the only one there is.
+func (h *health) known(id string) (string, error) {
+	if id == "" && len(h.conf.Providers) > 1 {
+		return "", usageError{fmt.Errorf("which provider? There is %v", h.ids())}
+	}
+	id = cmp.Or(id, h.conf.defaultProvider())
+	if _, ok := h.conf.provider(id); !ok {
+		return "", usageError{fmt.Errorf("provider %q is not in the settings: there is %v", id, h.ids())}
+	}
+	return id, nil
+}
+
+func (h *health) ids() (ids []string) {
+	for _, p := range h.conf.Providers {
+		ids = append(ids, p.ID)
+	}
+	return ids
+}
+
+// standing is a provider's health as `provider list` prints it.
+type standing struct {
+	Provider string `json:"provider"`
+	// State is ok, paused (by an operator), down (its renewals pause), doubted (its refusals are not
+	// believed) or untried.
+	State  string    `json:"state"`
+	Reason string    `json:"reason,omitempty"`
+	Since  time.Time `json:"since,omitzero"`
+	// Until is the end of a pause, or when the next try is made.
+	Until time.Time `json:"until,omitzero"`
+	By    string    `json:"by,omitempty"`
+	Note  string    `json:"note,omitempty"`
+	Hint  string    `json:"hint,omitempty"`
+}
+
+func standingOf(id string, s guard.State) standing {
+	switch {
+	case s.Paused != nil:
+		return standing{id, "paused", guard.ReasonPaused, s.Paused.Since, s.Paused.Until, s.Paused.By, s.Paused.Note, guard.Hint(guard.ReasonPaused)}
+	case s.Outage != nil:
+		return standing{Provider: id, State: "down", Reason: s.Outage.Reason, Since: s.Outage.Since, Until: s.Outage.Until, Hint: guard.Hint(s.Outage.Reason)}
+	case s.Doubt != nil:
+		return standing{Provider: id, State: "doubted", Reason: s.Doubt.Reason, Since: s.Doubt.Since, Until: s.Doubt.Until, Hint: guard.Hint(s.Doubt.Reason)}
+	case s.ProvenAt.IsZero():
+		return standing{Provider: id, State: "untried", Hint: "nobody was renewed with these settings yet; until somebody is, a refusal signs nobody out"}
+	}
+	return standing{Provider: id, State: "ok", Since: s.ProvenAt}
+}
+
+type providerList struct {
+	clientFlags
+	Output string `short:"o" enum:"text,json" default:"text" help:"text or json, one provider a line."`
+}
+
+// Run lists the providers.
+func (l providerList) Run(ctx context.Context, a *app, c *cli) error {
+	h, err := a.openHealth(ctx, c, l.clientFlags)
+	if err != nil {
+		return err
+	}
+	defer h.nc.Close()
+	w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
+	if l.Output == "text" {
+		fmt.Fprintln(w, "PROVIDER\tSTATE\tREASON\tSINCE\tUNTIL\tBY")
+	}
+	for _, id := range h.ids() {
+		s, _, err := guard.Load(ctx, h.bucket, id)
+		if err != nil {
+			return err
+		}
+		line := standingOf(id, s)
+		if l.Output == "json" {
+			if err := json.NewEncoder(a.stdout).Encode(line); err != nil {
+				return err
+			}
+			continue
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", line.Provider, line.State, cmp.Or(line.Reason, "-"), clock(line.Since), clock(line.Until),
+			printable(cmp.Or(line.By, "-")))
+	}
+	return w.Flush()
+}
+
+type providerShow struct {
+	clientFlags
+	Provider string `arg:"" optional:"" help:"Its id in the settings. Default: the only one there."`
+	Output   string `short:"o" enum:"text,json" default:"text" help:"text or json."`
+}
+
+// shownProvider is a provider's health as `provider show` prints it.
+type shownProvider struct {
+	standing
+	ProvenAt time.Time   `json:"proven_at,omitzero"` // first renewal under the present settings
+	Window   string      `json:"window"`             // of Said
+	Said     guard.Tally `json:"said"`               // to how many users, lately
+	Waiting  int64       `json:"waiting"`            // due renewals in nobody's hand
+}
+
+// Run shows one provider.
+func (p providerShow) Run(ctx context.Context, a *app, c *cli) error {
+	h, err := a.openHealth(ctx, c, p.clientFlags)
+	if err != nil {
+		return err
+	}
+	defer h.nc.Close()
+	id, err := h.known(p.Provider)
+	if err != nil {
+		return err
+	}
+	s, _, err := guard.Load(ctx, h.bucket, id)
+	if err != nil {
+		return err
+	}
+	engine, err := clientEngine(h.nc, h.conf)
+	if err != nil {
+		return err
+	}
+	waiting, err := engine.Waiting(ctx, id)
+	if err != nil {
+		return streamHint(err, a)
+	}
+	settings, _ := h.conf.provider(id)
+	window := settings.Guard.rules().WithDefaults().Window
+	shown := shownProvider{standingOf(id, s), s.ProvenAt, window.String(), s.Said(h.now().Add(-window)), waiting}
+	if p.Output == "json" {
+		return json.NewEncoder(a.stdout).Encode(shown)
+	}
+	return shown.print(a.stdout)
+}
+
+func (s shownProvider) print(to io.Writer) error {
+	w := tabwriter.NewWriter(to, 0, 8, 2, ' ', 0)
+	for _, row := range [][2]string{
+		{"provider", s.Provider}, {"state", s.State}, {"reason", s.Reason}, {"since", clock(s.Since)}, {"until, or next try", clock(s.Until)},
+		{"by", s.By}, {"note", s.Note}, {"settings worked since", clock(s.ProvenAt)},
+		{"in the last " + s.Window, fmt.Sprintf("%d renewed, %d refused, %d refused again, %d refused in unknown words",
+			s.Said.OK, s.Said.Dead, s.Said.Again, s.Said.Unknown)},
+		{"renewals waiting", fmt.Sprint(s.Waiting)}, {"hint", s.Hint},
+	} {
+		if row[1] != "" && row[1] != "-" {
+			fmt.Fprintf(w, "%s\t%s\n", row[0], printable(row[1]))
+		}
+	}
+	return w.Flush()
+}
+
+type providerPause struct {
+	clientFlags
+	Provider string `arg:"" optional:"" help:"Its id in the settings. Default: the only one there."`
+	By       string `required:"" placeholder:"NAME" help:"Who pauses it: told in provider.degraded."`
+	Note     string `help:"Why: told in provider.degraded."`
+	For      string `placeholder:"DURATION" help:"For how long, 2h or 1d for instance. Default: until it is resumed."`
+}
+
+// Run pauses a provider.
+func (p providerPause) Run(ctx context.Context, a *app, c *cli) error {
+	if err := checkWords(p.By, p.Note); err != nil {
+		return err
+	}
+	var lasts time.Duration
+	if p.For != "" {
+		var err error
+		if lasts, err = parseDuration(p.For); err != nil || lasts <= 0 {
+			return usageError{fmt.Errorf("--for: %q: want a duration such as 30m, 2h or 1d", p.For)}
+		}
+	}
+	h, err := a.openHealth(ctx, c, p.clientFlags)
+	if err != nil {
+		return err
+	}
+	defer h.nc.Close()
+	id, err := h.known(p.Provider)
+	if err != nil {
+		return err
+	}
+	pause := guard.Pause{By: p.By, Note: p.Note, Since: h.now().UTC()}
+	until := fmt.Sprintf("until %s provider resume %s", a.name, id)
+	if lasts > 0 {
+		pause.Until = pause.Since.Add(lasts)
+		until = "until " + clock(pause.Until)
+	}
+	if err := guard.PauseBy(ctx, h.bucket, id, pause); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(a.stdout, "%s is left alone %s: every worker heeds it within seconds\n", id, until)
+	return err
+}
+
+type providerResume struct {
+	clientFlags
+	Provider string `arg:"" optional:"" help:"Its id in the settings. Default: the only one there."`
+	By       string `required:"" placeholder:"NAME" help:"Who resumes it: told in provider.recovered."`
+}
+
+// Run ends a pause.
+func (p providerResume) Run(ctx context.Context, a *app, c *cli) error {
+	if err := checkWords(p.By, ""); err != nil {
+		return err
+	}
+	h, err := a.openHealth(ctx, c, p.clientFlags)
+	if err != nil {
+		return err
+	}
+	defer h.nc.Close()
+	id, err := h.known(p.Provider)
+	if err != nil {
+		return err
+	}
+	switch err := guard.ResumeBy(ctx, h.bucket, id, p.By, h.now()); {
+	case errors.Is(err, guard.ErrNotPaused):
+		_, err = fmt.Fprintf(a.stdout, "%s is not paused: nothing to do\n", id)
+		return err
+	case err != nil:
+		return err
+	}
+	_, err = fmt.Fprintf(a.stdout, "%s is tried again at once; if it still refuses or fails, it is left alone again\n", id)
+	return err
+}
+
+// checkWords holds what an operator says against what events take.
+func checkWords(by, note string) error {
+	for name, s := range map[string]string{"--by": by, "--note": note} {
+		if len(s) > schema.MaxReason || s != printable(s) {
+			return usageError{fmt.Errorf("%s: want at most %d bytes on one line", name, schema.MaxReason)}
+		}
+	}
+	if by == "" {
+		return usageError{errors.New("--by: missing: who does this? It is told to everybody")}
+	}
+	return nil
+}
