@@ -29,12 +29,38 @@ func Presets() map[string]Preset {
 		// See also tokens.go for the shapes of its answers.
 		"propelauth": {Token: "/propelauth/oauth/token", UserInfo: "/propelauth/oauth/userinfo", Subject: "user_id"},
 		"oidc":       {},
-		"auth0":      {},
-		"okta":       {},
-		"entra":      {},
-		"google":     {BaseURL: "https://accounts.google.com"},
-		"keycloak":   {},
-		"cognito":    {},
+		"auth0": {
+			// A 500 that means 429.
+			Rules: []Rule{{Status: 500, Code: "access_denied", Body: "Global limit has been reached", Class: grant.Throttled}},
+		},
+		"authelia": {Rules: []Rule{
+			{Status: 400, Code: "invalid_request", Body: "multiple concurrent requests using the same token", Class: grant.Ambiguous}, // rolled back
+		}},
+		"dex": {Rules: []Rule{
+			{Status: 400, Code: "invalid_request", Body: "Refresh token is invalid or has already been claimed", Class: grant.Permanent, Reason: schema.ReasonRevoked},
+			{Status: 400, Code: "invalid_request", Body: "Refresh token expired", Class: grant.Permanent, Reason: schema.ReasonExpired},
+			{Status: 400, Code: "invalid_grant", Body: "Connector not allowed for this client", Class: grant.Config},
+		}},
+		"okta": {
+			// No verdict: the user's rate limit.
+			Rules: []Rule{{Status: 429, Code: "invalid_grant", Class: grant.Throttled}},
+		},
+		"entra": {},
+		"google": {
+			BaseURL: "https://accounts.google.com",
+			Rules:   []Rule{{Status: 400, Code: "invalid_grant", Body: "invalid_rapt", Class: grant.Permanent, Reason: schema.ReasonExpired}},
+		},
+		"gitlab": {BaseURL: "https://gitlab.com"},
+		"hydra": {Rules: []Rule{
+			{Status: 400, Code: "invalid_request", Body: "Please retry the request", Class: grant.Ambiguous}, // rolled back
+			{Status: 400, Code: "invalid_grant", Body: "The refresh token expired", Class: grant.Permanent, Reason: schema.ReasonExpired},
+		}},
+		"keycloak": {Rules: []Rule{
+			{Status: 400, Code: "invalid_scope", Body: "Client no longer has requested consent from user", Class: grant.Permanent, Reason: schema.ReasonRevoked},
+			{Status: 400, Code: "invalid_grant", Body: "User disabled", Class: grant.Permanent, Reason: schema.ReasonAccountDisabled},
+			{Status: 400, Code: "invalid_grant", Body: "Token is not active", Class: grant.Permanent, Reason: schema.ReasonExpired},
+		}},
+		"cognito": {},
 		"github": {
 			BaseURL: "https://github.com", Token: "/login/oauth/access_token", UserInfo: "https://api.github.com/user", Subject: "id",
 			Rules: []Rule{{Status: 200, Code: "bad_verification_code", Class: grant.Config}},
@@ -46,8 +72,16 @@ func Presets() map[string]Preset {
 		},
 		"twitch": {
 			BaseURL: "https://id.twitch.tv/oauth2",
-			Rules:   []Rule{{Status: 400, Body: "Invalid refresh token", Class: grant.Permanent, Reason: schema.ReasonRevoked}}, // no code
+			Rules: []Rule{
+				{Status: 400, Body: "Invalid refresh token", Class: grant.Permanent, Reason: schema.ReasonRevoked},                      // no code
+				{Status: 400, Code: "Bad Request", Body: "Invalid refresh token", Class: grant.Permanent, Reason: schema.ReasonRevoked}, // the status in words
+				{Status: 400, Body: "invalid client", Class: grant.Config},
+			},
 		},
+		"zitadel": {Rules: []Rule{
+			{Status: 400, Code: "invalid_request", Body: "Errors.OIDCSession.RefreshTokenInvalid", Class: grant.Permanent, Reason: schema.ReasonRevoked},
+			{Status: 400, Code: "invalid_request", Body: "Errors.User.RefreshToken.Invalid", Class: grant.Permanent, Reason: schema.ReasonRevoked},
+		}},
 	}
 }
 
