@@ -41,10 +41,7 @@ func Presets() map[string]Preset {
 			{Status: 400, Code: "invalid_request", Body: "Refresh token expired", Class: grant.Permanent, Reason: schema.ReasonExpired},
 			{Status: 400, Code: "invalid_grant", Body: "Connector not allowed for this client", Class: grant.Config},
 		}},
-		"okta": {
-			// No verdict: the user's rate limit.
-			Rules: []Rule{{Status: 429, Code: "invalid_grant", Class: grant.Throttled}},
-		},
+		"okta": {},
 		"entra": {},
 		"google": {
 			BaseURL: "https://accounts.google.com",
