@@ -134,6 +134,12 @@ func TestThoseWhoWaitedAreWokenOnce(t *testing.T) {
 	wakes(b, 2)
 	wakes(a, 2)
 	wakes(b, 2)
+	for i, settings := range []string{"b", "a", "b"} { // two workers disagree
+		a.Settings = settings
+		a.round(t.Context())
+		wakes(a, 2+i/2)
+		s.advance(wakeEvery / 2)
+	}
 	if !woken[1].Equal(over) {
 		t.Errorf("woken since %v, want %v", woken[1], over)
 	}

@@ -86,7 +86,7 @@ type State struct {
 	RecoveredAt time.Time `json:"recovered_at,omitzero"`
 	LiftUntil   time.Time `json:"lift_until,omitzero"`
 	// WakeAt is set when what failed or waits since before then deserves a try at once, until that
-	// is done. WakeUntil is how long the worker that does it has for it.
+	// is done. WakeUntil is how long no other worker does it.
 	WakeAt    time.Time `json:"wake_at,omitzero"`
 	WakeUntil time.Time `json:"wake_until,omitzero"`
 	// Untold are the events to publish, oldest first. Whoever has published one takes it out.
@@ -142,7 +142,8 @@ func (s State) upgraded() State {
 // they may be the cure, and so does everybody who failed under the old ones.
 func (s State) under(settings string, now time.Time) State {
 	next := State{
-		Settings: settings, SettingsAt: now.UTC(), Paused: s.Paused, RecoveredAt: s.RecoveredAt, LiftUntil: s.LiftUntil, Untold: s.Untold,
+		Settings: settings, SettingsAt: now.UTC(), Paused: s.Paused, RecoveredAt: s.RecoveredAt, LiftUntil: s.LiftUntil,
+		WakeUntil: s.WakeUntil, Untold: s.Untold,
 	}
 	if s.Settings != "" {
 		next.WakeAt = now.UTC()

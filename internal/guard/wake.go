@@ -5,9 +5,14 @@ import (
 	"time"
 )
 
-// wakeFor is how long a worker has to wake those who wait. After that another one begins anew, in
-// case it died.
-const wakeFor = 5 * time.Minute
+const (
+	// wakeFor is how long a worker has to wake those who wait. After that another one begins anew, in
+	// case it died.
+	wakeFor = 5 * time.Minute
+	// wakeEvery is the least time between two: workers whose settings differ change them back and
+	// forth, and whoever fails must not be tried each time.
+	wakeEvery = time.Minute
+)
 
 // wakeAll wakes those who wait whenever the record says so, until ctx ends.
 func (g *Guard) wakeAll(ctx context.Context) {
@@ -32,7 +37,7 @@ func (g *Guard) wake(ctx context.Context) error {
 	if g.Wake == nil || at.IsZero() {
 		return nil
 	}
-	mine := false
+	mine, began := false, g.Now()
 	if err := g.change(ctx, func(s State) State {
 		now := g.Now()
 		if mine = s.WakeAt.Equal(at) && !s.WakeUntil.After(now) && s.Paused == nil; mine {
@@ -51,7 +56,7 @@ func (g *Guard) wake(ctx context.Context) error {
 		if s.WakeAt.Equal(at) {
 			s.WakeAt = time.Time{}
 		}
-		s.WakeUntil = time.Time{}
+		s.WakeUntil = began.Add(wakeEvery).UTC()
 		return s
 	})
 }
