@@ -41,7 +41,7 @@ func Presets() map[string]Preset {
 			{Status: 400, Code: "invalid_request", Body: "Refresh token expired", Class: grant.Permanent, Reason: schema.ReasonExpired},
 			{Status: 400, Code: "invalid_grant", Body: "Connector not allowed for this client", Class: grant.Config},
 		}},
-		"okta": {},
+		"okta":  {},
 		"entra": {},
 		"google": {
 			BaseURL: "https://accounts.google.com",
