@@ -62,7 +62,7 @@ type providerSettings struct {
 	AuthURL      string        `key:"auth_url" env:"RENEWD_AUTH_URL" doc:"the provider's address: PropelAuth's auth URL, or the OIDC issuer"`
 	ClientID     string        `key:"client_id" env:"RENEWD_CLIENT_ID" doc:"OAuth client id: the one that the users sign in with"`
 	ClientSecret grant.Secret  `key:"client_secret" env:"RENEWD_CLIENT_SECRET" doc:"OAuth client secret; empty for a public client"`
-	ClientAuth   string        `key:"client_auth" env:"RENEWD_CLIENT_AUTH" oneof:",basic,post,none" doc:"how the client shows its secret: basic, post or none; empty: the preset's way"`
+	ClientAuth   string        `key:"client_auth" env:"RENEWD_CLIENT_AUTH" oneof:",basic,post,none" doc:"how the client shows its secret: basic, post or none; empty: as the provider offers, basic first (the preset may want post first), and once the other way where it answers invalid_client"`
 	TokenURL     string        `key:"token_url" env:"RENEWD_TOKEN_URL" doc:"token endpoint; empty: the preset's, or the discovered one"`
 	RevokeURL    string        `key:"revoke_url" env:"RENEWD_REVOKE_URL" doc:"revocation endpoint (RFC 7009); empty: the preset's, or the discovered one"`
 	UserinfoURL  string        `key:"userinfo_url" env:"RENEWD_USERINFO_URL" doc:"userinfo endpoint; empty: the preset's, or the discovered one"`

@@ -14,18 +14,6 @@ import (
 	"github.com/renewd/renewd/internal/grant"
 )
 
-// ClientAuth is how renewd names itself to a token endpoint (RFC 6749 section 2.3).
-type ClientAuth string
-
-// The ways. AuthAuto is AuthNone without a secret; with one it is AuthPost, but AuthBasic where
-// discovery offers only that.
-const (
-	AuthAuto  ClientAuth = ""
-	AuthNone  ClientAuth = "none"  // client_id in the form
-	AuthPost  ClientAuth = "post"  // client_id and client_secret in the form
-	AuthBasic ClientAuth = "basic" // both in the Authorization header
-)
-
 // Config is one provider's settings. Zero fields take the preset's value.
 type Config struct {
 	ID     string // renewd's id of the provider, for errors
@@ -84,11 +72,8 @@ func (c Config) withDefaults() (Config, Preset) {
 	if c.MaxConns == 0 {
 		c.MaxConns = 64
 	}
-	if c.ClientAuth == AuthAuto {
+	if c.ClientAuth == AuthAuto && c.ClientSecret.IsZero() {
 		c.ClientAuth = AuthNone
-		if !c.ClientSecret.IsZero() {
-			c.ClientAuth = AuthPost
-		}
 	}
 	c.BaseURL = strings.TrimRight(c.BaseURL, "/")
 	return c, preset
@@ -107,7 +92,7 @@ func (c Config) Validate() error {
 		return errors.New("auth_url: missing: the provider's address, https://auth.example.com for instance")
 	case c.ClientID == "":
 		return errors.New("client_id: missing: copy it from the provider's dashboard")
-	case c.ClientAuth != AuthNone && c.ClientAuth != AuthPost && c.ClientAuth != AuthBasic:
+	case !slices.Contains([]ClientAuth{AuthAuto, AuthNone, AuthPost, AuthBasic}, c.ClientAuth):
 		return fmt.Errorf("client_auth: %q: want none, post or basic", c.ClientAuth)
 	case c.ClientAuth == AuthNone && !c.ClientSecret.IsZero():
 		return errors.New("client_auth: none, but a client_secret is set: drop one of them")

@@ -103,8 +103,10 @@ func TestOverridesStandInForDiscovery(t *testing.T) {
 func TestClientAuthenticationFromDiscovery(t *testing.T) {
 	for offered, basic := range map[string]bool{
 		`,"token_endpoint_auth_methods_supported":["client_secret_basic"]`:                      true,
-		`,"token_endpoint_auth_methods_supported":["client_secret_basic","client_secret_post"]`: false,
-		"": false,
+		`,"token_endpoint_auth_methods_supported":["client_secret_post"]`:                       false,
+		`,"token_endpoint_auth_methods_supported":["client_secret_post","client_secret_basic"]`: true,
+		`,"token_endpoint_auth_methods_supported":["private_key_jwt"]`:                          true,
+		"": true,
 	} {
 		for _, auth := range []idp.ClientAuth{idp.AuthAuto, idp.AuthPost} {
 			var form url.Values

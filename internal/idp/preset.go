@@ -20,16 +20,22 @@ type Preset struct {
 	// Subject is the member of the profile that names the user; empty: "sub" (OpenID Connect Core
 	// section 5.3.2).
 	Subject string
-	Rules   []Rule
+	// ClientAuth is the way of client authentication that is tried first, where the settings name
+	// none and discovery does not decide it; empty: AuthBasic.
+	ClientAuth ClientAuth
+	Rules      []Rule
 }
 
 // Presets are the kinds of providers, by name.
 func Presets() map[string]Preset {
 	return map[string]Preset{
 		// See also tokens.go for the shapes of its answers.
-		"propelauth": {Token: "/propelauth/oauth/token", UserInfo: "/propelauth/oauth/userinfo", Subject: "user_id"},
+		"propelauth": {Token: "/propelauth/oauth/token", UserInfo: "/propelauth/oauth/userinfo", Subject: "user_id", ClientAuth: AuthPost},
 		"oidc":       {},
 		"auth0": {
+			// Its clients take post unless they were set to basic, and it refuses the other way in words
+			// that do not say so (access_denied).
+			ClientAuth: AuthPost,
 			// A 500 that means 429.
 			Rules: []Rule{{Status: 500, Code: "access_denied", Body: "Global limit has been reached", Class: grant.Throttled}},
 		},
@@ -59,7 +65,7 @@ func Presets() map[string]Preset {
 		}},
 		"cognito": {},
 		"github": {
-			BaseURL: "https://github.com", Token: "/login/oauth/access_token", UserInfo: "https://api.github.com/user", Subject: "id",
+			BaseURL: "https://github.com", Token: "/login/oauth/access_token", UserInfo: "https://api.github.com/user", Subject: "id", ClientAuth: AuthPost,
 			Rules: []Rule{{Status: 200, Code: "bad_verification_code", Class: grant.Config}},
 		},
 		"slack": {
@@ -68,7 +74,7 @@ func Presets() map[string]Preset {
 			Rules: []Rule{{Code: "internal_error", Class: grant.Ambiguous}, {Code: "fatal_error", Class: grant.Ambiguous}},
 		},
 		"twitch": {
-			BaseURL: "https://id.twitch.tv/oauth2",
+			BaseURL: "https://id.twitch.tv/oauth2", ClientAuth: AuthPost,
 			Rules: []Rule{
 				{Status: 400, Body: "Invalid refresh token", Class: grant.Permanent, Reason: schema.ReasonRevoked},                      // no code
 				{Status: 400, Code: "Bad Request", Body: "Invalid refresh token", Class: grant.Permanent, Reason: schema.ReasonRevoked}, // the status in words

@@ -20,11 +20,13 @@ import (
 // Provider is a client of one provider.
 type Provider struct {
 	config    Config
-	rules     []Rule // the settings' before the preset's
-	autoAuth  bool   // discovery may choose the client authentication
+	rules     []Rule     // the settings' before the preset's
+	firstWay  ClientAuth // that the preset wants to be tried first
 	transport *http.Transport
 	round     http.RoundTripper // transport, recorded
 	now       func() time.Time  // where a provider does not say what time it is
+
+	credentials credentials
 
 	mu        sync.Mutex
 	endpoints endpoints
@@ -53,9 +55,11 @@ func New(c Config, t Telemetry) (*Provider, error) {
 	if err := c.Validate(); err != nil {
 		return nil, fmt.Errorf("provider %s: %w", c.ID, err)
 	}
-	autoAuth := c.ClientAuth == AuthAuto && !c.ClientSecret.IsZero()
 	c, preset := c.withDefaults()
-	p := &Provider{config: c, rules: slices.Concat(c.Rules, preset.Rules), autoAuth: autoAuth, transport: newTransport(c), now: time.Now}
+	p := &Provider{
+		config: c, rules: slices.Concat(c.Rules, preset.Rules), firstWay: preset.ClientAuth, transport: newTransport(c), now: time.Now,
+		credentials: credentials{searching: make(chan struct{}, 1)},
+	}
 	p.round = t.around(p.transport)
 	p.endpoints = endpoints{Token: c.TokenURL, UserInfo: c.UserInfoURL, Revoke: c.RevokeURL}
 	if c.BaseURL != "" {
@@ -128,8 +132,12 @@ func (e *endpoints) fill(other endpoints) {
 // Settings is a fingerprint of what a refusal is judged under: the client, its authentication and
 // the endpoint.
 func (p *Provider) Settings() string {
+	way := p.config.ClientAuth
+	if way == AuthAuto {
+		way = AuthPost // as ever, so that workers of all versions agree
+	}
 	return grant.NewSecret(strings.Join([]string{
-		p.config.BaseURL, p.config.TokenURL, p.config.ClientID, string(p.config.ClientAuth), p.config.ClientSecret.Fingerprint(),
+		p.config.BaseURL, p.config.TokenURL, p.config.ClientID, string(way), p.config.ClientSecret.Fingerprint(),
 	}, "\x00")).Fingerprint()
 }
 

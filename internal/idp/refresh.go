@@ -2,12 +2,10 @@ package idp
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
-	"slices"
 	"time"
 
 	"github.com/renewd/renewd/internal/grant"
@@ -17,7 +15,8 @@ import (
 // the front is.
 const maxTokenBody = 256 << 10
 
-// Refresh presents a refresh token, once (RFC 6749 section 6). Its errors are *grant.Fault. It
+// Refresh presents a refresh token, once (RFC 6749 section 6); see post for a client that is
+// refused. Its errors are *grant.Fault. It
 // cannot know whose the tokens are; UserInfo holds that against the user. SentAt is left to the
 // caller, who has the clock that all workers share.
 //
@@ -33,8 +32,8 @@ func (p *Provider) Refresh(ctx context.Context, refresh grant.Secret) (grant.Tok
 	if p.config.Scope != "" {
 		form.Set("scope", p.config.Scope)
 	}
-	r, err := p.post(ctx, "refresh", e.Token, e.Auth, form)
-	tokens, errorCode := parseTokens(r.body, !r.cut, r.header.Get("Content-Type"), p.date(r.header))
+	r, used, err := p.post(ctx, "refresh", e.Token, e, form)
+	tokens, errorCode := r.tokens, r.code
 	rotated := !tokens.Refresh.IsZero() && tokens.Refresh.Reveal() != refresh.Reveal()
 	a := Answer{Status: r.status, Code: errorCode}
 	a.Usable = r.status >= 200 && r.status < 300 && errorCode == "" && (rotated || !tokens.Access.IsZero())
@@ -46,9 +45,10 @@ func (p *Provider) Refresh(ctx context.Context, refresh grant.Secret) (grant.Tok
 	}
 	class, reason := Classify(a, p.rules)
 	if class == "" {
+		p.credentials.proven(used)
 		return tokens, nil
 	}
-	f := &grant.Fault{Class: class, Op: "refresh", Status: r.status, Code: code(errorCode), Reason: reason, RetryAfter: p.patience(class, r)}
+	f := &grant.Fault{Class: class, Op: "refresh", Status: r.status, Code: code(errorCode), Reason: reason, RetryAfter: p.patience(class, r.reply)}
 	switch {
 	case r.cut:
 		f.Err = errors.New("the answer is larger than 256 KiB")
@@ -68,32 +68,6 @@ func (p *Provider) patience(class grant.Class, r reply) time.Duration {
 	return retryAfter(r.header, p.date(r.header))
 }
 
-// post sends a form to the token endpoint, or one that authenticates clients in the same way.
-func (p *Provider) post(ctx context.Context, op, target string, offered []string, form url.Values) (reply, error) {
-	header := p.authenticate(form, offered)
-	return p.send(ctx, call{op: op, method: http.MethodPost, url: target, header: header, form: form, limit: maxTokenBody})
-}
-
-// authenticate names the client in one way, never two (RFC 6749 section 2.3), in the form or in the
-// header it returns. offered are the ways that the provider's discovery names, if it names any.
-func (p *Provider) authenticate(form url.Values, offered []string) http.Header {
-	c := p.config
-	way := c.ClientAuth
-	if p.autoAuth && slices.Contains(offered, "client_secret_basic") && !slices.Contains(offered, "client_secret_post") {
-		way = AuthBasic
-	}
-	switch way {
-	case AuthBasic:
-		// Form-encoded before base64, RFC 6749 section 2.3.1.
-		pair := url.QueryEscape(c.ClientID) + ":" + url.QueryEscape(c.ClientSecret.Reveal())
-		return http.Header{"Authorization": {"Basic " + base64.StdEncoding.EncodeToString([]byte(pair))}}
-	case AuthPost:
-		form.Set("client_secret", c.ClientSecret.Reveal())
-	}
-	form.Set("client_id", c.ClientID)
-	return nil
-}
-
 // Revoke ends a refresh token at the provider (RFC 7009), and so at most providers all that came of
 // it. A token that the provider does not know, or holds for dead, is revoked too. Errors:
 // grant.ErrNoRevocation where no endpoint for it is known, else a *grant.Fault, never Permanent;
@@ -108,17 +82,17 @@ func (p *Provider) Revoke(ctx context.Context, refresh grant.Secret) error {
 		return fmt.Errorf("provider %s: %w", p.config.ID, grant.ErrNoRevocation)
 	}
 	form := url.Values{"token": {refresh.Reveal()}, "token_type_hint": {"refresh_token"}}
-	r, err := p.post(ctx, "revoke", e.Revoke, e.Auth, form)
+	r, _, err := p.post(ctx, "revoke", e.Revoke, e, form)
 	if err != nil {
 		return err
 	}
-	_, errorCode := parseTokens(r.body, !r.cut, r.header.Get("Content-Type"), p.date(r.header))
+	errorCode := r.code
 	class, _ := Classify(Answer{Status: r.status, Code: errorCode, Usable: r.status >= 200 && r.status < 300 && errorCode == ""}, nil)
 	// Section 2.2 wants 200 for a token that is good no more; some (Google) refuse it in words.
 	if class == "" || class == grant.Permanent || errorCode == "invalid_token" {
 		return nil
 	}
-	f := &grant.Fault{Class: class, Op: "revoke", Status: r.status, Code: code(errorCode), RetryAfter: p.patience(class, r)}
+	f := &grant.Fault{Class: class, Op: "revoke", Status: r.status, Code: code(errorCode), RetryAfter: p.patience(class, r.reply)}
 	if class == grant.Config {
 		f.Err = advice(r.status, errorCode)
 	}

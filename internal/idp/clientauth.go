@@ -1,0 +1,236 @@
+package idp
+
+import (
+	"context"
+	"encoding/base64"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"sync"
+
+	"github.com/renewd/renewd/internal/grant"
+)
+
+// ClientAuth is how renewd names itself to a token endpoint (RFC 6749 section 2.3).
+type ClientAuth string
+
+// The ways. AuthAuto is AuthNone without a secret. With one it is AuthBasic, the way that every
+// server supports (RFC 6749 section 2.3.1) and the default of OpenID Connect Discovery; where
+// discovery offers AuthPost alone, or the preset wants that first, it is AuthPost. While it is not
+// proven, the other way is tried once where the first is refused.
+const (
+	AuthAuto  ClientAuth = ""
+	AuthNone  ClientAuth = "none"  // client_id in the form
+	AuthPost  ClientAuth = "post"  // client_id and client_secret in the form
+	AuthBasic ClientAuth = "basic" // both in the Authorization header
+)
+
+// ways are those in which a client with a secret names itself, in the order in which they are tried.
+// offered are what discovery names, if it names any.
+func ways(set, first ClientAuth, offered []string) []ClientAuth {
+	if set != AuthAuto {
+		return []ClientAuth{set}
+	}
+	basic, post := slices.Contains(offered, "client_secret_basic"), slices.Contains(offered, "client_secret_post")
+	switch {
+	case basic && !post:
+		return []ClientAuth{AuthBasic}
+	case post && !basic:
+		return []ClientAuth{AuthPost}
+	case first == AuthPost:
+		return []ClientAuth{AuthPost, AuthBasic}
+	}
+	return []ClientAuth{AuthBasic, AuthPost}
+}
+
+// credential is a way for renewd to name itself, with one of its secrets.
+type credential struct {
+	way    ClientAuth
+	secret grant.Secret
+}
+
+// authenticate names the client in one way, never two (RFC 6749 section 2.3), in the form or in the
+// header it returns.
+func (c credential) authenticate(id string, form url.Values) http.Header {
+	switch c.way {
+	case AuthBasic:
+		// Form-encoded before base64, RFC 6749 section 2.3.1.
+		pair := url.QueryEscape(id) + ":" + url.QueryEscape(c.secret.Reveal())
+		return http.Header{"Authorization": {"Basic " + base64.StdEncoding.EncodeToString([]byte(pair))}}
+	case AuthPost:
+		form.Set("client_secret", c.secret.Reveal())
+	}
+	form.Set("client_id", id)
+	return nil
+}
+
+// credentials remembers by which credential the provider takes this client. It is safe for
+// concurrent use.
+type credentials struct {
+	searching chan struct{} // holds a value while a call tries the others; its capacity is 1
+
+	mu       sync.Mutex
+	all      []credential // in the order in which they are tried; none before the first call
+	now      int          // index of the one in use
+	refused  bool         // all were refused, one after the other
+	searches int          // how often the others were tried
+}
+
+// current is the credential in use, and how often another one was searched for so far. list makes
+// all of them, before the first call.
+func (c *credentials) current(list func() []credential) (credential, int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.all == nil {
+		c.all = list()
+	}
+	return c.all[c.now], c.searches
+}
+
+// search returns what a call may still try whose credential, used, was refused; since is the number
+// that came with it. One call at a time tries all the others, so that a herd does not; who was
+// refused meanwhile tries what that call has found, if anything. Once all were refused nobody tries
+// a second one: each such call moves on to the next. At the end the caller calls done, with the
+// credential that was taken, or nil, and whether all others were refused.
+func (c *credentials) search(ctx context.Context, used credential, since int) (others []credential, done func(taken *credential, refused bool)) {
+	nothing := func(*credential, bool) {}
+	select {
+	case c.searching <- struct{}{}:
+	case <-ctx.Done():
+		return nil, nothing
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	inUse := c.all[c.now] == used
+	if len(c.all) > 1 && !c.refused && c.searches == since {
+		others = slices.DeleteFunc(slices.Clone(c.all), func(o credential) bool { return o == used })
+		return others, c.searched
+	}
+	<-c.searching
+	switch {
+	case c.refused && inUse:
+		c.now = (c.now + 1) % len(c.all)
+	case !c.refused && !inUse:
+		others = c.all[c.now : c.now+1]
+	}
+	return others, nothing
+}
+
+func (c *credentials) searched(taken *credential, refused bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.searches++
+	if c.refused = refused; taken != nil {
+		c.use(*taken)
+	}
+	<-c.searching
+}
+
+// use remembers a credential, unless its way was given up meanwhile.
+func (c *credentials) use(taken credential) {
+	if i := slices.Index(c.all, taken); i >= 0 {
+		c.now = i
+	}
+}
+
+// taken notes that the provider did not refuse a client that came by this credential.
+func (c *credentials) taken(by credential) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.refused {
+		c.refused = false
+		c.use(by)
+	}
+}
+
+// proven notes that tokens were issued to who came by this credential: its way is the right one
+// from now on, and the other is not tried again. Another secret still is: secrets are replaced.
+func (c *credentials) proven(by credential) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !slices.ContainsFunc(c.all, func(o credential) bool { return o.way != by.way }) {
+		return
+	}
+	inUse := c.all[c.now]
+	c.all = slices.DeleteFunc(slices.Clone(c.all), func(o credential) bool { return o.way != by.way })
+	if c.now = 0; inUse.way == by.way {
+		c.use(inUse)
+	} else {
+		c.use(by)
+	}
+}
+
+// answer is what a token endpoint answered, read.
+type answer struct {
+	reply
+	tokens grant.Tokens
+	code   string // the error that it names, as it came
+}
+
+// refusesClient reports whether it says, in words, that the client is not let in. Who is not let in
+// has spent nothing: the token is not looked at before (RFC 6749 section 5.2). Nothing else says so,
+// an empty body least of all: Glewlwyd spends a token that it answers so.
+func (a answer) refusesClient() bool {
+	return (a.status == http.StatusUnauthorized || a.status == http.StatusBadRequest) && a.code == "invalid_client" && a.tokens.Refresh.IsZero()
+}
+
+// takesClient reports whether it is about the token, so that the client was let in.
+func (a answer) takesClient() bool {
+	_, dead := permanent[a.code]
+	return a.status < 300 && a.code == "" || dead && a.status < 500
+}
+
+// post sends a form to the token endpoint, or one that authenticates clients in the same way. Where
+// the answer refuses the client, and its way or secret is not settled, the form is sent again by the
+// next credential; each once, and never before the one before was answered, so that a token is never
+// under way twice. Who paces calls counts them as one: it happens once in a process's life.
+func (p *Provider) post(ctx context.Context, op, target string, e endpoints, form url.Values) (answer, credential, error) {
+	used, since := p.credentials.current(func() []credential { return p.config.credentials(p.firstWay, e.Auth) })
+	first, err := p.postAs(ctx, used, op, target, form)
+	if err != nil || !first.refusesClient() {
+		if err == nil && first.takesClient() {
+			p.credentials.taken(used)
+		}
+		return first, used, err
+	}
+	others, done := p.credentials.search(ctx, used, since)
+	for _, c := range others {
+		if ctx.Err() != nil {
+			done(nil, false)
+			return first, used, nil
+		}
+		again, err := p.postAs(ctx, c, op, target, form)
+		if err == nil && again.refusesClient() {
+			continue
+		}
+		if err == nil && again.takesClient() {
+			done(&c, false)
+		} else {
+			done(nil, false)
+		}
+		return again, c, err
+	}
+	done(nil, true)
+	return first, used, nil
+}
+
+func (p *Provider) postAs(ctx context.Context, c credential, op, target string, form url.Values) (answer, error) {
+	form = maps.Clone(form)
+	header := c.authenticate(p.config.ClientID, form)
+	r, err := p.send(ctx, call{op: op, method: http.MethodPost, url: target, header: header, form: form, limit: maxTokenBody})
+	a := answer{reply: r}
+	a.tokens, a.code = parseTokens(r.body, !r.cut, r.header.Get("Content-Type"), p.date(r.header))
+	return a, err
+}
+
+// credentials are all that the settings allow, in the order in which they are tried.
+func (c Config) credentials(first ClientAuth, offered []string) (all []credential) {
+	if c.ClientAuth == AuthNone {
+		return []credential{{way: AuthNone}}
+	}
+	for _, way := range ways(c.ClientAuth, first, offered) {
+		all = append(all, credential{way, c.ClientSecret})
+	}
+	return all
+}
