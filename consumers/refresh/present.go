@@ -379,6 +379,9 @@ func (t *task) logFault(ctx context.Context, f *grant.Fault) {
 		level = slog.LevelInfo // users leave
 	}
 	t.Logger.Log(ctx, level, f.Op+" failed", "grant", t.key, "class", f.Class, "error", f, "hint", hint(f))
+	if f.Detail != "" {
+		t.Logger.DebugContext(ctx, "what the provider says of it", "grant", t.key, "op", f.Op, "detail", f.Detail)
+	}
 }
 
 // heldBack is how a refusal counts that is not to be believed now. While most users are refused, or

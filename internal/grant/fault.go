@@ -23,7 +23,8 @@ const (
 // Classes lists all of them.
 func Classes() []Class { return []Class{Unsent, Ambiguous, Throttled, Config, Permanent, Unknown} }
 
-// Fault is a provider call that did not succeed. It carries no token and no response body.
+// Fault is a provider call that did not succeed. It carries no token and no response body, but for
+// Detail.
 type Fault struct {
 	Class      Class
 	Op         string        // "refresh", "userinfo", "discovery", "revoke"
@@ -32,6 +33,11 @@ type Fault struct {
 	Reason     string        // for Permanent: a reason of user.reauth_required
 	RetryAfter time.Duration // 0: the provider did not say
 	Err        error         // cause, already free of secrets; may be nil
+	// Detail is what the provider says about it to a developer: its error_description and error_uri
+	// (RFC 6749 section 5.2), on one line of at most 200 bytes, without what was sent. It may name a
+	// user. It is for a debug log and for the operator at a terminal: no error, event or stored
+	// record has it.
+	Detail string
 }
 
 func (f *Fault) Error() string {

@@ -48,7 +48,10 @@ func (p *Provider) Refresh(ctx context.Context, refresh grant.Secret) (grant.Tok
 		p.credentials.proven(used)
 		return tokens, nil
 	}
-	f := &grant.Fault{Class: class, Op: "refresh", Status: r.status, Code: code(errorCode), Reason: reason, RetryAfter: p.patience(class, r.reply)}
+	f := &grant.Fault{
+		Class: class, Op: "refresh", Status: r.status, Code: code(errorCode), Reason: reason, RetryAfter: p.patience(class, r.reply),
+		Detail: p.detail(r.reply, refresh),
+	}
 	switch {
 	case r.cut:
 		f.Err = errors.New("the answer is larger than 256 KiB")
@@ -92,7 +95,10 @@ func (p *Provider) Revoke(ctx context.Context, refresh grant.Secret) error {
 	if class == "" || class == grant.Permanent || errorCode == "invalid_token" {
 		return nil
 	}
-	f := &grant.Fault{Class: class, Op: "revoke", Status: r.status, Code: code(errorCode), RetryAfter: p.patience(class, r.reply)}
+	f := &grant.Fault{
+		Class: class, Op: "revoke", Status: r.status, Code: code(errorCode), RetryAfter: p.patience(class, r.reply),
+		Detail: p.detail(r.reply, refresh),
+	}
 	if class == grant.Config {
 		f.Err = advice(r.status, errorCode)
 	}

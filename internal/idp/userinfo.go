@@ -38,7 +38,9 @@ func (p *Provider) UserInfo(ctx context.Context, access grant.Secret, user strin
 		return schema.Profile{}, err
 	}
 	fault := func(class grant.Class, err error) (schema.Profile, error) {
-		return schema.Profile{}, &grant.Fault{Class: class, Op: "userinfo", Status: r.status, RetryAfter: p.patience(class, r), Err: err}
+		return schema.Profile{}, &grant.Fault{
+			Class: class, Op: "userinfo", Status: r.status, RetryAfter: p.patience(class, r), Err: err, Detail: p.detail(r, access),
+		}
 	}
 	if r.status == http.StatusUnauthorized {
 		return schema.Profile{}, grant.ErrAccessRefused

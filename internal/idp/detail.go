@@ -1,0 +1,112 @@
+package idp
+
+import (
+	"bytes"
+	"encoding/base64"
+	"mime"
+	"net/url"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/renewd/renewd/internal/grant"
+)
+
+// maxDetail is the longest grant.Fault.Detail, in bytes.
+const maxDetail = 200
+
+// detail is what an answer says about its error (RFC 6749 section 5.2), fit for a terminal. A
+// provider may quote what it was sent: shown, the token, and the client's secrets are cut out.
+func (p *Provider) detail(r reply, shown grant.Secret) string {
+	if r.cut {
+		return ""
+	}
+	description, uri := described(r)
+	out := p.censored(description, shown)
+	if uri = p.censored(uri, shown); uri != "" {
+		out = strings.TrimSpace(out + " (" + uri + ")")
+	}
+	for len(out) > maxDetail {
+		_, size := utf8.DecodeLastRuneInString(out)
+		out = out[:len(out)-size]
+	}
+	return out
+}
+
+func described(r reply) (description, uri string) {
+	media, _, _ := mime.ParseMediaType(r.header.Get("Content-Type"))
+	if media == "application/x-www-form-urlencoded" && !bytes.HasPrefix(bytes.TrimSpace(r.body), []byte("{")) {
+		v, _ := url.ParseQuery(string(r.body))
+		return v.Get("error_description"), v.Get("error_uri")
+	}
+	all, _, err := members(bytes.TrimPrefix(r.body, []byte("\xef\xbb\xbf")))
+	if err != nil {
+		return "", ""
+	}
+	return text(all["error_description"]), text(all["error_uri"])
+}
+
+// oneLine is s without what a terminal would act on, its white space made single spaces.
+func oneLine(s string) string {
+	s = strings.Map(func(r rune) rune {
+		switch {
+		case unicode.IsSpace(r):
+			return ' '
+		case unicode.IsPrint(r):
+			return r
+		}
+		return -1
+	}, strings.ToValidUTF8(s, ""))
+	return strings.Join(strings.Fields(s), " ")
+}
+
+// shortest is the length, in bytes, from which on a part of a secret is taken for one.
+const shortest = 8
+
+// censored is s on one line, without any word that is or holds a secret, or is a part of one.
+func (p *Provider) censored(s string, shown grant.Secret) string {
+	s = oneLine(s)
+	secrets := p.secrets(shown)
+	for _, secret := range secrets {
+		s = strings.ReplaceAll(s, secret, "\x00") // of which s has none
+	}
+	var out strings.Builder
+	word := func(w string) {
+		core := strings.Trim(w, ".…")
+		for _, secret := range secrets {
+			if strings.Contains(core, "\x00") || len(core) >= shortest && strings.Contains(secret, core) {
+				w = strings.Replace(w, core, "[redacted]", 1)
+				break
+			}
+		}
+		out.WriteString(w)
+	}
+	from := 0
+	for i, r := range s {
+		if strings.ContainsRune(` '"=:;,<>()[]{}&?`, r) {
+			word(s[from:i])
+			out.WriteRune(r)
+			from = i + utf8.RuneLen(r)
+		}
+	}
+	word(s[from:])
+	return out.String()
+}
+
+// secrets are the texts in which what was sent may come back.
+func (p *Provider) secrets(shown grant.Secret) (out []string) {
+	add := func(texts ...string) {
+		for _, text := range texts {
+			if text = oneLine(text); text != "" {
+				out = append(out, text)
+			}
+		}
+	}
+	add(shown.Reveal(), url.QueryEscape(shown.Reveal()))
+	client := p.config.ClientSecret.Reveal()
+	if client != "" {
+		pair := url.QueryEscape(p.config.ClientID) + ":" + url.QueryEscape(client)
+		add(base64.StdEncoding.EncodeToString([]byte(pair)), url.QueryEscape(client), client)
+	}
+	return out
+}
