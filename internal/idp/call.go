@@ -21,7 +21,7 @@ import (
 
 const userAgent = "renewd"
 
-// Headers of the calls; only read.
+// Headers of the calls, unless the settings say otherwise; only read.
 var (
 	everyCall = http.Header{"Accept": {"application/json"}, "User-Agent": {userAgent}}
 	formType  = []string{"application/x-www-form-urlencoded"}
@@ -59,7 +59,7 @@ func (p *Provider) send(ctx context.Context, c call) (reply, error) {
 	req, err := c.request(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		WroteHeaderField: func(string, []string) { mark() }, // a long header is flushed before its end
 		WroteHeaders:     mark,
-	}), &wrote)
+	}), p.header, &wrote)
 	if err != nil {
 		return reply{}, &grant.Fault{Class: grant.Config, Op: c.op, Err: errors.New("malformed URL")}
 	}
@@ -106,7 +106,7 @@ func (p *Provider) date(r http.Header) time.Time {
 	return p.now()
 }
 
-func (c call) request(ctx context.Context, wrote *atomic.Bool) (*http.Request, error) {
+func (c call) request(ctx context.Context, every http.Header, wrote *atomic.Bool) (*http.Request, error) {
 	var body io.Reader
 	var text string
 	if c.form != nil {
@@ -117,7 +117,7 @@ func (c call) request(ctx context.Context, wrote *atomic.Bool) (*http.Request, e
 	if err != nil {
 		return nil, err
 	}
-	req.Header = maps.Clone(everyCall)
+	req.Header = maps.Clone(every)
 	if c.form != nil {
 		req.Header["Content-Type"] = formType
 		// net/http tries again by itself where a connection turns out to be closed, and over HTTP/2

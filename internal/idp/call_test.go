@@ -207,7 +207,7 @@ func TestProxyOnlyWhereSet(t *testing.T) {
 	if f := fault(t, open(t, "https://nowhere.invalid", nil)); f.Class != grant.Unsent || through.Load() != 0 {
 		t.Errorf("%v; %d times through the environment's proxy", f, through.Load())
 	}
-	if f := fault(t, open(t, "https://nowhere.invalid", func(c *idp.Config) { c.ProxyURL = proxy.URL })); f.Class != grant.Unsent || through.Load() != 1 {
+	if f := fault(t, open(t, "https://nowhere.invalid", func(c *idp.Config) { c.ProxyURL = grant.NewSecret(proxy.URL) })); f.Class != grant.Unsent || through.Load() != 1 {
 		t.Errorf("%v; %d times through the proxy", f, through.Load())
 	}
 }

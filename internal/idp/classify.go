@@ -17,6 +17,7 @@ type Answer struct {
 	Code   string // of its error body; empty if there is none
 	Usable bool   // 2xx with an access token, or with a new refresh token
 	Body   string // for the rules that look into it, if it came whole; it goes nowhere else
+	Empty  bool   // it has no body
 }
 
 // permanent are the codes that say that the grant is dead, with the reason we give. Only these may

@@ -229,8 +229,12 @@ func (c Config) credentials(first ClientAuth, offered []string) (all []credentia
 	if c.ClientAuth == AuthNone {
 		return []credential{{way: AuthNone}}
 	}
-	for _, way := range ways(c.ClientAuth, first, offered) {
-		all = append(all, credential{way, c.ClientSecret})
+	for _, secret := range []grant.Secret{c.ClientSecret, c.NextSecret} {
+		for _, way := range ways(c.ClientAuth, first, offered) {
+			if !secret.IsZero() {
+				all = append(all, credential{way, secret})
+			}
+		}
 	}
 	return all
 }

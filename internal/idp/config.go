@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/renewd/renewd/internal/grant"
 )
@@ -27,10 +29,17 @@ type Config struct {
 
 	ClientID     string
 	ClientSecret grant.Secret
-	ClientAuth   ClientAuth
+	// NextSecret is tried where ClientSecret is refused, and the other way round: while the provider
+	// changes from one to the other both are set.
+	NextSecret grant.Secret
+	ClientAuth ClientAuth
 	// Scope is sent with each refresh; empty: none is, and the grant keeps what it has (RFC 6749
 	// section 6).
 	Scope string
+	// Params are sent with each refresh beside what the standard wants: audience, resource (RFC 8707).
+	Params url.Values
+	// Headers are sent with each call, to all endpoints, discovery included.
+	Headers map[string]grant.Secret
 	// Subject is the member of the profile that names the user; empty: the preset's.
 	Subject string
 
@@ -42,8 +51,8 @@ type Config struct {
 	AllowHTTPLoopback bool
 	// RootCAs are trusted in place of the system's.
 	RootCAs *x509.CertPool
-	// ProxyURL is an HTTP proxy to go through; empty: none, whatever the environment says.
-	ProxyURL string
+	// ProxyURL is an HTTP proxy to go through; zero: none, whatever the environment says.
+	ProxyURL grant.Secret
 	// MaxConns is how many connections are kept open, for as many calls at a time. Default 64, 1 to
 	// 10,000.
 	MaxConns int
@@ -98,6 +107,8 @@ func (c Config) Validate() error {
 		return errors.New("client_auth: none, but a client_secret is set: drop one of them")
 	case c.ClientAuth != AuthNone && c.ClientSecret.IsZero():
 		return fmt.Errorf("client_secret: missing: client_auth %s needs it", c.ClientAuth)
+	case !c.NextSecret.IsZero() && (c.ClientSecret.IsZero() || c.NextSecret.Equal(c.ClientSecret)):
+		return errors.New("client_secret_next: want a secret that takes the place of client_secret, and both while they change")
 	case c.Timeout < 0 || c.Timeout > 5*time.Minute:
 		return fmt.Errorf("timeout: %v: want up to 5m", c.Timeout)
 	case c.MaxConns < 1 || c.MaxConns > 10_000:
@@ -108,7 +119,49 @@ func (c Config) Validate() error {
 			return fmt.Errorf("rules[%d]: %w", i, err)
 		}
 	}
+	if err := c.validateExtras(); err != nil {
+		return err
+	}
 	return c.validateURLs()
+}
+
+// reserved are the members of a refresh, and the headers of a call, that are not to be set from
+// outside: they say who asks for what, or how the message is framed. net/http sends a request with
+// an idempotency key again by itself.
+var (
+	reservedParams = []string{
+		"grant_type", "refresh_token", "client_id", "client_secret", "client_assertion", "client_assertion_type",
+	}
+	reservedHeaders = []string{
+		"Authorization", "Proxy-Authorization", "Host", "Content-Type", "Content-Length", "Content-Encoding", "Transfer-Encoding", "Connection",
+		"Expect", "Te", "Trailer", "Upgrade", "Idempotency-Key", "X-Idempotency-Key",
+	}
+)
+
+func (c Config) validateExtras() error {
+	for name := range c.Params {
+		switch {
+		case name == "":
+			return errors.New("params: a parameter without a name")
+		case name == "scope":
+			return errors.New("params.scope: set scope")
+		case slices.Contains(reservedParams, name):
+			return fmt.Errorf("params.%s: is renewd's own", name)
+		}
+	}
+	for name, value := range c.Headers {
+		switch {
+		case name == "":
+			return errors.New("headers: a header without a name")
+		case strings.Trim(name, "-0123456789_abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ") != "":
+			return fmt.Errorf("headers: %q: want a name of letters, digits, - and _", name)
+		case slices.Contains(reservedHeaders, http.CanonicalHeaderKey(name)):
+			return fmt.Errorf("headers.%s: is renewd's own", name)
+		case value.IsZero() || strings.ContainsFunc(value.Reveal(), unicode.IsControl):
+			return fmt.Errorf("headers.%s: want a text without control characters", name)
+		}
+	}
+	return nil
 }
 
 func (c Config) validateURLs() error {
@@ -122,11 +175,11 @@ func (c Config) validateURLs() error {
 			return fmt.Errorf("%s: %w", u.field, err)
 		}
 	}
-	if c.ProxyURL == "" {
+	if c.ProxyURL.IsZero() {
 		return nil
 	}
 	// Its address is not quoted: it may hold a password.
-	if u, err := url.Parse(c.ProxyURL); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+	if u, err := url.Parse(c.ProxyURL.Reveal()); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return errors.New("proxy_url: want http://host:port")
 	}
 	return nil

@@ -103,10 +103,16 @@ func (p *Provider) secrets(shown grant.Secret) (out []string) {
 		}
 	}
 	add(shown.Reveal(), url.QueryEscape(shown.Reveal()))
-	client := p.config.ClientSecret.Reveal()
-	if client != "" {
-		pair := url.QueryEscape(p.config.ClientID) + ":" + url.QueryEscape(client)
-		add(base64.StdEncoding.EncodeToString([]byte(pair)), url.QueryEscape(client), client)
+	for _, secret := range []grant.Secret{p.config.ClientSecret, p.config.NextSecret} {
+		if client := secret.Reveal(); client != "" {
+			pair := url.QueryEscape(p.config.ClientID) + ":" + url.QueryEscape(client)
+			add(base64.StdEncoding.EncodeToString([]byte(pair)), url.QueryEscape(client), client)
+		}
+	}
+	for _, value := range p.config.Headers {
+		if len(value.Reveal()) >= shortest {
+			add(value.Reveal())
+		}
 	}
 	return out
 }

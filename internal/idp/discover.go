@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"strings"
 
@@ -70,7 +71,7 @@ func (p *Provider) lead(ctx context.Context, a *attempt) (endpoints, error) {
 func (p *Provider) ask(ctx context.Context) (endpoints, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.config.Timeout)
 	defer cancel()
-	door := &door{base: p.round}
+	door := &door{base: p.round, every: p.header}
 	client := &http.Client{Transport: door, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	provider, err := oidc.NewProvider(oidc.ClientContext(ctx, client), p.config.BaseURL)
 	// An issuer that ends in a slash (Auth0's) is the same address without it.
@@ -128,14 +129,14 @@ func (p *Provider) undiscovered(d *door, err error) error {
 // status into a text.
 type door struct {
 	base   http.RoundTripper
-	status int // of the last answer
+	every  http.Header // of every call
+	status int         // of the last answer
 	header http.Header
 }
 
 func (d *door) RoundTrip(req *http.Request) (*http.Response, error) {
 	req = req.Clone(req.Context())
-	req.Header.Set("Accept", "application/json")
-	req.Header.Set("User-Agent", userAgent)
+	maps.Copy(req.Header, d.every)
 	d.status, d.header = 0, nil
 	resp, err := d.base.RoundTrip(req)
 	if err != nil {

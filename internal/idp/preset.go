@@ -1,7 +1,9 @@
 package idp
 
 import (
+	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 
@@ -89,16 +91,20 @@ func Presets() map[string]Preset {
 }
 
 // Rule moves answers of one provider to another class, before the table is asked. It never touches
-// a success.
+// a success, and never makes a verdict of a 5xx.
 type Rule struct {
 	Status int    // 0: any
 	Code   string // exactly; empty: the answer has none
 	Body   string // what its body contains, in any case; empty: anything
+	Empty  bool   // it has no body at all
 	Class  grant.Class
 	Reason string // of user.reauth_required, for grant.Permanent
 }
 
 func (r Rule) matches(a Answer) bool {
+	if r.Class == grant.Permanent && a.Status >= http.StatusInternalServerError || r.Empty && !a.Empty {
+		return false
+	}
 	return !a.Usable && (r.Status == 0 || r.Status == a.Status) && r.Code == a.Code &&
 		(r.Body == "" || strings.Contains(strings.ToLower(a.Body), strings.ToLower(r.Body)))
 }
@@ -106,14 +112,22 @@ func (r Rule) matches(a Answer) bool {
 // validate refuses what no class can be, and what could sign out everybody at once.
 func (r Rule) validate() error {
 	switch {
-	case !slices.Contains(grant.Classes(), r.Class):
-		return fmt.Errorf("class: %q: want one of %q", r.Class, grant.Classes())
+	case r.Status != 0 && (r.Status < 100 || r.Status > 599):
+		return fmt.Errorf("status: %d: want 100 to 599, or 0 for any", r.Status)
+	case !slices.Contains(grant.Classes(), r.Class) || r.Class == grant.Unsent:
+		return fmt.Errorf("class: %q: want one of %q", r.Class, slices.DeleteFunc(grant.Classes(), func(c grant.Class) bool { return c == grant.Unsent }))
+	case r.Empty && (r.Code != "" || r.Body != ""):
+		return errors.New("empty: an answer without a body has neither a code nor a text")
 	case r.Class != grant.Permanent:
 		return nil
+	case r.Status >= http.StatusInternalServerError:
+		return fmt.Errorf("status: %d: a provider that is out of order signs nobody out", r.Status)
+	case strings.Trim(r.Reason, "abcdefghijklmnopqrstuvwxyz_") != "" || len(r.Reason) > 64:
+		return fmt.Errorf("reason: want a word like %q, of a-z and _", schema.ReasonRevoked)
 	case r.Reason == "":
 		return fmt.Errorf("reason: missing: a permanent answer signs the user out, say why (%q for instance)", schema.ReasonRevoked)
 	case r.Code == "" && r.Body == "":
-		return fmt.Errorf("code: missing: a permanent answer signs the user out, so name its code or a part of its body")
+		return errors.New("code: missing: a permanent answer signs the user out, so name its code or a part of its body")
 	}
 	return nil
 }

@@ -106,7 +106,7 @@ func TestConfigNamesTheField(t *testing.T) {
 		"client_auth":   func(c *idp.Config) { c.ClientAuth = "jwt" },
 		"timeout":       func(c *idp.Config) { c.Timeout = time.Hour },
 		"concurrency":   func(c *idp.Config) { c.MaxConns = -1 },
-		"proxy_url":     func(c *idp.Config) { c.ProxyURL = "socks5://user:canary@x" },
+		"proxy_url":     func(c *idp.Config) { c.ProxyURL = grant.NewSecret("socks5://user:canary@x") },
 		"rules[1]":      func(c *idp.Config) { c.Rules = []idp.Rule{{Class: grant.Config}, {Class: "fatal"}} },
 		"rules[0]":      func(c *idp.Config) { c.Rules = []idp.Rule{{Code: "x", Class: grant.Permanent}} },
 	} {

@@ -3,6 +3,7 @@ package idp
 import (
 	"crypto/tls"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -20,8 +21,9 @@ import (
 // Provider is a client of one provider.
 type Provider struct {
 	config    Config
-	rules     []Rule     // the settings' before the preset's
-	firstWay  ClientAuth // that the preset wants to be tried first
+	rules     []Rule      // the settings' before the preset's
+	firstWay  ClientAuth  // that the preset wants to be tried first
+	header    http.Header // of every call
 	transport *http.Transport
 	round     http.RoundTripper // transport, recorded
 	now       func() time.Time  // where a provider does not say what time it is
@@ -58,7 +60,10 @@ func New(c Config, t Telemetry) (*Provider, error) {
 	c, preset := c.withDefaults()
 	p := &Provider{
 		config: c, rules: slices.Concat(c.Rules, preset.Rules), firstWay: preset.ClientAuth, transport: newTransport(c), now: time.Now,
-		credentials: credentials{searching: make(chan struct{}, 1)},
+		credentials: credentials{searching: make(chan struct{}, 1)}, header: maps.Clone(everyCall),
+	}
+	for name, value := range c.Headers {
+		p.header.Set(name, value.Reveal())
 	}
 	p.round = t.around(p.transport)
 	p.endpoints = endpoints{Token: c.TokenURL, UserInfo: c.UserInfoURL, Revoke: c.RevokeURL}
@@ -84,8 +89,8 @@ func newTransport(c Config) *http.Transport {
 		// TCP gives up.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 5 * time.Second},
 	}
-	if c.ProxyURL != "" {
-		u, err := url.Parse(c.ProxyURL)
+	if !c.ProxyURL.IsZero() {
+		u, err := url.Parse(c.ProxyURL.Reveal())
 		t.Proxy = func(*http.Request) (*url.URL, error) { return u, err }
 	}
 	return t
@@ -129,16 +134,25 @@ func (e *endpoints) fill(other endpoints) {
 	}
 }
 
-// Settings is a fingerprint of what a refusal is judged under: the client, its authentication and
-// the endpoint.
+// Settings is a fingerprint of what a refusal is judged under: the client, its authentication, the
+// endpoint and what is asked for. What is not set leaves no trace in it.
 func (p *Provider) Settings() string {
 	way := p.config.ClientAuth
 	if way == AuthAuto {
 		way = AuthPost // as ever, so that workers of all versions agree
 	}
-	return grant.NewSecret(strings.Join([]string{
-		p.config.BaseURL, p.config.TokenURL, p.config.ClientID, string(way), p.config.ClientSecret.Fingerprint(),
-	}, "\x00")).Fingerprint()
+	all := []string{p.config.BaseURL, p.config.TokenURL, p.config.ClientID, string(way), p.config.ClientSecret.Fingerprint()}
+	for _, extra := range []struct{ name, value string }{
+		{"scope", p.config.Scope}, {"params", p.config.Params.Encode()}, {"client_secret_next", p.config.NextSecret.Fingerprint()},
+	} {
+		if extra.value != "" {
+			all = append(all, extra.name, extra.value)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.config.Headers)) {
+		all = append(all, "headers", name, p.config.Headers[name].Fingerprint())
+	}
+	return grant.NewSecret(strings.Join(all, "\x00")).Fingerprint()
 }
 
 // Close drops the connections that are idle. Calls under way end as they would.

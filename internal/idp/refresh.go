@@ -1,9 +1,11 @@
 package idp
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"time"
@@ -29,6 +31,7 @@ func (p *Provider) Refresh(ctx context.Context, refresh grant.Secret) (grant.Tok
 		return grant.Tokens{}, err
 	}
 	form := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {refresh.Reveal()}}
+	maps.Copy(form, p.config.Params)
 	if p.config.Scope != "" {
 		form.Set("scope", p.config.Scope)
 	}
@@ -41,7 +44,7 @@ func (p *Provider) Refresh(ctx context.Context, refresh grant.Secret) (grant.Tok
 		return grant.Tokens{}, err
 	}
 	if !r.cut {
-		a.Body = string(r.body)
+		a.Body, a.Empty = string(r.body), len(bytes.TrimSpace(r.body)) == 0
 	}
 	class, reason := Classify(a, p.rules)
 	if class == "" {
