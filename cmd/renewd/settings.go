@@ -14,6 +14,7 @@ import (
 //
 // The tags are the reference: key, its default, what it means, the values it may have (oneof) or
 // the range (min, max). show:"url" prints a secret as the address it is, without its password.
+// env:"-" is a list or a mapping, which only a file can hold.
 type settings struct {
 	NATSURL      string       `key:"nats_url" doc:"NATS servers to use, separated by commas; empty runs one inside this process"`
 	NATSListen   string       `key:"nats_listen" doc:"host:port on which the embedded NATS server listens for other services; empty: nowhere. Beyond loopback it needs nats_user and nats_password, or nats_token"`
@@ -71,6 +72,14 @@ type providerSettings struct {
 	Timeout      time.Duration `key:"timeout" env:"RENEWD_PROVIDER_TIMEOUT" default:"20s" min:"1s" max:"2m" doc:"of one call; keep it longer than the provider's own, since an answer that is not read may cost the user a login"`
 	Concurrency  int           `key:"concurrency" env:"RENEWD_PROVIDER_CONCURRENCY" default:"64" min:"1" max:"10000" doc:"renewals at the same time, over all processes"`
 	Rate         float64       `key:"rate" env:"RENEWD_PROVIDER_RATE" default:"0" min:"0" doc:"calls a second over all workers, each call counted: refreshes and userinfo; 0: no limit"`
+
+	ClientSecretNext grant.Secret            `key:"client_secret_next" env:"RENEWD_CLIENT_SECRET_NEXT" doc:"a second secret, tried where the provider answers invalid_client to the first, and the other way round: set both while it changes"`
+	Scope            string                  `key:"scope" env:"RENEWD_PROVIDER_SCOPE" doc:"scopes to ask for with each refresh, separated by spaces; empty: none, and the grant keeps what it has"`
+	Subject          string                  `key:"subject" env:"RENEWD_PROVIDER_SUBJECT" doc:"member of the profile that holds the user's id; empty: the preset's, or sub"`
+	Params           map[string][]string     `key:"params" env:"-" doc:"further parameters of each refresh, such as audience or resource: a mapping of names to values or lists of them"`
+	Headers          map[string]grant.Secret `key:"headers" env:"-" doc:"further headers of each call: a mapping of names to values; under NAME_file a file with the value"`
+	ProxyURL         grant.Secret            `key:"proxy_url" env:"RENEWD_PROVIDER_PROXY_URL" show:"url" doc:"HTTP proxy to reach the provider through: http://user:password@host:port; empty: none, whatever HTTPS_PROXY says"`
+	Rules            []ruleSettings          `key:"rules" env:"-" doc:"what answers to a refresh mean at this provider, where the built-in table does not know it: a list; the first that fits counts"`
 
 	RevokeReplaced bool `key:"revoke_replaced" default:"false" doc:"revoke the refresh token that a newer login replaces; not at a provider that ends other sessions of the user by it"`
 

@@ -139,8 +139,10 @@ func (l *loader) scalar(key, value *yaml.Node, target reflect.Value, rows []sett
 		l.mistake(l.line(key), "%s: no such setting%s", name, didYouMean(key.Value, known))
 		return
 	}
-	if value.Kind == yaml.AliasNode {
-		value = value.Alias
+	if value = unalias(value); rows[i].nested && value.Tag != "!!null" {
+		l.structure(value, target.Field(rows[i].index).Addr().Interface(), name)
+		l.c.origins[name] = l.line(key)
+		return
 	}
 	if value.Kind != yaml.ScalarNode {
 		l.mistake(l.line(value), "%s: want one value", name)
@@ -211,6 +213,9 @@ func secretFile(path string) (string, error) {
 func (l *loader) unknownEnv() {
 	known := []string{configEnv}
 	for _, r := range allSettings() {
+		if r.env == "" {
+			continue
+		}
 		known = append(known, r.env)
 		if r.secret {
 			known = append(known, r.env+"_FILE")

@@ -67,7 +67,7 @@ func (r setting) text(from reflect.Value) string {
 		}
 		return strconv.Quote(v)
 	default:
-		return fmt.Sprint(v)
+		return structured(v)
 	}
 }
 
@@ -133,6 +133,9 @@ func settingsTable(w io.Writer) {
 				def = "`" + r.def + "`"
 			}
 			env := "`" + r.env + "`"
+			if r.env == "" {
+				env = ""
+			}
 			if r.secret {
 				env += ", `…_FILE`"
 			}
@@ -145,6 +148,7 @@ func settingsTable(w io.Writer) {
 	}
 	rows(mainTable(), "")
 	rows(providerTable(), "providers[].")
+	rows(ruleTable(), "providers[].rules[].")
 	rows(policyTable(), "providers[].policy.")
 	rows(guardTable(), "providers[].guard.")
 }

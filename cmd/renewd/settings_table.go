@@ -14,7 +14,7 @@ import (
 // setting is one row of the settings table, read from the tags of a field.
 type setting struct {
 	key    string // in the settings file
-	env    string // in the environment
+	env    string // in the environment; empty: in the file alone
 	def    string
 	doc    string
 	show   string
@@ -22,9 +22,11 @@ type setting struct {
 	lo, hi string
 	index  int // of the field
 	secret bool
+	nested bool // a list or a mapping
 }
 
-// table lists the settings of a struct: settings, providerSettings or policySettings.
+// table lists the settings of a struct: settings, providerSettings or policySettings. Without an
+// envPrefix the environment cannot set them.
 func table(of reflect.Type, envPrefix string) []setting {
 	var rows []setting
 	for i := range of.NumField() {
@@ -37,7 +39,10 @@ func table(of reflect.Type, envPrefix string) []setting {
 			key: key, env: f.Tag.Get("env"), def: f.Tag.Get("default"), doc: f.Tag.Get("doc"), show: f.Tag.Get("show"),
 			lo: f.Tag.Get("min"), hi: f.Tag.Get("max"), index: i, secret: f.Type == reflect.TypeFor[grant.Secret](),
 		}
-		if row.env == "" {
+		switch {
+		case row.env == "-":
+			row.env, row.nested = "", true
+		case row.env == "" && envPrefix != "":
 			row.env = envPrefix + strings.ToUpper(key)
 		}
 		if v, ok := f.Tag.Lookup("oneof"); ok {
@@ -53,11 +58,12 @@ const configEnv = "RENEWD_CONFIG"
 func mainTable() []setting     { return table(reflect.TypeFor[settings](), "RENEWD_") }
 func providerTable() []setting { return table(reflect.TypeFor[providerSettings](), "RENEWD_PROVIDER_") }
 func policyTable() []setting   { return table(reflect.TypeFor[policySettings](), "RENEWD_POLICY_") }
+func ruleTable() []setting     { return table(reflect.TypeFor[ruleSettings](), "") }
 func guardTable() []setting    { return table(reflect.TypeFor[guardSettings](), "RENEWD_GUARD_") }
 
 // allSettings is every row there is.
 func allSettings() []setting {
-	return slices.Concat(mainTable(), providerTable(), policyTable(), guardTable())
+	return slices.Concat(mainTable(), providerTable(), ruleTable(), policyTable(), guardTable())
 }
 
 // put parses text into the row's field of target, a settings struct.

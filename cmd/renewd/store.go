@@ -36,9 +36,14 @@ const databaseConns = 16
 
 // client is p as package idp takes it, but for the certificates.
 func (p providerSettings) client() idp.Config {
+	var rules []idp.Rule
+	for _, r := range p.Rules {
+		rules = append(rules, r.rule())
+	}
 	return idp.Config{
 		ID: p.ID, Preset: p.Preset, BaseURL: p.AuthURL, TokenURL: p.TokenURL, UserInfoURL: p.UserinfoURL, RevokeURL: p.RevokeURL, ClientID: p.ClientID,
 		ClientSecret: p.ClientSecret, ClientAuth: idp.ClientAuth(p.ClientAuth), Timeout: p.Timeout, AllowHTTPLoopback: p.AllowHTTP, MaxConns: p.Concurrency,
+		NextSecret: p.ClientSecretNext, Scope: p.Scope, Subject: p.Subject, Params: p.Params, Headers: p.Headers, ProxyURL: p.ProxyURL, Rules: rules,
 	}
 }
 

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"bytes"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/idp"
+)
+
+const acme = "providers:\n  - id: acme\n    preset: oidc\n    auth_url: https://id.acme.example\n    client_id: c1\n"
+
+// What only a file can hold: lists and mappings. They are read, printed, and read again.
+func TestListsAndMappings(t *testing.T) {
+	t.Parallel()
+	key := write(t, "key", "hunter2-in-a-file\n")
+	c, err := load(write(t, "renewd.yaml", acme+`
+    scope: openid offline_access
+    subject: id
+    proxy_url: http://joe:hunter2@proxy:3128
+    client_secret: hunter2
+    client_secret_next: hunter2-next
+    params:
+      audience: https://api.example
+      resource: ["https://a", "https://b"]
+    headers: {X-Gateway: hunter2-gateway, X-Key_file: `+key+`}
+    rules:
+      - {status: 400, code: invalid_request, body: already been claimed, class: permanent, reason: revoked}
+      - {status: 400, empty: true, class: config}
+`), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := c.Providers[0].client()
+	if got.Headers["X-Key"].Reveal() != "hunter2-in-a-file" || got.Headers["X-Gateway"].Reveal() != "hunter2-gateway" || len(got.Headers) != 2 {
+		t.Errorf("%d headers", len(got.Headers))
+	}
+	if got.Scope != "openid offline_access" || got.Subject != "id" || got.ProxyURL.Reveal() != "http://joe:hunter2@proxy:3128" || got.NextSecret.Reveal() != "hunter2-next" {
+		t.Errorf("%+v", got)
+	}
+	if want := "audience=https%3A%2F%2Fapi.example&resource=https%3A%2F%2Fa&resource=https%3A%2F%2Fb"; got.Params.Encode() != want {
+		t.Errorf("%v", got.Params)
+	}
+	want := []idp.Rule{
+		{Status: 400, Code: "invalid_request", Body: "already been claimed", Class: grant.Permanent, Reason: "revoked"}, {Status: 400, Empty: true, Class: grant.Config},
+	}
+	if !reflect.DeepEqual(got.Rules, want) {
+		t.Errorf("%+v", got.Rules)
+	}
+
+	var out bytes.Buffer
+	c.print(&out)
+	if strings.Contains(out.String(), "hunter2") || !strings.Contains(out.String(), "http://joe:[redacted]@proxy:3128") || !strings.Contains(out.String(), "renewd.yaml:12") {
+		t.Errorf("%s", out.String())
+	}
+	text := strings.ReplaceAll(strings.ReplaceAll(out.String(), `client_secret: "[redacted]"`, "client_secret: other"), "[redacted]", "0123456789abcdef")
+	again, err := load(write(t, "again.yaml", text), nil)
+	if err != nil {
+		t.Fatalf("what is printed cannot be read: %v\n%s", err, text)
+	}
+	if p := again.Providers[0]; !reflect.DeepEqual(p.Params, c.Providers[0].Params) || !reflect.DeepEqual(p.Rules, c.Providers[0].Rules) || len(p.Headers) != 2 {
+		t.Errorf("what is printed says something else:\n%s", out.String())
+	}
+}
+
+func TestListsAndMappingsNameTheMistake(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		file string
+		want []string
+	}{
+		"no mapping":     {"    params: audience\n", []string{"file.yaml:6", "providers[0].params", "a mapping"}},
+		"no text":        {"    params: {audience: {a: b}}\n", []string{"providers[0].params.audience", "one value, or a list"}},
+		"set twice":      {"    params: {a: b, a: c}\n", []string{"providers[0].params.a", "set twice"}},
+		"reserved":       {"    params: {grant_type: x}\n", []string{"providers[0] (acme)", "params.grant_type"}},
+		"header twice":   {"    headers: {A: b, A_file: /nowhere}\n", []string{"providers[0].headers.A", "_file"}},
+		"header list":    {"    headers: {A: [b]}\n", []string{"providers[0].headers.A", "want one value"}},
+		"no such file":   {"    headers: {A_file: /nowhere/key}\n", []string{"providers[0].headers.A_file", "/nowhere/key"}},
+		"bad header":     {"    headers: {Host: hunter2}\n", []string{"providers[0] (acme)", "headers.Host"}},
+		"no list":        {"    rules: {status: 400}\n", []string{"providers[0].rules", "a list"}},
+		"typo in a rule": {"    rules:\n      - {statsu: 400}\n", []string{"file.yaml:7", "providers[0].rules[0].statsu", "status?"}},
+		"class":          {"    rules: [{code: x, class: fatal}]\n", []string{"providers[0].rules[0].class", "permanent"}},
+		"empty 400":      {"    rules: [{status: 400, empty: true, class: permanent, reason: revoked}]\n", []string{"rules[0]", "code: missing"}},
+		"proxy":          {"    proxy_url: socks5://u:hunter2@x\n", []string{"providers[0] (acme)", "proxy_url"}},
+		"next secret":    {"    client_secret_next: hunter2\n", []string{"providers[0] (acme)", "client_secret_next"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := load(write(t, "file.yaml", acme+c.file), nil)
+			for _, want := range c.want {
+				if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hunter2") {
+					t.Errorf("%q is not in, or a secret is: %v", want, err)
+				}
+			}
+		})
+	}
+}
+
+func TestProviderScalarsFromTheEnvironment(t *testing.T) {
+	t.Parallel()
+	c, err := load("", []string{
+		"RENEWD_AUTH_URL=https://a.example", "RENEWD_CLIENT_ID=c", "RENEWD_CLIENT_SECRET=s", "RENEWD_CLIENT_SECRET_NEXT_FILE=" + write(t, "next", "n\n"),
+		"RENEWD_PROVIDER_SCOPE=openid", "RENEWD_PROVIDER_SUBJECT=id", "RENEWD_PROVIDER_PROXY_URL=http://p:1",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := c.Providers[0]; p.Scope != "openid" || p.Subject != "id" || p.ProxyURL.Reveal() != "http://p:1" || p.ClientSecretNext.Reveal() != "n" {
+		t.Errorf("%+v", p)
+	}
+}
