@@ -181,6 +181,10 @@ type Profile struct {
 	Locked        *bool           `json:"locked,omitempty"`
 	MFAEnabled    *bool           `json:"mfa_enabled,omitempty"`
 	HasPassword   *bool           `json:"has_password,omitempty"`
+	Groups        []string        `json:"groups,omitempty"`        // sorted
+	Roles         []string        `json:"roles,omitempty"`         // at the provider or for this client, not in an organisation; sorted
+	Locale        string          `json:"locale,omitempty"`        // BCP 47 language tag, mostly
+	Zoneinfo      string          `json:"zoneinfo,omitempty"`      // time zone: Europe/Berlin
 	Organisations []Organisation  `json:"organisations,omitempty"` // sorted by ID
 	Raw           json.RawMessage `json:"raw,omitempty"`           // the provider's own JSON
 	Omitted       []string        `json:"omitted,omitempty"`       // names of members that were too large for an event; see FitProfile

@@ -35,8 +35,8 @@ func Fit(data json.RawMessage, limit int) json.RawMessage {
 }
 
 // FitProfile leaves out of p what makes it larger than limit bytes of JSON, and says so in Omitted:
-// the provider's own JSON first, then the organisations, then all but the id. An id alone is
-// returned whatever the limit.
+// the provider's own JSON first, then the organisations, the groups, the roles, then all but the id.
+// An id alone is returned whatever the limit.
 func FitProfile(p Profile, limit int) Profile {
 	fits := func() bool {
 		text, err := json.Marshal(p)
@@ -46,15 +46,20 @@ func FitProfile(p Profile, limit int) Profile {
 		return p
 	}
 	omitted := slices.Clone(p.Omitted)
-	if p.Raw != nil {
-		omitted = append(omitted, "raw")
-		if p.Raw, p.Omitted = nil, omitted; fits() {
-			return p
+	for _, part := range []struct {
+		name  string
+		there bool
+		drop  func()
+	}{
+		{"raw", p.Raw != nil, func() { p.Raw = nil }}, {"organisations", p.Organisations != nil, func() { p.Organisations = nil }},
+		{"groups", p.Groups != nil, func() { p.Groups = nil }}, {"roles", p.Roles != nil, func() { p.Roles = nil }},
+	} {
+		if !part.there {
+			continue
 		}
-	}
-	if p.Organisations != nil {
-		omitted = append(omitted, "organisations")
-		if p.Organisations, p.Omitted = nil, omitted; fits() {
+		omitted = append(omitted, part.name)
+		part.drop()
+		if p.Omitted = omitted; fits() {
 			return p
 		}
 	}

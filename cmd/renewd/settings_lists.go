@@ -30,6 +30,11 @@ func (r ruleSettings) rule() idp.Rule {
 // structure applies a list or a mapping, the value of the setting name, to a field of that kind.
 func (l *loader) structure(n *yaml.Node, into any, name string) {
 	switch v := into.(type) {
+	case *[]string:
+		*v = l.texts(n, name)
+	case *map[string]string:
+		*v = map[string]string{}
+		l.entries(n, name, func(key, name string, value *yaml.Node) { (*v)[key] = l.oneText(value, name) })
 	case *map[string][]string:
 		*v = map[string][]string{}
 		l.entries(n, name, func(key, name string, value *yaml.Node) { (*v)[key] = l.texts(value, name) })
@@ -123,6 +128,10 @@ func (l *loader) namedSecret(into map[string]grant.Secret, key, name string, val
 // structured is a list or a mapping as YAML on one line, without secrets.
 func structured(value any) string {
 	switch v := value.(type) {
+	case []string:
+		return "[" + strings.Join(quoted(v), ", ") + "]"
+	case map[string]string:
+		return flow(v, strconv.Quote)
 	case map[string][]string:
 		return flow(v, func(list []string) string { return "[" + strings.Join(quoted(list), ", ") + "]" })
 	case map[string]grant.Secret:

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -29,6 +30,8 @@ func TestListsAndMappings(t *testing.T) {
     rules:
       - {status: 400, code: invalid_request, body: already been claimed, class: permanent, reason: revoked}
       - {status: 400, empty: true, class: config}
+    profile: {roles: /realm_access/roles}
+    volatile: [last_seen, "login count"]
 `), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -50,6 +53,10 @@ func TestListsAndMappings(t *testing.T) {
 		t.Errorf("%+v", got.Rules)
 	}
 
+	if got.Profile["roles"] != "/realm_access/roles" || !slices.Equal(c.Providers[0].policy().Volatile, []string{"last_seen", "login count"}) {
+		t.Errorf("%v, %v", got.Profile, c.Providers[0].Volatile)
+	}
+
 	var out bytes.Buffer
 	c.print(&out)
 	if strings.Contains(out.String(), "hunter2") || !strings.Contains(out.String(), "http://joe:[redacted]@proxy:3128") || !strings.Contains(out.String(), "renewd.yaml:12") {
@@ -60,7 +67,8 @@ func TestListsAndMappings(t *testing.T) {
 	if err != nil {
 		t.Fatalf("what is printed cannot be read: %v\n%s", err, text)
 	}
-	if p := again.Providers[0]; !reflect.DeepEqual(p.Params, c.Providers[0].Params) || !reflect.DeepEqual(p.Rules, c.Providers[0].Rules) || len(p.Headers) != 2 {
+	if p := again.Providers[0]; !reflect.DeepEqual(p.Params, c.Providers[0].Params) || !reflect.DeepEqual(p.Rules, c.Providers[0].Rules) ||
+		!reflect.DeepEqual(p.policy(), c.Providers[0].policy()) || !reflect.DeepEqual(p.Profile, c.Providers[0].Profile) || len(p.Headers) != 2 {
 		t.Errorf("what is printed says something else:\n%s", out.String())
 	}
 }
@@ -83,6 +91,8 @@ func TestListsAndMappingsNameTheMistake(t *testing.T) {
 		"typo in a rule": {"    rules:\n      - {statsu: 400}\n", []string{"file.yaml:7", "providers[0].rules[0].statsu", "status?"}},
 		"class":          {"    rules: [{code: x, class: fatal}]\n", []string{"providers[0].rules[0].class", "permanent"}},
 		"empty 400":      {"    rules: [{status: 400, empty: true, class: permanent, reason: revoked}]\n", []string{"rules[0]", "code: missing"}},
+		"pointer":        {"    profile: {roles: realm_access.roles}\n", []string{"providers[0] (acme)", "profile.roles", "JSON pointer"}},
+		"volatile":       {"    volatile: {a: b}\n", []string{"providers[0].volatile", "a list"}},
 		"proxy":          {"    proxy_url: socks5://u:hunter2@x\n", []string{"providers[0] (acme)", "proxy_url"}},
 		"next secret":    {"    client_secret_next: hunter2\n", []string{"providers[0] (acme)", "client_secret_next"}},
 	} {

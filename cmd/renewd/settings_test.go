@@ -5,6 +5,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -237,7 +238,7 @@ func TestRedactURL(t *testing.T) {
 func TestPolicyDefaultsAreThoseOfThePackages(t *testing.T) {
 	t.Parallel()
 	got, want := new(loader).newProvider().Policy.policy(), grant.Policy{}.WithDefaults()
-	if got != want {
+	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	rules, defaults := new(loader).newProvider().Guard.rules(), guard.Rules{}.WithDefaults()

@@ -5,7 +5,9 @@ import (
 	"crypto/x509"
 	"fmt"
 	"os"
+	"slices"
 
+	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/internal/idp"
 	"github.com/renewd/renewd/internal/natskv"
 	"github.com/renewd/renewd/internal/postgres"
@@ -34,6 +36,13 @@ func (p *plant) openStore(ctx context.Context) error {
 // one another.
 const databaseConns = 16
 
+// policy is when and how p's grants are renewed, with what is known of its kind.
+func (p providerSettings) policy() grant.Policy {
+	policy := p.Policy.policy()
+	policy.Volatile = slices.Concat(idp.Presets()[p.Preset].Volatile, p.Volatile)
+	return policy
+}
+
 // client is p as package idp takes it, but for the certificates.
 func (p providerSettings) client() idp.Config {
 	var rules []idp.Rule
@@ -44,6 +53,7 @@ func (p providerSettings) client() idp.Config {
 		ID: p.ID, Preset: p.Preset, BaseURL: p.AuthURL, TokenURL: p.TokenURL, UserInfoURL: p.UserinfoURL, RevokeURL: p.RevokeURL, ClientID: p.ClientID,
 		ClientSecret: p.ClientSecret, ClientAuth: idp.ClientAuth(p.ClientAuth), Timeout: p.Timeout, AllowHTTPLoopback: p.AllowHTTP, MaxConns: p.Concurrency,
 		NextSecret: p.ClientSecretNext, Scope: p.Scope, Subject: p.Subject, Params: p.Params, Headers: p.Headers, ProxyURL: p.ProxyURL, Rules: rules,
+		Profile: p.Profile,
 	}
 }
 

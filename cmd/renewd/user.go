@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -169,6 +170,8 @@ func (s shown) print(to io.Writer) error {
 		for _, o := range s.Profile.Organisations {
 			row("organisation", o.Name+inBrackets(o.Role))
 		}
+		row("groups", strings.Join(s.Profile.Groups, ", "))
+		row("roles", strings.Join(s.Profile.Roles, ", "))
 	}
 	return w.Flush()
 }

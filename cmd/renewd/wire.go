@@ -81,7 +81,7 @@ func (p *plant) providers(ctx context.Context) (map[string]refresh.Provider, []*
 			return nil, nil, err
 		}
 		guards = append(guards, g)
-		provider := refresh.Provider{Client: client, Policy: s.Policy.policy(), Guard: g, RevokeReplaced: s.RevokeReplaced}
+		provider := refresh.Provider{Client: client, Policy: s.policy(), Guard: g, RevokeReplaced: s.RevokeReplaced}
 		budget := guard.NewBudget(guard.BudgetConfig{Provider: s.ID, Rate: s.Rate, Bucket: bucket, Now: p.engine.Now})
 		if budget != nil {
 			provider.Limiter = budget

@@ -38,6 +38,9 @@ type Policy struct {
 	// more, to be sure. A third of ConfirmMin later it is presented for the last time. Defaults 30
 	// s, 60 s.
 	ConfirmMin, ConfirmMax time.Duration
+	// Volatile names members of the raw profile that move by themselves at this provider, so that
+	// they are no change of the user; beside the claims of a token, which never are. Default none.
+	Volatile []string
 }
 
 // WithDefaults returns p with every zero field set to its default.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/renewd/renewd/schema"
@@ -52,17 +53,29 @@ func (p *Profile) UnmarshalJSON(raw []byte) error {
 	return nil
 }
 
-// volatile names members of the raw profile that move by themselves, with every refresh at some
-// providers: no change.
-var volatile = map[string]bool{"last_active_at": true}
+// volatile are members of the raw profile that move by themselves, with every refresh at some
+// providers: no change. They are what PropelAuth keeps of the user's last visit, and the claims that
+// tell of a token or a session and not of the user (RFC 7519, OpenID Connect Core sections 2 and
+// 3.3.2.11; rat is Hydra's): Dex's userinfo is the access token's claims. The issuer is steady, and
+// updated_at is about the user: both count.
+var volatile = []string{
+	"last_active_at", "exp", "iat", "nbf", "jti", "aud", "azp", "at_hash", "c_hash", "s_hash", "auth_time", "nonce", "sid", "rat",
+}
 
-// Changed names the fields of the profile that differ, in the order of schema.Profile: mapped
-// fields by their JSON name, and "raw" if only something that is not mapped differs. Everything in
-// now is a change from none, or from one that cannot be read. What moves by itself (last_active_at)
-// is left out.
-func Changed(old, now Profile) []string {
+// Changed names the fields of the profile that changed at the provider, in the order of
+// schema.Profile: mapped fields by their JSON name, and "raw" if only something that is not mapped
+// differs. Everything in now is a change from none, or from one that cannot be read. What moves by
+// itself is left out, and so is what more names. Where the provider's own JSON is the same nothing
+// changed, whatever a newer version or other settings make of it.
+func Changed(old, now Profile, more ...string) []string {
+	names, _ := compare(old, now, more)
+	return names
+}
+
+// compare is Changed, and whether now is worth storing: also what is mapped anew is.
+func compare(old, now Profile, more []string) (names []string, differs bool) {
 	if old == now || sameBut(string(old), string(now)) {
-		return nil
+		return nil, false
 	}
 	a, errA := old.Decode()
 	b, errB := now.Decode()
@@ -72,19 +85,25 @@ func Changed(old, now Profile) []string {
 	if b == nil || errB != nil {
 		b = &schema.Profile{}
 	}
-	return changed(*a, *b)
+	names = mappedChanges(*a, *b)
+	same := bytes.Equal(a.Raw, b.Raw) || reflect.DeepEqual(steady(a.Raw, more), steady(b.Raw, more))
+	switch {
+	case same && a.Raw != nil && b.Raw != nil:
+		return nil, len(names) > 0
+	case len(names) == 0 && !same:
+		names = append(names, "raw")
+	}
+	return names, len(names) > 0
 }
 
-func changed(old, now schema.Profile) (names []string) {
+// mappedChanges names the fields that differ, but for the raw profile.
+func mappedChanges(old, now schema.Profile) (names []string) {
 	a, b := reflect.ValueOf(old), reflect.ValueOf(now)
 	for i := range a.NumField() {
 		name := jsonName(a.Type().Field(i))
 		if name != "raw" && !reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()) {
 			names = append(names, name)
 		}
-	}
-	if len(names) == 0 && !bytes.Equal(old.Raw, now.Raw) && !reflect.DeepEqual(steady(old.Raw), steady(now.Raw)) {
-		names = append(names, "raw")
 	}
 	return names
 }
@@ -94,9 +113,9 @@ func jsonName(f reflect.StructField) string {
 	return string(name)
 }
 
-// sameBut reports whether a and b, profiles, are the same bytes but for one number: the volatile
-// member's. Nearly every profile that did not change is, and decoding both costs more than all the
-// rest of a renewal.
+// sameBut reports whether a and b, profiles, are the same bytes but for one number: the user's last
+// visit. Nearly every profile that did not change is, and decoding both costs more than all the rest
+// of a renewal.
 func sameBut(a, b string) bool {
 	const member = `"last_active_at":`
 	i := strings.Index(a, member)
@@ -115,8 +134,8 @@ func inRaw(front string) bool {
 	return strings.Count(front, "{")-strings.Count(front, "}") == 2 && strings.Count(front, "[") == strings.Count(front, "]")
 }
 
-// steady decodes raw without its volatile members.
-func steady(raw json.RawMessage) any {
+// steady decodes raw without its volatile members, and without those in more.
+func steady(raw json.RawMessage, more []string) any {
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.UseNumber()
 	var v any
@@ -124,7 +143,7 @@ func steady(raw json.RawMessage) any {
 		return string(raw)
 	}
 	if m, ok := v.(map[string]any); ok {
-		for name := range volatile {
+		for _, name := range slices.Concat(volatile, more) {
 			delete(m, name)
 		}
 	}

@@ -156,7 +156,7 @@ func (g Grant) WithProfile(t Turn, p Profile) (next Grant, write bool) {
 		}
 		g = g.Proven(t)
 	}
-	changed := Changed(g.Profile, p)
+	changed, differs := compare(g.Profile, p, t.Policy.Volatile)
 	next = g
 	if refused := g.Verdict; refused != nil && refused.Fingerprint == g.Pair.Access.Fingerprint() {
 		next.Verdict = nil // it was a refusal of this access token
@@ -164,7 +164,7 @@ func (g Grant) WithProfile(t Turn, p Profile) (next Grant, write bool) {
 	recovers := g.failing() && next.Verdict == nil && g.Doubt == nil
 	behind := t.Work.Mark.Version > g.Version
 	passed := !g.NextDueAt.After(t.Now) // a timer armed for then would fire at once
-	write = proven || len(changed) > 0 || g.Profile == "" || g.Progress == "" && g.Recovered || behind || passed || next.Verdict != g.Verdict
+	write = proven || differs || g.Profile == "" || g.Progress == "" && g.Recovered || behind || passed || next.Verdict != g.Verdict
 	if write {
 		next = next.change(t)
 		next.Profile, next.SyncedAt = p, t.Now

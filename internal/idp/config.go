@@ -43,6 +43,10 @@ type Config struct {
 	// Subject is the member of the profile that names the user; empty: the preset's.
 	Subject string
 
+	// Profile says where members of the profile are in a userinfo, if not at their usual place: JSON
+	// pointers (RFC 6901) by the member's name in schema.Profile. They go before the preset's.
+	Profile map[string]string
+
 	// Timeout of a call, from the first byte to the last. It should be longer than the provider's
 	// own. Default 20 s, up to 5 min.
 	Timeout time.Duration
@@ -120,6 +124,9 @@ func (c Config) Validate() error {
 		}
 	}
 	if err := c.validateExtras(); err != nil {
+		return err
+	}
+	if err := checkMapping(c.Profile); err != nil {
 		return err
 	}
 	return c.validateURLs()

@@ -53,7 +53,7 @@ func FuzzParseProfile(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		for _, claim := range []string{"user_id", "sub", "id"} {
-			u, err := parseProfile(bytes.Clone(body), claim)
+			u, err := parseProfile(bytes.Clone(body), claim, map[string]string{"roles": "/org_id_to_org_info/o", "email": "/x/0/y"})
 			if err != nil {
 				return
 			}

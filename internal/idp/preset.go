@@ -25,7 +25,12 @@ type Preset struct {
 	// ClientAuth is the way of client authentication that is tried first, where the settings name
 	// none and discovery does not decide it; empty: AuthBasic.
 	ClientAuth ClientAuth
-	Rules      []Rule
+	// Profile says where members of the profile are, see Config.
+	Profile map[string]string
+	// Volatile are members of the profile that move by themselves at this provider, see
+	// grant.Policy.
+	Volatile []string
+	Rules    []Rule
 }
 
 // Presets are the kinds of providers, by name.

@@ -71,7 +71,7 @@ func TestPresetRules(t *testing.T) {
 func TestPresets(t *testing.T) {
 	for _, name := range slices.Sorted(maps.Keys(idp.Presets())) {
 		preset := idp.Presets()[name]
-		c := idp.Config{ID: "p", Preset: name, BaseURL: preset.BaseURL, ClientID: "x", Rules: preset.Rules}
+		c := idp.Config{ID: "p", Preset: name, BaseURL: preset.BaseURL, ClientID: "x", Rules: preset.Rules, Profile: preset.Profile}
 		if err := c.Validate(); (err == nil) != (preset.BaseURL != "") {
 			t.Errorf("%s at %q: %v", name, preset.BaseURL, err)
 		}

@@ -21,9 +21,10 @@ import (
 // Provider is a client of one provider.
 type Provider struct {
 	config    Config
-	rules     []Rule      // the settings' before the preset's
-	firstWay  ClientAuth  // that the preset wants to be tried first
-	header    http.Header // of every call
+	rules     []Rule            // the settings' before the preset's
+	firstWay  ClientAuth        // that the preset wants to be tried first
+	header    http.Header       // of every call
+	mapping   map[string]string // of members of the profile to JSON pointers
 	transport *http.Transport
 	round     http.RoundTripper // transport, recorded
 	now       func() time.Time  // where a provider does not say what time it is
@@ -62,6 +63,11 @@ func New(c Config, t Telemetry) (*Provider, error) {
 		config: c, rules: slices.Concat(c.Rules, preset.Rules), firstWay: preset.ClientAuth, transport: newTransport(c), now: time.Now,
 		credentials: credentials{searching: make(chan struct{}, 1)}, header: maps.Clone(everyCall),
 	}
+	p.mapping = maps.Clone(preset.Profile)
+	if p.mapping == nil {
+		p.mapping = map[string]string{}
+	}
+	maps.Copy(p.mapping, c.Profile)
 	for name, value := range c.Headers {
 		p.header.Set(name, value.Reveal())
 	}

@@ -58,7 +58,7 @@ func (p *Provider) UserInfo(ctx context.Context, access grant.Secret, user strin
 		}
 		return fault(class, err)
 	}
-	u, err := parseProfile(r.body, p.config.Subject)
+	u, err := parseProfile(r.body, p.config.Subject, p.mapping)
 	if errors.Is(err, errTwice) {
 		return fault(grant.Unknown, err)
 	}
@@ -85,6 +85,7 @@ type userInfo struct {
 	raw           json.RawMessage
 	members       map[string]json.RawMessage
 	organisations []schema.Organisation
+	elsewhere     map[string]json.RawMessage // what the settings take from elsewhere, by the profile's member
 }
 
 // mapped are the members that a profile is made of. Nobody can tell which of two counts, so none
@@ -92,21 +93,22 @@ type userInfo struct {
 var mapped = []string{
 	"user_id", "sub", "email", "email_confirmed", "email_verified", "first_name", "given_name", "last_name", "family_name", "name", "username",
 	"preferred_username", "picture_url", "picture", "enabled", "locked", "mfa_enabled", "has_password", "org_id_to_org_info",
-	"org_id_to_org_member_info",
+	"org_id_to_org_member_info", "groups", "roles", "locale", "zoneinfo",
 }
 
 // errTwice is wrapped by the error of a profile with two members of a name that is looked at.
 var errTwice = errors.New("is there twice: nobody can tell which one counts")
 
-// parseProfile reads a userinfo body, in which claim names the user.
-func parseProfile(body []byte, claim string) (u userInfo, err error) {
+// parseProfile reads a userinfo body, in which claim names the user. mapping says where members of
+// the profile are that are not at their usual place.
+func parseProfile(body []byte, claim string, mapping map[string]string) (u userInfo, err error) {
 	u.raw = wellFormed(bytes.TrimSpace(body))
 	var twice []string
 	if u.members, twice, err = members(u.raw); err != nil {
 		return u, err
 	}
 	for _, name := range twice {
-		if name == claim || slices.Contains(mapped, name) {
+		if name == claim || slices.Contains(mapped, name) || pointsInto(mapping, name) {
 			return u, fmt.Errorf("the profile's %s %w", name, errTwice)
 		}
 	}
@@ -114,7 +116,10 @@ func parseProfile(body []byte, claim string) (u userInfo, err error) {
 	if len(orgs) == 0 || string(orgs) == "null" {
 		orgs = u.members["org_id_to_org_member_info"]
 	}
-	u.organisations, err = organisations(orgs)
+	if u.organisations, err = organisations(orgs); err != nil {
+		return u, err
+	}
+	u.elsewhere, err = lookUp(u.members, mapping)
 	return u, err
 }
 
@@ -139,25 +144,25 @@ func (u userInfo) subject(claim string) string {
 
 func (u userInfo) text(name string) string { return text(u.members[name]) }
 
-// flag is true, false, or nil for what is neither.
-func (u userInfo) flag(name string) *bool {
-	is := string(u.members[name]) == "true"
-	if !is && string(u.members[name]) != "false" {
-		return nil
+func (u userInfo) profile(user string) schema.Profile {
+	p := schema.Profile{
+		ID: user, Email: u.text("email"), FirstName: either(u.text("first_name"), u.text("given_name")),
+		LastName: either(u.text("last_name"), u.text("family_name")), Username: either(u.text("username"), u.text("preferred_username")),
+		Picture: either(u.text("picture_url"), u.text("picture")), EmailVerified: cmp.Or(u.flag("email_confirmed"), u.flag("email_verified")),
+		Enabled: u.flag("enabled"), Locked: u.flag("locked"), MFAEnabled: u.flag("mfa_enabled"), HasPassword: u.flag("has_password"),
+		Groups: sorted(names(u.members["groups"])), Roles: sorted(names(u.members["roles"])), Locale: u.text("locale"), Zoneinfo: u.text("zoneinfo"),
+		Organisations: u.organisations, Raw: u.raw,
 	}
-	return &is
+	for target, raw := range u.elsewhere {
+		targets[target](&p, raw)
+	}
+	if _, set := u.elsewhere["name"]; !set {
+		p.Name = either(p.FirstName+" "+p.LastName, u.text("name"))
+	}
+	return p
 }
 
-func (u userInfo) profile(user string) schema.Profile {
-	first, last := either(u.text("first_name"), u.text("given_name")), either(u.text("last_name"), u.text("family_name"))
-	return schema.Profile{
-		ID: user, Email: u.text("email"), FirstName: first, LastName: last,
-		Name:     either(first+" "+last, u.text("name")),
-		Username: either(u.text("username"), u.text("preferred_username")), Picture: either(u.text("picture_url"), u.text("picture")),
-		EmailVerified: cmp.Or(u.flag("email_confirmed"), u.flag("email_verified")), Enabled: u.flag("enabled"), Locked: u.flag("locked"),
-		MFAEnabled: u.flag("mfa_enabled"), HasPassword: u.flag("has_password"), Organisations: u.organisations, Raw: u.raw,
-	}
-}
+func (u userInfo) flag(name string) *bool { return flag(u.members[name]) }
 
 func either(a, b string) string { return cmp.Or(strings.TrimSpace(a), strings.TrimSpace(b)) }
 
