@@ -81,6 +81,7 @@ type providerSettings struct {
 	ProxyURL         grant.Secret            `key:"proxy_url" env:"RENEWD_PROVIDER_PROXY_URL" show:"url" doc:"HTTP proxy to reach the provider through: http://user:password@host:port; empty: none, whatever HTTPS_PROXY says"`
 	Rules            []ruleSettings          `key:"rules" env:"-" doc:"what answers to a refresh mean at this provider, where the built-in table does not know it: a list; the first that fits counts"`
 
+	Userinfo string            `key:"userinfo" env:"RENEWD_PROVIDER_USERINFO" oneof:",none" doc:"none where the provider has no userinfo endpoint: the profile is taken from the ID token, checked against the provider's keys and, by its at_hash, the access token; logins bring theirs"`
 	Profile  map[string]string `key:"profile" env:"-" doc:"where members of the profile are in the userinfo, if not at their usual place: a mapping such as {roles: /realm_access/roles} to JSON pointers (RFC 6901), for email, email_verified, name, first_name, last_name, username, picture, enabled, locked, mfa_enabled, has_password, groups, roles, locale, zoneinfo"`
 	Volatile []string          `key:"volatile" env:"-" doc:"members of the userinfo that move by themselves and are no change of the user, beside the claims of tokens and what the preset knows: a list of names"`
 

@@ -93,6 +93,8 @@ func TestListsAndMappingsNameTheMistake(t *testing.T) {
 		"empty 400":      {"    rules: [{status: 400, empty: true, class: permanent, reason: revoked}]\n", []string{"rules[0]", "code: missing"}},
 		"pointer":        {"    profile: {roles: realm_access.roles}\n", []string{"providers[0] (acme)", "profile.roles", "JSON pointer"}},
 		"volatile":       {"    volatile: {a: b}\n", []string{"providers[0].volatile", "a list"}},
+		"userinfo":       {"    userinfo: no\n", []string{"providers[0].userinfo", "none"}},
+		"two userinfos":  {"    userinfo: none\n    userinfo_url: https://x\n", []string{"providers[0] (acme)", "userinfo: none"}},
 		"proxy":          {"    proxy_url: socks5://u:hunter2@x\n", []string{"providers[0] (acme)", "proxy_url"}},
 		"next secret":    {"    client_secret_next: hunter2\n", []string{"providers[0] (acme)", "client_secret_next"}},
 	} {
@@ -113,11 +115,12 @@ func TestProviderScalarsFromTheEnvironment(t *testing.T) {
 	c, err := load("", []string{
 		"RENEWD_AUTH_URL=https://a.example", "RENEWD_CLIENT_ID=c", "RENEWD_CLIENT_SECRET=s", "RENEWD_CLIENT_SECRET_NEXT_FILE=" + write(t, "next", "n\n"),
 		"RENEWD_PROVIDER_SCOPE=openid", "RENEWD_PROVIDER_SUBJECT=id", "RENEWD_PROVIDER_PROXY_URL=http://p:1",
+		"RENEWD_PROVIDER_USERINFO=none",
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p := c.Providers[0]; p.Scope != "openid" || p.Subject != "id" || p.ProxyURL.Reveal() != "http://p:1" || p.ClientSecretNext.Reveal() != "n" {
+	if p := c.Providers[0]; p.Scope != "openid" || p.Subject != "id" || p.ProxyURL.Reveal() != "http://p:1" || p.ClientSecretNext.Reveal() != "n" || !p.client().NoUserInfo {
 		t.Errorf("%+v", p)
 	}
 }

@@ -86,6 +86,9 @@ func (p *plant) providers(ctx context.Context) (map[string]refresh.Provider, []*
 		if budget != nil {
 			provider.Limiter = budget
 		}
+		if s.Userinfo == "none" {
+			provider.IDTokens = client
+		}
 		providers[s.ID] = provider
 	}
 	return providers, guards, nil

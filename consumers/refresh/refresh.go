@@ -24,6 +24,13 @@ type Client interface {
 	Revoke(ctx context.Context, refresh grant.Secret) error
 }
 
+// IDTokens reads the profile of user from the ID token that was issued with an access token. Errors
+// are those of Client.UserInfo; grant.ErrAccessRefused says that this ID token proves nothing of this
+// access token, and that a refresh may bring one that does.
+type IDTokens interface {
+	Identify(ctx context.Context, id, access grant.Secret, user string) (schema.Profile, error)
+}
+
 // Limiter paces the calls to one provider. Wait returns when one more may be made, or the context's
 // error.
 type Limiter interface {
@@ -53,6 +60,9 @@ type Provider struct {
 	Policy  grant.Policy // zero fields take their defaults
 	Limiter Limiter      // nil: no limit
 	Guard   Guard        // nil: every confirmed refusal is believed, and the provider is never left alone
+	// IDTokens reads profiles from ID tokens, at a provider that has no userinfo endpoint; nil: Client
+	// is asked.
+	IDTokens IDTokens
 	// RevokeReplaced: the refresh token that a newer login replaced is revoked. Only for a provider
 	// that ends no other session of the user by it.
 	RevokeReplaced bool

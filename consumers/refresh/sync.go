@@ -21,11 +21,13 @@ func (t *task) sync(ctx context.Context, g grant.Grant) error {
 	if g.Pair.Access.IsZero() {
 		return t.failed(ctx, g, grant.Failure{Reason: schema.ReasonProviderUnknown, Code: "no access token", Own: true})
 	}
-	if err := t.pace(ctx); err != nil {
-		return err
+	if t.provider.IDTokens == nil { // else nobody is called
+		if err := t.pace(ctx); err != nil {
+			return err
+		}
 	}
 	began := time.Now()
-	profile, err := t.provider.Client.UserInfo(ctx, g.Pair.Access, t.key.User)
+	profile, err := t.profile(ctx, g)
 	switch {
 	case errors.Is(err, grant.ErrAccessRefused):
 		t.meters.called(ctx, t.key.Provider, "userinfo", &grant.Fault{Class: "refused"}, time.Since(began))
@@ -54,6 +56,23 @@ func (t *task) sync(ctx context.Context, g grant.Grant) error {
 		return t.profileFailed(ctx, g, &grant.Fault{Class: grant.Unknown, Op: "userinfo", Err: err})
 	}
 	return t.synced(ctx, g, p)
+}
+
+// profile asks the provider whom g's tokens are of. Where an ID token says it and none came with the
+// access token of a grant that is proven, nothing new was said: many a refresh answer has none.
+func (t *task) profile(ctx context.Context, g grant.Grant) (schema.Profile, error) {
+	if t.provider.IDTokens == nil {
+		return t.provider.Client.UserInfo(ctx, g.Pair.Access, t.key.User)
+	}
+	named, err := t.provider.IDTokens.Identify(ctx, g.Pair.ID, g.Pair.Access, t.key.User)
+	if !errors.Is(err, grant.ErrAccessRefused) || g.OnCandidate() {
+		return named, err
+	}
+	stored, damaged := g.Profile.Decode()
+	if stored == nil || damaged != nil {
+		return named, err
+	}
+	return *stored, nil
 }
 
 func (t *task) synced(ctx context.Context, g grant.Grant, profile grant.Profile) error {

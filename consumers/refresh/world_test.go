@@ -69,7 +69,8 @@ type world struct {
 	strangers map[string]error // what userinfo answers to an access token
 	revoked   []string
 
-	guard refresh.Guard // nil: none
+	guard    refresh.Guard    // nil: none
+	idTokens refresh.IDTokens // nil: userinfo is asked
 }
 
 type armed struct {
@@ -277,7 +278,7 @@ func (w *world) consumer() *refresh.Consumer {
 	w.t.Helper()
 	c, err := refresh.New(refresh.Config{
 		Store: storeAt{w}, Stream: streamAt{w}, Cipher: plainCipher{},
-		Providers: map[string]refresh.Provider{key.Provider: {Client: providerAt{w}, Policy: policy, Guard: w.guard, RevokeReplaced: true}},
+		Providers: map[string]refresh.Provider{key.Provider: {Client: providerAt{w}, Policy: policy, Guard: w.guard, IDTokens: w.idTokens, RevokeReplaced: true}},
 		Parse:     func(string, schema.Header) (grant.Key, grant.Work, error) { return key, w.work(), nil },
 		Rand:      func() float64 { return 0.5 }, Logger: slog.New(slog.DiscardHandler), Meter: noop.Meter{},
 		SaveLimit: time.Millisecond,

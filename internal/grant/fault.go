@@ -27,7 +27,7 @@ func Classes() []Class { return []Class{Unsent, Ambiguous, Throttled, Config, Pe
 // Detail.
 type Fault struct {
 	Class      Class
-	Op         string        // "refresh", "userinfo", "discovery", "revoke"
+	Op         string        // "refresh", "userinfo", "id_token", "discovery", "revoke"
 	Status     int           // HTTP status, 0 if there was no answer
 	Code       string        // the provider's error code, cut to 64 printable characters
 	Reason     string        // for Permanent: a reason of user.reauth_required

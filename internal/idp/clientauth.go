@@ -219,8 +219,11 @@ func (p *Provider) postAs(ctx context.Context, c credential, op, target string, 
 	form = maps.Clone(form)
 	header := c.authenticate(p.config.ClientID, form)
 	r, err := p.send(ctx, call{op: op, method: http.MethodPost, url: target, header: header, form: form, limit: maxTokenBody})
-	a := answer{reply: r}
-	a.tokens, a.code = parseTokens(r.body, !r.cut, r.header.Get("Content-Type"), p.date(r.header))
+	a, at := answer{reply: r}, p.date(r.header)
+	if err == nil {
+		p.ahead.Store(int64(at.Sub(p.now())))
+	}
+	a.tokens, a.code = parseTokens(r.body, !r.cut, r.header.Get("Content-Type"), at)
 	return a, err
 }
 

@@ -27,6 +27,10 @@ type Config struct {
 	// knows a RevokeURL; without one, and without discovery, no token is revoked (RFC 7009).
 	TokenURL, UserInfoURL, RevokeURL string
 
+	// NoUserInfo: the provider has no userinfo endpoint. The profile is in the ID token, see Identify;
+	// discovery says where the keys are that it is signed with.
+	NoUserInfo bool
+
 	ClientID     string
 	ClientSecret grant.Secret
 	// NextSecret is tried where ClientSecret is refused, and the other way round: while the provider
@@ -101,6 +105,8 @@ func (c Config) Validate() error {
 	case !known:
 		return fmt.Errorf("preset: %q: not known; want one of %s (oidc fits any OpenID Connect provider)", given,
 			strings.Join(slices.Sorted(maps.Keys(Presets())), ", "))
+	case c.NoUserInfo && c.UserInfoURL != "":
+		return errors.New("userinfo: none, but userinfo_url is set: drop one of them")
 	case c.BaseURL == "" && (c.TokenURL == "" || c.UserInfoURL == ""):
 		return errors.New("auth_url: missing: the provider's address, https://auth.example.com for instance")
 	case c.ClientID == "":

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"strings"
+	"sync/atomic"
 
 	"github.com/coreos/go-oidc/v3/oidc"
 	"github.com/renewd/renewd/internal/grant"
@@ -88,14 +89,22 @@ func (p *Provider) ask(ctx context.Context) (endpoints, error) {
 	if err := provider.Claims(&e); err != nil {
 		return malformed(errors.New("the OpenID configuration is malformed"))
 	}
-	for _, u := range []struct{ name, setting, raw, override string }{
-		{"token_endpoint", "token_url", e.Token, p.config.TokenURL}, {"userinfo_endpoint", "userinfo_url", e.UserInfo, p.config.UserInfoURL},
-	} {
+	type endpoint struct{ name, setting, raw, override string }
+	wanted := []endpoint{{"token_endpoint", "token_url", e.Token, p.config.TokenURL}, {"userinfo_endpoint", "userinfo_url", e.UserInfo, p.config.UserInfoURL}}
+	if p.config.NoUserInfo {
+		wanted[1] = endpoint{name: "jwks_uri", raw: e.Keys}
+		e.identities = p.identities(provider)
+	}
+	for _, u := range wanted {
 		if u.override != "" {
 			continue
 		}
 		if err := p.config.checkURL(u.raw); err != nil {
-			return malformed(fmt.Errorf("the OpenID configuration's %s: %w; %s can replace it", u.name, err, u.setting))
+			err = fmt.Errorf("the OpenID configuration's %s: %w", u.name, err)
+			if u.setting != "" {
+				err = fmt.Errorf("%w; %s can replace it", err, u.setting)
+			}
+			return malformed(err)
 		}
 	}
 	if p.config.checkURL(e.Revoke) != nil { // nothing but Revoke needs it
@@ -132,6 +141,7 @@ type door struct {
 	every  http.Header // of every call
 	status int         // of the last answer
 	header http.Header
+	away   *atomic.Bool // the last request was not answered well; nil: nobody asks
 }
 
 func (d *door) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -139,6 +149,9 @@ func (d *door) RoundTrip(req *http.Request) (*http.Response, error) {
 	maps.Copy(req.Header, d.every)
 	d.status, d.header = 0, nil
 	resp, err := d.base.RoundTrip(req)
+	if d.away != nil {
+		d.away.Store(err != nil || resp.StatusCode != http.StatusOK)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/renewd/renewd/internal/grant"
@@ -28,6 +29,7 @@ type Provider struct {
 	transport *http.Transport
 	round     http.RoundTripper // transport, recorded
 	now       func() time.Time  // where a provider does not say what time it is
+	ahead     atomic.Int64      // of now is the provider's clock, in nanoseconds, as its last answer said
 
 	credentials credentials
 
@@ -42,7 +44,10 @@ type endpoints struct {
 	Token    string   `json:"token_endpoint"`
 	UserInfo string   `json:"userinfo_endpoint"`
 	Revoke   string   `json:"revocation_endpoint"`
+	Keys     string   `json:"jwks_uri"`
 	Auth     []string `json:"token_endpoint_auth_methods_supported"`
+
+	identities identities // where there is no UserInfo
 }
 
 // Telemetry is where calls are recorded: their duration and status, never a query, a body or a
@@ -76,7 +81,7 @@ func New(c Config, t Telemetry) (*Provider, error) {
 	if c.BaseURL != "" {
 		p.endpoints.fill(endpoints{Token: below(c.BaseURL, preset.Token), UserInfo: below(c.BaseURL, preset.UserInfo)})
 	}
-	p.found = p.endpoints.Token != "" && p.endpoints.UserInfo != ""
+	p.found = p.endpoints.Token != "" && p.endpoints.UserInfo != "" && !c.NoUserInfo
 	return p, nil
 }
 
@@ -137,6 +142,9 @@ func (e *endpoints) fill(other endpoints) {
 	}
 	if e.Auth == nil {
 		e.Auth = other.Auth
+	}
+	if e.identities.verifier == nil {
+		e.identities = other.identities
 	}
 }
 
