@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"mime"
 	"net/url"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -60,10 +61,13 @@ func oneLine(s string) string {
 	return strings.Join(strings.Fields(s), " ")
 }
 
-// shortest is the length, in bytes, from which on a part of a secret is taken for one.
-const shortest = 8
+const (
+	shortest = 8  // length, in bytes, from which on a part of a secret is taken for one
+	longest  = 40 // from which on a word is taken for a token, be it another user's: a UUID has 36
+)
 
-// censored is s on one line, without any word that is or holds a secret, or is a part of one.
+// censored is s on one line, without any word that is or holds a secret, is a part of one, or could
+// be one.
 func (p *Provider) censored(s string, shown grant.Secret) string {
 	s = oneLine(s)
 	secrets := p.secrets(shown)
@@ -72,12 +76,8 @@ func (p *Provider) censored(s string, shown grant.Secret) string {
 	}
 	var out strings.Builder
 	word := func(w string) {
-		core := strings.Trim(w, ".…")
-		for _, secret := range secrets {
-			if strings.Contains(core, "\x00") || len(core) >= shortest && strings.Contains(secret, core) {
-				w = strings.Replace(w, core, "[redacted]", 1)
-				break
-			}
+		if core := strings.Trim(w, ".…"); hides(core, secrets) {
+			w = strings.Replace(w, core, "[redacted]", 1)
 		}
 		out.WriteString(w)
 	}
@@ -91,6 +91,13 @@ func (p *Provider) censored(s string, shown grant.Secret) string {
 	}
 	word(s[from:])
 	return out.String()
+}
+
+// hides reports whether a word must not be seen. Where it has a secret in it, that is a NUL by now.
+func hides(word string, secrets []string) bool {
+	part := func(secret string) bool { return len(word) >= shortest && strings.Contains(secret, word) }
+	long := func(s string) bool { return len(s) >= longest }
+	return strings.Contains(word, "\x00") || slices.ContainsFunc(secrets, part) || slices.ContainsFunc(strings.Split(word, "/"), long)
 }
 
 // secrets are the texts in which what was sent may come back.

@@ -31,7 +31,9 @@ func TestDetailIsWhatTheProviderSays(t *testing.T) {
 		"a part of it":  {"", `{"error_description":"token ` + canary[:9] + `... is dead"}`, "token [redacted]... is dead"},
 		"the secret":    {"", `{"error_description":"client-secret+/ü and client-secret%2B%2F%C3%BC and ` + basic + `"}`, "[redacted] and [redacted] and [redacted]"},
 		"in the URI":    {"", `{"error_uri":"https://h/?token=` + canary + `"}`, "(https://h/?token=[redacted])"},
-		"hidden":        {"", `{"error_description":"canary-\u0000refresh-\u200btoken"}`, "[redacted]"},
+		"another token": {"", `{"error_description":"session ` + strings.Repeat("aZ9-", 10) + ` at https://login.example.com/oauth2/errors/d41d8cd98f00b204e9800998ecf8427e/x"}`,
+			"session [redacted] at https://login.example.com/oauth2/errors/d41d8cd98f00b204e9800998ecf8427e/x"},
+		"hidden": {"", `{"error_description":"canary-\u0000refresh-\u200btoken"}`, "[redacted]"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := answering(t, 400, map[string]string{"Content-Type": tt.contentType}, tt.body)
