@@ -13,7 +13,7 @@ import (
 // came with. One of another access token proves nothing.
 type idTokens map[string]error
 
-func (i idTokens) Identify(_ context.Context, _, access grant.Secret, user string) (schema.Profile, error) {
+func (i idTokens) Identify(_ context.Context, _, access grant.Secret, _ bool, user string) (schema.Profile, error) {
 	err, there := i[access.Reveal()]
 	if !there {
 		err = grant.ErrAccessRefused
@@ -94,9 +94,9 @@ type anyOther struct {
 	err   error
 }
 
-func (o anyOther) Identify(ctx context.Context, id, access grant.Secret, user string) (schema.Profile, error) {
+func (o anyOther) Identify(ctx context.Context, id, access grant.Secret, answered bool, user string) (schema.Profile, error) {
 	if _, there := o.known[access.Reveal()]; there {
-		return o.known.Identify(ctx, id, access, user)
+		return o.known.Identify(ctx, id, access, answered, user)
 	}
 	return schema.Profile{ID: user}, o.err
 }

@@ -24,11 +24,12 @@ type Client interface {
 	Revoke(ctx context.Context, refresh grant.Secret) error
 }
 
-// IDTokens reads the profile of user from the ID token that was issued with an access token. Errors
+// IDTokens reads the profile of user from the ID token that was issued with an access token; answered
+// says that both came in one answer of the provider, and not with a login. Errors
 // are those of Client.UserInfo; grant.ErrAccessRefused says that this ID token proves nothing of this
 // access token, and that a refresh may bring one that does.
 type IDTokens interface {
-	Identify(ctx context.Context, id, access grant.Secret, user string) (schema.Profile, error)
+	Identify(ctx context.Context, id, access grant.Secret, answered bool, user string) (schema.Profile, error)
 }
 
 // Limiter paces the calls to one provider. Wait returns when one more may be made, or the context's

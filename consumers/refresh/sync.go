@@ -64,7 +64,7 @@ func (t *task) profile(ctx context.Context, g grant.Grant) (schema.Profile, erro
 	if t.provider.IDTokens == nil {
 		return t.provider.Client.UserInfo(ctx, g.Pair.Access, t.key.User)
 	}
-	named, err := t.provider.IDTokens.Identify(ctx, g.Pair.ID, g.Pair.Access, t.key.User)
+	named, err := t.provider.IDTokens.Identify(ctx, g.Pair.ID, g.Pair.Access, g.Pair.Parent != "", t.key.User)
 	if !errors.Is(err, grant.ErrAccessRefused) || g.OnCandidate() {
 		return named, err
 	}

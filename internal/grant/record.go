@@ -49,7 +49,8 @@ func (g Grant) turn(t Turn, progress Progress) Grant {
 }
 
 // Rotated is g with the tokens that came from presenting the refresh token with this fingerprint.
-// What the provider left out stays as it was (RFC 6749 section 6).
+// What the provider left out stays as it was (RFC 6749 section 6), but for the ID token: one that
+// came with a login says nothing of these tokens.
 func (g Grant) Rotated(t Turn, tokens Tokens, presented string) Grant {
 	life := tokens.ExpiresIn
 	if life <= 0 {
@@ -68,9 +69,6 @@ func (g Grant) Rotated(t Turn, tokens Tokens, presented string) Grant {
 	}
 	if g.Pair.Refresh.IsZero() {
 		g.Pair.Refresh = old.Refresh
-	}
-	if g.Pair.ID.IsZero() {
-		g.Pair.ID = old.ID
 	}
 	if g.Pair.Scope == "" {
 		g.Pair.Scope = old.Scope

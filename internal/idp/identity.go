@@ -42,13 +42,15 @@ func (p *Provider) identities(found *oidc.Provider) identities {
 
 // Identify is UserInfo for a provider that has no userinfo endpoint (Config.NoUserInfo): the profile
 // is in the ID token id. It counts if the provider signed it for this client and for access, the
-// access token that it was issued with: it has the hash of it, at_hash. Errors: grant.ErrAccessRefused
+// access token that it was issued with: it has the hash of it, at_hash. Without that claim, which a
+// token endpoint may leave out (section 3.1.3.6; Entra does), it counts only if answered: renewd got
+// both in one answer of the provider. Errors: grant.ErrAccessRefused
 // where id is none, is not of access or has expired, so that the next refresh may bring one that is;
 // grant.ErrSubjectMismatch where it is about somebody else; else a *grant.Fault: Unsent where the
 // provider's keys cannot be had, Unknown where id is not to be trusted or names nobody.
-func (p *Provider) Identify(ctx context.Context, id, access grant.Secret, user string) (schema.Profile, error) {
+func (p *Provider) Identify(ctx context.Context, id, access grant.Secret, answered bool, user string) (schema.Profile, error) {
 	// Before anything is believed, since the provider may have given up the keys of an old one.
-	if !boundTo(id.Reveal(), access.Reveal()) || p.expired(id.Reveal()) {
+	if !boundTo(id.Reveal(), access.Reveal(), answered) || p.expired(id.Reveal()) {
 		return schema.Profile{}, grant.ErrAccessRefused
 	}
 	e, err := p.discover(ctx)
@@ -66,7 +68,7 @@ func (p *Provider) Identify(ctx context.Context, id, access grant.Secret, user s
 		return fault(grant.Unsent, errors.New("the provider's keys cannot be fetched from its jwks_uri"))
 	case err != nil: // go-oidc quotes what it does not like
 		return fault(grant.Unknown, errors.New("the ID token is not one that this provider signed for this client"))
-	case token.VerifyAccessToken(access.Reveal()) != nil: // the hash is not that of its signature
+	case token.AccessTokenHash != "" && token.VerifyAccessToken(access.Reveal()) != nil: // the hash is not that of its signature
 		return schema.Profile{}, grant.ErrAccessRefused
 	}
 	var claims json.RawMessage
@@ -86,9 +88,10 @@ func (p *Provider) Identify(ctx context.Context, id, access grant.Secret, user s
 	return schema.Profile{}, grant.ErrSubjectMismatch
 }
 
-// boundTo reports whether an ID token has the hash of access: the left half of one by the hash of its
-// signature algorithm (OpenID Connect Core section 3.1.3.6).
-func boundTo(id, access string) bool {
+// boundTo reports whether an ID token was issued with access: it has the left half of a hash of it, by
+// the hash of its signature algorithm (OpenID Connect Core section 3.1.3.6), or none, and both came in
+// one answer.
+func boundTo(id, access string, answered bool) bool {
 	_, payload, _ := strings.Cut(id, ".")
 	payload, _, _ = strings.Cut(payload, ".")
 	decoded, err := base64.RawURLEncoding.DecodeString(payload)
@@ -96,6 +99,9 @@ func boundTo(id, access string) bool {
 		return false
 	}
 	claims, _, _ := members(decoded)
+	if _, hashed := claims["at_hash"]; !hashed {
+		return answered
+	}
 	for _, h := range []hash.Hash{sha256.New(), sha512.New384(), sha512.New()} {
 		h.Write([]byte(access))
 		if half := h.Sum(nil)[:h.Size()/2]; text(claims["at_hash"]) == base64.RawURLEncoding.EncodeToString(half) {

@@ -115,7 +115,7 @@ func sign(t *testing.T, key *ecdsa.PrivateKey, claims any) string {
 
 func identify(t *testing.T, p *idp.Provider, id, access string) (schema.Profile, error) {
 	t.Helper()
-	got, err := p.Identify(t.Context(), grant.NewSecret(id), grant.NewSecret(access), "u")
+	got, err := p.Identify(t.Context(), grant.NewSecret(id), grant.NewSecret(access), false, "u")
 	if err != nil && strings.Contains(fmt.Sprintf("%v %#v", err, err), "canary") {
 		t.Errorf("the error quotes what was sent: %v", err)
 	}
@@ -169,6 +169,22 @@ func TestAnIDTokenThatProvesNothing(t *testing.T) {
 				t.Errorf("%+v, %v", p, err)
 			}
 		})
+	}
+}
+
+// Of one answer of the provider's, an ID token without a hash is of the access token beside it; one
+// that has the hash of another is not.
+func TestAnIDTokenThatWasAnsweredNeedsNoHash(t *testing.T) {
+	i := newIssuer(t)
+	client := i.client(t, nil)
+	for name, tt := range map[string]struct {
+		hash any
+		want error
+	}{"none": {nil, nil}, "its own": {atHash("a"), nil}, "another's": {atHash("b"), grant.ErrAccessRefused}, "no text": {7, grant.ErrAccessRefused}} {
+		id := grant.NewSecret(i.token(t, "a", map[string]any{"at_hash": tt.hash}))
+		if p, err := client.Identify(t.Context(), id, grant.NewSecret("a"), true, "u"); !errors.Is(err, tt.want) || err == nil && p.ID != "u" {
+			t.Errorf("%s: %+v, %v", name, p, err)
+		}
 	}
 }
 
