@@ -15,16 +15,17 @@ import (
 
 // ruleSettings is one of a provider's rules: idp.Rule in the settings file.
 type ruleSettings struct {
+	On     string `key:"on" oneof:",token,userinfo" doc:"the endpoint whose answers are meant; empty: token"`
 	Status int    `key:"status" default:"0" min:"0" max:"599" doc:"HTTP status of the answers that are meant; 0: any"`
 	Code   string `key:"code" doc:"their error code, exactly; empty: answers without one"`
 	Body   string `key:"body" doc:"a text in their body, in upper or lower case; empty: any"`
 	Empty  bool   `key:"empty" default:"false" doc:"only answers without a body"`
-	Class  string `key:"class" oneof:"ambiguous,throttled,config,permanent,unknown" doc:"what they are taken for (permanent signs the user out once it is confirmed, and needs a code or a body)"`
+	Class  string `key:"class" oneof:"ambiguous,throttled,config,permanent,unknown,refused" doc:"what they are taken for (permanent signs the user out once it is confirmed, and needs a code or a body; refused, of userinfo only: the access token is not taken, so it is refreshed)"`
 	Reason string `key:"reason" doc:"of user.reauth_required, with class permanent: revoked, expired, account_disabled, account_deleted"`
 }
 
 func (r ruleSettings) rule() idp.Rule {
-	return idp.Rule{Status: r.Status, Code: r.Code, Body: r.Body, Empty: r.Empty, Class: grant.Class(r.Class), Reason: r.Reason}
+	return idp.Rule{UserInfo: r.On == "userinfo", Status: r.Status, Code: r.Code, Body: r.Body, Empty: r.Empty, Class: grant.Class(r.Class), Reason: r.Reason}
 }
 
 // structure applies a list or a mapping, the value of the setting name, to a field of that kind.

@@ -13,11 +13,12 @@ import (
 
 // Answer is a provider's answer to a refresh, as far as its class depends on it.
 type Answer struct {
-	Status int
-	Code   string // of its error body; empty if there is none
-	Usable bool   // 2xx with an access token, or with a new refresh token
-	Body   string // for the rules that look into it, if it came whole; it goes nowhere else
-	Empty  bool   // it has no body
+	Status   int
+	Code     string // of its error body; empty if there is none
+	UserInfo bool   // it is userinfo's, not the token endpoint's
+	Usable   bool   // 2xx with an access token, or with a new refresh token
+	Body     string // for the rules that look into it, if it came whole; it goes nowhere else
+	Empty    bool   // it has no body
 }
 
 // permanent are the codes that say that the grant is dead, with the reason we give. Only these may
@@ -93,6 +94,8 @@ func Classify(a Answer, rules []Rule) (class grant.Class, reason string) {
 // give.
 func advice(status int, code string) error {
 	switch hint, ok := config[code]; {
+	case status == http.StatusUnauthorized && code == "unauthorized_client": // Keycloak
+		return errors.New(checkClient)
 	case ok:
 		return errors.New(hint)
 	case status >= 300 && status < 400:
@@ -109,8 +112,8 @@ func advice(status int, code string) error {
 // year.
 const maxRetryAfter = time.Hour
 
-// retryAfter reads the header as seconds or as an HTTP date (RFC 9110 section 10.2.3); 0 if it says
-// nothing.
+// retryAfter reads the header as seconds or as an HTTP date (RFC 9110 section 10.2.3), or GitHub's in
+// its place; 0 if it says nothing.
 func retryAfter(h http.Header, now time.Time) time.Duration {
 	value := strings.TrimSpace(h.Get("Retry-After"))
 	if seconds, err := strconv.ParseInt(value, 10, 64); err == nil {
@@ -118,6 +121,10 @@ func retryAfter(h http.Header, now time.Time) time.Duration {
 	}
 	if at, err := http.ParseTime(value); err == nil {
 		return min(max(0, at.Sub(now)), maxRetryAfter)
+	}
+	// GitHub says in headers of its own when the user has calls left again.
+	if at, err := strconv.ParseInt(h.Get("X-RateLimit-Reset"), 10, 64); err == nil && h.Get("X-RateLimit-Remaining") == "0" {
+		return min(max(0, time.Unix(at, 0).Sub(now)), maxRetryAfter)
 	}
 	return 0
 }

@@ -168,11 +168,13 @@ type answer struct {
 	code   string // the error that it names, as it came
 }
 
-// refusesClient reports whether it says, in words, that the client is not let in. Who is not let in
-// has spent nothing: the token is not looked at before (RFC 6749 section 5.2). Nothing else says so,
-// an empty body least of all: Glewlwyd spends a token that it answers so.
+// refusesClient reports whether it says, in words, that the client is not let in; Keycloak says so in
+// others. Who is not let in has spent nothing: the token is not looked at before (RFC 6749 section
+// 5.2). Nothing else says so, an empty body least of all: Glewlwyd spends a token that it answers so.
 func (a answer) refusesClient() bool {
-	return (a.status == http.StatusUnauthorized || a.status == http.StatusBadRequest) && a.code == "invalid_client" && a.tokens.Refresh.IsZero()
+	refused := a.code == "invalid_client" && a.status == http.StatusBadRequest ||
+		(a.code == "invalid_client" || a.code == "unauthorized_client") && a.status == http.StatusUnauthorized
+	return refused && a.tokens.Refresh.IsZero()
 }
 
 // takesClient reports whether it is about the token, so that the client was let in.

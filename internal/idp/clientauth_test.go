@@ -144,7 +144,7 @@ func TestOnlyInvalidClientIsTriedAgain(t *testing.T) {
 		body   string
 	}{
 		"Glewlwyd's empty 400": {400, ""}, "a bare 401": {401, ""}, "a broken gateway": {500, `{"error":"invalid_client"}`}, "a 503": {503, `{"error":"invalid_client"}`},
-		"another code": {400, `{"error":"invalid_request"}`}, "unauthorized": {401, `{"error":"unauthorized_client"}`}, "a 200": {200, `{"error":"invalid_client"}`},
+		"another code": {400, `{"error":"invalid_request"}`}, "unauthorized": {400, `{"error":"unauthorized_client"}`}, "a 200": {200, `{"error":"invalid_client"}`},
 		"tokens beside it": {401, `{"error":"invalid_client","refresh_token":"new"}`}, "broken off": {401, `{"error":"invalid_client","x":"`},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -53,6 +53,7 @@ func Presets() map[string]Preset {
 			{Status: 400, Code: "invalid_request", Body: "Refresh token is invalid or has already been claimed", Class: grant.Permanent, Reason: schema.ReasonRevoked},
 			{Status: 400, Code: "invalid_request", Body: "Refresh token expired", Class: grant.Permanent, Reason: schema.ReasonExpired},
 			{Status: 400, Code: "invalid_grant", Body: "Connector not allowed for this client", Class: grant.Config},
+			{UserInfo: true, Status: 403, Code: "access_denied", Class: Refused},
 		}},
 		"okta":  {},
 		"entra": {},
@@ -73,7 +74,15 @@ func Presets() map[string]Preset {
 		"cognito": {},
 		"github": {
 			BaseURL: "https://github.com", Token: "/login/oauth/access_token", UserInfo: "https://api.github.com/user", Subject: "id", ClientAuth: AuthPost,
-			Rules: []Rule{{Status: 200, Code: "bad_verification_code", Class: grant.Config}},
+			// Its profile counts what the user does.
+			Volatile: []string{
+				"updated_at", "public_repos", "public_gists", "followers", "following", "private_gists", "total_private_repos", "owned_private_repos",
+				"disk_usage", "collaborators",
+			},
+			Rules: []Rule{
+				{Status: 200, Code: "bad_verification_code", Class: grant.Config},
+				{UserInfo: true, Status: 403, Body: "rate limit", Class: grant.Throttled},
+			},
 		},
 		"slack": {
 			BaseURL: "https://slack.com",
@@ -95,19 +104,24 @@ func Presets() map[string]Preset {
 	}
 }
 
+// Refused is the class of an answer of userinfo that does not take the access token, as a 401 does: a
+// refresh is next. It is about no user, so no Fault has it.
+const Refused grant.Class = "refused"
+
 // Rule moves answers of one provider to another class, before the table is asked. It never touches
 // a success, and never makes a verdict of a 5xx.
 type Rule struct {
-	Status int    // 0: any
-	Code   string // exactly; empty: the answer has none
-	Body   string // what its body contains, in any case; empty: anything
-	Empty  bool   // it has no body at all
-	Class  grant.Class
-	Reason string // of user.reauth_required, for grant.Permanent
+	UserInfo bool        // of the userinfo endpoint; else of the token endpoint
+	Status   int         // 0: any
+	Code     string      // exactly; empty: the answer has none
+	Body     string      // what its body contains, in any case; empty: anything
+	Empty    bool        // it has no body at all
+	Class    grant.Class // Refused only of userinfo, grant.Permanent only of the token endpoint
+	Reason   string      // of user.reauth_required, for grant.Permanent
 }
 
 func (r Rule) matches(a Answer) bool {
-	if r.Class == grant.Permanent && a.Status >= http.StatusInternalServerError || r.Empty && !a.Empty {
+	if r.UserInfo != a.UserInfo || r.Class == grant.Permanent && a.Status >= http.StatusInternalServerError || r.Empty && !a.Empty {
 		return false
 	}
 	return !a.Usable && (r.Status == 0 || r.Status == a.Status) && r.Code == a.Code &&
@@ -119,6 +133,10 @@ func (r Rule) validate() error {
 	switch {
 	case r.Status != 0 && (r.Status < 100 || r.Status > 599):
 		return fmt.Errorf("status: %d: want 100 to 599, or 0 for any", r.Status)
+	case r.UserInfo && r.Class == grant.Permanent, !r.UserInfo && r.Class == Refused:
+		return fmt.Errorf("class: %q: a refusal of a refresh token is %q, one of an access token by userinfo %q", r.Class, grant.Permanent, Refused)
+	case r.Class == Refused:
+		return nil
 	case !slices.Contains(grant.Classes(), r.Class) || r.Class == grant.Unsent:
 		return fmt.Errorf("class: %q: want one of %q", r.Class, slices.DeleteFunc(grant.Classes(), func(c grant.Class) bool { return c == grant.Unsent }))
 	case r.Empty && (r.Code != "" || r.Body != ""):

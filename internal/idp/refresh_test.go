@@ -286,11 +286,14 @@ func TestCodesAreCut(t *testing.T) {
 // Who reads that the settings are refused reads what to do, too.
 func TestConfigFaultsSayWhatToDo(t *testing.T) {
 	for body, want := range map[string]string{
-		`{"error":"invalid_client"}`: "client_secret", `{"error":"invalid_scope"}`: "scope", `{"error":"unauthorized_client"}`: "refresh_token", `nothing`: "client_auth",
+		`{"error":"invalid_client"}`: "client_secret", `{"error":"invalid_scope"}`: "scope", `{"error":"unauthorized_client"}`: "client_secret", `nothing`: "client_auth",
 	} {
 		if f := fault(t, open(t, answering(t, 401, nil, body).URL, nil)); f.Class != grant.Config || !strings.Contains(f.Error(), want) {
 			t.Errorf("%s: %v", body, f)
 		}
+	}
+	if f := fault(t, open(t, answering(t, 400, nil, `{"error":"unauthorized_client"}`).URL, nil)); !strings.Contains(f.Error(), "allow it the refresh_token grant") {
+		t.Errorf("%v", f)
 	}
 	for _, status := range []int{302, 404, 405} {
 		if f := fault(t, open(t, answering(t, status, nil, "").URL, nil)); f.Class != grant.Config || !strings.Contains(f.Error(), "token_url") {

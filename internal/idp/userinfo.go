@@ -49,7 +49,10 @@ func (p *Provider) UserInfo(ctx context.Context, access grant.Secret, user strin
 		return fault(grant.Unknown, errors.New("the profile is larger than 1 MiB"))
 	}
 	if r.status != http.StatusOK {
-		class, _ := Classify(Answer{Status: r.status}, nil)
+		class, _ := Classify(p.userInfoAnswer(r), p.rules)
+		if class == Refused {
+			return schema.Profile{}, grant.ErrAccessRefused
+		}
 		if class == "" || class == grant.Permanent {
 			class = grant.Unknown
 		}
@@ -76,8 +79,17 @@ func (p *Provider) UserInfo(ctx context.Context, access grant.Secret, user strin
 	return fault(grant.Unknown, fmt.Errorf("the profile has no %s: it names nobody", p.config.Subject))
 }
 
+// userInfoAnswer is what of an answer of userinfo a rule may be about. Its code is no verdict.
+func (p *Provider) userInfoAnswer(r reply) Answer {
+	a := Answer{UserInfo: true, Status: r.status, Body: string(r.body), Empty: len(bytes.TrimSpace(r.body)) == 0}
+	if b, _, err := members(r.body); err == nil {
+		a.Code = errorOf(b["error"])
+	}
+	return a
+}
+
 // refusals are the codes that say in a 200 what others say with a 401: Slack.
-var refusals = map[string]bool{"invalid_auth": true, "not_authed": true, "token_expired": true, "token_revoked": true, "invalid_token": true}
+var refusals = map[string]bool{"invalid_auth": true, "not_authed": true, "token_expired": true, "token_revoked": true, "invalid_token": true, "account_inactive": true}
 
 // userInfo is a profile taken apart: PropelAuth's user and OpenID Connect's standard claims (Core
 // section 5.1) in one.
