@@ -59,7 +59,7 @@ type settings struct {
 // for the one that the environment describes.
 type providerSettings struct {
 	ID           string        `key:"id" env:"RENEWD_PROVIDER_ID" default:"propelauth" doc:"the provider's name in subjects and stored records: a-z, 0-9 and -; never change it"`
-	Preset       string        `key:"preset" env:"RENEWD_PROVIDER_PRESET" default:"propelauth" doc:"which provider this is: propelauth, auth0, okta, entra, google, keycloak, cognito, github, or oidc for any other with a discovery document"`
+	Preset       string        `key:"preset" env:"RENEWD_PROVIDER_PRESET" default:"propelauth" doc:"which provider this is: propelauth, auth0, authelia, dex, github, gitlab, google, hydra, keycloak, slack, twitch, zitadel, or oidc for any other with a discovery document; docs/providers has a page on each"`
 	AuthURL      string        `key:"auth_url" env:"RENEWD_AUTH_URL" doc:"the provider's address: PropelAuth's auth URL, or the OIDC issuer"`
 	ClientID     string        `key:"client_id" env:"RENEWD_CLIENT_ID" doc:"OAuth client id: the one that the users sign in with"`
 	ClientSecret grant.Secret  `key:"client_secret" env:"RENEWD_CLIENT_SECRET" doc:"OAuth client secret; empty for a public client"`

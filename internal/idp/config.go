@@ -102,6 +102,8 @@ func (c Config) Validate() error {
 	c, _ = c.withDefaults()
 	_, known := Presets()[c.Preset]
 	switch {
+	case slices.Contains(ordinary, given):
+		return fmt.Errorf("preset: %q: say oidc, which fits it as it is; docs/providers/%s.md says what to switch on there", given, given)
 	case !known:
 		return fmt.Errorf("preset: %q: not known; want one of %s (oidc fits any OpenID Connect provider)", given,
 			strings.Join(slices.Sorted(maps.Keys(Presets())), ", "))

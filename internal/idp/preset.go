@@ -33,6 +33,9 @@ type Preset struct {
 	Rules    []Rule
 }
 
+// ordinary are providers that "oidc" fits as they are; docs/providers says what to switch on there.
+var ordinary = []string{"cognito", "entra", "glewlwyd", "okta"}
+
 // Presets are the kinds of providers, by name.
 func Presets() map[string]Preset {
 	return map[string]Preset{
@@ -40,8 +43,7 @@ func Presets() map[string]Preset {
 		"propelauth": {Token: "/propelauth/oauth/token", UserInfo: "/propelauth/oauth/userinfo", Subject: "user_id", ClientAuth: AuthPost},
 		"oidc":       {},
 		"auth0": {
-			// Its clients take post unless they were set to basic, and it refuses the other way in words
-			// that do not say so (access_denied).
+			// As ever: what it answers to the other way is not documented.
 			ClientAuth: AuthPost,
 			// A 500 that means 429.
 			Rules: []Rule{{Status: 500, Code: "access_denied", Body: "Global limit has been reached", Class: grant.Throttled}},
@@ -55,8 +57,6 @@ func Presets() map[string]Preset {
 			{Status: 400, Code: "invalid_grant", Body: "Connector not allowed for this client", Class: grant.Config},
 			{UserInfo: true, Status: 403, Code: "access_denied", Class: Refused},
 		}},
-		"okta":  {},
-		"entra": {},
 		"google": {
 			BaseURL: "https://accounts.google.com",
 			Rules:   []Rule{{Status: 400, Code: "invalid_grant", Body: "invalid_rapt", Class: grant.Permanent, Reason: schema.ReasonExpired}},
@@ -71,7 +71,6 @@ func Presets() map[string]Preset {
 			{Status: 400, Code: "invalid_grant", Body: "User disabled", Class: grant.Permanent, Reason: schema.ReasonAccountDisabled},
 			{Status: 400, Code: "invalid_grant", Body: "Token is not active", Class: grant.Permanent, Reason: schema.ReasonExpired},
 		}},
-		"cognito": {},
 		"github": {
 			BaseURL: "https://github.com", Token: "/login/oauth/access_token", UserInfo: "https://api.github.com/user", Subject: "id", ClientAuth: AuthPost,
 			// Its profile counts what the user does.
@@ -97,7 +96,7 @@ func Presets() map[string]Preset {
 				{Status: 400, Body: "invalid client", Class: grant.Config},
 			},
 		},
-		"zitadel": {Rules: []Rule{
+		"zitadel": {Profile: map[string]string{"roles": "/urn:zitadel:iam:org:project:roles"}, Rules: []Rule{
 			{Status: 400, Code: "invalid_request", Body: "Errors.OIDCSession.RefreshTokenInvalid", Class: grant.Permanent, Reason: schema.ReasonRevoked},
 			{Status: 400, Code: "invalid_request", Body: "Errors.User.RefreshToken.Invalid", Class: grant.Permanent, Reason: schema.ReasonRevoked},
 		}},

@@ -51,8 +51,8 @@ func TestPresetRules(t *testing.T) {
 		"github":       {200, `{"error":"bad_verification_code"}`, grant.Config},
 		"github ":      {200, `{"error":"bad_refresh_token"}`, grant.Permanent},
 		"propelauth":   {400, `{"status":400,"message":"Invalid refresh token"}`, grant.Unknown},
-		"cognito":      {400, `{"error":"invalid_client"}`, grant.Config},
-		"entra":        {400, `{"error":"interaction_required","error_codes":[50076],"suberror":"basic_action"}`, grant.Permanent},
+		"oidc":         {400, `{"error":"invalid_client"}`, grant.Config},
+		"oidc ":        {400, `{"error":"interaction_required","error_codes":[50076],"suberror":"basic_action"}`, grant.Permanent},
 		"auth0":        {403, `{"error":"invalid_grant","error_description":"Unknown or invalid refresh token."}`, grant.Permanent},
 		"keycloak":     {400, `{"error":"invalid_grant","error_description":"Session not active"}`, grant.Permanent},
 		"keycloak ":    {503, `{"error":"invalid_grant"}`, grant.Throttled},
@@ -69,6 +69,11 @@ func TestPresetRules(t *testing.T) {
 }
 
 func TestPresets(t *testing.T) {
+	for _, name := range []string{"okta", "entra"} { // which need none
+		if err := (idp.Config{ID: "p", Preset: name, BaseURL: "https://x", ClientID: "x"}).Validate(); err == nil || !strings.Contains(err.Error(), "say oidc") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(idp.Presets())) {
 		preset := idp.Presets()[name]
 		c := idp.Config{ID: "p", Preset: name, BaseURL: preset.BaseURL, ClientID: "x", Rules: preset.Rules, Profile: preset.Profile}
