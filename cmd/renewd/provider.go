@@ -22,6 +22,7 @@ type providerCommand struct {
 	List   providerList   `cmd:"" help:"Say of each provider in the settings whether it is renewed, and why not."`
 	Show   providerShow   `cmd:"" help:"Show what is known of one provider's health."`
 	Pause  providerPause  `cmd:"" help:"Leave a provider alone: nobody is renewed there, and nobody signed out."`
+	Check  providerCheck  `cmd:"" help:"Ask a provider itself what it is like, and say what settings suit it."`
 	Resume providerResume `cmd:"" help:"End a pause, and try at once what the breaker or a doubt holds back."`
 }
 

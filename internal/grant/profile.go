@@ -62,6 +62,9 @@ var volatile = []string{
 	"last_active_at", "exp", "iat", "nbf", "jti", "aud", "azp", "at_hash", "c_hash", "s_hash", "auth_time", "nonce", "sid", "rat",
 }
 
+// Volatile reports whether a member of the raw profile moves by itself at any provider.
+func Volatile(member string) bool { return slices.Contains(volatile, member) }
+
 // Changed names the fields of the profile that changed at the provider, in the order of
 // schema.Profile: mapped fields by their JSON name, and "raw" if only something that is not mapped
 // differs. Everything in now is a change from none, or from one that cannot be read. What moves by

@@ -75,6 +75,7 @@ type credentials struct {
 	now      int          // index of the one in use
 	refused  bool         // all were refused, one after the other
 	searches int          // how often the others were tried
+	last     ClientAuth   // of the last call that was not refused
 }
 
 // current is the credential in use, and how often another one was searched for so far. list makes
@@ -144,6 +145,13 @@ func (c *credentials) taken(by credential) {
 	}
 }
 
+// came notes that a client was not refused.
+func (c *credentials) came(by credential) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last = by.way
+}
+
 // proven notes that tokens were issued to who came by this credential: its way is the right one
 // from now on, and the other is not tried again. Another secret still is: secrets are replaced.
 func (c *credentials) proven(by credential) {
@@ -187,7 +195,16 @@ func (a answer) takesClient() bool {
 // the answer refuses the client, and its way or secret is not settled, the form is sent again by the
 // next credential; each once, and never before the one before was answered, so that a token is never
 // under way twice. Who paces calls counts them as one: it happens once in a process's life.
-func (p *Provider) post(ctx context.Context, op, target string, e endpoints, form url.Values) (answer, credential, error) {
+func (p *Provider) post(ctx context.Context, op, target string, e endpoints, form url.Values) (a answer, used credential, err error) {
+	defer func() {
+		if err == nil && !a.refusesClient() {
+			p.credentials.came(used)
+		}
+	}()
+	return p.postAsAny(ctx, op, target, e, form)
+}
+
+func (p *Provider) postAsAny(ctx context.Context, op, target string, e endpoints, form url.Values) (answer, credential, error) {
 	used, since := p.credentials.current(func() []credential { return p.config.credentials(p.firstWay, e.Auth) })
 	first, err := p.postAs(ctx, used, op, target, form)
 	if err != nil || !first.refusesClient() {

@@ -163,6 +163,9 @@ func (p *Provider) Settings() string {
 			all = append(all, extra.name, extra.value)
 		}
 	}
+	if len(p.config.Rules) > 0 { // whoever was refused in words that they name deserves another look
+		all = append(all, "rules", fmt.Sprint(p.config.Rules))
+	}
 	for _, name := range slices.Sorted(maps.Keys(p.config.Headers)) {
 		all = append(all, "headers", name, p.config.Headers[name].Fingerprint())
 	}

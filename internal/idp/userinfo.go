@@ -26,24 +26,30 @@ const maxUserInfo = 1 << 20
 // *grant.Fault. That is never a verdict on the user: Ambiguous is an answer that broke off or is no
 // profile at all, Unknown one that names nobody.
 func (p *Provider) UserInfo(ctx context.Context, access grant.Secret, user string) (schema.Profile, error) {
+	_, profile, err := p.userInfo(ctx, access, func(named string) bool { return named == user })
+	return profile, err
+}
+
+// userInfo is UserInfo for any user that is wanted, and returns who it is.
+func (p *Provider) userInfo(ctx context.Context, access grant.Secret, wanted func(user string) bool) (string, schema.Profile, error) {
 	e, err := p.discover(ctx)
 	if err != nil {
-		return schema.Profile{}, err
+		return "", schema.Profile{}, err
 	}
 	r, err := p.send(ctx, call{
 		op: "userinfo", method: http.MethodGet, url: e.UserInfo, limit: maxUserInfo,
 		header: http.Header{"Authorization": {"Bearer " + access.Reveal()}},
 	})
 	if err != nil {
-		return schema.Profile{}, err
+		return "", schema.Profile{}, err
 	}
-	fault := func(class grant.Class, err error) (schema.Profile, error) {
-		return schema.Profile{}, &grant.Fault{
+	fault := func(class grant.Class, err error) (string, schema.Profile, error) {
+		return "", schema.Profile{}, &grant.Fault{
 			Class: class, Op: "userinfo", Status: r.status, RetryAfter: p.patience(class, r), Err: err, Detail: p.detail(r, access),
 		}
 	}
 	if r.status == http.StatusUnauthorized {
-		return schema.Profile{}, grant.ErrAccessRefused
+		return "", schema.Profile{}, grant.ErrAccessRefused
 	}
 	if r.cut {
 		return fault(grant.Unknown, errors.New("the profile is larger than 1 MiB"))
@@ -51,7 +57,7 @@ func (p *Provider) UserInfo(ctx context.Context, access grant.Secret, user strin
 	if r.status != http.StatusOK {
 		class, _ := Classify(p.userInfoAnswer(r), p.rules)
 		if class == Refused {
-			return schema.Profile{}, grant.ErrAccessRefused
+			return "", schema.Profile{}, grant.ErrAccessRefused
 		}
 		if class == "" || class == grant.Permanent {
 			class = grant.Unknown
@@ -69,12 +75,12 @@ func (p *Provider) UserInfo(ctx context.Context, access grant.Secret, user strin
 		return fault(grant.Ambiguous, errors.New("the profile is no JSON object"))
 	}
 	switch id := u.subject(p.config.Subject); {
-	case id == user && id != "":
-		return u.profile(user), nil
+	case id != "" && wanted(id):
+		return id, u.profile(id), nil
 	case id != "":
-		return schema.Profile{}, grant.ErrSubjectMismatch
+		return "", schema.Profile{}, grant.ErrSubjectMismatch
 	case refusals[text(u.members["error"])]:
-		return schema.Profile{}, grant.ErrAccessRefused
+		return "", schema.Profile{}, grant.ErrAccessRefused
 	}
 	return fault(grant.Unknown, fmt.Errorf("the profile has no %s: it names nobody", p.config.Subject))
 }
