@@ -228,6 +228,9 @@ func (x *inquiry) person(ctx context.Context, p providerCheck, a *app) error {
 		return usageError{fmt.Errorf("--tokens-file: %w", err)}
 	}
 	before, ok := x.profile(ctx, tokens)
+	if ok {
+		x.elsewhere(before)
+	}
 	if !p.Refresh {
 		return nil
 	}
@@ -239,7 +242,9 @@ func (x *inquiry) person(ctx context.Context, p providerCheck, a *app) error {
 	if err != nil || next.AccessToken == "" {
 		return err
 	}
-	if after, again := x.profile(ctx, next); ok && again {
+	if !ok {
+		x.profile(ctx, next) // the file's may have been too old
+	} else if _, after, err := x.client.Whoami(ctx, grant.NewSecret(next.AccessToken)); err == nil {
 		x.volatile(before, after)
 	}
 	return nil
@@ -257,7 +262,6 @@ func (x *inquiry) profile(ctx context.Context, t publishers.Tokens) (schema.Prof
 		return schema.Profile{}, false
 	}
 	x.add("userinfo", finding{State: fine, Found: fmt.Sprintf("names %s; a user.login must say exactly this id. %s", user, filled(profile))})
-	x.elsewhere(profile)
 	return profile, true
 }
 

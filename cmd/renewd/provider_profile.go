@@ -35,8 +35,8 @@ func (x *inquiry) volatile(before, after schema.Profile) {
 // elsewhere suggests where groups and roles are, if they are not at their usual place.
 func (x *inquiry) elsewhere(p schema.Profile) {
 	var raw any
-	if json.Unmarshal(p.Raw, &raw) != nil {
-		return
+	if len(p.Organisations) > 0 || json.Unmarshal(p.Raw, &raw) != nil {
+		return // organisations have them
 	}
 	for field, has := range map[string]bool{"groups": len(p.Groups) > 0, "roles": len(p.Roles) > 0} {
 		if at := find(raw, "", strings.TrimSuffix(field, "s"), 4); !has && at != "" {
