@@ -69,8 +69,9 @@ type world struct {
 	strangers map[string]error // what userinfo answers to an access token
 	revoked   []string
 
-	guard    refresh.Guard    // nil: none
-	idTokens refresh.IDTokens // nil: userinfo is asked
+	guard        refresh.Guard    // nil: none
+	profileEvery time.Duration    // of the policy
+	idTokens     refresh.IDTokens // nil: userinfo is asked
 }
 
 type armed struct {
@@ -276,6 +277,8 @@ func (w *world) stored() (grant.Grant, bool) {
 
 func (w *world) consumer() *refresh.Consumer {
 	w.t.Helper()
+	policy := policy
+	policy.ProfileEvery = w.profileEvery
 	c, err := refresh.New(refresh.Config{
 		Store: storeAt{w}, Stream: streamAt{w}, Cipher: plainCipher{},
 		Providers: map[string]refresh.Provider{key.Provider: {Client: providerAt{w}, Policy: policy, Guard: w.guard, IDTokens: w.idTokens, RevokeReplaced: true}},
