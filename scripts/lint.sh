@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Checks format, go vet, staticcheck, and that everything builds, the benchmark's module too.
-# Usage: scripts/lint.sh FOLDER-OF-TOOLS
+# Checks format, go vet and staticcheck, and that everything builds, the benchmark's module too, or the given modules only.
+# Usage: scripts/lint.sh FOLDER-OF-TOOLS [FOLDER-OF-A-MODULE...]
 set -euo pipefail
 tools=$1
+modules=("${@:2}")
+((${#modules[@]})) || modules=(. bench)
 
 say() { printf '==> %s\n' "$*"; }
 
@@ -12,12 +14,11 @@ if [[ -n $unformatted ]]; then
 	printf 'not formatted, run make fmt:\n%s\n' "$unformatted" >&2
 	exit 1
 fi
-for module in . bench; do
-	cd "$module"
+for module in "${modules[@]}"; do
 	say "build $module"
-	go build -o /dev/null ./...
+	go -C "$module" build -o /dev/null ./...
 	say "vet $module"
-	go vet ./...
+	go -C "$module" vet ./...
 	say "staticcheck $module"
-	"$tools/staticcheck" ./...
+	(cd "$module" && "$tools/staticcheck" ./...)
 done
