@@ -10,6 +10,7 @@ TOOLS := $(CURDIR)/.cache/bin
 TEST_FLAGS ?=
 CHAOS_FLAGS ?=
 BENCH_FLAGS ?=
+REALIDP_FLAGS ?=
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +37,13 @@ bench: ## Measure renewd against a loop over a table, River and the limits of HT
 	@scripts/setup.sh $(TOOLS)
 	@cd bench && go run . $(BENCH_FLAGS)
 
+# Without cgo Dex comes without its driver for sqlite, whose C code would take minutes to build.
+realidp: export CGO_ENABLED = 0
+realidp: ## Run renewd against Dex and zitadel's server, from their Go modules
+	@scripts/setup.sh $(TOOLS)
+	@scripts/lint.sh $(TOOLS) internal/e2e/realidp
+	@cd internal/e2e/realidp && go test -vet=off -timeout 15m -parallel 16 $(REALIDP_FLAGS) .
+
 build: ## Build a static ./renewd
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o renewd ./cmd/renewd
 
@@ -45,4 +53,4 @@ image: ## Build the container image renewd:<version>
 fmt: ## Format the code
 	gofmt -w .
 
-.PHONY: help test lint fuzz chaos bench build image fmt
+.PHONY: help test lint fuzz chaos bench realidp build image fmt

@@ -1,0 +1,163 @@
+package realidp
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const root = "../../.."
+
+// binary builds renewd once for all tests of this package and returns where it is.
+var binary = sync.OnceValues(func() (string, error) {
+	path, err := filepath.Abs(filepath.Join(root, ".cache", "realidp", "renewd"))
+	if err != nil {
+		return "", err
+	}
+	cmd := exec.Command("go", "build", "-trimpath", "-o", path, "./cmd/renewd")
+	cmd.Dir = root
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
+// command is renewd with these arguments and only these settings.
+func command(t *testing.T, settings []string, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(must(binary())(t), args...)
+	for _, kv := range os.Environ() { // a developer's own shell may set some
+		if !strings.HasPrefix(kv, "RENEWD_") {
+			cmd.Env = append(cmd.Env, kv)
+		}
+	}
+	cmd.Env = append(cmd.Env, settings...)
+	cmd.Dir = t.TempDir()
+	return cmd
+}
+
+// worker is one `renewd serve`.
+type worker struct {
+	cmd  *exec.Cmd
+	http string
+	exit chan error // holds its end once it came
+}
+
+// serve starts a worker and waits until it says that it is ready. It is ended with the test.
+func serve(t *testing.T, settings []string) *worker {
+	t.Helper()
+	w := &worker{http: freeAddress(t), exit: make(chan error, 1)}
+	w.cmd = command(t, append(settings, "RENEWD_HTTP_ADDR="+w.http), "serve")
+	log := &lines{}
+	w.cmd.Stdout, w.cmd.Stderr = log, log
+	if err := w.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { w.exit <- w.cmd.Wait() }()
+	t.Cleanup(func() {
+		w.kill()
+		if t.Failed() {
+			t.Logf("renewd said at last:\n%s", log)
+		}
+	})
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	limit := time.After(patience)
+	for {
+		err := w.ready()
+		if err == nil {
+			return w
+		}
+		select {
+		case end := <-w.exit:
+			w.exit <- end
+			t.Fatalf("renewd ended at its start: %v\n%s", end, log)
+		case <-limit:
+			t.Fatalf("renewd is not ready: %v", err)
+		case <-tick.C:
+		}
+	}
+}
+
+func (w *worker) ready() error {
+	res, err := http.Get("http://" + w.http + "/readyz")
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return errors.New(res.Status)
+	}
+	return nil
+}
+
+// stop ends the worker as an operator would.
+func (w *worker) stop(t *testing.T) {
+	t.Helper()
+	if err := w.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	err := <-w.exit
+	w.exit <- err
+	if err != nil {
+		t.Errorf("renewd ended with %v, want exit code 0", err)
+	}
+}
+
+// kill ends the worker with SIGKILL and waits until it is gone, and its connections with it.
+func (w *worker) kill() {
+	_ = w.cmd.Process.Kill() // it may have ended before
+	w.exit <- <-w.exit
+}
+
+// lines keeps the end of what a process says, for a test that fails. Safe for concurrent use.
+type lines struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text = append(l.text, p...)
+	if most := 8000; len(l.text) > 2*most {
+		l.text = append([]byte(nil), l.text[len(l.text)-most:]...)
+	}
+	return len(p), nil
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return string(l.text)
+}
+
+// freeAddress returns a loopback address that nobody listens on. Somebody may take it before its
+// user does; renewd then says so at its start.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l := must(net.Listen("tcp", "127.0.0.1:0"))(t)
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// must(f())(t) is f's value; the test fails on its error.
+func must[T any](v T, err error) func(testing.TB) T {
+	return func(t testing.TB) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}

@@ -1,0 +1,150 @@
+package realidp
+
+import (
+	"errors"
+	"testing"
+)
+
+// scenarios are what every provider is put through, each in a world of its own.
+var scenarios = []struct {
+	name    string
+	workers int
+	run     func(*testing.T, *world)
+}{
+	{"everybody is renewed three times", 1, func(t *testing.T, w *world) {
+		w.renewedAgain(t, 3, w.users...)
+		w.check(t)
+	}},
+	{"whose session was revoked is told and nobody else", 1, revoked},
+	{"the provider is killed and comes back", 1, killed},
+	{"the client secret is wrong for a while", 1, func(t *testing.T, w *world) { refused(t, w, "a-wrong-secret") }},
+	{"the client shows no secret for a while", 1, func(t *testing.T, w *world) { refused(t, w, "") }},
+	{"one of two workers is killed under load", 2, workerKilled},
+}
+
+func TestDex(t *testing.T) { run(t, dexKind) }
+
+func TestZitadel(t *testing.T) { run(t, zitadelKind) }
+
+func run(t *testing.T, k kind) {
+	t.Parallel()
+	for _, s := range scenarios {
+		t.Run(s.name, func(t *testing.T) {
+			t.Parallel()
+			s.run(t, newWorld(t, k, s.workers))
+		})
+	}
+}
+
+func revoked(t *testing.T, w *world) {
+	const leave = 3
+	ended, stay := w.users[:leave], w.users[leave:]
+	w.renewedAgain(t, 1, w.users...)
+	for _, user := range ended {
+		if err := w.revoke(t.Context(), w.account[user]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.renewedAgain(t, 3, stay...)
+	w.told.await(t, func() error { return w.told.tells(ended, w.rec.lostSessions()) })
+	w.renewedAgain(t, 1, stay...)
+	w.check(t, ended...)
+}
+
+// killed closes the provider's port while its users' tokens run out. Whoever waits in front of it
+// by then is hung up on and cannot know whether the token was seen. Nobody's answer is lost: such a
+// user would rightly be told where the provider forgives no second presentation.
+func killed(t *testing.T, w *world) {
+	w.renewedAgain(t, 1, w.users...)
+	w.holdBack(t, 3)
+	w.degrades(t, w.shut)
+	w.rec.release()
+	if err := w.provider.restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.open(t)
+	w.renewedAgain(t, 2, w.users...)
+	w.check(t)
+}
+
+// refused gives renewd a secret that the provider does not take, waits until renewd says that the
+// provider is out of order, and puts it right.
+func refused(t *testing.T, w *world, secret string) {
+	w.renewedAgain(t, 1, w.users...)
+	w.configure(t, secret)
+	w.degrades(t, func() { w.restart(t) })
+	w.configure(t, clientSecret)
+	w.restart(t)
+	w.renewedAgain(t, 2, w.users...)
+	w.check(t)
+	shown := map[string]bool{}
+	w.rec.look(func() {
+		for _, a := range w.rec.answers {
+			if a.Presented != "" && a.Status/100 == 4 {
+				shown[a.User] = true
+			}
+		}
+	})
+	t.Logf("%d of %d users' tokens were shown with the wrong secret", len(shown), userCount)
+}
+
+// workerKilled kills a worker with SIGKILL while presentations of both are under way, which the
+// provider has not seen: those who would be lost with a killed worker are those whose answer it has
+// and has not saved, and then only beyond the provider's grace window. If the first one had nothing
+// under way, the second has.
+func workerKilled(t *testing.T, w *world) {
+	w.renewedAgain(t, 1, w.users...)
+	for i := range w.workers {
+		w.holdBack(t, 10)
+		w.told.await(t, w.saved)
+		w.workers[i].kill()
+		w.rec.release()
+		if i > 0 {
+			w.workers[0] = serve(t, w.environ())
+		}
+		w.renewedAgain(t, 1, w.users...)
+		cut := 0
+		w.rec.look(func() { cut = w.rec.hungUp })
+		if t.Logf("%d presentations were cut off", cut); cut > 0 {
+			break
+		}
+	}
+	w.rec.await(t, func() error { return atLeast(w.rec.hungUp, 1, "presentations were cut off") })
+	w.renewedAgain(t, 1, w.users...)
+	w.check(t)
+}
+
+// holdBack holds the recorder's door and waits until the provider has nothing in hand and that many
+// presentations are under way to it.
+func (w *world) holdBack(t *testing.T, waiting int) {
+	t.Helper()
+	w.rec.hold()
+	w.rec.await(t, func() error {
+		if w.rec.inside > 0 {
+			return errors.New("the provider still has presentations in hand")
+		}
+		return atLeast(w.rec.waiting, waiting, "presentations are under way")
+	})
+}
+
+// degrades waits until renewd says that the provider is out of order, as what f does brings about.
+func (w *world) degrades(t *testing.T, f func()) {
+	t.Helper()
+	before := 0
+	w.told.look(func() { before = len(w.told.degraded) })
+	f()
+	w.told.await(t, func() error { return atLeast(len(w.told.degraded), before+1, "provider.degraded") })
+}
+
+// saved is nil once renewd has told of each answer of the provider: it does so after it has saved
+// what it got.
+func (w *world) saved() (err error) {
+	w.rec.look(func() {
+		for user, n := range w.rec.renewed {
+			if told := w.told.renewed[user]; told < n {
+				err = atLeast(told, n, "renewals of "+user+" are told of")
+			}
+		}
+	})
+	return err
+}
