@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -47,7 +48,7 @@ const ours = "recorded: "
 // The providers answer as the files say. A new version of one that answers differently is found
 // here, before it is met in production; -update then writes what it says, for a person to judge.
 func TestAnswers(t *testing.T) {
-	for _, k := range []kind{dexKind, zitadelKind} {
+	for _, k := range []kind{dexKind, zitadelKind, glewlwydKind} {
 		t.Run(k.name, func(t *testing.T) {
 			t.Parallel()
 			file := filepath.Join(root, "internal", "idp", "testdata", "answers", k.name+".json")
@@ -138,6 +139,17 @@ var questions = []struct {
 	{"wrong secret or client", func(t *testing.T, d *desk) *http.Request {
 		return d.token(t, refreshForm(d.signedIn(t, "fay").RefreshToken), "a-wrong-secret")
 	}},
+	{"wrong secret, put right", func(t *testing.T, d *desk) *http.Request {
+		form := refreshForm(d.signedIn(t, "ivy").RefreshToken)
+		d.send(t, d.token(t, form, "a-wrong-secret"))
+		return d.token(t, form, clientSecret)
+	}},
+	{"wrong way", func(t *testing.T, d *desk) *http.Request {
+		form := refreshForm(d.signedIn(t, "fay").RefreshToken)
+		form.Set("client_id", clientID)
+		form.Set("client_secret", clientSecret)
+		return d.token(t, form, "")
+	}},
 	{"no secret", func(t *testing.T, d *desk) *http.Request {
 		form := refreshForm(d.signedIn(t, "fay").RefreshToken)
 		form.Set("client_id", clientID)
@@ -163,6 +175,9 @@ type desk struct{ *front }
 
 func (d *desk) signedIn(t *testing.T, name string) publishers.Tokens {
 	t.Helper()
+	if err := d.enroll(t.Context(), name); err != nil {
+		t.Fatal(err)
+	}
 	_, tokens, err := d.signIn(t.Context(), name)
 	if err != nil {
 		t.Fatal(err)
@@ -218,7 +233,7 @@ func (d *desk) userinfo(t *testing.T, token string) *http.Request {
 func (d *desk) url(endpoint string) string {
 	for path, e := range d.endpoints {
 		if e == endpoint {
-			return d.issuer() + path
+			return "http://" + d.addr + path
 		}
 	}
 	return ""
@@ -240,6 +255,7 @@ var made = []struct {
 }{
 	{regexp.MustCompile(`("(access|refresh|id)_token"\s*:\s*)"[^"]*"`), `$1"a-made-up-$2-token"`},
 	{regexp.MustCompile(`("(jti|at_hash)"\s*:\s*)"[^"]*"`), `$1"made-up"`},
+	{regexp.MustCompile(`("sub"\s*:\s*)"[A-Za-z0-9]{32}"`), `$1"made-up"`}, // Glewlwyd's is random
 	{regexp.MustCompile(`("(iat|exp|auth_time)"\s*:\s*)[0-9]+`), `${1}1764064800`},
 	{regexp.MustCompile(`("expires_in"\s*:\s*)[0-9]+`), fmt.Sprintf("${1}%d", lifetime-1)},
 }
@@ -253,9 +269,13 @@ func (d *desk) anonymous(body string) string {
 	return body
 }
 
-// version is what go.mod pins.
+// version is what go.mod pins, or what Debian has installed.
 func version(t *testing.T, module string) string {
 	t.Helper()
+	if module == "" { // Debian's
+		out := must(exec.CommandContext(t.Context(), "dpkg-query", "--showformat=${Version}", "--show", "glewlwyd").Output())(t)
+		return string(out)
+	}
 	for line := range strings.Lines(string(must(os.ReadFile("go.mod"))(t))) {
 		if version, ok := strings.CutPrefix(strings.TrimSpace(line), module+" "); ok {
 			return version

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
-	"os"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -18,14 +17,14 @@ import (
 	"github.com/dexidp/dex/storage/sql"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/renewd/renewd/internal/pgtest"
 	"github.com/renewd/renewd/publishers"
 )
 
 // dexKind is Dex. At this commit there is no preset for it.
 var dexKind = kind{
-	name: "dex", preset: "oidc", module: "github.com/dexidp/dex", start: startDex,
+	name: "dex", preset: "dex", module: "github.com/dexidp/dex", start: startDex,
 	endpoints: map[string]string{"/token": "token", "/userinfo": "userinfo"},
+	wrongWay:  "none",
 	title:     "dex %s",
 	verdicts: map[string]verdict{
 		"refreshed, rotated":        {"success", "", "expires_in is a second less than the lifetime; there is no scope"},
@@ -33,10 +32,11 @@ var dexKind = kind{
 		"spent":                     {"permanent", "revoked", "shown again after reuseInterval; before its end, the newest token is answered"},
 		"expired":                   {"permanent", "expired", "validIfNotUsedFor or absoluteLifetime is over"},
 		"unknown":                   {"permanent", "revoked", "also a token that Dex has lost"},
-		"no token":                  {"config", "", "a malformed request has the same code as a dead token"},
+		"no token":                  {"unknown", "", "the code of a dead token too; renewd sends no such request"},
 		"user deleted":              {"ambiguous", "", "the same answer comes once where PostgreSQL could not serialize access, and then the same token is good. A 5xx is no verdict"},
 		"user deleted, again":       {"ambiguous", "", "and so for ever"},
-		"wrong secret or client":    {"config", "", "before the token is looked at, so it is not spent"},
+		"wrong secret or client":    {"config", "", "before the token is looked at"},
+		"wrong secret, put right":   {"success", "", ""},
 		"no secret":                 {"config", "", "client_auth: none, at a client that has one"},
 		"unsupported grant":         {"config", "", ""},
 		"userinfo":                  {"success", "", "the access token's claims: exp, iat, jti and at_hash differ each time"},
@@ -67,14 +67,7 @@ const dexConnector = "local"
 
 func startDex(t *testing.T, issuer string) provider {
 	t.Helper()
-	db, err := pgtest.Start(pgtest.Options{})
-	if errors.Is(err, pgtest.ErrMissing) && os.Getenv("CI") == "" {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(db.Remove)
+	db := startPostgres(t)
 	at := must(pgconn.ParseConfig(db.URL("postgres")))(t)
 	log := slog.New(slog.DiscardHandler)
 	network := sql.NetworkDB{Database: at.Database, User: at.User, Host: at.Host, Port: at.Port, ConnectionTimeout: 10}
@@ -112,21 +105,26 @@ func (d *dex) now() time.Time { return time.Now().Add(time.Duration(d.ahead.Load
 // later sets its clock ahead.
 func (d *dex) later(by time.Duration) { d.ahead.Add(int64(by)) }
 
+func (d *dex) enroll(ctx context.Context, name string) error {
+	err := d.storage.CreatePassword(ctx, storage.Password{
+		Email: name + "@example.com", Hash: []byte("nobody signs in by it"), Username: name, UserID: name, Groups: []string{"team-a"},
+	})
+	if errors.Is(err, storage.ErrAlreadyExists) {
+		return nil
+	}
+	return err
+}
+
 // signIn issues tokens as Dex does at the end of a login in the browser. Their scopes are those
 // that a service asks for to get a profile and a refresh token.
 func (d *dex) signIn(ctx context.Context, name string) (string, publishers.Tokens, error) {
-	email := name + "@example.com"
-	err := d.storage.CreatePassword(ctx, storage.Password{Email: email, Hash: []byte("nobody signs in by it"), Username: name, UserID: name, Groups: []string{"team-a"}})
-	if err != nil && !errors.Is(err, storage.ErrAlreadyExists) {
-		return "", publishers.Tokens{}, err
-	}
 	issuer, err := url.Parse(d.issuer)
 	if err != nil {
 		return "", publishers.Tokens{}, err
 	}
 	set, err := d.tokens(*issuer).Issue(ctx, tokens.Authorization{
 		Client: d.client, ConnectorID: dexConnector, Scopes: []string{"openid", "email", "profile", "groups", "offline_access"},
-		Claims: storage.Claims{UserID: name, Username: name, Email: email, EmailVerified: true, Groups: []string{"team-a"}},
+		Claims: storage.Claims{UserID: name, Username: name, Email: name + "@example.com", EmailVerified: true, Groups: []string{"team-a"}},
 	}, "", true)
 	if err != nil {
 		return "", publishers.Tokens{}, err

@@ -2,17 +2,22 @@ package realidp
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/http"
+	"os"
 	"testing"
 
+	"github.com/renewd/renewd/internal/pgtest"
 	"github.com/renewd/renewd/publishers"
 )
 
 // provider is a running identity provider with one client. Safe for concurrent use.
 type provider interface {
 	http.Handler
-	// signIn makes an account, if there is none of this name, and signs it in.
+	// enroll makes an account, if there is none of this name.
+	enroll(ctx context.Context, name string) error
+	// signIn signs the account in; user is the subject of its tokens.
 	signIn(ctx context.Context, name string) (user string, tokens publishers.Tokens, err error)
 	// revoke ends the account's sessions, as an administrator would.
 	revoke(ctx context.Context, name string) error
@@ -26,8 +31,12 @@ type provider interface {
 type kind struct {
 	name, preset string
 	module       string            // which go.mod pins
+	path         string            // of the issuer
 	endpoints    map[string]string // by path: token, userinfo
 	start        func(t *testing.T, issuer string) provider
+	auth         string             // how the client shows its secret: client_auth; empty: as renewd does by itself
+	wrongWay     string             // another way, that the provider refuses; none: no secret is shown
+	spends       bool               // a refused client spends the token that it shows
 	title        string             // of what is recorded from it; %s: the version
 	verdicts     map[string]verdict // what renewd must make of its answers, by exchange
 }
@@ -38,6 +47,20 @@ const (
 	clientSecret = "a-made-up-secret"
 	lifetime     = 10 // of access tokens, in seconds
 )
+
+// startPostgres starts a server that ends with the test.
+func startPostgres(t *testing.T) *pgtest.Server {
+	t.Helper()
+	db, err := pgtest.Start(pgtest.Options{})
+	if errors.Is(err, pgtest.ErrMissing) && os.Getenv("CI") == "" {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Remove)
+	return db
+}
 
 // front is a provider behind its recorder, on a port that it keeps when it is down for a while.
 type front struct {
@@ -59,7 +82,7 @@ func startFront(t *testing.T, k kind) *front {
 	return f
 }
 
-func (f *front) issuer() string { return "http://" + f.addr }
+func (f *front) issuer() string { return "http://" + f.addr + f.path }
 
 func (f *front) serve(l net.Listener) {
 	f.server = &http.Server{Handler: f.rec, ConnContext: withConn}

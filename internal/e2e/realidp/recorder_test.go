@@ -48,7 +48,7 @@ type recorder struct {
 	renewed map[string]int    // user → answers with tokens
 	present map[string]int    // user → presentations that are not answered yet
 	doubt   map[string]bool   // hashes of refresh tokens that a 5xx may have spent
-	lost    map[string]bool   // users who were refused after such a 5xx: the provider's own fault
+	lost    map[string]bool   // users whose session the provider lost: refused after such a 5xx
 	inside  int               // presentations that the provider has in hand
 	waiting int               // presentations in front of the held door
 	hungUp  int               // presentations whose client went away in front of the door
@@ -153,7 +153,9 @@ func (r *recorder) leave(a answer) {
 			r.owner[a.Renewed] = a.User
 			r.spent[a.Presented] = !a.Lost
 		}
-		switch {
+		switch tokens := strings.Contains(a.Body, `"access_token"`); {
+		case a.Status == http.StatusOK && !tokens:
+			r.lost[a.User] = true // neither an answer nor a refusal: Glewlwyd, of a record that it broke
 		case a.Status == http.StatusOK && !a.Lost:
 			r.renewed[a.User]++
 		case a.Status >= 500:
@@ -168,6 +170,18 @@ func (r *recorder) leave(a answer) {
 func (r *recorder) lostSessions() (lost map[string]bool) {
 	r.look(func() { lost = maps.Clone(r.lost) })
 	return lost
+}
+
+// refusals are the presentations that were answered with a 4xx.
+func (r *recorder) refusals() (all []answer) {
+	r.look(func() {
+		for _, a := range r.answers {
+			if a.Presented != "" && a.Status/100 == 4 {
+				all = append(all, a)
+			}
+		}
+	})
+	return all
 }
 
 // summary counts the answers by what they say, one line each.

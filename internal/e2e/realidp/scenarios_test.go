@@ -17,14 +17,16 @@ var scenarios = []struct {
 	}},
 	{"whose session was revoked is told and nobody else", 1, revoked},
 	{"the provider is killed and comes back", 1, killed},
-	{"the client secret is wrong for a while", 1, func(t *testing.T, w *world) { refused(t, w, "a-wrong-secret") }},
-	{"the client shows no secret for a while", 1, func(t *testing.T, w *world) { refused(t, w, "") }},
+	{"the client secret is wrong for a while", 1, func(t *testing.T, w *world) { refused(t, w, w.auth, "a-wrong-secret") }},
+	{"the client shows its secret the wrong way for a while", 1, func(t *testing.T, w *world) { refused(t, w, w.wrongWay, clientSecret) }},
 	{"one of two workers is killed under load", 2, workerKilled},
 }
 
 func TestDex(t *testing.T) { run(t, dexKind) }
 
 func TestZitadel(t *testing.T) { run(t, zitadelKind) }
+
+func TestGlewlwyd(t *testing.T) { run(t, glewlwydKind) }
 
 func run(t *testing.T, k kind) {
 	t.Parallel()
@@ -40,11 +42,13 @@ func revoked(t *testing.T, w *world) {
 	const leave = 3
 	ended, stay := w.users[:leave], w.users[leave:]
 	w.renewedAgain(t, 1, w.users...)
+	w.holdBack(t, 0) // nobody's token is replaced while it is revoked
 	for _, user := range ended {
 		if err := w.revoke(t.Context(), w.account[user]); err != nil {
 			t.Fatal(err)
 		}
 	}
+	w.rec.release()
 	w.renewedAgain(t, 3, stay...)
 	w.told.await(t, func() error { return w.told.tells(ended, w.rec.lostSessions()) })
 	w.renewedAgain(t, 1, stay...)
@@ -67,25 +71,36 @@ func killed(t *testing.T, w *world) {
 	w.check(t)
 }
 
-// refused gives renewd a secret that the provider does not take, waits until renewd says that the
-// provider is out of order, and puts it right.
-func refused(t *testing.T, w *world, secret string) {
+// refused has renewd name itself in a way that the provider does not take, waits until renewd says
+// that the provider is out of order, and puts it right. A provider that spends the tokens that a
+// refused client shows must not have seen everybody's by then.
+func refused(t *testing.T, w *world, auth, secret string) {
 	w.renewedAgain(t, 1, w.users...)
-	w.configure(t, secret)
-	w.degrades(t, func() { w.restart(t) })
-	w.configure(t, clientSecret)
-	w.restart(t)
+	w.stop(t)
+	before := len(w.rec.refusals())
+	w.configure(t, auth, secret)
+	w.degrades(t, func() { w.start(t, 1) })
+	w.stop(t)
+	shown := w.rec.refusals()[before:]
+	if w.spends {
+		w.rec.update(func() {
+			for _, a := range shown {
+				w.rec.lost[a.User] = true
+			}
+		})
+	}
+	w.configure(t, w.auth, clientSecret)
+	w.start(t, 1)
 	w.renewedAgain(t, 2, w.users...)
 	w.check(t)
-	shown := map[string]bool{}
-	w.rec.look(func() {
-		for _, a := range w.rec.answers {
-			if a.Presented != "" && a.Status/100 == 4 {
-				shown[a.User] = true
-			}
-		}
-	})
-	t.Logf("%d of %d users' tokens were shown with the wrong secret", len(shown), userCount)
+	users := map[string]bool{}
+	for _, a := range shown {
+		users[a.User] = true
+	}
+	t.Logf("tokens of %d of %d users were shown, %d times", len(users), userCount, len(shown))
+	if w.spends && len(users) == userCount {
+		t.Error("everybody's token was shown to a provider that spends it")
+	}
 }
 
 // workerKilled kills a worker with SIGKILL while presentations of both are under way, which the

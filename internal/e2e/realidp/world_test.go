@@ -45,13 +45,11 @@ func newWorld(t *testing.T, k kind, workers int) *world {
 	server := must(natsd.Start(t.Context(), natsd.Config{StoreDir: t.TempDir(), Listen: "127.0.0.1:0"}))(t)
 	t.Cleanup(server.Shutdown)
 	w.nats = server.ClientURL()
-	w.configure(t, clientSecret)
+	w.configure(t, k.auth, clientSecret)
 	if out, err := command(t, w.environ(), "keys", "new").CombinedOutput(); err != nil {
 		t.Fatalf("keys new: %v\n%s", err, out)
 	}
-	for range workers {
-		w.workers = append(w.workers, serve(t, w.environ()))
-	}
+	w.start(t, workers)
 	nc := must(nats.Connect(w.nats, nats.MaxReconnects(-1)))(t)
 	t.Cleanup(nc.Close)
 	follow(t, nc, w.told)
@@ -61,25 +59,26 @@ func newWorld(t *testing.T, k kind, workers int) *world {
 
 // configure writes the settings file. Two refusals are seconds apart, so that nobody need wait for
 // half a minute; everything else is as shipped.
-func (w *world) configure(t *testing.T, secret string) {
+func (w *world) configure(t *testing.T, auth, secret string) {
 	t.Helper()
-	client := ""
-	if secret != "" {
-		client = "client_secret: " + secret
-	}
 	settings := fmt.Sprintf(`
 providers:
   - id: %s
     preset: %s
     auth_url: %s
     client_id: %s
-    %s
     allow_http_loopback: true
     policy:
       floor: 1s
       confirm_min: 3s
       confirm_max: 4s
-`, providerID, w.preset, w.issuer(), clientID, client)
+`, providerID, w.preset, w.issuer(), clientID)
+	if auth != "" {
+		settings += "    client_auth: " + auth + "\n"
+	}
+	if auth != "none" {
+		settings += "    client_secret: " + secret + "\n"
+	}
 	if err := os.WriteFile(w.file("renewd.yaml"), []byte(settings), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -93,13 +92,21 @@ func (w *world) environ() []string {
 	}
 }
 
-// restart stops the workers in order and starts as many with the settings file as it is now.
-func (w *world) restart(t *testing.T) {
+// start starts that many workers with the settings file as it is now.
+func (w *world) start(t *testing.T, workers int) {
 	t.Helper()
-	for i, old := range w.workers {
-		old.stop(t)
-		w.workers[i] = serve(t, w.environ())
+	for range workers {
+		w.workers = append(w.workers, serve(t, w.environ()))
 	}
+}
+
+// stop stops all workers in order.
+func (w *world) stop(t *testing.T) {
+	t.Helper()
+	for _, worker := range w.workers {
+		worker.stop(t)
+	}
+	w.workers = nil
 }
 
 // signIn signs every user in at the provider, publishes the logins, and waits until renewd has
@@ -107,8 +114,15 @@ func (w *world) restart(t *testing.T) {
 func (w *world) signIn(t *testing.T, nc *nats.Conn) {
 	t.Helper()
 	pub := must(publishers.New(nc, publishers.WithSource("/realidp")))(t)
+	var names []string
 	for n := range userCount {
 		name := fmt.Sprintf("user-%02d", n)
+		names = append(names, name)
+		if err := w.enroll(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range names {
 		user, tokens, err := w.provider.signIn(t.Context(), name)
 		if err != nil {
 			t.Fatal(err)

@@ -26,16 +26,18 @@ import (
 var zitadelKind = kind{
 	name: "zitadel", preset: "oidc", module: "github.com/zitadel/oidc/v3", start: startZitadel,
 	endpoints: map[string]string{"/oauth/token": "token", "/userinfo": "userinfo"},
+	wrongWay:  "none",
 	title:     "zitadel/oidc %s, its example server",
 	verdicts: map[string]verdict{
 		"refreshed, rotated":        {"success", "", "the library's example server"},
 		"revoked":                   {"permanent", "revoked", ""},
 		"spent":                     {"permanent", "revoked", "there is no grace window"},
 		"unknown":                   {"permanent", "revoked", ""},
-		"no token":                  {"config", "", ""},
+		"no token":                  {"unknown", "", "renewd sends no such request"},
 		"user deleted":              {"throttled", "", "the token is spent nevertheless"},
 		"user deleted, again":       {"permanent", "revoked", ""},
-		"wrong secret or client":    {"config", "", "before the token is looked at, so it is not spent"},
+		"wrong secret or client":    {"config", "", "before the token is looked at"},
+		"wrong secret, put right":   {"success", "", ""},
 		"no secret":                 {"config", "", "client_auth: none, at a client that has one"},
 		"unsupported grant":         {"config", "", ""},
 		"userinfo":                  {"success", "", ""},
@@ -80,9 +82,13 @@ const (
 	password = "a-made-up-password"
 )
 
+func (z *zitadel) enroll(_ context.Context, name string) error {
+	z.people.add(name)
+	return nil
+}
+
 // signIn goes through the login page, as a browser does.
 func (z *zitadel) signIn(ctx context.Context, name string) (string, publishers.Tokens, error) {
-	z.people.add(name)
 	page, err := z.redirect(ctx, http.MethodGet, "/auth?"+url.Values{
 		"client_id": {clientID}, "redirect_uri": {callback}, "response_type": {"code"}, "scope": {"openid email profile offline_access"}, "state": {"made-up"},
 	}.Encode(), nil)
