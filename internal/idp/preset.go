@@ -99,6 +99,7 @@ func Presets() map[string]Preset {
 		"zitadel": {Profile: map[string]string{"roles": "/urn:zitadel:iam:org:project:roles"}, Rules: []Rule{
 			{Status: 400, Code: "invalid_request", Body: "Errors.OIDCSession.RefreshTokenInvalid", Class: grant.Permanent, Reason: schema.ReasonRevoked},
 			{Status: 400, Code: "invalid_request", Body: "Errors.User.RefreshToken.Invalid", Class: grant.Permanent, Reason: schema.ReasonRevoked},
+			{UserInfo: true, Status: 403, Class: Refused},
 		}},
 	}
 }

@@ -20,7 +20,7 @@ import (
 	"github.com/renewd/renewd/publishers"
 )
 
-// dexKind is Dex. At this commit there is no preset for it.
+// dexKind is Dex.
 var dexKind = kind{
 	name: "dex", preset: "dex", module: "github.com/dexidp/dex", start: startDex,
 	endpoints: map[string]string{"/token": "token", "/userinfo": "userinfo"},

@@ -24,7 +24,7 @@ import (
 
 // zitadelKind is the example server of zitadel/oidc, the library that ZITADEL is made of.
 var zitadelKind = kind{
-	name: "zitadel", preset: "oidc", module: "github.com/zitadel/oidc/v3", start: startZitadel,
+	name: "zitadel", preset: "zitadel", module: "github.com/zitadel/oidc/v3", start: startZitadel,
 	endpoints: map[string]string{"/oauth/token": "token", "/userinfo": "userinfo"},
 	wrongWay:  "none",
 	title:     "zitadel/oidc %s, its example server",
