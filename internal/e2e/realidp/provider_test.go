@@ -30,6 +30,7 @@ type provider interface {
 // kind is what there is to know about one of the providers.
 type kind struct {
 	name, preset string
+	policy       string            // more of it, as in the settings file
 	module       string            // which go.mod pins
 	path         string            // of the issuer
 	endpoints    map[string]string // by path: token, userinfo

@@ -72,7 +72,7 @@ providers:
       floor: 1s
       confirm_min: 3s
       confirm_max: 4s
-`, providerID, w.preset, w.issuer(), clientID)
+%s`, providerID, w.preset, w.issuer(), clientID, w.policy)
 	if auth != "" {
 		settings += "    client_auth: " + auth + "\n"
 	}
