@@ -14,6 +14,7 @@ var scenarios = []struct {
 	{"everybody is renewed three times", 1, func(t *testing.T, w *world) {
 		w.renewedAgain(t, 3, w.users...)
 		w.check(t)
+		w.examine(t)
 	}},
 	{"whose session was revoked is told and nobody else", 1, revoked},
 	{"the provider is killed and comes back", 1, killed},
@@ -35,6 +36,16 @@ func run(t *testing.T, k kind) {
 			t.Parallel()
 			s.run(t, newWorld(t, k, s.workers))
 		})
+	}
+}
+
+// examine has renewd itself ask the provider what it is like: nothing may be found that is broken.
+func (w *world) examine(t *testing.T) {
+	t.Helper()
+	out, err := command(t, w.environ(), "provider", "check").CombinedOutput()
+	t.Logf("renewd provider check:\n%s", out)
+	if err != nil {
+		t.Error(err)
 	}
 }
 
