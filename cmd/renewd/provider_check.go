@@ -40,6 +40,7 @@ type inquiry struct {
 	examination
 	settings providerSettings
 	client   *idp.Provider
+	first    idp.ClientAuth // the way that is tried first
 	suggests []suggestion
 }
 
@@ -84,6 +85,7 @@ func (x *inquiry) reach(ctx context.Context) bool {
 		x.add("endpoints", failed(err, "is auth_url the issuer, exactly? A provider without a discovery document needs token_url and userinfo_url"))
 		return false
 	}
+	x.first = e.First
 	found := "token " + e.Token
 	if found += "; userinfo " + cmp.Or(e.UserInfo, "none"); e.Revoke != "" {
 		found += "; revocation " + e.Revoke
@@ -125,7 +127,7 @@ func (x *inquiry) madeUp(ctx context.Context) {
 	f, _ := errors.AsType[*grant.Fault](err)
 	if way := x.client.Way(); err == nil || f.Class == grant.Permanent || f.Class == grant.Unknown {
 		x.add("client", finding{State: fine, Found: "let in, " + authenticated(way, x.settings.ClientAuth)})
-		if x.settings.ClientAuth == "" && way != idp.AuthNone && way != idp.AuthAuto {
+		if way != x.first && way != idp.AuthAuto {
 			x.suggest("client_auth", string(way), "the way that works, without a try of the other one at each start")
 		}
 	}

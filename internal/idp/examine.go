@@ -19,6 +19,8 @@ type Examination struct {
 	// Ways are the ways of client authentication that its discovery document offers; none if it has
 	// no such document, or does not say.
 	Ways []string `json:"token_endpoint_auth_methods,omitempty"`
+	// First is the way that renewd tries first.
+	First ClientAuth `json:"first_way"`
 	// Protocol is that of its token endpoint, HTTP/2.0 for instance, and TLS the version below it;
 	// empty: plain HTTP.
 	Protocol string `json:"protocol"`
@@ -37,7 +39,7 @@ func (p *Provider) Examine(ctx context.Context) (Examination, error) {
 	if err != nil {
 		return Examination{}, err
 	}
-	x := Examination{Token: e.Token, UserInfo: e.UserInfo, Revoke: e.Revoke, Ways: e.Auth}
+	x := Examination{Token: e.Token, UserInfo: e.UserInfo, Revoke: e.Revoke, Ways: e.Auth, First: p.config.credentials(p.firstWay, e.Auth)[0].way}
 	if p.config.NoUserInfo {
 		x.UserInfo = ""
 	}
