@@ -39,7 +39,9 @@ func (t Timer) Over(there Timer) Timer {
 	}
 	next.Work = next.Work.Stronger(other.Work)
 	if other.At.Before(next.At) {
-		next.At = other.At
+		if next.At = other.At; !command && !waits {
+			next.Work = next.Work.PutOff(next.At) // the time that it has its name from is still to come
+		}
 	}
 	return next
 }

@@ -32,12 +32,14 @@ func TestATimerIsArmedByOneRuleOfPrecedence(t *testing.T) {
 		t.At, t.Work.Mark.Version = at(due), version
 		return t
 	}
+	renamed := timer("", 3, 6)
+	renamed.Work = renamed.Work.PutOff(at(3))
 	again := command("r1", 3, 0, 5)
 	again.Work.Deferrals = 2
 	for name, c := range map[string]struct{ there, armed, want grant.Timer }{
 		"an earlier timer replaces a later one":     {timer("a", 9, 5), timer("b", 3, 5), timer("b", 3, 5)},
 		"a later timer leaves an earlier one":       {timer("a", 3, 5), timer("b", 9, 5), timer("a", 3, 5)},
-		"one of a newer record takes its place":     {timer("a", 3, 5), timer("b", 9, 6), timer("b", 3, 6)},
+		"one of a newer record takes its place":     {timer("a", 3, 5), timer("b", 9, 6), renamed},
 		"a timer of an older record gives way":      {timer("a", 9, 6), timer("b", 3, 5), timer("a", 9, 6)},
 		"one made without a record gives way":       {timer("a", 9, 6), timer("b", 3, 0), timer("a", 9, 6)},
 		"a command outlives a later timer":          {command("r", 3, 0, 5), timer("b", 9, 6), command("r", 3, 0, 6)},
