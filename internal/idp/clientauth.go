@@ -135,6 +135,13 @@ func (c *credentials) use(taken credential) {
 	}
 }
 
+// open reports whether there are two ways, and none is proven.
+func (c *credentials) open() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.ContainsFunc(c.all, func(o credential) bool { return o.way != c.all[0].way })
+}
+
 // taken notes that the provider did not refuse a client that came by this credential.
 func (c *credentials) taken(by credential) {
 	c.mu.Lock()
@@ -185,6 +192,12 @@ func (a answer) refusesClient() bool {
 	return refused && a.tokens.Refresh.IsZero()
 }
 
+// malformed reports whether it takes the request for malformed, of which a way of authentication that
+// it does not read is a kind (RFC 6749 section 5.2). Nothing of such a request was done.
+func (a answer) malformed() bool {
+	return a.status == http.StatusBadRequest && a.code == "invalid_request" && a.tokens.Refresh.IsZero()
+}
+
 // takesClient reports whether it is about the token, so that the client was let in.
 func (a answer) takesClient() bool {
 	_, dead := permanent[a.code]
@@ -192,7 +205,8 @@ func (a answer) takesClient() bool {
 }
 
 // post sends a form to the token endpoint, or one that authenticates clients in the same way. Where
-// the answer refuses the client, and its way or secret is not settled, the form is sent again by the
+// the answer refuses the client, and its way or secret is not settled, or takes the request for
+// malformed, and its way is not, the form is sent again by the
 // next credential; each once, and never before the one before was answered, so that a token is never
 // under way twice. Who paces calls counts them as one: it happens once in a process's life.
 func (p *Provider) post(ctx context.Context, op, target string, e endpoints, form url.Values) (a answer, used credential, err error) {
@@ -207,7 +221,8 @@ func (p *Provider) post(ctx context.Context, op, target string, e endpoints, for
 func (p *Provider) postAsAny(ctx context.Context, op, target string, e endpoints, form url.Values) (answer, credential, error) {
 	used, since := p.credentials.current(func() []credential { return p.config.credentials(p.firstWay, e.Auth) })
 	first, err := p.postAs(ctx, used, op, target, form)
-	if err != nil || !first.refusesClient() {
+	malformed := err == nil && first.malformed() && p.credentials.open()
+	if err != nil || !first.refusesClient() && !malformed {
 		if err == nil && first.takesClient() {
 			p.credentials.taken(used)
 		}
@@ -220,7 +235,7 @@ func (p *Provider) postAsAny(ctx context.Context, op, target string, e endpoints
 			return first, used, nil
 		}
 		again, err := p.postAs(ctx, c, op, target, form)
-		if err == nil && again.refusesClient() {
+		if err == nil && (again.refusesClient() || malformed && again.malformed()) {
 			continue
 		}
 		if err == nil && again.takesClient() {
@@ -230,7 +245,7 @@ func (p *Provider) postAsAny(ctx context.Context, op, target string, e endpoints
 		}
 		return again, c, err
 	}
-	done(nil, true)
+	done(nil, !malformed)
 	return first, used, nil
 }
 

@@ -137,6 +137,39 @@ func TestPresetNamesTheFirstWay(t *testing.T) {
 	}
 }
 
+// A server that does not read the header may take the form without a client_id for malformed. One for
+// which every dead token is that learns of the way by the first good one.
+func TestAMalformedRequestIsTriedTheOtherWayUntilOneIsProven(t *testing.T) {
+	var seen []string
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		way := "basic"
+		if r.PostFormValue("client_secret") != "" {
+			way = "post"
+		}
+		seen = append(seen, way)
+		w.Header().Set("Content-Type", "application/json")
+		if way == "basic" || r.PostFormValue("refresh_token") == "dead" {
+			w.WriteHeader(400)
+			fmt.Fprint(w, `{"error":"invalid_request"}`)
+			return
+		}
+		fmt.Fprint(w, `{"access_token":"a"}`)
+	}))
+	t.Cleanup(s.Close)
+	p := open(t, s.URL, func(c *idp.Config) {
+		c.Preset, c.TokenURL, c.UserInfoURL, c.ClientSecret = "oidc", s.URL, s.URL, grant.NewSecret("s")
+	})
+	for _, tt := range []struct{ token, want string }{
+		{"dead", "[basic post]"}, {"good", "[basic post]"}, {"dead", "[post]"}, {"good", "[post]"},
+	} {
+		seen = nil
+		_, err := p.Refresh(t.Context(), grant.NewSecret(tt.token))
+		if fmt.Sprint(seen) != tt.want || (err == nil) != (tt.token == "good") {
+			t.Errorf("%s: %v, want %s; %v", tt.token, seen, tt.want, err)
+		}
+	}
+}
+
 // What does not say that the client was refused, and nothing but that, may have spent the token.
 func TestOnlyInvalidClientIsTriedAgain(t *testing.T) {
 	for name, tt := range map[string]struct {
@@ -144,7 +177,7 @@ func TestOnlyInvalidClientIsTriedAgain(t *testing.T) {
 		body   string
 	}{
 		"Glewlwyd's empty 400": {400, ""}, "a bare 401": {401, ""}, "a broken gateway": {500, `{"error":"invalid_client"}`}, "a 503": {503, `{"error":"invalid_client"}`},
-		"another code": {400, `{"error":"invalid_request"}`}, "unauthorized": {400, `{"error":"unauthorized_client"}`}, "a 200": {200, `{"error":"invalid_client"}`},
+		"another code": {400, `{"error":"invalid_grant"}`}, "unauthorized": {400, `{"error":"unauthorized_client"}`}, "a 200": {200, `{"error":"invalid_client"}`},
 		"tokens beside it": {401, `{"error":"invalid_client","refresh_token":"new"}`}, "broken off": {401, `{"error":"invalid_client","x":"`},
 	} {
 		t.Run(name, func(t *testing.T) {
