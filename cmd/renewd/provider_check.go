@@ -158,14 +158,14 @@ func (x *inquiry) verdictOn(f *grant.Fault) finding {
 	case grant.Unknown:
 		if f.Code == "" && f.Detail == "" {
 			return finding{State: warning, Found: said + ": words that nobody knows, and none to make a rule of",
-				Advice: "three such refusals, retry_later apart, are believed while others are renewed"}
+				Advice: "three such refusals, confirm_unknown apart, are believed while others are renewed"}
 		}
 		rule := fmt.Sprintf("[{status: %d, code: %s, class: permanent, reason: revoked}]", f.Status, quote(f.Code))
 		if f.Detail != "" {
 			rule = fmt.Sprintf("[{status: %d, code: %s, body: %s, class: permanent, reason: revoked}]", f.Status, quote(f.Code), quote(beginning(f.Detail)))
 		}
 		x.suggest("rules", rule, "if these are its words for a session that has ended: then it is told within a minute, not hours")
-		return finding{State: warning, Found: said + ": words that nobody knows", Advice: "see the rule below; without one, three such refusals, retry_later apart, are believed while others are renewed"}
+		return finding{State: warning, Found: said + ": words that nobody knows", Advice: "see the rule below; without one, three such refusals, confirm_unknown apart, are believed while others are renewed"}
 	case grant.Config:
 		return finding{State: broken, Found: said + ": it refuses this client", Advice: f.Err.Error()}
 	}

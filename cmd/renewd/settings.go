@@ -107,6 +107,8 @@ type policySettings struct {
 	RetryLater   time.Duration `key:"retry_later" default:"1h" min:"1ms" doc:"wait after user.refresh_failed"`
 	ConfirmMin   time.Duration `key:"confirm_min" default:"30s" min:"1ms" doc:"least wait before a refused refresh token is presented once more, to be sure; a third of it later it is presented for the last time"`
 	ConfirmMax   time.Duration `key:"confirm_max" default:"60s" min:"1ms" doc:"longest wait before that"`
+
+	ConfirmUnknown time.Duration `key:"confirm_unknown" default:"1h" min:"1s" doc:"least wait between two refusals in words that renewd does not know; three of them end a session, while others are renewed"`
 }
 
 // guardSettings is when a provider is not believed, and when it is left alone: guard.Rules in the
@@ -138,7 +140,7 @@ func (p policySettings) policy() grant.Policy {
 	return grant.Policy{
 		Lifetime: p.Lifetime, MaxLifetime: p.MaxLifetime, Margin: p.Margin, MarginShare: p.MarginShare, JitterShare: p.JitterShare, Floor: p.Floor,
 		ProfileEvery: p.ProfileEvery, Tries: p.Tries, RetryMin: p.RetryMin, RetryMax: p.RetryMax, RetryLater: p.RetryLater,
-		ConfirmMin: p.ConfirmMin, ConfirmMax: p.ConfirmMax,
+		ConfirmMin: p.ConfirmMin, ConfirmMax: p.ConfirmMax, ConfirmUnknown: p.ConfirmUnknown,
 	}
 }
 

@@ -17,12 +17,14 @@ func (t *task) quiet(ctx context.Context, g grant.Grant, presents bool) time.Dur
 	if t.provider.Guard == nil {
 		return 0
 	}
-	wait := t.provider.Guard.Wait
-	if presents {
-		wait = t.provider.Guard.WaitToPresent
+	wait := func(login time.Time, refused bool) time.Duration {
+		if presents {
+			return t.provider.Guard.WaitToPresent(login, refused)
+		}
+		return t.provider.Guard.Wait(login)
 	}
 	if g.Revision == 0 {
-		first := wait(time.Time{})
+		first := wait(time.Time{}, true)
 		if first == 0 {
 			return 0
 		}
@@ -32,10 +34,11 @@ func (t *task) quiet(ctx context.Context, g grant.Grant, presents bool) time.Dur
 		}
 		g = t.turned(stored)
 	}
+	refused := g.Verdict != nil || g.OnCandidate() // which nobody has seen work
 	if g.OnCandidate() {
-		return wait(g.Login.Time)
+		return wait(g.Login.Time, refused)
 	}
-	return wait(g.LoginAt)
+	return wait(g.LoginAt, refused)
 }
 
 // later puts the work off until the wait is over, spread so that not all come at once.
@@ -63,15 +66,15 @@ func (t *task) report(g grant.Grant, f *grant.Fault) {
 	}
 }
 
-// judges reports whether f may become a verdict on g: a refusal in words that are known, or, of what
-// is proven, in others.
-func judges(g grant.Grant, f *grant.Fault) bool {
+// judges reports whether f may become a verdict on g, or confirm it: a refusal in words that are
+// known, or, of what is proven, in others. A refusal in plain words that was never confirmed says
+// nothing any more once the others could be.
+func (t *task) judges(g grant.Grant, f *grant.Fault) bool {
 	unsure := f.Class == grant.Unknown && f.Op == "refresh" && !g.OnCandidate()
-	plain := f.Class == grant.Permanent
-	if v := g.Verdict; v != nil && (plain || unsure) {
-		return v.Unsure == unsure
+	if v := g.Verdict; unsure && v != nil && !v.Unsure {
+		return t.Stream.Now().Sub(v.At) >= t.provider.Policy.ConfirmUnknown
 	}
-	return plain || unsure
+	return unsure || f.Class == grant.Permanent
 }
 
 // hold asks why a refusal must not be final now: the first two never are, the third one needs the
@@ -79,7 +82,7 @@ func judges(g grant.Grant, f *grant.Fault) bool {
 // one, for it may refuse everybody. What cannot be asked holds it too.
 func (t *task) hold(ctx context.Context, g grant.Grant, f *grant.Fault, refused string) (reason string) {
 	v := g.Verdict
-	if !judges(g, f) || v == nil || v.Fingerprint != refused || !t.provider.Policy.Final(*v, t.Stream.Now(), g.NextDueAt) {
+	if !t.judges(g, f) || v == nil || v.Unsure != (f.Class == grant.Unknown) || v.Fingerprint != refused || !t.provider.Policy.Final(*v, t.Stream.Now(), g.NextDueAt) {
 		return ""
 	}
 	if f.Op == "userinfo" && t.provider.named.Load() < v.Again.UnixNano() {

@@ -35,7 +35,7 @@ func (q *quietGuard) Wait(login time.Time) time.Duration {
 	}
 	return q.wait()
 }
-func (q *quietGuard) WaitToPresent(login time.Time) time.Duration         { return q.Wait(login) }
+func (q *quietGuard) WaitToPresent(login time.Time, _ bool) time.Duration { return q.Wait(login) }
 func (q *quietGuard) Renewing() bool                                      { return !q.alone }
 func (q *quietGuard) Hold(context.Context, grant.Verdict) (string, error) { return q.held, q.hold }
 

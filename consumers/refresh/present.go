@@ -344,7 +344,7 @@ func (t *task) faulted(ctx context.Context, g grant.Grant, f *grant.Fault) error
 		switch {
 		case held != "":
 			return cur.Held(t.turn(), failed), true
-		case f.Class == grant.Permanent, judges(cur, f):
+		case f.Class == grant.Permanent, t.judges(cur, f):
 			next, done := cur.Refused(t.turn(), f, refused)
 			if f.Class != grant.Permanent {
 				next, done = cur.RefusedUnsurely(t.turn(), f, failed, refused)
@@ -403,7 +403,7 @@ func (t *task) failure(g grant.Grant, f *grant.Fault) grant.Failure {
 	if out.Reason != schema.ReasonProviderUnavailable || g.OnCandidate() || !lasts || t.provider.Guard == nil || !t.provider.Guard.Renewing() {
 		return out
 	}
-	out.Own = g.LastError != schema.ReasonFailingAlone
+	out.Own = !g.ToldAlone
 	out.Reason, out.Final = schema.ReasonFailingAlone, out.Own
 	return out
 }

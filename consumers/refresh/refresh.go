@@ -46,8 +46,9 @@ type Guard interface {
 	// Wait is how long no call is to be made with the tokens of a login at this time; 0: it may be
 	// made.
 	Wait(login time.Time) time.Duration
-	// WaitToPresent is the same for a refresh token: those of newer logins may not have to wait.
-	WaitToPresent(login time.Time) time.Duration
+	// WaitToPresent is the same for a refresh token, which may have been refused before: those of
+	// newer logins, and those that were not, may not have to wait as long.
+	WaitToPresent(login time.Time, refused bool) time.Duration
 	// Renewing reports whether users were renewed lately.
 	Renewing() bool
 	// Hold says why a refusal of a token that was refused before, as v tells, is not to be believed

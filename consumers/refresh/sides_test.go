@@ -353,8 +353,8 @@ func TestACommandDoesNotWaitForALoginThatWaitsLong(t *testing.T) {
 
 type holdAll struct{ quietGuard }
 
-func (h *holdAll) Wait(time.Time) time.Duration          { return h.wait() }
-func (h *holdAll) WaitToPresent(time.Time) time.Duration { return h.wait() }
+func (h *holdAll) Wait(time.Time) time.Duration                { return h.wait() }
+func (h *holdAll) WaitToPresent(time.Time, bool) time.Duration { return h.wait() }
 
 // Work that was decided, not told, and then put off for another side of the grant is told in the
 // end.

@@ -27,7 +27,7 @@ func (t *task) sync(ctx context.Context, g grant.Grant) error {
 		}
 	}
 	began := time.Now()
-	profile, err := t.profile(ctx, g)
+	profile, named, err := t.profile(ctx, g)
 	switch {
 	case errors.Is(err, grant.ErrAccessRefused):
 		t.meters.called(ctx, t.key.Provider, "userinfo", &grant.Fault{Class: "refused"}, time.Since(began))
@@ -46,7 +46,9 @@ func (t *task) sync(ctx context.Context, g grant.Grant) error {
 		return t.profileFailed(ctx, g, f)
 	}
 	t.meters.called(ctx, t.key.Provider, "userinfo", nil, time.Since(began))
-	t.provider.named.Store(t.Stream.Now().UnixNano())
+	if named {
+		t.provider.named.Store(t.Stream.Now().UnixNano())
+	}
 	p, err := grant.NewProfile(profile)
 	if err == nil && len(p) > t.MaxProfile {
 		t.Logger.Warn("the provider's profile is too large to be stored whole", "grant", t.key, "bytes", len(p), "limit", t.MaxProfile)
@@ -59,20 +61,22 @@ func (t *task) sync(ctx context.Context, g grant.Grant) error {
 }
 
 // profile asks the provider whom g's tokens are of. Where an ID token says it and none came with the
-// access token of a grant that is proven, nothing new was said: many a refresh answer has none.
-func (t *task) profile(ctx context.Context, g grant.Grant) (schema.Profile, error) {
+// access token of a grant that is proven, nothing new was said, and nobody named: many a refresh
+// answer has none.
+func (t *task) profile(ctx context.Context, g grant.Grant) (p schema.Profile, named bool, err error) {
 	if t.provider.IDTokens == nil {
-		return t.provider.Client.UserInfo(ctx, g.Pair.Access, t.key.User)
+		p, err = t.provider.Client.UserInfo(ctx, g.Pair.Access, t.key.User)
+		return p, true, err
 	}
-	named, err := t.provider.IDTokens.Identify(ctx, g.Pair.ID, g.Pair.Access, g.Pair.Parent != "", t.key.User)
+	p, err = t.provider.IDTokens.Identify(ctx, g.Pair.ID, g.Pair.Access, g.Pair.Answered, t.key.User)
 	if !errors.Is(err, grant.ErrAccessRefused) || g.OnCandidate() {
-		return named, err
+		return p, true, err
 	}
 	stored, damaged := g.Profile.Decode()
 	if stored == nil || damaged != nil {
-		return named, err
+		return p, false, err
 	}
-	return *stored, nil
+	return *stored, false, nil
 }
 
 func (t *task) synced(ctx context.Context, g grant.Grant, profile grant.Profile) error {

@@ -129,13 +129,17 @@ const latest = 30 * time.Minute
 // nobody knows enough.
 func (p Policy) Final(v Verdict, now, due time.Time) bool {
 	late := min(max(0, now.Sub(due)), latest)
-	return !v.Again.IsZero() && p.confirms(v, now) && now.Sub(v.Again) <= 3*p.toThird(v)+slack+late
+	soon := 3*p.toThird(v) + slack + late
+	if v.Unsure {
+		soon = max(soon, 2*p.RetryLater) // it is not tried more often
+	}
+	return !v.Again.IsZero() && p.confirms(v, now) && now.Sub(v.Again) <= soon
 }
 
 // toSecond is the time between the first refusal and the second.
 func (p Policy) toSecond(v Verdict) time.Duration {
 	if v.Unsure {
-		return p.RetryLater
+		return p.ConfirmUnknown
 	}
 	return p.ConfirmMin
 }
@@ -143,7 +147,7 @@ func (p Policy) toSecond(v Verdict) time.Duration {
 // toThird is the time between the second refusal and the third.
 func (p Policy) toThird(v Verdict) time.Duration {
 	if v.Unsure {
-		return p.RetryLater
+		return p.ConfirmUnknown
 	}
 	return p.ConfirmMin / 3
 }

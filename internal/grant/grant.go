@@ -21,6 +21,7 @@ type Pair struct {
 	Access    Secret
 	Refresh   Secret // zero: the provider gave none
 	ID        Secret // the ID token, if any
+	Answered  bool   // ID came with Access in one answer of the provider, and not with a login
 	Scope     string
 	ExpiresAt time.Time     // of the access token
 	Lifetime  time.Duration // of the access token, measured from SentAt
@@ -188,6 +189,8 @@ type Grant struct {
 	LastError string // reason of the last failure
 	// FailingSince is when the first of the Outages was; zero: none, or before records kept it.
 	FailingSince time.Time `json:",omitzero"`
+	// ToldAlone: it was told that these outages are this grant's alone.
+	ToldAlone bool `json:",omitempty"`
 
 	// Profile is the user's, as last synced. While it is Kept, which stores set to the one they
 	// have, a save need not write it.
@@ -242,6 +245,7 @@ type storedPair struct {
 	Access    string        `json:"a"`
 	Refresh   string        `json:"r,omitempty"`
 	ID        string        `json:"i,omitempty"`
+	Answered  bool          `json:"j,omitempty"`
 	Scope     string        `json:"s,omitempty"`
 	ExpiresAt time.Time     `json:"e,omitzero"`
 	Lifetime  time.Duration `json:"l,omitempty"`
@@ -257,13 +261,13 @@ func associated(purpose string, k Key, version int64) []byte {
 
 func storedOf(p Pair) storedPair {
 	return storedPair{
-		Access: p.Access.Reveal(), Refresh: p.Refresh.Reveal(), ID: p.ID.Reveal(), Scope: p.Scope, ExpiresAt: p.ExpiresAt.UTC(),
+		Access: p.Access.Reveal(), Refresh: p.Refresh.Reveal(), ID: p.ID.Reveal(), Answered: p.Answered, Scope: p.Scope, ExpiresAt: p.ExpiresAt.UTC(),
 		Lifetime: p.Lifetime, SentAt: p.SentAt.UTC(), Parent: p.Parent,
 	}
 }
 
 func (s storedPair) pair() Pair {
-	return Pair{NewSecret(s.Access), NewSecret(s.Refresh), NewSecret(s.ID), s.Scope, s.ExpiresAt, s.Lifetime, s.SentAt, s.Parent}
+	return Pair{NewSecret(s.Access), NewSecret(s.Refresh), NewSecret(s.ID), s.Answered, s.Scope, s.ExpiresAt, s.Lifetime, s.SentAt, s.Parent}
 }
 
 // SealPair encrypts p for the grant k at version.

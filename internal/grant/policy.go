@@ -31,13 +31,15 @@ type Policy struct {
 	Tries int
 	// RetryMin and RetryMax bound the exponential backoff between tries. Defaults 2 s, 5 min.
 	RetryMin, RetryMax time.Duration
-	// RetryLater is the wait after the tries are used up, and between the refusals of a token in
-	// words that nobody knows: three of them end a grant, while others are renewed. Default 1 h.
+	// RetryLater is the wait after the tries are used up. Default 1 h.
 	RetryLater time.Duration
 	// ConfirmMin and ConfirmMax bound the wait before a refused refresh token is presented once
 	// more, to be sure. A third of ConfirmMin later it is presented for the last time. Defaults 30
 	// s, 60 s.
 	ConfirmMin, ConfirmMax time.Duration
+	// ConfirmUnknown is the least wait between two refusals of a token in words that nobody knows:
+	// three of them end a grant, while others are renewed. Default 1 h.
+	ConfirmUnknown time.Duration
 	// Volatile names members of the raw profile that move by themselves at this provider, so that
 	// they are no change of the user; beside the claims of a token, which never are. Default none.
 	Volatile []string
@@ -59,6 +61,7 @@ func (p Policy) WithDefaults() Policy {
 	def(&p.RetryLater, time.Hour)
 	def(&p.ConfirmMin, 30*time.Second)
 	def(&p.ConfirmMax, 60*time.Second)
+	def(&p.ConfirmUnknown, time.Hour)
 	if p.MarginShare == 0 {
 		p.MarginShare = 0.2
 	}
@@ -89,7 +92,7 @@ func (p Policy) Validate() error {
 	}
 	for name, d := range map[string]time.Duration{
 		"lifetime": p.Lifetime, "max_lifetime": p.MaxLifetime, "margin": p.Margin, "floor": p.Floor, "profile_every": p.ProfileEvery, "retry_min": p.RetryMin,
-		"retry_later": p.RetryLater, "confirm_min": p.ConfirmMin,
+		"retry_later": p.RetryLater, "confirm_min": p.ConfirmMin, "confirm_unknown": p.ConfirmUnknown,
 	} {
 		if d < 0 {
 			return fmt.Errorf("%s: %v: must not be negative", name, d)

@@ -64,7 +64,7 @@ func (g Grant) Rotated(t Turn, tokens Tokens, presented string) Grant {
 	old := g.Pair
 	g = g.change(t).turn(t, Saved)
 	g.Pair = Pair{
-		Access: tokens.Access, Refresh: tokens.Refresh, ID: tokens.ID, Scope: tokens.Scope,
+		Access: tokens.Access, Refresh: tokens.Refresh, ID: tokens.ID, Answered: !tokens.ID.IsZero(), Scope: tokens.Scope,
 		ExpiresAt: tokens.SentAt.Add(life), Lifetime: life, SentAt: tokens.SentAt, Parent: presented,
 	}
 	if g.Pair.Refresh.IsZero() {
@@ -265,8 +265,9 @@ func (g Grant) Failed(t Turn, f Failure) Grant {
 		count = &g.Attempts
 	}
 	if !f.Own && g.Outages == 0 && !g.OnCandidate() {
-		g.FailingSince = t.Now
+		g.FailingSince, g.ToldAlone = t.Now, false
 	}
+	g.ToldAlone = g.ToldAlone || f.Reason == schema.ReasonFailingAlone
 	*count++
 	g.LastError, g.FailedAt = f.Reason, t.Now
 	spent := *count >= t.Policy.Tries || f.Final
@@ -341,24 +342,22 @@ func (g Grant) Refused(t Turn, f *Fault, presented string) (next Grant, done boo
 
 // RefusedUnsurely is g after a refusal in words that nobody knows of the token with this fingerprint:
 // a failed try like any other, and a verdict in the making. The first refusal counts, and the next
-// ones a policy's RetryLater apart; done tells that this one is final, and g is then signed out. The
+// ones a policy's ConfirmUnknown apart; done tells that this one is final, and g is then signed out. The
 // caller must have asked before what others were told.
 func (g Grant) RefusedUnsurely(t Turn, f *Fault, failed Failure, presented string) (next Grant, done bool) {
 	v := Verdict{Reason: schema.ReasonRefusedAlone, Fingerprint: presented, At: t.Now, Unsure: true}
-	if old := g.Verdict; old != nil && old.Fingerprint == presented {
-		if !old.Unsure {
-			return g.Failed(t, failed), false // it was refused in plain words before
-		}
-		v = *old
+	before := g.Verdict != nil && g.Verdict.Fingerprint == presented && g.Verdict.Unsure
+	if before {
+		v = *g.Verdict
 	}
 	v.Code = cmp.Or(f.Code, fmt.Sprintf("status %d", f.Status))
 	if g.Doubt != nil && g.Doubt.Fingerprint == presented {
 		v.Reason = schema.ReasonRotationLost
 	}
 	switch {
-	case t.Policy.Final(v, t.Now, g.NextDueAt):
+	case before && t.Policy.Final(v, t.Now, g.NextDueAt):
 		return g.SignedOut(t, v), true
-	case t.Policy.confirms(v, t.Now):
+	case before && t.Policy.confirms(v, t.Now):
 		v.Again = t.Now
 	}
 	next = g.Failed(t, failed)

@@ -114,7 +114,9 @@ func (g Grant) Due() Due {
 // off when it was due, or failed at a time before since. A refusal of the user is none of that, but
 // for one in words that nobody knows.
 func (g Grant) WaitsSince(since, now time.Time) bool {
-	proven := side{Status: g.Status, Verdict: g.Verdict, Attempts: g.Attempts, Outages: g.Outages, FailedAt: g.FailedAt, NextDueAt: g.NextDueAt}
+	proven := side{
+		Status: g.Status, Verdict: g.Verdict, Attempts: g.Attempts, Outages: g.Outages, LastError: g.LastError, FailedAt: g.FailedAt, NextDueAt: g.NextDueAt,
+	}
 	waits := proven.waitsSince(since, now)
 	for _, c := range g.Candidate.all() {
 		waits = waits || c.waitsSince(since, now)
@@ -128,7 +130,7 @@ func (s side) waitsSince(since, now time.Time) bool {
 		return false
 	case !s.NextDueAt.After(now):
 		return true
-	case s.Verdict != nil && !s.Verdict.Unsure:
+	case s.Verdict != nil && !s.Verdict.Unsure, s.LastError == schema.ReasonThrottled: // the provider said when
 		return false
 	}
 	return s.Attempts+s.Outages > 0 && s.FailedAt.Before(since)

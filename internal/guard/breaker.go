@@ -102,13 +102,13 @@ func (s State) doubting(t Tally, now time.Time, r Rules) State {
 // begins with a refusal only, so that workers whose rules differ do not begin and end it in turns.
 func (s State) doubtful(t Tally, now time.Time, r Rules) string {
 	said := s.since(now.Add(-r.Window))
-	users := said.Dead + said.OK // each user who is held back asks again and again, and counts once
+	gone := said.Dead + said.Unknown // each user who is held back asks again and again, and counts once
 	switch {
 	case s.Outage == nil && s.failing(t, now, r) == ReasonConfig:
 		return ReasonConfig
 	case t.Unknown > 0 && s.Run.Unknown >= s.unknownsMost(now, r) && r.FailShare <= 1:
 		return ReasonUnknown
-	case t.Dead > 0 && (s.nobody(r) || said.Dead >= r.DeadMin && share(said.Dead, users) >= r.DeadShare):
+	case t.Dead+t.Unknown > 0 && (s.nobody(r) || gone >= r.DeadMin && share(gone, gone+said.OK) >= r.DeadShare):
 		return ReasonMassFailure
 	}
 	return ""
@@ -133,7 +133,7 @@ func (s State) cleared(t Tally, now time.Time, r Rules) bool {
 		return t.answers() > 0 || r.FailShare > 1
 	}
 	said := s.since(now.Add(-r.Window))
-	return r.DeadShare > 1 || !s.nobody(r) && said.answers() > 0 && share(said.Dead+said.Again, said.answers()) < r.DeadShare
+	return r.DeadShare > 1 || !s.nobody(r) && said.answers() > 0 && share(said.denied(), said.OK+said.denied()) < r.DeadShare
 }
 
 // believed ends the doubt. Who waited for that is woken.

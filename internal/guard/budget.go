@@ -123,7 +123,7 @@ func (b *Budget) lease(ctx context.Context, now time.Time) error {
 		return fmt.Errorf("read the budget of %s: %w", b.Provider, err)
 	default:
 		rev = entry.Revision()
-		if err := json.Unmarshal(entry.Value(), &r); err != nil || r.V > version {
+		if err := json.Unmarshal(entry.Value(), &r); err != nil || r.V > 1 {
 			return unreadable(b.Bucket, key, fmt.Errorf("version %d: %w", r.V, err))
 		}
 	}
@@ -147,7 +147,7 @@ func (r budgetRecord) spend(n int, rate float64, now time.Time) (first time.Time
 	if r.Rate != rate && first.After(now.Add(time.Second)) || first.After(now.Add(time.Hour)) {
 		first = now.Add(time.Second)
 	}
-	return first.UTC(), budgetRecord{V: version, Next: first.Add(gap(n, rate)).UTC(), Rate: rate}
+	return first.UTC(), budgetRecord{V: 1, Next: first.Add(gap(n, rate)).UTC(), Rate: rate}
 }
 
 // gap is the time that n calls take up.

@@ -47,8 +47,9 @@ type Config struct {
 type Guard struct {
 	Config
 	state atomic.Pointer[State]
-	read  atomic.Bool // the state is one that was read
-	tried atomic.Int64
+	read  atomic.Bool  // the state is one that was read
+	tried atomic.Int64 // when a token that was refused before was last shown to see, in Unix nanoseconds
+	fresh atomic.Int64 // when another one was
 	kick  chan struct{}
 
 	mu      sync.Mutex
@@ -101,6 +102,9 @@ func (g *Guard) wakeUp() {
 	}
 }
 
+// pauseFor is how long a long pause is set for, at least, and twice at most.
+const pauseFor = 5 * time.Minute
+
 // Wait is how long no call is to be made for a user, with the tokens of a login at this time; 0: the
 // profile may be asked for.
 func (g *Guard) Wait(login time.Time) time.Duration {
@@ -108,15 +112,17 @@ func (g *Guard) Wait(login time.Time) time.Duration {
 	switch until := s.quietUntil(); {
 	case until.After(now):
 		return min(until.Sub(now), longestTurn)
-	case s.Doubt != nil && s.Doubt.Reason == ReasonMassFailure:
-		return g.WaitToPresent(login)
+	case s.Doubt == nil || s.Doubt.Reason != ReasonMassFailure || login.After(s.Doubt.Since):
+		return 0
+	default:
+		return max(0, min(s.Doubt.Until.Sub(now), longestTurn))
 	}
-	return 0
 }
 
-// WaitToPresent is Wait for a refresh token. While nobody at all is renewed it lets through one at a
-// time, of each worker, and it lets a login that is newer than the trouble through sooner.
-func (g *Guard) WaitToPresent(login time.Time) time.Duration {
+// WaitToPresent is Wait for a refresh token; refused tells that the provider refused it before. While
+// nobody at all is renewed it lets through one at a time, of each worker. A token that was not
+// refused, and one of a login that is newer than the trouble, need not wait as long.
+func (g *Guard) WaitToPresent(login time.Time, refused bool) time.Duration {
 	s, now := g.state.Load(), g.Now()
 	d := s.Doubt
 	switch until := s.quietUntil(); {
@@ -125,8 +131,8 @@ func (g *Guard) WaitToPresent(login time.Time) time.Duration {
 	case d != nil && d.Until.IsZero(), d != nil && d.Reason == ReasonMassFailure && login.After(d.Since):
 		return 0
 	case d != nil:
-		return g.turn(*d, login, now)
-	case g.untried(*s) && !g.next(now, time.Time{}, firstPace):
+		return g.turn(*d, login, refused, now)
+	case g.untried(*s) && !next(&g.fresh, now, time.Time{}, firstPace):
 		return time.Second
 	}
 	return 0
@@ -160,14 +166,17 @@ const (
 
 // turn is how long a presentation waits while nobody at all is renewed: 0 for one at a time, of each
 // worker. Who waits does so for as long again as it has lasted.
-func (g *Guard) turn(d Doubt, login, now time.Time) time.Duration {
-	pace := g.Rules.Release
-	switch newer := login.After(d.Since); {
-	case newer && g.next(now, time.Time{}, pace):
+func (g *Guard) turn(d Doubt, login time.Time, refused bool, now time.Time) time.Duration {
+	pace := min(d.interval(g.Rules), longestTurn)
+	if login.After(d.Since) {
+		pace = min(pace, g.Rules.Release)
+	}
+	switch better := !refused && d.Reason == ReasonUnknown; {
+	case better && next(&g.fresh, now, time.Time{}, pace):
 		return 0
-	case newer:
-		return max(time.Unix(0, g.tried.Load()).Add(pace).Sub(now), time.Second)
-	case !now.Before(d.Until) && g.next(now, d.Until, max(d.interval(g.Rules), answerLost)):
+	case better:
+		return max(time.Unix(0, g.fresh.Load()).Add(pace).Sub(now), time.Second)
+	case !now.Before(d.Until) && next(&g.tried, now, d.Until, answerLost):
 		return 0
 	}
 	return max(min(d.Until.Sub(now), longestTurn), min(now.Sub(d.Since), longestTurn), time.Second)
@@ -175,11 +184,11 @@ func (g *Guard) turn(d Doubt, login, now time.Time) time.Duration {
 
 // next takes the next try of this worker: there was none since a time, or the last one is older than
 // pace.
-func (g *Guard) next(now, since time.Time, pace time.Duration) bool {
-	last := g.tried.Load()
+func next(tried *atomic.Int64, now, since time.Time, pace time.Duration) bool {
+	last := tried.Load()
 	ago := now.Sub(time.Unix(0, last))
 	over := !since.IsZero() && last < since.UnixNano() || ago < 0 || ago >= pace
-	return over && g.tried.CompareAndSwap(last, now.UnixNano())
+	return over && tried.CompareAndSwap(last, now.UnixNano())
 }
 
 // Renewing reports whether anybody was renewed lately.
@@ -281,6 +290,9 @@ func (g *Guard) brake(ctx context.Context) error {
 	}
 	s, now := g.state.Load(), g.Now()
 	want := braking{s.Limit(now, g.Concurrency), s.PausedUntil(now), now}
+	if most := now.Truncate(pauseFor).Add(2 * pauseFor); want.until.After(most) {
+		want.until = most // renewed in time; a record that is lost must not stop the provider for ever
+	}
 	if want.limit == g.set.limit && want.until.Equal(g.set.until) && now.Sub(g.set.at) < time.Minute {
 		return nil
 	}

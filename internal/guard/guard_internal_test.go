@@ -243,8 +243,8 @@ func TestARestartInAnOutageGoesOn(t *testing.T) {
 	s.brake.limit, s.brake.until = full, time.Time{} // streams apply, meanwhile
 	b := s.worker(s.bucket)
 	b.round(t.Context())
-	if b.WaitToPresent(time.Time{}) != b.Rules.OpenMin || s.brake.limit != 1 || !s.brake.until.Equal(s.now().Add(b.Rules.OpenMin)) {
-		t.Errorf("waits %v, limit %d, paused until %v", b.WaitToPresent(time.Time{}), s.brake.limit, s.brake.until)
+	if b.WaitToPresent(time.Time{}, true) != b.Rules.OpenMin || s.brake.limit != 1 || !s.brake.until.Equal(s.now().Add(b.Rules.OpenMin)) {
+		t.Errorf("waits %v, limit %d, paused until %v", b.WaitToPresent(time.Time{}, true), s.brake.limit, s.brake.until)
 	}
 }
 
@@ -253,7 +253,7 @@ func TestAPauseThatFailedIsSetAgain(t *testing.T) {
 	a := s.worker(s.bucket)
 	s.brake.fails = errDown
 	s.fail(a)
-	if a.WaitToPresent(time.Time{}) == 0 {
+	if a.WaitToPresent(time.Time{}, true) == 0 {
 		t.Error("without the brake the provider is called")
 	}
 	s.brake.fails = nil
@@ -271,12 +271,12 @@ func TestRetryAfterHoldsForEveryWorker(t *testing.T) {
 	}
 	a.round(t.Context())
 	b.round(t.Context())
-	if b.WaitToPresent(time.Time{}) != 5*time.Minute || !s.brake.until.Equal(s.now().Add(5*time.Minute)) {
-		t.Errorf("another worker waits %v, paused until %v", b.WaitToPresent(time.Time{}), s.brake.until)
+	if b.WaitToPresent(time.Time{}, true) != 5*time.Minute || !s.brake.until.Equal(s.now().Add(5*time.Minute)) {
+		t.Errorf("another worker waits %v, paused until %v", b.WaitToPresent(time.Time{}, true), s.brake.until)
 	}
 	s.advance(5 * time.Minute)
-	if b.WaitToPresent(time.Time{}) != 0 {
-		t.Errorf("when it is over it waits %v", b.WaitToPresent(time.Time{}))
+	if b.WaitToPresent(time.Time{}, true) != 0 {
+		t.Errorf("when it is over it waits %v", b.WaitToPresent(time.Time{}, true))
 	}
 }
 
@@ -289,31 +289,31 @@ func TestOneTriesWhileNobodyIsRenewed(t *testing.T) {
 		a.Report(&grant.Fault{Class: grant.Permanent}, false)
 	}
 	a.round(t.Context())
-	if a.WaitToPresent(time.Time{}) == 0 || s.brake.limit != full || !s.brake.until.IsZero() {
-		t.Fatalf("waits %v, limit %d, paused until %v", a.WaitToPresent(time.Time{}), s.brake.limit, s.brake.until)
+	if a.WaitToPresent(time.Time{}, true) == 0 || s.brake.limit != full || !s.brake.until.IsZero() {
+		t.Fatalf("waits %v, limit %d, paused until %v", a.WaitToPresent(time.Time{}, true), s.brake.limit, s.brake.until)
 	}
-	if a.WaitToPresent(s.now().Add(time.Millisecond)) != 0 {
+	if a.WaitToPresent(s.now().Add(time.Millisecond), true) != 0 {
 		t.Error("who has just signed in waits behind those who are refused")
 	}
 	s.advance(a.Rules.OpenMin)
-	if a.WaitToPresent(time.Time{}) != 0 || a.WaitToPresent(time.Time{}) == 0 {
+	if a.WaitToPresent(time.Time{}, true) != 0 || a.WaitToPresent(time.Time{}, true) == 0 {
 		t.Error("want one try, and no second one beside it")
 	}
 	a.Report(&grant.Fault{Class: grant.Permanent}, true)
 	a.round(t.Context())
-	if a.WaitToPresent(time.Time{}) < 2*a.Rules.OpenMin {
-		t.Errorf("after a try that was refused it waits %v", a.WaitToPresent(time.Time{}))
+	if a.WaitToPresent(time.Time{}, true) < 2*a.Rules.OpenMin {
+		t.Errorf("after a try that was refused it waits %v", a.WaitToPresent(time.Time{}, true))
 	}
 	a.Report(nil, false)
 	a.round(t.Context())
-	if a.WaitToPresent(time.Time{}) != 0 {
-		t.Errorf("somebody was renewed, and the others wait %v", a.WaitToPresent(time.Time{}))
+	if a.WaitToPresent(time.Time{}, true) != 0 {
+		t.Errorf("somebody was renewed, and the others wait %v", a.WaitToPresent(time.Time{}, true))
 	}
 }
 
 // What a later version wrote, or what is damaged, is kept: it holds more than this version knows.
 func TestARecordOfAnUnknownVersionIsKept(t *testing.T) {
-	for _, raw := range []string{`{"v":99,"settings":{"a":1}}`, `{"v":2}`, `damaged`} {
+	for _, raw := range []string{`{"v":99,"settings":{"a":1}}`, `{"v":3}`, `damaged`} {
 		t.Run(raw, func(t *testing.T) {
 			s := newSite(t)
 			if _, err := s.bucket.PutString(t.Context(), "p", raw); err != nil {
@@ -358,7 +358,7 @@ func TestARecordWithoutVersionIsRead(t *testing.T) {
 	}
 	a := s.worker(s.bucket)
 	a.round(t.Context())
-	if got := a.State(); got.ProvenAt.IsZero() || len(got.Lately) != 1 || a.WaitToPresent(time.Time{}) == 0 || s.brake.limit != 1 {
+	if got := a.State(); got.ProvenAt.IsZero() || len(got.Lately) != 1 || a.WaitToPresent(time.Time{}, true) == 0 || s.brake.limit != 1 {
 		t.Errorf("read as %+v", got)
 	}
 }

@@ -43,7 +43,7 @@ func changed(ctx context.Context, bucket jetstream.KeyValue, provider string, f 
 		if err != nil {
 			return err
 		}
-		next.V = version
+		next.V = next.version()
 		switch err := put(ctx, bucket, provider, next, rev); {
 		case err == nil:
 			return nil

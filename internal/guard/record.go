@@ -12,7 +12,16 @@ import (
 
 // version of a record's form. A record without one was written before there were versions, and has
 // the same form with fields missing. A form that these rules would misread needs the next number.
-const version = 1
+const version = 2
+
+// version is the one that s is written with. A version before would take what it does not know for
+// nothing: an operator's pause would be gone, and a doubt about our settings one about users.
+func (s State) version() int {
+	if s.Paused != nil || s.Doubt != nil && s.Doubt.Reason != ReasonMassFailure {
+		return version
+	}
+	return 1
+}
 
 // ErrRecord: the record is of a later version, or damaged. It is never overwritten.
 var ErrRecord = errors.New("the provider's record cannot be read")
@@ -51,7 +60,7 @@ func (g *Guard) change(ctx context.Context, f func(State) State) error {
 		}
 		next := f(s)
 		if !reflect.DeepEqual(next, s) {
-			next.V = version
+			next.V = next.version()
 			err = put(ctx, g.Bucket, g.Provider, next, rev)
 		}
 		switch {

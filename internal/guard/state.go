@@ -87,8 +87,10 @@ type State struct {
 	LiftUntil   time.Time `json:"lift_until,omitzero"`
 	// WakeAt is set when what failed or waits since before then deserves a try at once, until that
 	// is done. WakeUntil is how long no other worker does it.
+	// Wakes counts how often it was done, with less than an hour in between.
 	WakeAt    time.Time `json:"wake_at,omitzero"`
 	WakeUntil time.Time `json:"wake_until,omitzero"`
+	Wakes     int       `json:"wakes,omitempty"`
 	// Untold are the events to publish, oldest first. Whoever has published one takes it out.
 	Untold []Notice `json:"untold,omitempty"`
 }
@@ -128,7 +130,11 @@ func (s State) Next(t Tally, settings string, now time.Time, r Rules) State {
 // upgraded is s, which a version before may have written, in the words of this one.
 func (s State) upgraded() State {
 	if o := s.Outage; o != nil && (o.Reason == ReasonMassFailure || o.Reason == ReasonConfig || o.Reason == ReasonUnknown) {
-		s.Outage, s.Doubt = nil, &Doubt{Reason: o.Reason, Since: o.Since}
+		if s.Outage = nil; s.Doubt == nil {
+			s.Doubt = &Doubt{Reason: o.Reason, Since: o.Since}
+		} else {
+			s = s.tell(schema.ProviderRecovered, o.Reason, o.Since, o.Until)
+		}
 	}
 	if d := s.Doubt; d != nil && d.Reason == "" {
 		doubt := *d
@@ -143,7 +149,7 @@ func (s State) upgraded() State {
 func (s State) under(settings string, now time.Time) State {
 	next := State{
 		Settings: settings, SettingsAt: now.UTC(), Paused: s.Paused, RecoveredAt: s.RecoveredAt, LiftUntil: s.LiftUntil,
-		WakeUntil: s.WakeUntil, Untold: s.Untold,
+		WakeUntil: s.WakeUntil, Wakes: s.Wakes, Untold: s.Untold,
 	}
 	if s.Settings != "" {
 		next.WakeAt = now.UTC()
@@ -235,11 +241,10 @@ func (s State) PausedUntil(now time.Time) time.Time {
 // who are held back ask again and again.
 func (s State) most(v grant.Verdict, r Rules) bool {
 	refused := func(t Tally) bool {
-		n := t.Dead + t.Again + t.Unknown
-		return n >= r.DeadMin && share(n, t.answers()+t.Unknown) >= r.DeadShare
+		return t.denied() >= r.DeadMin && share(t.denied(), t.OK+t.denied()) >= r.DeadShare
 	}
 	since := s.since(v.At)
-	since.Again = 0
+	since.Again, since.UnknownAgain = 0, 0
 	return refused(since) || refused(s.since(v.Again))
 }
 

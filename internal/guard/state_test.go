@@ -147,7 +147,7 @@ func TestWrongSettingsKeepTokensBackOnly(t *testing.T) {
 // Words that nobody knows are about one user while others are renewed, and about us when nobody is.
 // Few tokens are then shown, since a provider may spend each.
 func TestUnknownAnswersToEverybodyKeepTokensBack(t *testing.T) {
-	s, at := feed(guard.State{}, noon, guard.Tally{OK: 1}, guard.Tally{Unknown: 19})
+	s, at := feed(guard.State{}, noon, guard.Tally{OK: 100}, guard.Tally{Unknown: 19})
 	if said(s) != "" {
 		t.Errorf("somebody was renewed a second ago: %s", said(s))
 	}
@@ -175,6 +175,25 @@ func TestUnknownAnswersToEverybodyKeepTokensBack(t *testing.T) {
 	s = s.Next(guard.Tally{OK: 1}, "a", s.Doubt.Until, rules)
 	if s.Doubt != nil || s.WakeAt.IsZero() {
 		t.Errorf("somebody was renewed: %+v", s)
+	}
+}
+
+// Most users refused in words that nobody knows are a mass failure like any other, also hours later,
+// when each of them asks once an hour and the first refusals are forgotten.
+func TestMostUsersRefusedInUnknownWordsAreHeld(t *testing.T) {
+	s, at := feed(guard.State{}, noon, guard.Tally{OK: 1000})
+	for range 50 { // of each ten calls, one renews
+		s, at = feed(s, at.Add(time.Minute), guard.Tally{OK: 2, Unknown: 18})
+	}
+	if s.Doubt == nil || said(s) != degraded+guard.ReasonMassFailure {
+		t.Errorf("most users are refused: %s", said(s))
+	}
+	for range 75 {
+		s, at = feed(s, at.Add(time.Minute), guard.Tally{OK: 2, UnknownAgain: 18})
+	}
+	v := grant.Verdict{At: at.Add(-2 * time.Hour), Again: at.Add(-time.Hour), Unsure: true}
+	if got := s.Hold(v, at, rules); got != guard.ReasonMassFailure {
+		t.Errorf("held for %q", got)
 	}
 }
 

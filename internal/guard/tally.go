@@ -60,8 +60,11 @@ func (t Tally) answers() int { return t.OK + t.Dead + t.Again }
 // bad are the calls that say something against the provider, or our settings.
 func (t Tally) bad() int { return t.Failed + t.Config + t.Throttled }
 
+// denied are the calls that refused a user, in plain words or in others.
+func (t Tally) denied() int { return t.Dead + t.Again + t.Unknown + t.UnknownAgain }
+
 // refused are the calls that renewed nobody, though the provider answered.
-func (t Tally) refused() int { return t.Dead + t.Again + t.Config + t.Unknown + t.UnknownAgain }
+func (t Tally) refused() int { return t.denied() + t.Config }
 
 func later(a, b time.Time) time.Time {
 	if b.After(a) {
@@ -85,17 +88,18 @@ type Bucket struct {
 	OK   int       `json:"ok,omitempty"`
 	Dead int       `json:"dead,omitempty"`
 	// Again are those refused once more, Unknown those refused for the first time in words nobody
-	// knows.
-	Again   int  `json:"again,omitempty"`
-	Unknown int  `json:"unknown,omitempty"`
-	Coarse  bool `json:"coarse,omitempty"`
+	// knows, UnknownAgain those refused once more like that.
+	Again        int  `json:"again,omitempty"`
+	Unknown      int  `json:"unknown,omitempty"`
+	UnknownAgain int  `json:"unknown_again,omitempty"`
+	Coarse       bool `json:"coarse,omitempty"`
 }
 
 // after is what surely happened after at, or may have: of a piece that lies across it refusals
 // count, and where the piece is long successes do not, so that those before at speak against
 // nobody.
 func (b Bucket) after(at time.Time) Tally {
-	t := Tally{OK: b.OK, Dead: b.Dead, Again: b.Again, Unknown: b.Unknown}
+	t := Tally{OK: b.OK, Dead: b.Dead, Again: b.Again, Unknown: b.Unknown, UnknownAgain: b.UnknownAgain}
 	switch {
 	case b.Coarse && !b.From.Add(coarse).After(at), !b.Coarse && !b.From.Add(fine).After(at):
 		return Tally{}
@@ -107,14 +111,15 @@ func (b Bucket) after(at time.Time) Tally {
 
 // with is b with what t counts added.
 func (b Bucket) with(t Tally) Bucket {
-	b.OK, b.Dead, b.Again, b.Unknown = b.OK+t.OK, b.Dead+t.Dead, b.Again+t.Again, b.Unknown+t.Unknown
+	b.OK, b.Dead, b.Again = b.OK+t.OK, b.Dead+t.Dead, b.Again+t.Again
+	b.Unknown, b.UnknownAgain = b.Unknown+t.Unknown, b.UnknownAgain+t.UnknownAgain
 	return b
 }
 
 // lately is list with t at its end, older pieces made coarse, and those that are too old left out.
 // The list that is shared is left as it is.
 func lately(list []Bucket, t Tally, now time.Time) []Bucket {
-	if t.answers()+t.Unknown == 0 {
+	if t.OK+t.denied() == 0 {
 		return list
 	}
 	if n := len(list); n == 0 || list[n-1].Coarse || now.Sub(list[n-1].From) >= fine {

@@ -9,8 +9,8 @@ const (
 	// wakeFor is how long a worker has to wake those who wait. After that another one begins anew, in
 	// case it died.
 	wakeFor = 5 * time.Minute
-	// wakeEvery is the least time between two: workers whose settings differ change them back and
-	// forth, and whoever fails must not be tried each time.
+	// wakeEvery is the least time between two, and doubles up to an hour: workers whose settings
+	// differ change them back and forth, and whoever fails must not be tried each time.
 	wakeEvery = time.Minute
 )
 
@@ -41,6 +41,9 @@ func (g *Guard) wake(ctx context.Context) error {
 	if err := g.change(ctx, func(s State) State {
 		now := g.Now()
 		if mine = s.WakeAt.Equal(at) && !s.WakeUntil.After(now) && s.Paused == nil; mine {
+			if now.Sub(s.WakeUntil) > time.Hour {
+				s.Wakes = 0
+			}
 			s.WakeUntil = now.Add(wakeFor).UTC()
 		}
 		return s
@@ -56,7 +59,8 @@ func (g *Guard) wake(ctx context.Context) error {
 		if s.WakeAt.Equal(at) {
 			s.WakeAt = time.Time{}
 		}
-		s.WakeUntil = began.Add(wakeEvery).UTC()
+		s.WakeUntil = began.Add(min(wakeEvery<<min(s.Wakes, 10), time.Hour)).UTC()
+		s.Wakes++
 		return s
 	})
 }

@@ -55,6 +55,7 @@ type state struct {
 	Owed      []grant.Pending  `json:"owed,omitempty"`
 	// FailingSince is kept from this version on.
 	FailingSince time.Time `json:"failing_since,omitzero"`
+	ToldAlone    bool      `json:"told_alone,omitempty"`
 }
 
 // claimRest is what of a claim has no column of its own. Presented is last and always there:
@@ -72,7 +73,7 @@ func rowOf(c grant.Cipher, g grant.Grant) (*row, error) {
 		return nil, err
 	}
 	s := state{
-		g.SavedBy, g.Verdict, g.Doubt, g.Cause, g.BeganAt, g.Progress, g.Pending, g.Refreshed, g.Recovered, g.Login, g.Candidate, time.Time{}, g.Owed, g.FailingSince,
+		g.SavedBy, g.Verdict, g.Doubt, g.Cause, g.BeganAt, g.Progress, g.Pending, g.Refreshed, g.Recovered, g.Login, g.Candidate, time.Time{}, g.Owed, g.FailingSince, g.ToldAlone,
 	}
 	if g.Candidate != nil {
 		s.NextDueAt = g.NextDueAt
@@ -170,7 +171,8 @@ func (r *row) grant(c grant.Cipher) (grant.Grant, error) {
 	var s state
 	damage := json.Unmarshal([]byte(r.state), &s) // fills what it can
 	g.SavedBy, g.Verdict, g.Doubt, g.Cause, g.BeganAt, g.Progress, g.Pending = s.SavedBy, s.Verdict, s.Doubt, s.Cause, s.BeganAt, s.Progress, s.Pending
-	g.Refreshed, g.Recovered, g.Login, g.Candidate, g.Owed, g.FailingSince = s.Refreshed, s.Recovered, s.Login, s.Candidate, s.Owed, s.FailingSince
+	g.Refreshed, g.Recovered, g.Login, g.Candidate, g.Owed = s.Refreshed, s.Recovered, s.Login, s.Candidate, s.Owed
+	g.FailingSince, g.ToldAlone = s.FailingSince, s.ToldAlone
 	if g.Candidate != nil {
 		g.NextDueAt = s.NextDueAt
 	}

@@ -87,7 +87,7 @@ func Full(k grant.Key) grant.Grant {
 		Doubt:   &grant.Doubt{Fingerprint: "f", Since: at(6)},
 		SavedBy: "nonce", Cause: cause, BeganAt: at(7), Progress: grant.Synced,
 		Pending:   &grant.Pending{ID: "o1", Type: schema.UserSynced, Version: 8, Data: json.RawMessage(`{"a":[1,2,{"b":null}]}`), Stale: true},
-		Refreshed: true, Recovered: true, Attempts: 3, Outages: 4, LastError: "provider_unavailable", FailingSince: at(17),
+		Refreshed: true, Recovered: true, Attempts: 3, Outages: 4, LastError: "provider_unavailable", FailingSince: at(17), ToldAlone: true,
 		Profile: Profile(schema.Profile{
 			ID: k.User, Email: "jane@example.com", EmailVerified: &yes, Name: "Jane Döe", FirstName: "Jane", LastName: "Döe", Username: "jane",
 			Picture: "https://x/y.png", Enabled: &yes, Locked: &no, MFAEnabled: &no, HasPassword: &yes,

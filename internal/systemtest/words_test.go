@@ -16,7 +16,7 @@ import (
 // soon is quick, and believes words that nobody knows within seconds.
 func soon() grant.Policy {
 	p := quick
-	p.Tries, p.RetryLater = 2, 3*time.Second
+	p.Tries, p.RetryLater, p.ConfirmUnknown = 2, 3*time.Second, 3*time.Second
 	return p
 }
 

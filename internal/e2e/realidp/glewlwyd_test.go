@@ -27,7 +27,7 @@ import (
 // glewlwydKind is Glewlwyd as Debian ships it.
 var glewlwydKind = kind{
 	name: "glewlwyd", preset: "oidc", start: startGlewlwyd, path: glewlwydPath,
-	policy: "      retry_later: 6s\n", // it has no word for a session that has ended
+	policy: "      retry_later: 6s\n      confirm_unknown: 6s\n", // it has no word for a session that has ended
 	auth:   "basic", wrongWay: "post", spends: true,
 	endpoints: map[string]string{"/api/oidc/token": "token", "/api/oidc/userinfo": "userinfo"},
 	title:     "glewlwyd %s",
