@@ -134,9 +134,17 @@ func TestWhoFailsAloneForADayIsTold(t *testing.T) {
 		w.fire()
 	}
 	before := w.told()[schema.UserRefreshFailed]
-	for w.now().Sub(began) < 72*time.Hour {
+	for fails := w.refuse; w.now().Sub(began) < 72*time.Hour; {
+		// For hours nobody else is renewed either, or the user is throttled.
+		hour := int(w.now().Sub(began) / time.Hour)
+		if q.alone, w.refuse = hour%7 == 3, fails; hour%7 == 5 {
+			w.refuse = &grant.Fault{Class: grant.Throttled, Op: "refresh", Status: 429, RetryAfter: time.Minute}
+		}
 		w.fire()
 	}
+	w.refuse, q.alone = &grant.Fault{Class: grant.Ambiguous, Op: "refresh", Status: 500}, false
+	w.advance(2 * time.Minute)
+	w.fire()
 	if n := w.told()[schema.UserRefreshFailed] - before; n != 1 {
 		t.Fatalf("told %d times", n)
 	}
