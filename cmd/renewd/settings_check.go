@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go"
+	"github.com/renewd/renewd/internal/idp"
 	"github.com/renewd/renewd/schema"
 )
 
@@ -83,7 +84,7 @@ func (c *configuration) checkProviders() []error {
 			say("id", fmt.Errorf("%q: two providers have this id", p.ID))
 		}
 		seen[p.ID] = true
-		if p.AuthURL == "" {
+		if p.AuthURL == "" && idp.Presets()[p.Preset].BaseURL == "" && (p.TokenURL == "" || p.UserinfoURL == "") {
 			say("auth_url", errors.New("missing: the provider's address (in the environment: RENEWD_AUTH_URL)"))
 		}
 		if p.ClientID == "" {
