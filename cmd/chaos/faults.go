@@ -161,6 +161,8 @@ func providerKinds() []kind {
 		{"provider throttles", providerLane, 2, answers(5*time.Second, 10*time.Second, idptest.Fault{Status: 429, Header: http.Header{"Retry-After": {"2"}}})},
 		{"provider refuses the client", providerLane, 2, answers(5*time.Second, 12*time.Second, idptest.Fault{Status: 401, Body: `{"error":"invalid_client"}`}, "token")},
 		{"provider refuses everybody", providerLane, 2, answers(8*time.Second, 15*time.Second, idptest.Fault{Status: 400, Body: `{"error":"invalid_grant"}`}, "token")},
+		{"provider refuses everybody in unknown words", providerLane, 2, answers(8*time.Second, 15*time.Second, idptest.Fault{Status: 400}, "token")},
+		{"provider paused by an operator", providerLane, 1, pauseProvider},
 		{hiccup, providerLane, 2, answers(5*time.Second, 12*time.Second, idptest.Fault{Status: 401, Body: `{"error":"invalid_token"}`}, "userinfo")},
 		{"provider answers nonsense", providerLane, 1, answers(3*time.Second, 8*time.Second, idptest.Fault{Status: 200, Body: "<html>maintenance</html>"})},
 		{"provider flaps", providerLane, 2, flap},

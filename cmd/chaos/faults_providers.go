@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"slices"
 	"sync/atomic"
@@ -35,6 +36,35 @@ func long503(ctx context.Context, x *strike) error {
 	x.provider.SetFault(nil)
 	x.healed = time.Now()
 	return nil
+}
+
+// pauseProvider is an operator's pause, which an operator ends. What the servers are too busy to take
+// is tried again.
+func pauseProvider(ctx context.Context, x *strike) error {
+	x.outage = true
+	provider := func(ctx context.Context, args ...string) error {
+		for {
+			again := time.After(time.Second)
+			out, err := x.world.command(nil, append([]string{"provider"}, args...)...).CombinedOutput()
+			if err == nil {
+				return nil
+			}
+			select {
+			case <-again:
+			case <-ctx.Done():
+				return fmt.Errorf("provider %v: %w: %s", args, err, out)
+			}
+		}
+	}
+	if err := provider(ctx, "pause", x.provider.id, "--by", "chaos", "--note", "a fault"); err != nil {
+		return err
+	}
+	x.last(ctx, 5*time.Second, 12*time.Second)
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute) // or nobody is renewed there any more
+	defer cancel()
+	err := provider(limit, "resume", x.provider.id, "--by", "chaos")
+	x.healed = time.Now()
+	return err
 }
 
 // some has one token call in five go wrong.

@@ -41,7 +41,7 @@ const providerSettings = `
     timeout: 6s
     concurrency: %d
     rate: %v
-    policy: {floor: 1s, retry_min: 1s, retry_max: 5s, retry_later: 10s, confirm_min: 5s, confirm_max: 8s, margin_share: %v, jitter_share: %v}
+    policy: {floor: 1s, retry_min: 1s, retry_max: 5s, retry_later: 10s, confirm_min: 5s, confirm_max: 8s, confirm_unknown: 10s, margin_share: %v, jitter_share: %v}
     guard: {release: 5s, alone: 20s}
 `
 
