@@ -102,7 +102,7 @@ var questions = []struct {
 }{
 	{"refreshed, rotated", func(t *testing.T, d *desk) *http.Request {
 		token := d.signedIn(t, "ada").RefreshToken
-		d.wait(4 * time.Second) // Dex does not rotate a token that it has just made
+		d.wait(dexReuse + 10*time.Second) // Dex does not rotate a token that it has just made
 		return d.refresh(t, token)
 	}},
 	{"revoked", func(t *testing.T, d *desk) *http.Request {
@@ -115,7 +115,7 @@ var questions = []struct {
 	{"spent", func(t *testing.T, d *desk) *http.Request {
 		token := d.signedIn(t, "cyd").RefreshToken
 		for range 2 {
-			d.wait(4 * time.Second)
+			d.wait(dexReuse + 10*time.Second)
 			d.send(t, d.refresh(t, token))
 		}
 		return d.refresh(t, token)
@@ -189,7 +189,7 @@ func (d *desk) signedIn(t *testing.T, name string) publishers.Tokens {
 func (d *desk) deleted(t *testing.T, name string) *http.Request {
 	t.Helper()
 	token := d.signedIn(t, name).RefreshToken
-	d.wait(4 * time.Second)
+	d.wait(dexReuse + 10*time.Second)
 	if err := d.remove(t.Context(), name); err != nil {
 		t.Fatal(err)
 	}
