@@ -168,7 +168,7 @@ func TestUntriedSettingsShowOneTokenAtATime(t *testing.T) {
 	}
 	a.Report(nil, false)
 	a.round(t.Context())
-	if a.WaitToPresent(time.Time{}, true) != 0 || a.WaitToPresent(time.Time{}, true) != 0 {
+	if first, second := a.WaitToPresent(time.Time{}, true), a.WaitToPresent(time.Time{}, true); first != 0 || second != 0 {
 		t.Error("somebody was renewed, and others wait")
 	}
 }
