@@ -28,13 +28,47 @@ const rounds = 32
 
 // Arm has w done for the grant at the given time, by the server's clock; one that has passed is
 // now. A grant has one timer: if one stands already, grant.Timer.Over says what is left of the two.
-// When it fires, the message carries its work and the trace context of whoever asked for it.
+// When it fires, the message carries its work and the trace context of whoever asked for it. A
+// command waits for a timer that is about to fire.
 func (e *Engine) Arm(ctx context.Context, k grant.Key, at time.Time, w grant.Work) error {
-	mine, err := e.beside(ctx, k, grant.Timer{At: at.UTC().Round(0), Work: w})
-	if err != nil {
-		return fmt.Errorf("arm %s: %w", k, err)
+	for {
+		err := e.arm(ctx, k, grant.Timer{At: at.UTC().Round(0), Work: w})
+		if errors.Is(err, errFiring) {
+			err = wait(ctx, firing/5)
+		} else if err == nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("arm %s: %w", k, err)
+		}
 	}
-	if err := e.swap(ctx, e.timer(k), func(there standing) (schema.Header, error) {
+}
+
+// A server that fires a timer removes whatever stands on the timer's subject by then, without a word.
+// For a timer that is lost like that the reconciler sees to it; of a command nobody else knows. So a
+// command never takes the place of a timer whose time has come, until it has been over for so long
+// that the server must have refused to fire it.
+const (
+	firing  = 250 * time.Millisecond
+	unfired = 5 * time.Second
+)
+
+var errFiring = errors.New("the timer that stands there is about to fire")
+
+// isFiring reports whether the server may be about to fire what stands there.
+func (s standing) isFiring(now time.Time) bool {
+	return s.ours && !s.At.IsZero() && s.At.Before(now.Add(firing)) && s.At.After(now.Add(-unfired))
+}
+
+func (e *Engine) arm(ctx context.Context, k grant.Key, t grant.Timer) error {
+	mine, err := e.beside(ctx, k, t)
+	if err != nil {
+		return err
+	}
+	return e.swap(ctx, e.timer(k), func(there standing) (schema.Header, error) {
+		if grant.IsCommand(mine.Work.Cause) && there.isFiring(e.Now()) {
+			return nil, errFiring
+		}
 		if !there.ours {
 			return e.timerHeader(ctx, k, mine), nil
 		}
@@ -46,10 +80,7 @@ func (e *Engine) Arm(ctx context.Context, k grant.Key, at time.Time, w grant.Wor
 			return e.timerHeader(e.config.Propagator.Extract(ctx, there.header), k, next), nil
 		}
 		return e.timerHeader(ctx, k, next), nil
-	}); err != nil {
-		return fmt.Errorf("arm %s: %w", k, err)
-	}
-	return nil
+	})
 }
 
 // beside is the timer of a command together with one that was put off before and fired: firing would
