@@ -54,8 +54,12 @@ func (a *audit) callsBounded() {
 	}
 	for id, p := range a.world.providers {
 		presented, renewed := map[string][]time.Time{}, map[string][]time.Time{}
+		latest := map[string]shown{}
 		for _, shown := range p.seen.list() {
-			presented[shown.User] = append(presented[shown.User], shown.At)
+			before := latest[shown.User]
+			if latest[shown.User] = shown; !shown.again(before) {
+				presented[shown.User] = append(presented[shown.User], shown.At)
+			}
 			if shown.Verdict == idptest.Renewed {
 				renewed[shown.User] = append(renewed[shown.User], shown.At)
 			}
@@ -77,6 +81,13 @@ func (a *audit) callsBounded() {
 			}
 		}
 	}
+}
+
+// again reports whether s is the second call of one try: the same token once more, at once, since the
+// answer was lost.
+func (s shown) again(before shown) bool {
+	return s.by != nil && s.by == before.by && s.Session == before.Session && s.Generation == before.Generation &&
+		s.At.Sub(before.At.Add(before.Took)) < 250*time.Millisecond
 }
 
 // storm tells of the first stretch in which there were more calls than one for each floor; empty:

@@ -88,11 +88,22 @@ func (a *audit) presentations() {
 const (
 	onTheWay   = "answer lost on the way"
 	withWorker = "worker struck"
+	standstill = "worker stood still"
 )
 
+// thawed reports whether p is the first that its worker did after it had stood still past its lease.
+func (a *audit) thawed(p shown) bool {
+	return slices.ContainsFunc(a.schedule.strikes, func(x *strike) bool {
+		return x.frozen && x.lost && (p.by == x.worker || p.by == nil) && !p.At.Before(x.to.Add(-time.Second)) && p.At.Before(x.to.Add(reaction))
+	})
+}
+
 // explain says why a spent token may be shown again: the answer that spent it never arrived, or its
-// worker died with it.
+// worker died with it, or who shows it stood still between its last look at the claim and the call.
 func (a *audit) explain(before []shown, p shown) string {
+	if a.thawed(p) {
+		return standstill
+	}
 	for _, q := range slices.Backward(before) {
 		if !spends(q, p) {
 			continue
@@ -112,7 +123,7 @@ func (a *audit) explain(before []shown, p shown) string {
 func history(list []shown, generation int) string {
 	var all []string
 	for _, p := range list {
-		if p.Generation != generation && p.Generation != generation-1 {
+		if p.Generation != generation && p.issued < generation {
 			continue
 		}
 		by := "?"
@@ -135,10 +146,9 @@ func (a *audit) spent(before []shown, p shown) time.Time {
 }
 
 // spends reports whether q is what made p's token a spent one: a presentation of it, or a replay of
-// the token before it, whose answer took its place.
+// one before it, whose answer took its place.
 func spends(q, p shown) bool {
-	return q.Generation == p.Generation && (q.Verdict == idptest.Renewed || q.Verdict == idptest.Replay) ||
-		q.Generation == p.Generation-1 && q.Verdict == idptest.Replay
+	return q.issued > p.Generation && (q.Generation == p.Generation || q.Generation < p.Generation && q.Verdict == idptest.Replay)
 }
 
 // during lists the faults between two moments.

@@ -120,6 +120,60 @@ func TestAnAnswerIsReadWhenTheWorkerGoesOn(t *testing.T) {
 	}
 }
 
+// A token is spent by who shows it, and by each replay of one before it, whose answer is newer.
+func TestAReplaySpendsTheTokensBetween(t *testing.T) {
+	p := &presentations{owners: &owners{}}
+	for i, one := range []struct {
+		generation int
+		verdict    idptest.Verdict
+	}{{1, idptest.Renewed}, {1, idptest.Replay}, {1, idptest.Unread}, {1, idptest.Replay}, {3, idptest.Reuse}} {
+		p.all = append(p.all, shown{Presentation: idptest.Presentation{Generation: one.generation, Verdict: one.verdict, At: at(float64(i))}})
+	}
+	list := p.bySession()[0]
+	list[0].issued, list[1].issued, list[3].issued = 2, 3, 4 // the login's token and its successor came before
+	reused := list[4]
+	for i, want := range []bool{false, false, false, true} {
+		if spends(list[i], reused) != want {
+			t.Errorf("%d: spends token 3: %t", i, !want)
+		}
+	}
+	if a := newAudit(); !a.spent(list[:4], reused).Equal(at(3)) {
+		t.Errorf("spent at %v", a.spent(list[:4], reused))
+	}
+}
+
+// The first call of a worker that stood still past its lease may come after another one's: nothing
+// lies between its last look and the call but the standstill.
+func TestAThawedWorkersCallIsExplained(t *testing.T) {
+	w, other := &worker{}, &worker{}
+	stalled := &strike{worker: w, frozen: true, lost: true, from: at(1), to: at(15)}
+	for name, c := range map[string]struct {
+		p    shown
+		want bool
+	}{
+		"as it goes on":         {shown{Presentation: idptest.Presentation{At: at(15.1)}, by: w}, true},
+		"a second later":        {shown{Presentation: idptest.Presentation{At: at(16)}, by: w}, false},
+		"another worker's":      {shown{Presentation: idptest.Presentation{At: at(15.1)}, by: other}, false},
+		"before it stood still": {shown{Presentation: idptest.Presentation{At: at(0.9)}, by: w}, false},
+	} {
+		if got := newAudit(stalled).thawed(c.p); got != c.want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
+}
+
+// The same token at once, since its answer was lost, is one try.
+func TestASecondCallOfOneTryIsNoStorm(t *testing.T) {
+	w := &worker{}
+	first := shown{Presentation: idptest.Presentation{At: at(1), Took: 20 * time.Millisecond}, by: w}
+	again := shown{Presentation: idptest.Presentation{At: at(1.1)}, by: w}
+	later := shown{Presentation: idptest.Presentation{At: at(2)}, by: w}
+	other := shown{Presentation: idptest.Presentation{At: at(1.1), Generation: 1}, by: w}
+	if !again.again(first) || later.again(first) || other.again(first) {
+		t.Errorf("%t %t %t", again.again(first), later.again(first), other.again(first))
+	}
+}
+
 // What was begun by users or operators, or a clock that is wrong, excuses no renewal that is late.
 func TestOnlyWhatIsOutOfOrderExcuses(t *testing.T) {
 	p := &standIn{id: strict}

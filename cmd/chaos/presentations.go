@@ -11,6 +11,8 @@ import (
 type shown struct {
 	idptest.Presentation
 	by *worker
+	// issued is the generation of the token that it was answered with; 0: with none.
+	issued int
 }
 
 // presentations are all refresh tokens that one provider was shown.
@@ -24,7 +26,7 @@ type presentations struct {
 func (s *presentations) add(p idptest.Presentation) {
 	by := s.owners.of(p.From)
 	s.mu.Lock()
-	s.all = append(s.all, shown{p, by})
+	s.all = append(s.all, shown{Presentation: p, by: by})
 	s.mu.Unlock()
 }
 
@@ -40,6 +42,13 @@ func (s *presentations) bySession() map[int][]shown {
 	}
 	for _, list := range sessions {
 		slices.SortStableFunc(list, func(a, b shown) int { return a.At.Compare(b.At) })
+		generation := 0
+		for i := range list {
+			if list[i].Verdict == idptest.Renewed || list[i].Verdict == idptest.Replay {
+				generation++ // each answer with tokens takes the place of the one before
+				list[i].issued = generation
+			}
+		}
 	}
 	return sessions
 }
