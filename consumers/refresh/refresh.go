@@ -226,6 +226,7 @@ type task struct {
 	nonce    string
 	began    time.Time
 	resumed  bool      // an earlier delivery of this work left its outcome in the record
+	met      bool      // an earlier one got as far as the pair, and may have published an outcome
 	told     []string  // ids of outcomes that are known to be published
 	out      []string  // of them, those that this task has published or looked for
 	seen     time.Time // when the record was last known to be there; zero: never
@@ -267,6 +268,7 @@ func (t *task) run(ctx context.Context) error {
 			return err
 		}
 		turned := t.turned(g)
+		t.met = t.met || grant.SameCause(turned.Cause, t.work.Cause) && turned.Progress == grant.Saved
 		if err := t.tell(ctx, g); err != nil {
 			return err
 		}

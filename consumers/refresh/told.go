@@ -15,12 +15,12 @@ import (
 const known = time.Minute
 
 // publish stores an outcome once. The stream drops a second one of the same id within its duplicate
-// window; for a redelivery, a message that is old, or work that was put off, the user's last
-// outcomes are looked at. Whoever has lost the lease publishes nothing: the message is somebody
+// window; for a redelivery, a message that is old, or work that was put off or met before, the
+// user's last outcomes are looked at. Whoever has lost the lease publishes nothing: the message is somebody
 // else's by now, who finds the outcome in the record or makes it anew, or the user may be erased.
 func (t *task) publish(ctx context.Context, e schema.Event, m grant.Mark) error {
 	old := !t.m.Time.IsZero() && t.Stream.Now().Sub(t.m.Time) > known
-	if t.m.Deliveries > 1 || t.resumed || old || t.given.Again {
+	if t.m.Deliveries > 1 || t.resumed || t.met || old || t.given.Again {
 		answered, err := t.answered(ctx, e.ID)
 		if err != nil {
 			return consumers.Retry(err, time.Second)
@@ -49,9 +49,9 @@ const (
 )
 
 // answered reports whether an outcome is stored. Others may have followed that of a command which
-// was put off, or whose name a login's wake has.
+// was put off, or whose name a login's wake has, and that of work that was met before.
 func (t *task) answered(ctx context.Context, id string) (bool, error) {
-	if !grant.IsCommand(t.given.Cause) {
+	if !grant.IsCommand(t.given.Cause) && !t.met {
 		return t.Stream.Answered(ctx, t.key, id)
 	}
 	now := t.Stream.Now()

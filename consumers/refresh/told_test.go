@@ -431,3 +431,34 @@ func TestATimerThatFiresAgainIsAnsweredOnce(t *testing.T) {
 		t.Errorf("the timer was answered %d times; %d outcomes, %d refreshes", answers, len(w.outcomes), w.refreshed)
 	}
 }
+
+// A renewal whose profile failed leaves in the record that the pair was saved, and no outcome: that
+// was published all the same. Its timer, fired again by servers that were killed, publishes no
+// second one, minutes later, whatever was told in between.
+func TestARenewalWithoutAProfileIsToldOnce(t *testing.T) {
+	for _, between := range []int{0, 1} {
+		w := newWorld(t)
+		w.login("a", 90*time.Second)
+		w.settle(work("r0"), 1)
+		timer := w.timers[key].work
+		w.userinfo = &grant.Fault{Class: grant.Ambiguous, Op: "userinfo", Status: 502}
+		w.fire()
+		first := w.last(schema.UserSynced).ID
+		w.forgetful = true
+		w.advance(3 * time.Minute)
+		for n := range between {
+			w.userinfo = nil
+			w.settle(work(fmt.Sprint("asked", n)), 1)
+		}
+		w.settle(timer, 1)
+		n := 0
+		for _, e := range w.outcomes {
+			if e.ID == first {
+				n++
+			}
+		}
+		if n != 1 {
+			t.Errorf("%d commands in between: told %d times", between, n)
+		}
+	}
+}
