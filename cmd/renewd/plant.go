@@ -28,6 +28,7 @@ type plant struct {
 	nc     *nats.Conn
 	js     jetstream.JetStream
 	engine *stream.Engine
+	health jetstream.KeyValue // of the providers
 	keys   *seal.Keyring
 	store  store
 }
@@ -169,6 +170,10 @@ func (p *plant) streams(ctx context.Context) (err error) {
 		}
 		if err := p.publishKeys(ctx); err != nil {
 			return err
+		}
+		var err error
+		if p.health, err = p.js.KeyValue(ctx, p.conf.subjects().Name(stream.BucketProviders)); err != nil {
+			return fmt.Errorf("open bucket %s: %w", stream.BucketProviders, err)
 		}
 		return p.engine.SyncClock(ctx)
 	})

@@ -61,7 +61,7 @@ func (a *app) work(ctx context.Context, conf *configuration, log *slog.Logger, t
 	if err != nil {
 		return unlessStopped(ctx, err)
 	}
-	layers, err := p.layers(ctx)
+	layers, err := p.layers()
 	if err != nil {
 		p.close()
 		return unlessStopped(ctx, err)

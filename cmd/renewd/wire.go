@@ -20,8 +20,8 @@ import (
 const source = "/renewd"
 
 // layers are the parts of the running program, what others stand on first.
-func (p *plant) layers(ctx context.Context) ([][]part, error) {
-	providers, guards, err := p.providers(ctx)
+func (p *plant) layers() ([][]part, error) {
+	providers, guards, err := p.providers()
 	if err != nil {
 		return nil, err
 	}
@@ -61,11 +61,7 @@ func (p *plant) watchServer(ctx context.Context) error {
 }
 
 // providers makes the clients of the settings' providers, and the guards that watch over them.
-func (p *plant) providers(ctx context.Context) (map[string]refresh.Provider, []*guard.Guard, error) {
-	bucket, err := p.js.KeyValue(ctx, p.conf.subjects().Name(stream.BucketProviders))
-	if err != nil {
-		return nil, nil, fmt.Errorf("open bucket %s: %w", stream.BucketProviders, err)
-	}
+func (p *plant) providers() (map[string]refresh.Provider, []*guard.Guard, error) {
 	providers := map[string]refresh.Provider{}
 	var guards []*guard.Guard
 	for _, s := range p.conf.Providers {
@@ -75,14 +71,14 @@ func (p *plant) providers(ctx context.Context) (map[string]refresh.Provider, []*
 		}
 		g, err := guard.New(guard.Config{
 			Provider: s.ID, Settings: client.Settings(), Rules: s.Guard.rules(),
-			Concurrency: s.Concurrency, Bucket: bucket, Brake: p.engine, Wake: stream.Waker{Store: p.store, Engine: p.engine}.Wake, Source: source, Now: p.engine.Now, Logger: p.log,
+			Concurrency: s.Concurrency, Bucket: p.health, Brake: p.engine, Wake: stream.Waker{Store: p.store, Engine: p.engine}.Wake, Source: source, Now: p.engine.Now, Logger: p.log,
 		})
 		if err != nil {
 			return nil, nil, err
 		}
 		guards = append(guards, g)
 		provider := refresh.Provider{Client: client, Policy: s.policy(), Guard: g, RevokeReplaced: s.RevokeReplaced}
-		budget := guard.NewBudget(guard.BudgetConfig{Provider: s.ID, Rate: s.Rate, Bucket: bucket, Now: p.engine.Now})
+		budget := guard.NewBudget(guard.BudgetConfig{Provider: s.ID, Rate: s.Rate, Bucket: p.health, Now: p.engine.Now})
 		if budget != nil {
 			provider.Limiter = budget
 		}
