@@ -14,8 +14,8 @@ func TestACommandTakesNoPlaceOfATimerThatFires(t *testing.T) {
 	for round := range 5 {
 		now := time.Now()
 		timer, asked := fmt.Sprint("t", round), fmt.Sprint("r", round)
-		must(t, e.Arm(t.Context(), alice, now.Add(200*time.Millisecond), work(timer)))
-		must(t, e.Arm(t.Context(), alice, now.Add(time.Second), command(asked)))
+		must(t, e.Arm(t.Context(), alice, now.Add(700*time.Millisecond), work(timer)))
+		must(t, e.Arm(t.Context(), alice, now.Add(2*time.Second), command(asked)))
 		var got []string
 		for range 2 {
 			m := renewal(t, js)

@@ -34,7 +34,7 @@ func (e *Engine) Arm(ctx context.Context, k grant.Key, at time.Time, w grant.Wor
 	for {
 		err := e.arm(ctx, k, grant.Timer{At: at.UTC().Round(0), Work: w})
 		if errors.Is(err, errFiring) {
-			err = wait(ctx, firing/5)
+			err = wait(ctx, firing/20)
 		} else if err == nil {
 			return nil
 		}
@@ -49,7 +49,7 @@ func (e *Engine) Arm(ctx context.Context, k grant.Key, at time.Time, w grant.Wor
 // command never takes the place of a timer whose time has come, until it has been over for so long
 // that the server must have refused to fire it.
 const (
-	firing  = 250 * time.Millisecond
+	firing  = time.Second // servers that elect a leader take longer to fire, and to say so
 	unfired = 5 * time.Second
 )
 

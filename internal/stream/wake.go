@@ -70,14 +70,15 @@ func (w Waker) page(ctx context.Context, page []grant.Listed, provider string, s
 	return n, err
 }
 
-// hasten has the grant's timer fire at a time, if it would later. It does what it would have done;
-// whoever moved it meanwhile has done so.
+// hasten has the grant's timer fire at a time, if it would some time later. It does what it would have
+// done; whoever moved it meanwhile has done so. One that fires soon is left alone, since the server
+// may be about to: see firing.
 func (e *Engine) hasten(ctx context.Context, k grant.Key, at time.Time) (done bool, err error) {
 	timer, isDue, err := e.waits(ctx, k)
 	if err != nil {
 		return false, fmt.Errorf("look for the timer of %s: %w", k, err)
 	}
-	if isDue || !timer.ours || !timer.At.After(at) {
+	if isDue || !timer.ours || timer.At.Before(at.Add(unfired)) {
 		return false, nil
 	}
 	h := maps.Clone(timer.header)

@@ -35,6 +35,7 @@ func TestWhoeverWaitsForNothingIsWoken(t *testing.T) {
 		"refused plainly": {verdict(record("refused plainly", grant.Live, hour), false), false},
 		"failed since":    {failed(record("failed since", grant.Live, hour), now), false},
 		"well":            {record("well", grant.Live, hour), false},
+		"fires soon":      {failed(record("fires soon", grant.Live, now.Add(4*time.Second)), now.Add(-time.Minute)), false},
 		"out":             {failed(record("out", grant.ReauthRequired, hour), now.Add(-time.Minute)), false},
 		"no timer":        {failed(record("no timer", grant.Live, hour), now.Add(-time.Minute)), false},
 	}
@@ -42,8 +43,11 @@ func TestWhoeverWaitsForNothingIsWoken(t *testing.T) {
 	var want []string
 	for name, g := range grants {
 		store.grants = append(store.grants, g.Listed)
-		if name != "no timer" {
-			must(t, e.Arm(t.Context(), g.Key, hour, command("r-"+name)))
+		if at := hour; name != "no timer" {
+			if name == "fires soon" {
+				at = g.NextDueAt
+			}
+			must(t, e.Arm(t.Context(), g.Key, at, command("r-"+name)))
 		}
 		if g.woken {
 			want = append(want, "r-"+name)
