@@ -18,39 +18,20 @@ var ErrNotPaused = errors.New("the provider is not paused")
 // worker heeds it within a second or so, and it outlives the breaker and all of them. A zero Until
 // holds until Resume. The change is told as provider.degraded, in the name of p.By.
 func PauseBy(ctx context.Context, bucket jetstream.KeyValue, provider string, p Pause) error {
-	return changed(ctx, bucket, provider, func(s State) (State, error) { return s.paused(p), nil })
+	_, err := change(ctx, bucket, provider, func(s State) (State, error) { return s.paused(p), nil })
+	return err
 }
 
 // ResumeBy ends an operator's pause, and has a try made at once of what the breaker or a doubt holds
 // back. by is who asks, at now. Errors: ErrNotPaused if nothing holds the provider back, ErrRecord.
 func ResumeBy(ctx context.Context, bucket jetstream.KeyValue, provider, by string, now time.Time) error {
-	return changed(ctx, bucket, provider, func(s State) (State, error) {
+	_, err := change(ctx, bucket, provider, func(s State) (State, error) {
 		if s.Paused == nil && s.Outage == nil && s.Doubt == nil {
 			return s, fmt.Errorf("%s: %w", provider, ErrNotPaused)
 		}
 		return s.resumed(by, now), nil
 	})
-}
-
-// changed stores what f makes of the record, again on each conflict.
-func changed(ctx context.Context, bucket jetstream.KeyValue, provider string, f func(State) (State, error)) error {
-	for {
-		s, rev, err := Load(ctx, bucket, provider)
-		if err != nil {
-			return err
-		}
-		next, err := f(s)
-		if err != nil {
-			return err
-		}
-		next.V = next.version()
-		switch err := put(ctx, bucket, provider, next, rev); {
-		case err == nil:
-			return nil
-		case !conflict(err):
-			return fmt.Errorf("write state of provider %s: %w", provider, err)
-		}
-	}
+	return err
 }
 
 // paused is s with the pause p.

@@ -50,28 +50,40 @@ func unreadable(bucket jetstream.KeyValue, key string, why error) error {
 		ErrRecord, key, bucket.Bucket(), why, bucket.Bucket(), key)
 }
 
-// change stores what f makes of the record, again on each conflict, and keeps it as the state last
-// seen. What f leaves as it is, is not written.
+// change stores what f makes of the record, and keeps it as the state last seen.
 func (g *Guard) change(ctx context.Context, f func(State) State) error {
+	next, err := change(ctx, g.Bucket, g.Provider, func(s State) (State, error) { return f(s), nil })
+	if err != nil {
+		return err
+	}
+	g.state.Store(&next)
+	g.read.Store(true)
+	return nil
+}
+
+// change stores what f makes of a provider's record, again on each conflict, and returns it. What f
+// leaves as it is, is not written, and neither is anything beside an error of f's.
+func change(ctx context.Context, bucket jetstream.KeyValue, provider string, f func(State) (State, error)) (State, error) {
 	for {
-		s, rev, err := Load(ctx, g.Bucket, g.Provider)
+		s, rev, err := Load(ctx, bucket, provider)
 		if err != nil {
-			return err
+			return s, err
 		}
-		next := f(s)
+		next, err := f(s)
+		if err != nil {
+			return s, err
+		}
 		if !reflect.DeepEqual(next, s) {
 			next.V = next.version()
-			err = put(ctx, g.Bucket, g.Provider, next, rev)
+			err = put(ctx, bucket, provider, next, rev)
 		}
 		switch {
 		case conflict(err):
 			continue
 		case err != nil:
-			return fmt.Errorf("write state of provider %s: %w", g.Provider, err)
+			return s, fmt.Errorf("write state of provider %s: %w", provider, err)
 		}
-		g.state.Store(&next)
-		g.read.Store(true)
-		return nil
+		return next, nil
 	}
 }
 
