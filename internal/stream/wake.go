@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -44,7 +45,7 @@ func (w Waker) Wake(ctx context.Context, provider string, since time.Time) (int,
 func (w Waker) page(ctx context.Context, page []grant.Listed, provider string, since time.Time, pace *rate.Limiter) (int, error) {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(armsInFlight)
-	done := make(chan bool, len(page))
+	var moved atomic.Int64
 	now := w.Engine.Now()
 	for _, g := range page {
 		if g.Err != nil || g.Provider != provider || checkKey(g.Key) != nil || !g.WaitsSince(since, now) {
@@ -54,20 +55,15 @@ func (w Waker) page(ctx context.Context, page []grant.Listed, provider string, s
 			break
 		}
 		group.Go(func() error {
-			moved, err := w.Engine.hasten(ctx, g.Key, now)
-			done <- moved
+			done, err := w.Engine.hasten(ctx, g.Key, now)
+			if done {
+				moved.Add(1)
+			}
 			return err
 		})
 	}
 	err := group.Wait()
-	close(done)
-	n := 0
-	for moved := range done {
-		if moved {
-			n++
-		}
-	}
-	return n, err
+	return int(moved.Load()), err
 }
 
 // hasten has the grant's timer fire at a time, if it would some time later. It does what it would have
