@@ -34,11 +34,10 @@ func (t *task) quiet(ctx context.Context, g grant.Grant, presents bool) time.Dur
 		}
 		g = t.turned(stored)
 	}
-	refused := g.Verdict != nil || g.OnCandidate() // which nobody has seen work
 	if g.OnCandidate() {
-		return wait(g.Login.Time, refused)
+		return wait(g.Login.Time, true) // nobody has seen it work
 	}
-	return wait(g.LoginAt, refused)
+	return wait(g.LoginAt, g.Verdict != nil)
 }
 
 // later puts the work off until the wait is over, spread so that not all come at once.
@@ -75,6 +74,14 @@ func (t *task) judges(g grant.Grant, f *grant.Fault) bool {
 		return t.Stream.Now().Sub(v.At) >= t.provider.Policy.ConfirmUnknown
 	}
 	return unsure || f.Class == grant.Permanent
+}
+
+// judged is g after a refusal that judges says counts, and whether it is final.
+func (t *task) judged(g grant.Grant, f *grant.Fault, failed grant.Failure, refused string) (next grant.Grant, final bool) {
+	if f.Class == grant.Permanent {
+		return g.Refused(t.turn(), f, refused)
+	}
+	return g.RefusedUnsurely(t.turn(), f, failed, refused)
 }
 
 // hold asks why a refusal must not be final now: the first two never are, the third one needs the

@@ -344,11 +344,8 @@ func (t *task) faulted(ctx context.Context, g grant.Grant, f *grant.Fault) error
 		switch {
 		case held != "":
 			return cur.Held(t.turn(), failed), true
-		case f.Class == grant.Permanent, t.judges(cur, f):
-			next, done := cur.Refused(t.turn(), f, refused)
-			if f.Class != grant.Permanent {
-				next, done = cur.RefusedUnsurely(t.turn(), f, failed, refused)
-			}
+		case t.judges(cur, f):
+			next, done := t.judged(cur, f, failed, refused)
 			if final = done; done && !cur.OnCandidate() && cur.Candidate != nil {
 				final = false // a login has come since it was weighed
 				return cur.Held(t.turn(), heldBack(schema.ReasonUnweighed, f)), true

@@ -16,8 +16,9 @@ const known = time.Minute
 
 // publish stores an outcome once. The stream drops a second one of the same id within its duplicate
 // window; for a redelivery, a message that is old, or work that was put off or met before, the
-// user's last outcomes are looked at. Whoever has lost the lease publishes nothing: the message is somebody
-// else's by now, who finds the outcome in the record or makes it anew, or the user may be erased.
+// user's last outcomes are looked at. Whoever has lost the lease publishes nothing: the message is
+// somebody else's by now, who finds the outcome in the record or makes it anew, or the user may be
+// erased.
 func (t *task) publish(ctx context.Context, e schema.Event, m grant.Mark) error {
 	old := !t.m.Time.IsZero() && t.Stream.Now().Sub(t.m.Time) > known
 	if t.m.Deliveries > 1 || t.resumed || t.met || old || t.given.Again {
