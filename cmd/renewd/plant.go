@@ -171,7 +171,6 @@ func (p *plant) streams(ctx context.Context) (err error) {
 		if err := p.publishKeys(ctx); err != nil {
 			return err
 		}
-		var err error
 		if p.health, err = p.js.KeyValue(ctx, p.conf.subjects().Name(stream.BucketProviders)); err != nil {
 			return fmt.Errorf("open bucket %s: %w", stream.BucketProviders, err)
 		}

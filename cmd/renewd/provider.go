@@ -63,20 +63,40 @@ func (a *app) openHealth(ctx context.Context, c *cli, f clientFlags) (*health, e
 	return h, nil
 }
 
-// known is the provider's id as given, or the only one there is.
-func (h *health) known(id string) (string, error) {
-	if id == "" && len(h.conf.Providers) > 1 {
-		return "", usageError{fmt.Errorf("which provider? There is %v", h.ids())}
+// providerFlags name a provider.
+type providerFlags struct {
+	clientFlags
+	Provider string `arg:"" optional:"" help:"Its id in the settings. Default: the only one there."`
+}
+
+// open connects to the bucket of the providers' health, and names the provider.
+func (f providerFlags) open(ctx context.Context, a *app, c *cli) (*health, string, error) {
+	h, err := a.openHealth(ctx, c, f.clientFlags)
+	if err != nil {
+		return nil, "", err
 	}
-	id = cmp.Or(id, h.conf.defaultProvider())
-	if _, ok := h.conf.provider(id); !ok {
-		return "", usageError{fmt.Errorf("provider %q is not in the settings: there is %v", id, h.ids())}
+	id, err := h.conf.knownProvider(f.Provider)
+	if err != nil {
+		h.nc.Close()
+		return nil, "", err
+	}
+	return h, id, nil
+}
+
+// knownProvider is the provider's id as given, or the only one there is.
+func (c *configuration) knownProvider(id string) (string, error) {
+	if id == "" && len(c.Providers) > 1 {
+		return "", usageError{fmt.Errorf("which provider? There is %v", c.providerIDs())}
+	}
+	id = cmp.Or(id, c.defaultProvider())
+	if _, ok := c.provider(id); !ok {
+		return "", usageError{fmt.Errorf("provider %q is not in the settings: there is %v", id, c.providerIDs())}
 	}
 	return id, nil
 }
 
-func (h *health) ids() (ids []string) {
-	for _, p := range h.conf.Providers {
+func (c *configuration) providerIDs() (ids []string) {
+	for _, p := range c.Providers {
 		ids = append(ids, p.ID)
 	}
 	return ids
@@ -127,7 +147,7 @@ func (l providerList) Run(ctx context.Context, a *app, c *cli) error {
 	if l.Output == "text" {
 		fmt.Fprintln(w, "PROVIDER\tSTATE\tREASON\tSINCE\tUNTIL\tBY")
 	}
-	for _, id := range h.ids() {
+	for _, id := range h.conf.providerIDs() {
 		s, _, err := guard.Load(ctx, h.bucket, id)
 		if err != nil {
 			return err
@@ -146,9 +166,8 @@ func (l providerList) Run(ctx context.Context, a *app, c *cli) error {
 }
 
 type providerShow struct {
-	clientFlags
-	Provider string `arg:"" optional:"" help:"Its id in the settings. Default: the only one there."`
-	Output   string `short:"o" enum:"text,json" default:"text" help:"text or json."`
+	providerFlags
+	Output string `short:"o" enum:"text,json" default:"text" help:"text or json."`
 }
 
 // shownProvider is a provider's health as `provider show` prints it.
@@ -162,15 +181,11 @@ type shownProvider struct {
 
 // Run shows one provider.
 func (p providerShow) Run(ctx context.Context, a *app, c *cli) error {
-	h, err := a.openHealth(ctx, c, p.clientFlags)
+	h, id, err := p.open(ctx, a, c)
 	if err != nil {
 		return err
 	}
 	defer h.nc.Close()
-	id, err := h.known(p.Provider)
-	if err != nil {
-		return err
-	}
 	s, _, err := guard.Load(ctx, h.bucket, id)
 	if err != nil {
 		return err
@@ -209,11 +224,10 @@ func (s shownProvider) print(to io.Writer) error {
 }
 
 type providerPause struct {
-	clientFlags
-	Provider string `arg:"" optional:"" help:"Its id in the settings. Default: the only one there."`
-	By       string `required:"" placeholder:"NAME" help:"Who pauses it: told in provider.degraded."`
-	Note     string `help:"Why: told in provider.degraded."`
-	For      string `placeholder:"DURATION" help:"For how long, 2h or 1d for instance. Default: until it is resumed."`
+	providerFlags
+	By   string `required:"" placeholder:"NAME" help:"Who pauses it: told in provider.degraded."`
+	Note string `help:"Why: told in provider.degraded."`
+	For  string `placeholder:"DURATION" help:"For how long, 2h or 1d for instance. Default: until it is resumed."`
 }
 
 // Run pauses a provider.
@@ -228,15 +242,11 @@ func (p providerPause) Run(ctx context.Context, a *app, c *cli) error {
 			return usageError{fmt.Errorf("--for: %q: want a duration such as 30m, 2h or 1d", p.For)}
 		}
 	}
-	h, err := a.openHealth(ctx, c, p.clientFlags)
+	h, id, err := p.open(ctx, a, c)
 	if err != nil {
 		return err
 	}
 	defer h.nc.Close()
-	id, err := h.known(p.Provider)
-	if err != nil {
-		return err
-	}
 	pause := guard.Pause{By: p.By, Note: p.Note, Since: h.now().UTC()}
 	until := fmt.Sprintf("until %s provider resume %s", a.name, id)
 	if lasts > 0 {
@@ -251,9 +261,8 @@ func (p providerPause) Run(ctx context.Context, a *app, c *cli) error {
 }
 
 type providerResume struct {
-	clientFlags
-	Provider string `arg:"" optional:"" help:"Its id in the settings. Default: the only one there."`
-	By       string `required:"" placeholder:"NAME" help:"Who resumes it: told in provider.recovered."`
+	providerFlags
+	By string `required:"" placeholder:"NAME" help:"Who resumes it: told in provider.recovered."`
 }
 
 // Run ends a pause.
@@ -261,15 +270,11 @@ func (p providerResume) Run(ctx context.Context, a *app, c *cli) error {
 	if err := checkWords(p.By, ""); err != nil {
 		return err
 	}
-	h, err := a.openHealth(ctx, c, p.clientFlags)
+	h, id, err := p.open(ctx, a, c)
 	if err != nil {
 		return err
 	}
 	defer h.nc.Close()
-	id, err := h.known(p.Provider)
-	if err != nil {
-		return err
-	}
 	switch err := guard.ResumeBy(ctx, h.bucket, id, p.By, h.now()); {
 	case errors.Is(err, guard.ErrNotPaused):
 		_, err = fmt.Fprintf(a.stdout, "%s is not paused: nothing to do\n", id)

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -51,7 +52,7 @@ func (p providerCheck) Run(ctx context.Context, a *app, c *cli) error {
 	if err != nil {
 		return err
 	}
-	id, err := (&health{conf: conf}).known(p.Provider)
+	id, err := conf.knownProvider(p.Provider)
 	if err != nil {
 		return err
 	}
@@ -160,9 +161,9 @@ func (x *inquiry) verdictOn(f *grant.Fault) finding {
 			return finding{State: warning, Found: said + ": words that nobody knows, and none to make a rule of",
 				Advice: "three such refusals, confirm_unknown apart, are believed while others are renewed"}
 		}
-		rule := fmt.Sprintf("[{status: %d, code: %s, class: permanent, reason: revoked}]", f.Status, quote(f.Code))
+		rule := fmt.Sprintf("[{status: %d, code: %s, class: permanent, reason: revoked}]", f.Status, strconv.Quote(f.Code))
 		if f.Detail != "" {
-			rule = fmt.Sprintf("[{status: %d, code: %s, body: %s, class: permanent, reason: revoked}]", f.Status, quote(f.Code), quote(beginning(f.Detail)))
+			rule = fmt.Sprintf("[{status: %d, code: %s, body: %s, class: permanent, reason: revoked}]", f.Status, strconv.Quote(f.Code), strconv.Quote(beginning(f.Detail)))
 		}
 		x.suggest("rules", rule, "if these are its words for a session that has ended: then it is told within a minute, not hours")
 		return finding{State: warning, Found: said + ": words that nobody knows", Advice: "see the rule below; without one, three such refusals, confirm_unknown apart, are believed while others are renewed"}
@@ -192,14 +193,6 @@ func answered(f *grant.Fault) string {
 func beginning(s string) string {
 	words := strings.Fields(s)
 	return strings.Join(words[:min(len(words), 6)], " ")
-}
-
-func quote(s string) string {
-	if s == "" {
-		return `""`
-	}
-	raw, _ := json.Marshal(s) // a string: cannot fail
-	return string(raw)
 }
 
 // refusalOf says how userinfo's answer to a made-up access token is taken.

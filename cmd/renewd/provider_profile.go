@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/renewd/renewd/internal/grant"
@@ -40,7 +41,7 @@ func (x *inquiry) elsewhere(p schema.Profile) {
 	}
 	for field, has := range map[string]bool{"groups": len(p.Groups) > 0, "roles": len(p.Roles) > 0} {
 		if at := find(raw, "", strings.TrimSuffix(field, "s"), 4); !has && at != "" {
-			x.suggest("profile", fmt.Sprintf("{%s: %s}", field, quote(at)), "looks like the user's "+field)
+			x.suggest("profile", fmt.Sprintf("{%s: %s}", field, strconv.Quote(at)), "looks like the user's "+field)
 		}
 	}
 }
