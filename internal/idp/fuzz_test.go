@@ -3,6 +3,7 @@ package idp
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -77,4 +78,47 @@ func FuzzParseProfile(f *testing.F) {
 			}
 		}
 	})
+}
+
+// FuzzMembers holds the way to take an object apart against the decoder's.
+func FuzzMembers(f *testing.F) {
+	for _, seed := range []string{
+		`{}`, ` { "a" : 1 ,"b":{"c":[{"d":":"}]},"e":"\\","f":"\":{"} `, `{"a":1,"a":2}`, `{"a":1,"\u0061":2}`, `{"a":{"b":1,"b":2}}`, `null`, `[1]`,
+		`{"a":null}`, `{"a":1`, `{"a":1}{}`, `{"a":1,}`, "{\"\xff\":1,\"\xfe\":2}", `{"":1}`, "\u00a0{}", `{"a":[-1.5e3 , true],"b":false}`, `{"a":1,"b":`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		all, twice, err := members(body)
+		var want map[string]json.RawMessage
+		if invalid := json.Unmarshal(body, &want); (invalid != nil || want == nil) != (err != nil) {
+			t.Errorf("%q: %v, the decoder says %v", body, err, invalid)
+		}
+		if err != nil {
+			want = membersBefore(body)
+		}
+		if !maps.EqualFunc(all, want, func(a, b json.RawMessage) bool { return bytes.Equal(a, b) }) {
+			t.Errorf("%q: %s; want %s", body, all, want)
+		}
+		var names []string
+		dec := json.NewDecoder(bytes.NewReader(body))
+		for _, _ = dec.Token(); err == nil && dec.More(); {
+			name, _ := dec.Token()
+			names = append(names, name.(string))
+			_ = dec.Decode(new(json.RawMessage))
+		}
+		if len(names) != len(all)+len(twice) && err == nil {
+			t.Errorf("%q: twice %q of %q", body, twice, names)
+		}
+	})
+}
+
+func BenchmarkMembers(b *testing.B) {
+	profile := []byte(`{"user_id":"31c41c16-c281-44ae-9602-8a047e3bf33d","email":"test@example.com","first_name":"Ada","org_id_to_org_info":{"1189c444-8a2d-4c41-8b4b-ae43ce79a492":{"org_name":"Acme","user_role":"Owner","inherited_user_roles_plus_current_role":["Owner","Admin"]}},"enabled":true,"created_at":1614618000}`)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, _, err := members(profile); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

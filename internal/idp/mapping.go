@@ -85,7 +85,7 @@ func pointsInto(mapping map[string]string, name string) bool {
 
 // inside is one step into a JSON value: a member of an object, or an item of a list.
 func inside(at json.RawMessage, step string) (json.RawMessage, error) {
-	if all, twice, err := members(at); err == nil {
+	if all, twice, err := object(at); err == nil {
 		if slices.Contains(twice, step) {
 			return nil, fmt.Errorf("the profile's %s %w", step, errTwice)
 		}
@@ -104,7 +104,7 @@ func names(raw json.RawMessage) []string {
 	if s := text(raw); s != "" {
 		return []string{s}
 	}
-	if all, _, err := members(raw); err == nil {
+	if all, _, err := object(raw); err == nil {
 		return slices.Collect(maps.Keys(all))
 	}
 	return texts(raw)

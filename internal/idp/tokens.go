@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
-	"io"
 	"mime"
 	"net/url"
 	"strconv"
@@ -14,44 +12,6 @@ import (
 
 	"github.com/renewd/renewd/internal/grant"
 )
-
-// members takes a JSON object apart, so that each member is read for itself: a provider that has
-// rotated a token has killed the old one, so what is not of its kind is left out and must not cost
-// the session. Names are exact: the decoder's own way of filling a struct ignores case and lets the
-// last of two win, so that whoever can add a member of some name could replace another one's value.
-// twice are the names that are there more than once; of those the last counts. Beside an error is
-// what came before it.
-func members(body []byte) (all map[string]json.RawMessage, twice []string, _ error) {
-	dec := json.NewDecoder(bytes.NewReader(body))
-	if start, err := dec.Token(); err != nil || start != json.Delim('{') {
-		return nil, nil, errNoObject
-	}
-	all = map[string]json.RawMessage{}
-	for dec.More() {
-		token, err := dec.Token()
-		name, ok := token.(string)
-		if err != nil || !ok {
-			return all, twice, errNoObject
-		}
-		var value json.RawMessage
-		if dec.Decode(&value) != nil {
-			return all, twice, errNoObject
-		}
-		if _, there := all[name]; there {
-			twice = append(twice, name)
-		}
-		all[name] = value
-	}
-	if _, err := dec.Token(); err != nil {
-		return all, twice, errNoObject
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return all, twice, errNoObject
-	}
-	return all, twice, nil
-}
-
-var errNoObject = errors.New("no JSON object")
 
 // parseTokens reads an answer of a token endpoint, in all the shapes met: access_token is a string,
 // or at PropelAuth's session endpoint an object; scope is a string, or at Twitch a list; ok and
@@ -78,7 +38,7 @@ func parseTokens(body []byte, whole bool, contentType string, asked time.Time) (
 		return t, ""
 	}
 	access, expiresAt := text(b["access_token"]), b["expires_at_seconds"]
-	if nested, _, err := members(b["access_token"]); err == nil {
+	if nested, _, err := object(b["access_token"]); err == nil {
 		access = text(nested["access_token"])
 		if len(expiresAt) == 0 {
 			expiresAt = nested["expires_at_seconds"]
@@ -118,16 +78,8 @@ func errorOf(raw json.RawMessage) string {
 	if s := text(raw); s != "" {
 		return s
 	}
-	nested, _, _ := members(raw)
+	nested, _, _ := object(raw)
 	return text(nested["code"])
-}
-
-func text(raw json.RawMessage) string {
-	var s string
-	if len(raw) == 0 || json.Unmarshal(raw, &s) != nil {
-		return ""
-	}
-	return s
 }
 
 func scope(raw json.RawMessage) string {

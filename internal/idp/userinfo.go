@@ -187,9 +187,9 @@ func either(a, b string) string { return cmp.Or(strings.TrimSpace(a), strings.Tr
 // organisations reads PropelAuth's memberships, by organisation, and puts them in an order of their
 // own, so that a provider's order is no change. What is no membership at all has no names.
 func organisations(raw json.RawMessage) (out []schema.Organisation, _ error) {
-	all, twice, _ := members(raw)
+	all, twice, _ := object(raw)
 	for id, entry := range all {
-		m, again, _ := members(entry)
+		m, again, _ := object(entry)
 		if twice = append(twice, again...); len(twice) > 0 {
 			return nil, fmt.Errorf("a member of the profile's organisations %w", errTwice)
 		}
