@@ -97,6 +97,8 @@ func (d *durable) start() jetstream.ConsumerConfig {
 	switch {
 	case d.StartAll:
 		c.DeliverPolicy = jetstream.DeliverAllPolicy
+	case d.StartAt > 0:
+		c.DeliverPolicy, c.OptStartSeq = jetstream.DeliverByStartSequencePolicy, d.StartAt
 	case !d.Since.IsZero():
 		c.DeliverPolicy, c.OptStartTime = jetstream.DeliverByStartTimePolicy, &d.Since
 	}
@@ -162,9 +164,19 @@ func (d *durable) looked(i *jetstream.ConsumerInfo) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !i.Created.Equal(d.made) {
+		if !d.made.IsZero() && i.AckFloor.Stream > d.floor {
+			d.config.Logger.Error("the durable was made anew by somebody else, later in the stream: what was stored between is missed", "consumer", d.Durable,
+				"handled", d.floor, "begins_after", i.AckFloor.Stream, "hint", fmt.Sprintf("remove it and make it from sequence %d on", d.floor+1))
+		}
 		d.made, d.floor = i.Created, 0
 	}
 	d.floor, d.ordered = max(d.floor, i.AckFloor.Stream), i.Config.MaxAckPending == 1
+}
+
+func (d *durable) handledUpTo() uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.floor
 }
 
 // seen is which durable the events now come from.
@@ -188,6 +200,9 @@ func (d *durable) handled(m *Message, of time.Time) {
 // stream that is younger than the durable was, since nothing in that was handled.
 func (d *durable) remake(ctx context.Context) error {
 	s, err := d.config.JetStream.Stream(ctx, d.config.Stream)
+	if err != nil && d.APIPrefix != "" {
+		return fmt.Errorf("%w: handled was all up to sequence %d", errVanished, d.handledUpTo())
+	}
 	if err != nil {
 		return fmt.Errorf("look up stream %s: %w", d.config.Stream, err)
 	}

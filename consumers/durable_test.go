@@ -149,6 +149,27 @@ func TestMissingRightSaysWhatToDo(t *testing.T) {
 	place()
 	say(t, js, "2", schema.UserSynced, "u17", struct{}{})
 	wantIDs(t, ids, "1", "2") // made by hand, from the beginning
+	if logged.has("is missed") {
+		t.Error("nothing was")
+	}
+
+	// Made by hand again, too late: what is missed is told, and how to have it.
+	say(t, js, "3", schema.UserSynced, "u17", struct{}{})
+	wantIDs(t, ids, "3")
+	again := func(s consumers.Subscription) {
+		t.Helper()
+		if err := js.DeleteConsumer(t.Context(), "OUTCOMES", "place"); err != nil {
+			t.Fatal(err)
+		}
+		say(t, js, "4", schema.UserReauthRequired, "u17", struct{}{})
+		if err := consumers.Prepare(t.Context(), js.Conn(), s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again(consumers.Subscription{Durable: "place"})
+	eventually(t, "it says what is missed", func() bool { return logged.has("is missed") && logged.has("from sequence 4 on") })
+	again(consumers.Subscription{Durable: "place", StartAt: 4})
+	wantIDs(t, ids, "4") // said twice, stored once
 }
 
 // A durable is for the events of those that share it: another instance neither widens nor narrows

@@ -133,7 +133,7 @@ func (x *run) intake(ctx, work context.Context) error {
 func hint(err error) string {
 	switch {
 	case errors.Is(err, errVanished):
-		return "have it made, or allow this user to make it"
+		return "have it made (renewd subscribers add), or allow this user to make it"
 	case errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, jetstream.ErrConsumerNotFound):
 		return "create it: renewd streams apply"
 	case errors.Is(err, errConfig):

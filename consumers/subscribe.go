@@ -24,6 +24,10 @@ const outcomes = "OUTCOMES"
 type Subscription struct {
 	// Prefix of the installation; usually empty.
 	Prefix string
+	// APIPrefix is under which name JetStream's API is imported into this connection's account,
+	// such as "$JS.renewd.API", where renewd has an account of its own. It needs a Durable that was
+	// made there. Empty: "$JS.API".
+	APIPrefix string
 	// Types of events. None: all outcomes.
 	Types []schema.Type
 	// Provider and User narrow it down. Empty: all. Provider events have no user, so User leaves
@@ -38,10 +42,11 @@ type Subscription struct {
 	// Provider and User. It does so for every process that shares the durable: those that asked for
 	// other events end with an error. Default: a durable that is for other events is an error.
 	UpdateFilter bool
-	// Since, or StartAll for the oldest, is where a new subscription begins. Default: now. An
-	// existing durable goes on where it is.
+	// Since, StartAll for the oldest, or StartAt for the sequence in the stream, is where a new
+	// subscription begins. Default: now. An existing durable goes on where it is.
 	Since    time.Time
 	StartAll bool
+	StartAt  uint64
 	// Concurrency is how many events are handled at a time, over all processes of a durable.
 	// Default 1: in the order they happened. More needs a Durable.
 	Concurrency int
@@ -67,18 +72,10 @@ type Subscription struct {
 // Events that are none of package schema's are logged and passed over. To keep state per user,
 // compare the version in the data with the one you know and ignore what is older.
 func Subscribe(ctx context.Context, nc *nats.Conn, s Subscription, fn func(context.Context, schema.Event) error) error {
-	subjects, err := s.check()
+	config, subjects, err := s.config(nc)
 	if err != nil {
-		return fmt.Errorf("subscribe: %w", err)
+		return err
 	}
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return fmt.Errorf("subscribe: %w", err)
-	}
-	config := Config{
-		JetStream: js, Stream: subjects.Name(outcomes), Durable: s.Durable, Template: "outcome", Slots: max(1, s.Concurrency),
-		Beat: 5 * time.Second, MaxDelay: time.Minute, Logger: s.Logger, Tracer: s.Tracer, Meter: s.Meter,
-	}.WithDefaults()
 	config.Handler = func(ctx context.Context, m *Message) error {
 		e, err := subjects.Decode(m.Header, m.Data, arrival(m))
 		if err != nil {
@@ -88,10 +85,55 @@ func Subscribe(ctx context.Context, nc *nats.Conn, s Subscription, fn func(conte
 		return fn(ctx, e)
 	}
 	if s.Durable != "" {
-		d := durable{Subscription: s, config: config, subjects: subjects, want: s.durableFilters(subjects), began: time.Now()}
-		return d.run(ctx)
+		return s.durable(config, subjects).run(ctx)
 	}
 	return s.follow(ctx, config, subjects)
+}
+
+// Prepare makes the durable of s, or holds an existing one against s, and reads nothing: so that
+// the program that subscribes need not be allowed to make consumers. Errors are of settings that
+// make no sense, of a durable that is for other events, and of the server.
+func Prepare(ctx context.Context, nc *nats.Conn, s Subscription) error {
+	if s.Durable == "" {
+		return errors.New("prepare: Durable: missing")
+	}
+	config, subjects, err := s.config(nc)
+	if err != nil {
+		return err
+	}
+	d := s.durable(config, subjects)
+	if err := d.ensure(ctx, d.start()); err != nil {
+		return fmt.Errorf("prepare %s: %w", s.Durable, err)
+	}
+	return nil
+}
+
+// config is all but the handler of what runs s.
+func (s Subscription) config(nc *nats.Conn) (Config, schema.Subjects, error) {
+	subjects, err := s.check()
+	if err != nil {
+		return Config{}, subjects, fmt.Errorf("subscribe: %w", err)
+	}
+	js, err := jetStream(nc, s.APIPrefix)
+	if err != nil {
+		return Config{}, subjects, fmt.Errorf("subscribe: %w", err)
+	}
+	return Config{
+		JetStream: js, Stream: subjects.Name(outcomes), Durable: s.Durable, Template: "outcome", Slots: max(1, s.Concurrency),
+		Beat: 5 * time.Second, MaxDelay: time.Minute, Logger: s.Logger, Tracer: s.Tracer, Meter: s.Meter,
+	}.WithDefaults(), subjects, nil
+}
+
+// jetStream is JetStream under an API prefix; empty: the usual one.
+func jetStream(nc *nats.Conn, apiPrefix string) (jetstream.JetStream, error) {
+	if apiPrefix == "" {
+		return jetstream.New(nc)
+	}
+	return jetstream.NewWithAPIPrefix(nc, apiPrefix)
+}
+
+func (s Subscription) durable(config Config, subjects schema.Subjects) *durable {
+	return &durable{Subscription: s, config: config, subjects: subjects, want: s.durableFilters(subjects), began: time.Now()}
 }
 
 func arrival(m *Message) schema.Arrival {
@@ -107,10 +149,22 @@ func (s Subscription) check() (schema.Subjects, error) {
 		return subjects, fmt.Errorf("Concurrency: %d: want 1, or more with a Durable", s.Concurrency)
 	case strings.ContainsAny(s.Durable, " \t\r\n\f.*>/\\"):
 		return subjects, fmt.Errorf("Durable: %q: want no blanks, dots, slashes or wildcards", s.Durable)
-	case s.StartAll && !s.Since.IsZero():
-		return subjects, errors.New("Since and StartAll: want one of them")
+	case s.starts() > 1:
+		return subjects, errors.New("Since, StartAll and StartAt: want one of them")
+	case s.APIPrefix != "" && s.Durable == "":
+		return subjects, errors.New("APIPrefix: where renewd has an account of its own only a Durable can be read, which renewd's operator makes")
 	}
 	return subjects, checkFilter(s.Types, s.Provider, s.User)
+}
+
+// starts is how many places to begin at are given.
+func (s Subscription) starts() (n int) {
+	for _, given := range []bool{s.StartAll, s.StartAt > 0, !s.Since.IsZero()} {
+		if given {
+			n++
+		}
+	}
+	return n
 }
 
 // checkFilter keeps ids out of subjects that would mean something else there.
@@ -153,9 +207,9 @@ func filters(subjects schema.Subjects, types []schema.Type, provider, user strin
 
 // follow calls the handler for each event in order, from a place that only this call knows.
 func (s Subscription) follow(ctx context.Context, c Config, subjects schema.Subjects) error {
-	r := &reader{js: c.JetStream, stream: c.Stream, filters: filters(subjects, s.Types, s.Provider, s.User), since: s.Since}
+	r := &reader{js: c.JetStream, stream: c.Stream, filters: filters(subjects, s.Types, s.Provider, s.User), since: s.Since, next: s.StartAt}
 	defer r.close(ctx)
-	placed := s.StartAll || !s.Since.IsZero()
+	placed := s.starts() > 0
 	began := time.Now()
 	var wait backoff
 	for ctx.Err() == nil {

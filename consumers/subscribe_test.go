@@ -278,6 +278,8 @@ func TestSubscriptionNamesTheField(t *testing.T) {
 		"Durable":     {Durable: "a.b"},
 		"Concurrency": {Concurrency: 2},
 		"Since":       {Since: time.Now(), StartAll: true},
+		"StartAt":     {StartAt: 5, StartAll: true},
+		"APIPrefix":   {APIPrefix: "$JS.renewd.API"},
 	} {
 		err := consumers.Subscribe(t.Context(), nc, s, nil)
 		if err == nil || !strings.Contains(err.Error(), field) {
