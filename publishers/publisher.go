@@ -57,6 +57,11 @@ type Option func(*Publisher)
 // WithPrefix sets the prefix of an installation that has one (RENEWD_NATS_PREFIX).
 func WithPrefix(prefix string) Option { return func(p *Publisher) { p.prefix = prefix } }
 
+// WithAPIPrefix sets under which name JetStream's API is imported into the connection's account, such
+// as "$JS.renewd.API", where renewd has a NATS account of its own: renewd's public key is read
+// through it. Default "$JS.API".
+func WithAPIPrefix(prefix string) Option { return func(p *Publisher) { p.apiPrefix = prefix } }
+
 // WithSource sets the CloudEvents source, which names this service in causes. Default "/".
 func WithSource(source string) Option { return func(p *Publisher) { p.source = source } }
 
@@ -69,12 +74,13 @@ func WithJWKS(jwks []byte) Option { return func(p *Publisher) { p.keys.fixed = j
 
 // Publisher publishes events.
 type Publisher struct {
-	prefix   string
-	source   string
-	tracer   trace.Tracer
-	js       jetstream.JetStream
-	subjects schema.Subjects
-	keys     keys
+	prefix    string
+	apiPrefix string
+	source    string
+	tracer    trace.Tracer
+	js        jetstream.JetStream
+	subjects  schema.Subjects
+	keys      keys
 }
 
 // New returns a publisher on nc. It sends nothing yet.
@@ -90,7 +96,12 @@ func New(nc *nats.Conn, opts ...Option) (*Publisher, error) {
 	if !attributeFits(p.source) {
 		return nil, fmt.Errorf("publishers: WithSource: %s", wantAttribute)
 	}
-	if p.js, err = jetstream.New(nc); err != nil {
+	if p.apiPrefix == "" {
+		p.js, err = jetstream.New(nc)
+	} else {
+		p.js, err = jetstream.NewWithAPIPrefix(nc, p.apiPrefix)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("publishers: %w", err)
 	}
 	p.keys.js, p.keys.bucket = p.js, p.subjects.Name(keysBucket)
