@@ -115,7 +115,7 @@ func (p publishFlags) publish(ctx context.Context, a *app, c *cli, do send) erro
 		return err
 	}
 	defer nc.Close()
-	pub, err := publishers.New(nc, publishers.WithPrefix(conf.NATSPrefix), publishers.WithSource(p.Source))
+	pub, err := publishers.New(nc, publishers.WithPrefix(conf.NATSPrefix), publishers.WithAPIPrefix(conf.NATSAPI), publishers.WithSource(p.Source))
 	if err != nil {
 		return usageError{err}
 	}

@@ -42,6 +42,8 @@ type cli struct {
 	User        userCommand        `cmd:"" help:"Look at what is stored about a user, or erase it."`
 	Store       storeCommand       `cmd:"" help:"After a restore: compare the store with what was published, and decide about what is superseded."`
 	Streams     streamsCommand     `cmd:"" help:"Compare the NATS streams with the settings, and create or update them."`
+	Subscribers subscribersCommand `cmd:"" help:"Make, list and remove the places in the outcomes that services read from."`
+	NATS        natsCommand        `cmd:"" name:"nats" help:"Print the settings of a NATS server that keeps services apart."`
 	Provider    providerCommand    `cmd:"" help:"Look at a provider's health, pause it, or resume it."`
 	Keys        keysCommand        `cmd:"" help:"Make, list and rotate the keys that seal logins and stored tokens."`
 	Config      configCommand      `cmd:"" help:"Check and show the settings."`

@@ -27,7 +27,8 @@ type settings struct {
 	NATSCA       string       `key:"nats_ca" doc:"file with the CA certificates that the NATS servers' certificates are checked against; empty: the system's"`
 	NATSCert     string       `key:"nats_cert" doc:"file with the TLS certificate to show to NATS"`
 	NATSKey      string       `key:"nats_key" doc:"file with the private key of nats_cert"`
-	NATSInbox    string       `key:"nats_inbox_prefix" doc:"prefix of the inboxes that answers come to; the NATS roles under deploy/nats want one each"`
+	NATSInbox    string       `key:"nats_inbox_prefix" doc:"prefix of the inboxes that answers come to; empty: _INBOX"`
+	NATSAPI      string       `key:"nats_api_prefix" doc:"for commands that publish or subscribe from a NATS account of their own: the name under which JetStream's API is imported there, $JS.renewd.API as renewd nats config has it; empty: $JS.API"`
 	NATSPrefix   string       `key:"nats_prefix" doc:"put before the name of every stream and subject, to keep installations apart on one NATS account"`
 	NATSReplicas int          `key:"nats_replicas" default:"1" min:"1" max:"3" doc:"copies of every stream; 3 needs a cluster of three servers"`
 

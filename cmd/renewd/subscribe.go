@@ -47,7 +47,7 @@ func (s subscribeCommand) Run(ctx context.Context, a *app, c *cli) error {
 	defer nc.Close()
 	colour := colours(a.stdout, a.environ)
 	return consumers.Subscribe(ctx, nc, consumers.Subscription{
-		Prefix: conf.NATSPrefix, Types: types, Provider: s.Provider, User: s.User, Durable: s.Durable, UpdateFilter: s.UpdateFilter, Since: since, Logger: newLogger(a.stderr, &conf.settings),
+		Prefix: conf.NATSPrefix, APIPrefix: conf.NATSAPI, Types: types, Provider: s.Provider, User: s.User, Durable: s.Durable, UpdateFilter: s.UpdateFilter, Since: since, Logger: newLogger(a.stderr, &conf.settings),
 	}, func(_ context.Context, e schema.Event) error {
 		if s.Output == "json" {
 			return printJSON(a.stdout, e)

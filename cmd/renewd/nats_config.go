@@ -1,0 +1,211 @@
+package main
+
+import (
+	"embed"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"slices"
+	"strings"
+	"text/template"
+
+	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/schema"
+)
+
+// natsCommand is about NATS servers that renewd does not run itself.
+type natsCommand struct {
+	Config natsConfig `cmd:"" help:"Print a server's settings with an account for renewd and one for each service."`
+}
+
+type natsConfig struct {
+	Publisher  []string `placeholder:"NAME" help:"A service that publishes logins and requests; may be repeated."`
+	Subscriber []string `placeholder:"NAME[=TYPE,…]" help:"A service that receives outcomes, all or of some types; may be repeated. Make its durable with renewd subscribers add NAME."`
+}
+
+// Run prints the settings.
+func (n natsConfig) Run(a *app, c *cli) error {
+	conf, err := a.load(c)
+	if err != nil {
+		return err
+	}
+	config, err := n.config(conf.topology())
+	if err != nil {
+		return usageError{err}
+	}
+	return config.print(a.stdout)
+}
+
+// accountsConfig is what the template is filled with.
+type accountsConfig struct {
+	Streams  []boundary
+	Services []service
+	Exports  []export
+	Commands []string // subjects
+	Keys     string   // the stream of the bucket of public keys
+	Outcomes string   // the stream of outcomes
+	Own      []string // the subjects that renewd itself publishes
+	Types    []schema.Type
+	API      string
+}
+
+// boundary is a stream as renewd's own user may use it.
+type boundary struct {
+	Name   string
+	Bucket bool
+	Direct bool
+}
+
+// service is a NATS account beside renewd's.
+type service struct {
+	Name      string // of its user and its durable
+	Publishes bool
+	Live      []string // subjects of the outcomes that it receives; none: it is no subscriber
+}
+
+// Account names the service's account.
+func (s service) Account() string { return accountName(s.Name) }
+
+func accountName(name string) string { return strings.ToUpper(strings.ReplaceAll(name, "-", "_")) }
+
+// export is a subject that is open to the named accounts alone.
+type export struct {
+	Kind, Subject string
+	Many          bool // one request has many answers
+	Accounts      []string
+}
+
+const (
+	renewdAccount = "RENEWD"
+	// importedAPI is the name of JetStream's API in a service's account: $JS.API is taken by the
+	// service's own account.
+	importedAPI = "$JS.renewd.API"
+)
+
+var serviceName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`)
+
+// config sorts out what is open to whom.
+func (n natsConfig) config(t stream.Topology) (accountsConfig, error) {
+	c := accountsConfig{
+		API: importedAPI, Types: schema.Outcomes(), Outcomes: t.Subjects.Name(stream.Outcomes), Keys: "KV_" + t.Subjects.Name(stream.BucketKeys),
+	}
+	for _, of := range schema.Commands() {
+		c.Commands = append(c.Commands, strings.TrimSuffix(t.Subjects.Filter(of, "", ""), "*.*")+">") // as the streams take them
+	}
+	t.Grants = true
+	for _, s := range t.WithDefaults().Streams() {
+		c.Streams = append(c.Streams, boundary{Name: s.Name, Bucket: strings.HasPrefix(s.Name, "KV_"), Direct: s.AllowDirect})
+		if !slices.ContainsFunc(c.Commands, func(command string) bool { return slices.Contains(s.Subjects, command) }) {
+			c.Own = append(c.Own, s.Subjects...)
+		}
+	}
+	if err := n.services(&c, t.Subjects); err != nil {
+		return c, err
+	}
+	c.export()
+	return c, nil
+}
+
+// services reads the flags.
+func (n natsConfig) services(c *accountsConfig, subjects schema.Subjects) error {
+	add := func(flag, name string) (*service, error) {
+		if !serviceName.MatchString(name) || accountName(name) == renewdAccount || accountName(name) == "SYS" {
+			return nil, fmt.Errorf("--%s %q: want 1 to 32 of a-z, 0-9 and -, and neither renewd nor sys", flag, name)
+		}
+		for i := range c.Services {
+			if c.Services[i].Name == name {
+				return &c.Services[i], nil
+			}
+		}
+		c.Services = append(c.Services, service{Name: name})
+		return &c.Services[len(c.Services)-1], nil
+	}
+	for _, name := range n.Publisher {
+		s, err := add("publisher", name)
+		if err != nil {
+			return err
+		}
+		s.Publishes = true
+	}
+	for _, given := range n.Subscriber {
+		name, list, some := strings.Cut(given, "=")
+		s, err := add("subscriber", name)
+		if err != nil {
+			return err
+		}
+		var f eventFlags
+		if some {
+			f.Type = strings.Split(list, ",")
+		}
+		types, err := f.types()
+		if err != nil {
+			return fmt.Errorf("--subscriber %s: %w", given, err)
+		}
+		if !some {
+			types = c.Types
+		}
+		for _, of := range types {
+			s.Live = append(s.Live, subjects.Filter(of, "", ""))
+		}
+	}
+	if len(c.Services) == 0 {
+		return errors.New("name the services that are to use renewd: --publisher and --subscriber")
+	}
+	return nil
+}
+
+// export opens what the services need, to them alone.
+func (c *accountsConfig) export() {
+	open := func(kind, subject string, many bool, to string) {
+		for i := range c.Exports {
+			if e := &c.Exports[i]; e.Kind == kind && e.Subject == subject {
+				e.Accounts = append(e.Accounts, to)
+				return
+			}
+		}
+		c.Exports = append(c.Exports, export{kind, subject, many, []string{to}})
+	}
+	for _, s := range c.Services {
+		for _, subject := range c.Commands {
+			if s.Publishes {
+				open("service", subject, false, s.Account())
+			}
+		}
+		if s.Publishes {
+			open("service", "$JS.API.STREAM.INFO."+c.Keys, false, s.Account())
+			open("service", "$JS.API.STREAM.MSG.GET."+c.Keys, false, s.Account())
+		}
+		if len(s.Live) > 0 {
+			open("service", "$JS.API.CONSUMER.INFO."+c.Outcomes+"."+s.Name, false, s.Account())
+			open("service", "$JS.API.CONSUMER.MSG.NEXT."+c.Outcomes+"."+s.Name, true, s.Account())
+			open("service", "$JS.ACK."+c.Outcomes+"."+s.Name+".>", false, s.Account())
+		}
+		for _, subject := range s.Live {
+			open("stream", subject, false, s.Account())
+		}
+	}
+}
+
+// Imports are what is open to a service, with the name that it has there.
+func (c accountsConfig) Imports(s service) (in []struct{ Kind, Subject, As string }) {
+	for _, e := range c.Exports {
+		if !slices.Contains(e.Accounts, s.Account()) {
+			continue
+		}
+		as := ""
+		if rest, api := strings.CutPrefix(e.Subject, "$JS.API."); api {
+			as = c.API + "." + rest
+		}
+		in = append(in, struct{ Kind, Subject, As string }{e.Kind, e.Subject, as})
+	}
+	return in
+}
+
+//go:embed nats_config.tmpl
+var natsConfigTemplate embed.FS
+
+func (c accountsConfig) print(w io.Writer) error {
+	t := template.Must(template.New("nats_config.tmpl").Funcs(template.FuncMap{"join": strings.Join}).ParseFS(natsConfigTemplate, "*.tmpl"))
+	return t.Execute(w, c)
+}

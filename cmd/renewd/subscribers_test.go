@@ -1,0 +1,84 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+)
+
+func TestSubscribers(t *testing.T) {
+	t.Parallel()
+	url := natsServer(t)
+	env := []string{"RENEWD_NATS_URL=" + url, "RENEWD_AUTH_URL=https://a.example", "RENEWD_CLIENT_ID=c"}
+	want(t, env, exitFailed, "streams apply", "subscribers", "list")
+	want(t, env, exitFailed, "streams apply", "subscribers", "add", "shop")
+	want(t, env, exitDone, "", "streams", "apply")
+	want(t, env, exitDone, "no durable is there", "subscribers", "list")
+	want(t, env, exitUsage, "no such outcome", "subscribers", "add", "shop", "--type", "user.reauth")
+	want(t, env, exitFailed, "want one of them", "subscribers", "add", "shop", "--all", "--from", "3")
+	want(t, env, exitDone, "shop is there", "subscribers", "add", "shop", "--type", "user.reauth_required")
+	want(t, env, exitDone, "shop is there", "subscribers", "add", "shop", "--type", "user.reauth_required")
+	want(t, env, exitFailed, "for other events", "subscribers", "add", "shop")
+	want(t, env, exitDone, "shop is there", "subscribers", "add", "shop", "--update-filter")
+	want(t, env, exitDone, "removed", "subscribers", "remove", "shop")
+	want(t, env, exitDone, "shop is there", "subscribers", "add", "shop")
+
+	nc, err := nats.Connect(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	if _, err := nc.Request("user.reauth_required.acme.u1", nil, natsDialLimit); err != nil {
+		t.Fatal(err)
+	}
+	var s subscriber
+	if err := json.Unmarshal([]byte(want(t, env, exitDone, "", "subscribers", "list", "-o", "json")), &s); err != nil {
+		t.Fatal(err)
+	}
+	if s.Name != "shop" || s.Waiting != 1 || s.Connected || len(s.Outcomes) != 0 {
+		t.Errorf("got %+v", s)
+	}
+	want(t, env, exitDone, "all       1", "subscribers", "list")
+	want(t, env, exitFailed, "subscribers list", "subscribers", "remove", "crm")
+	want(t, env, exitDone, "subscribers add shop --from 1", "subscribers", "remove", "shop")
+	want(t, env, exitDone, "no durable is there", "subscribers", "list")
+	want(t, env, exitDone, "shop is there", "subscribers", "add", "shop", "--from", "1")
+}
+
+// What is shipped under deploy/nats is what the command prints.
+func TestShippedNATSConfigIsTheOnePrinted(t *testing.T) {
+	shipped, err := os.ReadFile("../../deploy/nats/nats.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"nats", "config", "--publisher", "signin", "--subscriber", "shop"}
+	if got := want(t, nil, exitDone, "", args...); got != string(shipped) {
+		t.Errorf("deploy/nats/nats.conf is not what `renewd %s` prints: write that into it", strings.Join(args, " "))
+	}
+}
+
+func TestNATSConfigNamesWhatIsWrong(t *testing.T) {
+	for says, args := range map[string][]string{
+		"--publisher and --subscriber": {},
+		"neither renewd":               {"--publisher", "renewd"},
+		"a-z":                          {"--subscriber", "Shop!"},
+		"no such outcome":              {"--subscriber", "shop=user.login"},
+	} {
+		want(t, nil, exitUsage, says, append([]string{"nats", "config"}, args...)...)
+	}
+	narrow := want(t, []string{"RENEWD_NATS_PREFIX=eu"}, exitDone, "", "nats", "config", "--publisher", "app", "--subscriber", "app=user.reauth_required")
+	for _, line := range []string{
+		`{ service: "eu.user.login.>", accounts: [APP] }`, `{ stream: "eu.user.reauth_required.*.*", accounts: [APP] }`,
+		`{ service: "$JS.ACK.eu_OUTCOMES.app.>", accounts: [APP] }`, `"$JS.API.STREAM.INFO.KV_eu_renewd_grants"`,
+	} {
+		if !strings.Contains(narrow, line) {
+			t.Errorf("want %s in:\n%s", line, narrow)
+		}
+	}
+	if strings.Contains(narrow, "user.synced.*.*\", accounts") {
+		t.Error("user.synced is open to a service that did not ask for it")
+	}
+}
