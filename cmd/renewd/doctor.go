@@ -83,6 +83,7 @@ type examination struct {
 func (x *examination) examine(ctx context.Context, server string) {
 	p := x.plant
 	keys := x.ask(ctx, "keyring", x.keyring)
+	x.ask(ctx, "links", x.links)
 	connected := x.ask(ctx, "NATS", func(context.Context) finding { return x.connect(server) })
 	streams := connected
 	for _, q := range []struct {

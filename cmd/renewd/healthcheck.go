@@ -1,8 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -23,11 +26,16 @@ func (healthcheckCommand) Run(ctx context.Context, a *app, c *cli) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, healthcheckLimit)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+reachable(conf.HTTPAddr)+"/readyz", nil)
+	client, scheme, err := probing(conf)
+	if err != nil {
+		return err
+	}
+	defer client.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+reachable(conf.HTTPAddr)+"/readyz", nil)
 	if err != nil {
 		return fmt.Errorf("ask renewd at %s: %w", conf.HTTPAddr, err)
 	}
-	res, err := http.DefaultClient.Do(req)
+	res, err := client.Do(req)
 	if err != nil {
 		return fmt.Errorf("ask renewd at %s: %w: is it running with this RENEWD_HTTP_ADDR?", conf.HTTPAddr, err)
 	}
@@ -48,6 +56,28 @@ func (healthcheckCommand) Run(ctx context.Context, a *app, c *cli) error {
 		return errSilent
 	}
 	return nil
+}
+
+// probing is the client for the HTTP server of these settings. Of a server with TLS it wants the very
+// certificate of the settings, whatever name that is for: it is asked at an address of this machine.
+func probing(conf *configuration) (*http.Client, string, error) {
+	if conf.HTTPCert == "" {
+		return &http.Client{}, "http://", nil
+	}
+	own, err := tls.LoadX509KeyPair(conf.HTTPCert, conf.HTTPKey)
+	if err != nil {
+		return nil, "", fmt.Errorf("http_cert: %w", err)
+	}
+	config := &tls.Config{
+		MinVersion: tls.VersionTLS12, InsecureSkipVerify: true, // what is verified stands below
+		VerifyConnection: func(s tls.ConnectionState) error {
+			if !bytes.Equal(s.PeerCertificates[0].Raw, own.Certificate[0]) {
+				return errors.New("another certificate than http_cert is shown")
+			}
+			return nil
+		},
+	}
+	return &http.Client{Transport: &http.Transport{TLSClientConfig: config}}, "https://", nil
 }
 
 // reachable turns the address of a listener on every interface into one to connect to.

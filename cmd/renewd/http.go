@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -109,6 +110,22 @@ func (s surface) guard(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// listenTLS is listen for HTTPS where there is a certificate.
+func listenTLS(ctx context.Context, conf *configuration) (net.Listener, error) {
+	if conf.HTTPCert == "" {
+		return listen(ctx, conf.HTTPAddr)
+	}
+	c, err := loadCertificate(conf.HTTPCert, conf.HTTPKey)
+	if err != nil {
+		return nil, usageError{fmt.Errorf("http_cert: %w", err)}
+	}
+	l, err := listen(ctx, conf.HTTPAddr)
+	if err != nil {
+		return nil, err
+	}
+	return tls.NewListener(l, c.server()), nil
 }
 
 // listen opens the listener of the HTTP server, so that a port in use is an error at start.

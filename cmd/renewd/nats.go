@@ -32,6 +32,9 @@ func (c *configuration) natsOptions(environ []string) (url string, opts []nats.O
 		if err != nil {
 			return "", nil, fmt.Errorf("%s: %w", c.name("nats_context"), err)
 		}
+		if host := natsInClear(from.URL, from.Password != "" || from.Token != "", from.CA != "" || from.Cert != "" || from.TLSFirst); host != "" && !c.AllowPlaintext {
+			return "", nil, fmt.Errorf("%s: its password or token would cross the network to %s in clear text: write tls:// there%s", c.name("nats_context"), host, plaintextHint)
+		}
 		url, opts = from.URL, append(opts, from.options()...)
 	}
 	own := natsContext{
@@ -72,6 +75,9 @@ func (a *app) connect(conf *configuration, server string) (*nats.Conn, error) {
 	case server != "":
 		if err := checkNATSURL(server); err != nil {
 			return nil, usageError{fmt.Errorf("--server: %w", err)}
+		}
+		if host := natsInClear(server, !conf.NATSPassword.IsZero() || !conf.NATSToken.IsZero(), conf.NATSCA != "" || conf.NATSCert != ""); host != "" && !conf.AllowPlaintext {
+			return nil, usageError{fmt.Errorf("--server: the password or token would cross the network to %s in clear text: write tls://%s%s", host, host, plaintextHint)}
 		}
 		url = server
 	case url == "" && conf.NATSListen != "":

@@ -118,7 +118,11 @@ func collectLess() {
 func (p *plant) connect(ctx context.Context, environ []string) (err error) {
 	events := natsEvents(p.log)
 	if p.conf.embedded() {
-		if p.server, err = natsd.Start(ctx, p.natsd()); err != nil {
+		config, err := p.natsd()
+		if err != nil {
+			return usageError{err}
+		}
+		if p.server, err = natsd.Start(ctx, config); err != nil {
 			return err
 		}
 		collectLess()
@@ -135,13 +139,22 @@ func (p *plant) connect(ctx context.Context, environ []string) (err error) {
 	})
 }
 
-func (p *plant) natsd() natsd.Config {
-	return natsd.Config{
+func (p *plant) natsd() (natsd.Config, error) {
+	c := natsd.Config{
 		StoreDir: filepath.Join(p.conf.DataDir, "nats"), Listen: p.conf.NATSListen, Logger: p.log,
 		// Where NATS holds the grants too, an acknowledged write must be on the disk.
 		SyncAlways: p.conf.DatabaseURL.IsZero(),
 		Auth:       natsd.Auth{User: p.conf.NATSUser, Password: p.conf.NATSPassword, Token: p.conf.NATSToken},
 	}
+	if p.conf.NATSCert == "" {
+		return c, nil
+	}
+	shown, err := loadCertificate(p.conf.NATSCert, p.conf.NATSKey)
+	if err != nil {
+		return c, fmt.Errorf("nats_cert: %w", err)
+	}
+	c.TLS = shown.server()
+	return c, nil
 }
 
 // streams makes sure that the streams are as the settings want them, and publishes the public key.

@@ -40,7 +40,7 @@ func (a *app) serve(ctx context.Context, conf *configuration, log *slog.Logger, 
 			log.Warn("the last figures may not have been exported", "error", err)
 		}
 	}()
-	listener, err := listen(ctx, conf.HTTPAddr)
+	listener, err := listenTLS(ctx, conf)
 	if err != nil {
 		return err
 	}

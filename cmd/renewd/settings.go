@@ -25,7 +25,7 @@ type settings struct {
 	NATSPassword grant.Secret `key:"nats_password" doc:"NATS password"`
 	NATSToken    grant.Secret `key:"nats_token" doc:"NATS token"`
 	NATSCA       string       `key:"nats_ca" doc:"file with the CA certificates that the NATS servers' certificates are checked against; empty: the system's"`
-	NATSCert     string       `key:"nats_cert" doc:"file with the TLS certificate to show to NATS"`
+	NATSCert     string       `key:"nats_cert" doc:"file with the TLS certificate to show to NATS; where NATS is embedded, that its listener shows"`
 	NATSKey      string       `key:"nats_key" doc:"file with the private key of nats_cert"`
 	NATSInbox    string       `key:"nats_inbox_prefix" doc:"prefix of the inboxes that answers come to; empty: _INBOX"`
 	NATSAPI      string       `key:"nats_api_prefix" doc:"for commands that publish or subscribe from a NATS account of their own: the name under which JetStream's API is imported there, $JS.renewd.API as renewd nats config has it; empty: $JS.API"`
@@ -41,7 +41,11 @@ type settings struct {
 	KeysFile    string       `key:"keys_file" doc:"the keyring; empty: keys.json in data_dir. Made at the first start if NATS is embedded, else by: renewd keys new"`
 
 	HTTPAddr  string       `key:"http_addr" default:"127.0.0.1:7460" doc:"host:port of /livez, /readyz, /metrics, /.well-known/jwks.json and /schemas/"`
+	HTTPCert  string       `key:"http_cert" doc:"file with the TLS certificate of http_addr, read again when it changes; empty: plain HTTP"`
+	HTTPKey   string       `key:"http_key" doc:"file with the private key of http_cert"`
 	HTTPToken grant.Secret `key:"http_token" doc:"bearer token for all but /livez and /readyz, 16 bytes at least. Without one they are served on loopback only"`
+
+	AllowPlaintext bool `key:"allow_plaintext" default:"false" doc:"let passwords and tokens of NATS, PostgreSQL and HTTP cross a network without TLS: for one that is encrypted itself, or is one machine's"`
 
 	LoginMaxAge time.Duration `key:"login_max_age" default:"5m" min:"1m" max:"168h" doc:"how long before it was published a login's tokens may have been sealed; longer where publishers send logins from an outbox"`
 

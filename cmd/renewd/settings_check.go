@@ -34,6 +34,7 @@ func (c *configuration) check() []error {
 	say("nats_cert", both(c.NATSCert, "nats_key", c.NATSKey))
 	for key, path := range map[string]string{
 		"nats_creds": c.NATSCreds, "nats_ca": c.NATSCA, "nats_cert": c.NATSCert, "nats_key": c.NATSKey,
+		"http_cert": c.HTTPCert, "http_key": c.HTTPKey,
 	} {
 		say(key, readable(path))
 	}
@@ -50,6 +51,8 @@ func (c *configuration) check() []error {
 	}
 	say("database_url", checkDatabaseURL(c.DatabaseURL.Reveal()))
 	say("http_addr", checkAddr(c.HTTPAddr))
+	say("http_cert", both(c.HTTPCert, "http_key", c.HTTPKey))
+	c.checkLinks(say)
 	if n := len(c.HTTPToken.Reveal()); n > 0 && n < 16 {
 		say("http_token", fmt.Errorf("%d bytes: want 16 or more, random; for instance from: openssl rand -hex 24", n))
 	}

@@ -8,6 +8,7 @@ package natsd
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -32,6 +33,9 @@ type Config struct {
 	// Listen is the host:port for other processes; port 0 takes a free one. Empty: this process
 	// only. Beyond loopback it needs Auth.
 	Listen string
+	// TLS is how the listener shows who it is. Default none: what clients show crosses the network
+	// in clear text.
+	TLS *tls.Config
 	// Auth is what clients must show. The zero value lets everybody in who can reach Listen.
 	Auth Auth
 	// SyncAlways flushes every write to the disk before it is acknowledged: needed where tokens
@@ -205,6 +209,9 @@ func (c Config) options() (*server.Options, []nats.Option, error) {
 	return o, self, nil
 }
 
+// tlsTimeout bounds a client's handshake.
+const tlsTimeout = 2 * time.Second
+
 func (c Config) listen(o *server.Options) error {
 	host, port, err := net.SplitHostPort(c.Listen)
 	if err != nil {
@@ -220,6 +227,9 @@ func (c Config) listen(o *server.Options) error {
 			"set a token, a user and password, or nkeys, or listen on 127.0.0.1", c.Listen)
 	}
 	o.Host, o.Port = host, int(number)
+	if c.TLS != nil {
+		o.TLSConfig, o.TLS, o.TLSTimeout = c.TLS, true, tlsTimeout.Seconds()
+	}
 	if number == 0 {
 		o.Port = server.RANDOM_PORT
 	}
