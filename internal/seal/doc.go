@@ -5,8 +5,8 @@
 // renewd. A pair at rest is AES-256-GCM under a key of its own, derived with HKDF-SHA256 from a
 // master key and a random salt, so that no key ever encrypts twice.
 //
-// The newest key of each kind seals, every key opens: keys are added first, and dropped only when
-// nothing sealed with them is left. The package does no I/O, never logs, and its errors never quote
-// what it was given. A Keyring never changes once made (Rotate returns a new one), so all its
+// One key of each kind seals, every key opens. A fresh key only opens at first, until each worker
+// has it and it is promoted; a key is dropped only when nothing sealed with it is left. The package does no I/O, never logs, and its errors never quote
+// what it was given. A Keyring never changes once made (Rotate and Promote return a new one), so all its
 // methods are safe for concurrent use.
 package seal

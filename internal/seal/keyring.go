@@ -2,6 +2,7 @@ package seal
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -24,6 +25,10 @@ var (
 	ErrSealed = errors.New("cannot be opened")
 	// ErrKeyring: a keyring file that makes no sense.
 	ErrKeyring = errors.New("malformed keyring")
+	// ErrNotPromoted: the keyring has fresh keys already that do not seal yet.
+	ErrNotPromoted = errors.New("the keyring has fresh keys that wait to be promoted")
+	// ErrNothingToPromote: the newest keys of the keyring are those that seal.
+	ErrNothingToPromote = errors.New("the keyring has no fresh keys: the newest ones seal already")
 )
 
 // KeyInfo describes a key without its secret.
@@ -32,12 +37,14 @@ type KeyInfo struct {
 	Use     string    `json:"use"` // "login" or "store"
 	Created time.Time `json:"created"`
 	Current bool      `json:"current"` // it is the one that seals
+	// Next: it is newer than the one that seals, and opens only until it is promoted.
+	Next bool `json:"next,omitempty"`
 }
 
 // Keyring holds renewd's keys. Treat what Marshal returns like a password.
 type Keyring struct {
-	login []loginKey // newest last
-	store []storeKey // newest last
+	login []loginKey // the one that seals last
+	store []storeKey // likewise
 }
 
 type loginKey struct {
@@ -53,10 +60,54 @@ type storeKey struct {
 }
 
 // NewKeyring returns a keyring with one fresh key of each kind.
-func NewKeyring(now time.Time) (*Keyring, error) { return new(Keyring).Rotate(now) }
+func NewKeyring(now time.Time) (*Keyring, error) { return new(Keyring).fresh(now) }
 
-// Rotate returns a copy of k with one fresh key of each kind, which seal from then on.
+// Rotate returns a copy of k with one fresh key of each kind, which open only until they are
+// promoted: what one worker seals, all must be able to open. Errors: ErrNotPromoted.
 func (k *Keyring) Rotate(now time.Time) (*Keyring, error) {
+	if k.waiting() {
+		return nil, ErrNotPromoted
+	}
+	// Times tell which keys are the newest, also where a clock was set back.
+	for _, key := range k.Keys() {
+		if !now.After(key.Created) {
+			now = key.Created.Add(time.Second)
+		}
+	}
+	next, err := k.fresh(now)
+	if err != nil {
+		return nil, err
+	}
+	behindTheLast(next.login)
+	behindTheLast(next.store)
+	return next, nil
+}
+
+// behindTheLast lets the last but one be the last.
+func behindTheLast[T any](keys []T) {
+	n := len(keys)
+	keys[n-2], keys[n-1] = keys[n-1], keys[n-2]
+}
+
+// Promote returns a copy of k in which the newest key of each kind seals. Errors:
+// ErrNothingToPromote.
+func (k *Keyring) Promote() (*Keyring, error) {
+	if !k.waiting() {
+		return nil, ErrNothingToPromote
+	}
+	next := &Keyring{login: slices.Clone(k.login), store: slices.Clone(k.store)}
+	slices.SortStableFunc(next.login, func(a, b loginKey) int { return a.created.Compare(b.created) })
+	slices.SortStableFunc(next.store, func(a, b storeKey) int { return a.created.Compare(b.created) })
+	return next, nil
+}
+
+// waiting reports whether there are keys that are newer than those that seal.
+func (k *Keyring) waiting() bool {
+	return slices.ContainsFunc(k.Keys(), func(i KeyInfo) bool { return i.Next })
+}
+
+// fresh is a copy of k with one more key of each kind, which seal.
+func (k *Keyring) fresh(now time.Time) (*Keyring, error) {
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("generate login key: %w", err)
@@ -75,15 +126,29 @@ func (k *Keyring) Rotate(now time.Time) (*Keyring, error) {
 	}, nil
 }
 
-// Keys lists what is in the keyring, oldest first.
+// Keys lists what is in the keyring, by kind and the oldest first.
 func (k *Keyring) Keys() []KeyInfo {
-	var keys []KeyInfo
-	for i, l := range k.login {
-		keys = append(keys, KeyInfo{l.id, "login", l.created, i == len(k.login)-1})
+	var login, store []KeyInfo
+	for _, l := range k.login {
+		login = append(login, KeyInfo{ID: l.id, Use: "login", Created: l.created})
 	}
-	for i, s := range k.store {
-		keys = append(keys, KeyInfo{base64.RawURLEncoding.EncodeToString([]byte(s.id)), "store", s.created, i == len(k.store)-1})
+	for _, s := range k.store {
+		store = append(store, KeyInfo{ID: base64.RawURLEncoding.EncodeToString([]byte(s.id)), Use: "store", Created: s.created})
 	}
+	for _, kind := range [][]KeyInfo{login, store} {
+		if len(kind) == 0 {
+			continue
+		}
+		current := &kind[len(kind)-1]
+		current.Current = true
+		for i := range kind {
+			kind[i].Next = kind[i].Created.After(current.Created)
+		}
+	}
+	keys := append(login, store...)
+	slices.SortStableFunc(keys, func(a, b KeyInfo) int {
+		return cmp.Or(cmp.Compare(a.Use, b.Use), a.Created.Compare(b.Created))
+	})
 	return keys
 }
 

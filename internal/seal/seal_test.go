@@ -73,12 +73,76 @@ func TestRotationOpensTheOld(t *testing.T) {
 	if _, err := next.OpenLogin(jwe); err != nil {
 		t.Error(err)
 	}
+	if next, err = next.Promote(); err != nil {
+		t.Fatal(err)
+	}
 	if len(next.Keys()) != 4 || len(old.Keys()) != 2 || bytes.Equal(next.JWKS(), old.JWKS()) {
 		t.Error("rotation did not add keys, or changed the old ring")
 	}
 	fresh, _ := next.Seal([]byte("x"), nil)
 	if _, err := old.Open(fresh, nil); !errors.Is(err, seal.ErrUnknownKey) {
 		t.Errorf("the new key does not seal: %v", err)
+	}
+}
+
+// A fresh key opens only, so that workers get it one after the other: what the keyring seals
+// meanwhile, those without the key open too.
+func TestAFreshKeySealsOnceItIsPromoted(t *testing.T) {
+	old := ring(t)
+	if _, err := old.Promote(); !errors.Is(err, seal.ErrNothingToPromote) {
+		t.Errorf("promoted without a fresh key: %v", err)
+	}
+	added, err := old.Rotate(noon.Add(-time.Hour)) // by a clock that was set back
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := added.Rotate(noon.Add(time.Hour)); !errors.Is(err, seal.ErrNotPromoted) {
+		t.Errorf("rotated twice: %v", err)
+	}
+	raw, err := added.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if added, err = seal.ParseKeyring(raw); err != nil {
+		t.Fatal(err)
+	}
+	blob, err := added.Seal([]byte("x"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := old.Open(blob, nil); err != nil {
+		t.Errorf("a fresh key seals before it is promoted: %v", err)
+	}
+	if !bytes.Equal(added.JWKS(), old.JWKS()) {
+		t.Error("logins are sealed to a fresh key before it is promoted")
+	}
+	promoted, err := added.Promote()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := promoted.Open(blob, nil); err != nil {
+		t.Errorf("what the old key sealed: %v", err)
+	}
+	if blob, err = promoted.Seal([]byte("x"), nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := added.Open(blob, nil); err != nil {
+		t.Errorf("a worker that was not told of the promotion yet: %v", err)
+	}
+	if _, err := old.Open(blob, nil); !errors.Is(err, seal.ErrUnknownKey) {
+		t.Errorf("the promoted key does not seal: %v", err)
+	}
+	states := func(k *seal.Keyring) (s string) {
+		for _, key := range k.Keys() {
+			s += fmt.Sprintf("%s:%t,%t ", key.Use, key.Current, key.Next)
+		}
+		return s
+	}
+	if got := states(added); got != "login:true,false login:false,true store:true,false store:false,true " {
+		t.Errorf("before: %s", got)
+	}
+	if got := states(promoted); got != "login:false,false login:true,false store:false,false store:true,false " {
+		t.Errorf("after: %s", got)
 	}
 }
 
