@@ -44,8 +44,8 @@ func (k *worker) mine() error {
 	return nil
 }
 
-// rotateKeys adds keys and has every worker read them, while people sign in by apps that have just
-// fetched the public key.
+// rotateKeys adds keys, promotes them once every worker has them, and rolls the workers, while
+// people sign in by apps that have just fetched the public key.
 func rotateKeys(ctx context.Context, x *strike) error {
 	x.unfelt = true
 	if _, err := output(x.world.command(nil, "keys", "rotate")); err != nil {
@@ -54,7 +54,11 @@ func rotateKeys(ctx context.Context, x *strike) error {
 	rolled, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
 	wg.Go(func() { x.people.comeAndGo(rolled, rand.New(rand.NewPCG(x.rand.Uint64(), 0))) })
-	err := x.roll(ctx)
+	err := eventually(ctx, 3*time.Minute, func() error {
+		_, err := output(x.world.command(nil, "keys", "promote"))
+		return err
+	})
+	err = errors.Join(err, x.roll(ctx))
 	stop()
 	wg.Wait()
 	return err

@@ -50,7 +50,11 @@ func TestKeys(t *testing.T) {
 	if again, _ := os.ReadFile(path); !bytes.Equal(first, again) {
 		t.Fatal("a keyring was written over")
 	}
-	want(t, env, exitDone, "fresh keys", "keys", "rotate")
+	want(t, env, exitFailed, "keys rotate adds some", "keys", "promote")
+	want(t, env, exitDone, "only open for now", "keys", "rotate")
+	want(t, env, exitDone, "not yet", "keys", "list")
+	want(t, env, exitFailed, "keys promote", "keys", "rotate")
+	want(t, env, exitDone, "seal from now on", "keys", "promote")
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("got %v, %v", info.Mode(), err)
 	}

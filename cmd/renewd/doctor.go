@@ -148,7 +148,7 @@ func (x *examination) keyring(context.Context) finding {
 	if err != nil {
 		return failed(err, "without the keyring nothing can be opened: restore it from its backup, or set RENEWD_KEYS_FILE to where it is")
 	}
-	x.plant.keys = ring
+	x.plant.keys = newLiveKeys(path, ring)
 	return finding{State: fine, Found: fmt.Sprintf("%d keys in %s", len(ring.Keys()), path)}
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -21,7 +22,8 @@ import (
 type keysCommand struct {
 	New     keysNew     `cmd:"" help:"Make a keyring where there is none."`
 	List    keysList    `cmd:"" help:"List the keys, without their secrets."`
-	Rotate  keysRotate  `cmd:"" help:"Add fresh keys, which seal from the next start on. The old ones still open what they sealed."`
+	Rotate  keysRotate  `cmd:"" help:"Add fresh keys, which only open at first."`
+	Promote keysPromote `cmd:"" help:"Let the fresh keys seal, once every worker has them. The old ones still open what they sealed."`
 	Publish keysPublish `cmd:"" help:"Put this keyring's public key in place of one that another keyring published."`
 }
 
@@ -70,8 +72,11 @@ func (k keysList) Run(a *app, c *cli) error {
 	fmt.Fprintln(w, "ID\tUSE\tMADE\tSEALS")
 	for _, key := range ring.Keys() {
 		seals := "no, opens only"
-		if key.Current {
+		switch {
+		case key.Current:
 			seals = "yes"
+		case key.Next:
+			seals = "not yet: keys promote"
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", key.ID, key.Use, clock(key.Created), seals)
 	}
@@ -91,18 +96,92 @@ func (keysRotate) Run(a *app, c *cli) error {
 	if err != nil {
 		return a.keysHint(err)
 	}
-	if ring, err = ring.Rotate(time.Now()); err != nil {
+	if ring, err = ring.Rotate(time.Now()); errors.Is(err, seal.ErrNotPromoted) {
+		return fmt.Errorf("rotate keys: %w: %s keys promote", err, a.name)
+	} else if err != nil {
 		return err
 	}
+	if err := writeKeys(path, ring); err != nil {
+		return fmt.Errorf("rotate keys: %w", err)
+	}
+	fmt.Fprintf(a.stdout, "%s has fresh keys, which only open for now: give it to every renewd of this installation, which reads it by itself; then: %s keys promote\n", path, a.name)
+	return nil
+}
+
+type keysPromote struct {
+	clientFlags
+}
+
+// Run promotes keys, unless some worker could not open what they seal.
+func (k keysPromote) Run(ctx context.Context, a *app, c *cli) error {
+	conf, err := a.load(c)
+	if err != nil {
+		return err
+	}
+	path := conf.keysFile()
+	ring, err := loadKeys(path)
+	if err != nil {
+		return a.keysHint(err)
+	}
+	next, err := ring.Promote()
+	if errors.Is(err, seal.ErrNothingToPromote) {
+		return fmt.Errorf("promote keys: %w: %s keys rotate adds some", err, a.name)
+	} else if err != nil {
+		return err
+	}
+	// An embedded server that nobody else reaches has one worker, which reads this file whole.
+	workers := 1
+	if !conf.embedded() || conf.NATSListen != "" || k.Server != "" {
+		if workers, err = k.everyWorkerHas(ctx, a, conf, idsOf(ring)); err != nil {
+			return err
+		}
+	}
+	if err := writeKeys(path, next); err != nil {
+		return fmt.Errorf("promote keys: %w", err)
+	}
+	fmt.Fprintf(a.stdout, "the fresh keys of %s seal from now on, at %s: give the file to every renewd again\n", path, counted(workers, "worker", "workers"))
+	return nil
+}
+
+// everyWorkerHas refuses while some worker lacks some of the keys, and counts the workers.
+func (k keysPromote) everyWorkerHas(ctx context.Context, a *app, conf *configuration, ids []string) (int, error) {
+	nc, err := a.connect(conf, k.Server)
+	if err != nil {
+		return 0, err
+	}
+	defer nc.Close()
+	engine, err := clientEngine(nc, conf)
+	if err == nil {
+		err = engine.SyncClock(ctx)
+	}
+	if err != nil {
+		return 0, streamHint(err, a)
+	}
+	workers, err := engine.Workers(ctx)
+	if err != nil {
+		return 0, streamHint(err, a)
+	}
+	var lacking []string
+	for _, w := range workers {
+		for _, id := range ids {
+			if !slices.Contains(w.Keys, id) {
+				lacking = append(lacking, fmt.Sprintf("the worker on %s lacks key %s", w.Host, id))
+				break
+			}
+		}
+	}
+	if len(lacking) > 0 {
+		return 0, fmt.Errorf("promote keys: %s: give %s to it, which it reads within seconds; a worker that is gone is forgotten after two minutes", strings.Join(lacking, "; "), conf.keysFile())
+	}
+	return len(workers), nil
+}
+
+func writeKeys(path string, ring *seal.Keyring) error {
 	raw, err := ring.Marshal()
 	if err != nil {
 		return err
 	}
-	if err := replaceFile(path, raw); err != nil {
-		return fmt.Errorf("rotate keys: %w", err)
-	}
-	fmt.Fprintf(a.stdout, "%s has fresh keys: give it to every renewd of this installation, then restart them one after the other\n", path)
-	return nil
+	return replaceFile(path, raw)
 }
 
 type keysPublish struct {

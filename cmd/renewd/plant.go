@@ -29,7 +29,7 @@ type plant struct {
 	js     jetstream.JetStream
 	engine *stream.Engine
 	health jetstream.KeyValue // of the providers
-	keys   *seal.Keyring
+	keys   *liveKeys
 	store  store
 }
 
@@ -50,9 +50,11 @@ func build(ctx context.Context, conf *configuration, environ []string, log *slog
 		}
 	}()
 	say("the keyring")
-	if p.keys, err = p.loadKeys(); err != nil {
+	ring, err := p.loadKeys()
+	if err != nil {
 		return p, err
 	}
+	p.keys = newLiveKeys(conf.keysFile(), ring)
 	say(conf.natsText())
 	if err = p.connect(ctx, environ); err != nil {
 		return p, err
@@ -233,7 +235,7 @@ func (p *plant) publishKeys(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if there != nil && !knows(p.keys, there) {
+	if there != nil && !knows(p.keys.ring.Load(), there) {
 		return usageError{fmt.Errorf("%s is not the keyring that this installation uses: its public key in NATS is another one's: set RENEWD_KEYS_FILE to the right file, or, if that is lost for good, run `renewd keys publish`", p.conf.keysFile())}
 	}
 	return p.engine.PublishKeys(ctx, p.keys.JWKS())

@@ -54,9 +54,11 @@ func (a *app) openPlant(ctx context.Context, conf *configuration, server string)
 		return nil, err
 	}
 	p := &plant{conf: conf, log: slog.New(slog.DiscardHandler), tel: tel}
-	if p.keys, err = loadKeys(conf.keysFile()); err != nil {
+	ring, err := loadKeys(conf.keysFile())
+	if err != nil {
 		return nil, a.keysHint(err)
 	}
+	p.keys = newLiveKeys(conf.keysFile(), ring)
 	if p.nc, err = a.connect(conf, server); err != nil {
 		return nil, err
 	}

@@ -30,7 +30,8 @@ func (p *plant) layers() ([][]part, error) {
 		return nil, err
 	}
 	support := []part{
-		p.engine.Run,
+		p.engine.Run, p.announce,
+		func(ctx context.Context) error { return p.keys.watch(ctx, p.log, p.publishKeys) },
 		stream.Reconciler{Store: p.store, Engine: p.engine, Meter: p.tel.meter, Logger: p.log}.Run,
 	}
 	for _, g := range guards {

@@ -1,0 +1,140 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nuid"
+
+	"github.com/renewd/renewd/internal/seal"
+)
+
+// liveKeys is the keyring of a process as its file has it now, so that a fresh key needs no
+// restart. Safe for concurrent use.
+type liveKeys struct {
+	path    string
+	ring    atomic.Pointer[seal.Keyring]
+	changed chan struct{} // a keyring was read
+}
+
+func newLiveKeys(path string, ring *seal.Keyring) *liveKeys {
+	k := &liveKeys{path: path, changed: make(chan struct{}, 1)}
+	k.ring.Store(ring)
+	return k
+}
+
+// Seal and Open are the keyring's; Open of any key it has.
+func (k *liveKeys) Seal(plain, associated []byte) ([]byte, error) {
+	return k.ring.Load().Seal(plain, associated)
+}
+
+func (k *liveKeys) Open(blob, associated []byte) ([]byte, error) {
+	return k.ring.Load().Open(blob, associated)
+}
+
+// OpenLogin is the keyring's.
+func (k *liveKeys) OpenLogin(jwe string) (seal.Login, error) { return k.ring.Load().OpenLogin(jwe) }
+
+// JWKS is the keyring's.
+func (k *liveKeys) JWKS() []byte { return k.ring.Load().JWKS() }
+
+// ids are of all keys that open.
+func (k *liveKeys) ids() []string { return idsOf(k.ring.Load()) }
+
+func idsOf(ring *seal.Keyring) (ids []string) {
+	for _, key := range ring.Keys() {
+		ids = append(ids, key.ID)
+	}
+	return ids
+}
+
+// keysEvery is how often the file is looked at.
+const keysEvery = 2 * time.Second
+
+// watch reads the file again when it changed, until ctx ends. A file that cannot be read, or lacks
+// a key that was there before, changes nothing: what waits may need that key.
+func (k *liveKeys) watch(ctx context.Context, log *slog.Logger, publish func(context.Context) error) error {
+	tick := time.NewTicker(keysEvery)
+	defer tick.Stop()
+	var said string
+	say := func(text string, err error) {
+		if said != text+err.Error() {
+			log.Error(text, "file", k.path, "error", err)
+		}
+		said = text + err.Error()
+	}
+	unpublished := false
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		before := k.ring.Load()
+		switch again, err := k.read(); {
+		case err != nil:
+			say("the keyring cannot be read again, and stays as it was", err)
+		case again != nil:
+			said = ""
+			log.Info("read the keyring again", "file", k.path, "keys", len(again.Keys()))
+			unpublished = unpublished || !bytes.Equal(before.JWKS(), again.JWKS())
+		}
+		if unpublished {
+			if err := publish(ctx); err != nil {
+				say("the new public key cannot be published yet", err)
+				continue
+			}
+			unpublished = false
+		}
+	}
+}
+
+// read takes up what the file has; nil where that is nothing new.
+func (k *liveKeys) read() (*seal.Keyring, error) {
+	raw, err := os.ReadFile(k.path)
+	if err != nil {
+		return nil, err
+	}
+	have := k.ring.Load()
+	if known, err := have.Marshal(); err == nil && bytes.Equal(known, raw) {
+		return nil, nil
+	}
+	again, err := seal.ParseKeyring(raw)
+	if err != nil {
+		return nil, err
+	}
+	if second, err := again.Marshal(); err == nil {
+		if known, err := have.Marshal(); err == nil && bytes.Equal(known, second) {
+			return nil, nil // written otherwise
+		}
+	}
+	ids := idsOf(again)
+	for _, id := range idsOf(have) {
+		if !slices.Contains(ids, id) {
+			return nil, fmt.Errorf("key %s is no longer in it: put it back, or restart renewd if nothing is sealed with it any more", id)
+		}
+	}
+	k.ring.Store(again)
+	select {
+	case k.changed <- struct{}{}:
+	default:
+	}
+	return again, nil
+}
+
+// announce lets the others know which keys this process has.
+func (p *plant) announce(ctx context.Context) error {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return p.engine.Announce(ctx, nuid.Next(), host, p.keys.ids, p.keys.changed, func(err error) {
+		p.log.Warn("renewd keys promote will not know of this worker", "error", err)
+	})
+}
