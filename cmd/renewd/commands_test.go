@@ -77,6 +77,13 @@ func TestKeys(t *testing.T) {
 	if text := want(t, env, exitDone, "opens only", "keys", "list"); strings.Contains(text, "master") {
 		t.Errorf("got %s", text)
 	}
+	if err := os.Chmod(path, 0o620); err != nil {
+		t.Fatal(err)
+	}
+	want(t, env, exitFailed, "chmod go-w", "keys", "list")
+	if err := os.Chmod(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(path, []byte(`{"version":1,"login":"hunter2"}`), 0o600); err != nil {
 		t.Fatal(err)
 	}

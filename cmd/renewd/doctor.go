@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"runtime"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -149,6 +151,9 @@ func (x *examination) keyring(context.Context) finding {
 		return failed(err, "without the keyring nothing can be opened: restore it from its backup, or set RENEWD_KEYS_FILE to where it is")
 	}
 	x.plant.keys = newLiveKeys(path, ring)
+	if info, err := os.Stat(path); err == nil && runtime.GOOS != "windows" && info.Mode().Perm()&0o004 != 0 {
+		return finding{State: warning, Found: "everybody on this machine may read " + path, Advice: "chmod o-r, and its folder too if others are in it"}
+	}
 	return finding{State: fine, Found: fmt.Sprintf("%d keys in %s", len(ring.Keys()), path)}
 }
 

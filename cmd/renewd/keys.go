@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -218,6 +219,9 @@ func (a *app) keysHint(err error) error {
 }
 
 func loadKeys(path string) (*seal.Keyring, error) {
+	if info, err := os.Stat(path); err == nil && runtime.GOOS != "windows" && info.Mode().Perm()&0o022 != 0 {
+		return nil, fmt.Errorf("load keyring %s: others than its owner may write to it (mode %04o), and so read every token: chmod go-w", path, info.Mode().Perm())
+	}
 	raw, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("load keyring: %w", err)
@@ -249,6 +253,9 @@ func makeKeys(path string, now time.Time) (*seal.Keyring, error) {
 	if err := finish(f, raw); err != nil {
 		return nil, fmt.Errorf("make keyring: %w", errors.Join(err, os.Remove(path)))
 	}
+	if err := syncFolder(filepath.Dir(path)); err != nil {
+		return nil, fmt.Errorf("make keyring: %w", err)
+	}
 	return ring, nil
 }
 
@@ -259,17 +266,25 @@ func finish(f *os.File, raw []byte) error {
 }
 
 // replaceFile writes a file that only its owner may read so that either the old or the new content
-// is there at any time.
+// is there at any time, a power cut included. Its owner stays who it was.
 func replaceFile(path string, raw []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
 	if err != nil {
 		return err
 	}
 	defer os.Remove(f.Name())
+	if was, err := os.Stat(path); err == nil {
+		if err := giveTo(f, was); err != nil {
+			return errors.Join(err, f.Close())
+		}
+	}
 	if err := finish(f, raw); err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), path)
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	return syncFolder(filepath.Dir(path))
 }
 
 // knows reports whether the keyring has the private part of a key in this key set.
