@@ -22,6 +22,9 @@ type lease struct {
 	// Created is when RENEWALS was made that the last walk saw.
 	Created time.Time `json:"renewals_created,omitzero"`
 	Last    Walk      `json:"last"`
+	// Stuck is what the last walk found that stands in RENEWALS though its time is over, by grant
+	// and sequence: the next walk may be another worker's.
+	Stuck map[string]uint64 `json:"stuck,omitempty"`
 
 	kv       jetstream.KeyValue
 	revision uint64

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 	metricnoop "go.opentelemetry.io/otel/metric/noop"
@@ -136,7 +137,6 @@ type walker struct {
 	repaired metric.Int64Counter
 	grants   metric.Int64Gauge
 	overdue  metric.Int64Gauge
-	stuck    map[grant.Key]uint64 // of the last walk
 }
 
 func (w *walker) instruments() (err error) {
@@ -171,7 +171,7 @@ func (w *walker) turn(ctx context.Context) error {
 	if rebuild {
 		w.Logger.InfoContext(ctx, "too few timers for the grants, or a new stream: arming every grant anew")
 	}
-	walk, err := w.walk(ctx, lease, rebuild)
+	walk, stuck, err := w.walk(ctx, lease, rebuild)
 	if err != nil {
 		return err
 	}
@@ -180,7 +180,7 @@ func (w *walker) turn(ctx context.Context) error {
 			w.Logger.WarnContext(ctx, "the streams are new and hold no outcomes: if the store was restored from a backup, nothing tells which of its refresh tokens are superseded")
 		}
 	}
-	lease.Last, lease.Created = walk, created
+	lease.Last, lease.Created, lease.Stuck = walk, created, stuck
 	if err := w.release(ctx, lease); err != nil {
 		return err
 	}
@@ -212,9 +212,9 @@ func (w *walker) lost(ctx context.Context, l *lease) (rebuild bool, created time
 // walk goes over the store once. It begins with PARKED, where pairs wait that a provider may not
 // give again, and comes back to it each ParkedEvery. What is wrong with PARKED does not keep it
 // from the store.
-func (w *walker) walk(ctx context.Context, l *lease, rebuild bool) (Walk, error) {
+func (w *walker) walk(ctx context.Context, l *lease, rebuild bool) (found Walk, stuck map[string]uint64, _ error) {
 	x := &walking{
-		walker: w, rebuild: rebuild, live: newDistinct(), due: newDistinct(), stuck: map[grant.Key]uint64{},
+		walker: w, rebuild: rebuild, live: newDistinct(), due: newDistinct(), before: l.Stuck, stuck: map[string]uint64{}, floors: map[string]uint64{},
 	}
 	pause := w.Pause
 	if rebuild {
@@ -224,28 +224,27 @@ func (w *walker) walk(ctx context.Context, l *lease, rebuild bool) (Walk, error)
 	for cursor := ""; ; {
 		page, next, err := w.Store.ListDue(ctx, cursor, w.Page)
 		if err != nil {
-			return x.found, fmt.Errorf("list grants: %w", err)
+			return x.found, nil, fmt.Errorf("list grants: %w", err)
 		}
 		if err := x.page(ctx, page); err != nil {
-			return x.found, err
+			return x.found, nil, err
 		}
 		if next == "" {
 			break
 		}
 		cursor = next
 		if err := w.extend(ctx, l); err != nil {
-			return x.found, err
+			return x.found, nil, err
 		}
 		if time.Since(looked) >= w.ParkedEvery {
 			looked = x.lookAtParked(ctx)
 		}
 		if err := wait(ctx, pause); err != nil {
-			return x.found, err
+			return x.found, nil, err
 		}
 	}
 	x.found.Live, x.found.Due = x.live.count(), x.due.count()
-	w.stuck = x.stuck
-	return x.found, nil
+	return x.found, x.stuck, nil
 }
 
 // lookAtParked returns when it began. It is tried again with the next look.
@@ -263,9 +262,12 @@ type walking struct {
 	rebuild   bool
 	live, due *distinct
 
-	mu    sync.Mutex
-	stuck map[grant.Key]uint64 // timers that stand though their time is over, by sequence
-	found Walk
+	mu sync.Mutex
+	// before and stuck are what the last walk and this one found that stands in RENEWALS though its
+	// time is over, by grant and sequence.
+	before, stuck map[string]uint64
+	floors        map[string]uint64 // up to where all of a provider was acknowledged
+	found         Walk
 }
 
 // count adds one to a number of the walk; safe for concurrent use.
@@ -309,16 +311,16 @@ func (x *walking) page(ctx context.Context, page []grant.Due) error {
 }
 
 // late sees to a grant that should have been looked at long ago. If it is due already it waits for
-// its turn, behind a pause or a backlog; if it has a timer, somebody put it off. Only a timer that
-// should have fired itself, and that the last walk found like that too, was refused by the server,
-// which forgets it then.
+// its turn, behind a pause or a backlog; if it has a timer, somebody put it off. Only what should
+// have fired, or been delivered, and what the last walk found like that too, has the server
+// forgotten.
 func (x *walking) late(ctx context.Context, d grant.Due) error {
-	timer, isDue, err := x.Engine.waits(ctx, d.Key)
+	timer, due, err := x.Engine.waits(ctx, d.Key)
 	switch {
 	case err != nil:
 		return fmt.Errorf("look whether %s waits: %w", d.Key, err)
-	case isDue:
-		return nil
+	case len(due) > 0:
+		return x.undelivered(ctx, d, due)
 	case !timer.ours, // none, or somebody else's
 		x.outdated(timer, d): // the one that was set since, or a wake, is lost
 		return x.repair(ctx, d, "wake", &x.found.Woken, func() (bool, error) {
@@ -327,18 +329,74 @@ func (x *walking) late(ctx context.Context, d grant.Due) error {
 	case x.Engine.Now().Sub(timer.At) <= x.Overdue:
 		return nil
 	}
-	x.mu.Lock()
-	again := x.walker.stuck[d.Key] == timer.sequence
-	if len(x.stuck) < stuckAtMost {
-		x.stuck[d.Key] = timer.sequence
-	}
-	x.mu.Unlock()
-	if !again {
+	if !x.again(d.Key, timer.sequence) {
 		return nil
 	}
-	return x.repair(ctx, d, "fire", &x.found.Fired, func() (bool, error) {
-		return x.Engine.fireAgain(ctx, d.Key, timer)
+	return x.putAgain(ctx, d, "fire", timer)
+}
+
+// putAgain is a repair of what stands. A server that refuses this one message must not end the walk.
+func (x *walking) putAgain(ctx context.Context, d grant.Due, by string, s standing) error {
+	return x.repair(ctx, d, by, &x.found.Fired, func() (bool, error) {
+		done, err := x.Engine.putAgain(ctx, s)
+		if refusal, ok := errors.AsType[*jetstream.APIError](err); ok {
+			x.Logger.WarnContext(ctx, "the server refuses to take up again what it has forgotten", "subject", s.subject, "error", refusal)
+			return false, nil
+		}
+		return done, err
 	})
+}
+
+// undelivered sees to what is due and lies below the place up to which all is acknowledged: the
+// server will not deliver it any more.
+func (x *walking) undelivered(ctx context.Context, d grant.Due, due []standing) error {
+	floor, err := x.floor(ctx, d.Provider)
+	if err != nil {
+		return err
+	}
+	for _, s := range due {
+		if !s.ours || s.sequence > floor || !x.again(d.Key, s.sequence) {
+			continue
+		}
+		if err := x.putAgain(ctx, d, "deliver", s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// floor is up to where all of a provider's renewals are acknowledged, at some time of this walk: one
+// read each.
+func (x *walking) floor(ctx context.Context, provider string) (uint64, error) {
+	x.mu.Lock()
+	floor, known := x.floors[provider]
+	x.mu.Unlock()
+	if known {
+		return floor, nil
+	}
+	c, err := x.Engine.js.Consumer(ctx, x.Engine.config.Subjects.Name(Renewals), ConsumerRenew(provider))
+	switch {
+	case errors.Is(err, jetstream.ErrConsumerNotFound): // no longer in the settings
+	case err != nil:
+		return 0, fmt.Errorf("look how far %s is: %w", ConsumerRenew(provider), err)
+	default:
+		floor = c.CachedInfo().AckFloor.Stream
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.floors[provider] = floor
+	return floor, nil
+}
+
+// again notes what stands, and reports whether the last walk found the same.
+func (x *walking) again(k grant.Key, sequence uint64) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	name := k.Provider + "/" + schema.EscapeUser(k.User)
+	if len(x.stuck) < stuckAtMost {
+		x.stuck[name] = sequence
+	}
+	return x.before[name] == sequence
 }
 
 // outdated reports whether a timer is of before the record was due, and nobody put it off.
@@ -347,8 +405,8 @@ func (x *walking) outdated(timer standing, d grant.Due) bool {
 	return w.Mark.Version < d.Version && !grant.IsCommand(w.Cause) && w.Deferrals == 0 && timer.At.Sub(d.At) > x.Overdue
 }
 
-// stuckAtMost bounds what one walk remembers for the next.
-const stuckAtMost = 100_000
+// stuckAtMost bounds what one walk leaves to the next, in the lease: 100 KB at the most.
+const stuckAtMost = 1000
 
 // repair does what brings a lost grant back, and counts it if there was anything to do.
 func (x *walking) repair(ctx context.Context, d grant.Due, by string, n *int, do func() (done bool, err error)) error {

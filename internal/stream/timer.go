@@ -272,16 +272,17 @@ func (e *Engine) wakeLost(ctx context.Context, k grant.Key, w grant.Work) (woken
 	return true, nil
 }
 
-// fireAgain has a timer fire that stands although its time is over: the server never tries again
-// one whose firing it had to refuse. Whoever moved it meanwhile has done so.
-func (e *Engine) fireAgain(ctx context.Context, k grant.Key, t standing) (done bool, err error) {
-	h := maps.Clone(t.header)
-	expect(h, t.sequence)
-	switch _, err := e.publish(ctx, Renewals, e.timer(k), h, nil); {
+// putAgain puts what stands behind all the rest, so that the server takes it up anew: it never tries
+// again a timer whose firing it had to refuse, nor a message that its consumer has passed over. What
+// moved meanwhile stays.
+func (e *Engine) putAgain(ctx context.Context, s standing) (done bool, err error) {
+	h := maps.Clone(s.header)
+	expect(h, s.sequence)
+	switch _, err := e.publish(ctx, Renewals, s.subject, h, nil); {
 	case refused(err):
 		return false, nil
 	case err != nil:
-		return false, fmt.Errorf("fire the timer of %s: %w", k, err)
+		return false, fmt.Errorf("put %s again: %w", s.subject, err)
 	}
 	return true, nil
 }
@@ -290,6 +291,7 @@ func (e *Engine) fireAgain(ctx context.Context, k grant.Key, t standing) (done b
 type standing struct {
 	grant.Timer // of a due message: without its time
 	ours        bool
+	subject     string
 	sequence    uint64
 	header      schema.Header
 }
@@ -304,7 +306,7 @@ func (e *Engine) standing(ctx context.Context, subject string) (standing, error)
 	if err != nil {
 		return standing{}, err
 	}
-	s := standing{sequence: m.Sequence, header: schema.Header(m.Header)}
+	s := standing{subject: m.Subject, sequence: m.Sequence, header: schema.Header(m.Header)}
 	timer := strings.HasPrefix(subject, prefixed(e.config.Subjects, timerSubject)+".")
 	if s.Work, err = parseWork(s.header); err == nil && timer {
 		s.At, err = scheduled(s.header)
@@ -326,21 +328,20 @@ func (e *Engine) standings(ctx context.Context, subjects ...string) ([]standing,
 	return all, group.Wait()
 }
 
-// waits reads the timer of a grant, and whether something waits for its turn, be it renewd's or
-// not.
-func (e *Engine) waits(ctx context.Context, k grant.Key) (timer standing, isDue bool, err error) {
+// waits reads the timer of a grant, and what waits for its turn, be it renewd's or not.
+func (e *Engine) waits(ctx context.Context, k grant.Key) (timer standing, due []standing, err error) {
 	all, err := e.standings(ctx, e.renewals(k)...)
 	if err != nil {
-		return standing{}, false, err
+		return standing{}, nil, err
 	}
-	return all[0], slices.ContainsFunc(all[1:], func(s standing) bool { return s.sequence != 0 }), nil
+	return all[0], slices.DeleteFunc(all[1:], func(s standing) bool { return s.sequence == 0 }), nil
 }
 
 // HasTimer reports whether the grant waits for its time, or is due.
 func (e *Engine) HasTimer(ctx context.Context, k grant.Key) (bool, error) {
-	timer, isDue, err := e.waits(ctx, k)
+	timer, due, err := e.waits(ctx, k)
 	if err != nil {
 		return false, fmt.Errorf("look for the timer of %s: %w", k, err)
 	}
-	return timer.sequence != 0 || isDue, nil
+	return timer.sequence != 0 || len(due) > 0, nil
 }

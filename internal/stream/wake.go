@@ -70,15 +70,15 @@ func (w Waker) page(ctx context.Context, page []grant.Listed, provider string, s
 // done; whoever moved it meanwhile has done so. One that fires soon is left alone, since the server
 // may be about to: see firing.
 func (e *Engine) hasten(ctx context.Context, k grant.Key, at time.Time) (done bool, err error) {
-	timer, isDue, err := e.waits(ctx, k)
+	timer, due, err := e.waits(ctx, k)
 	if err != nil {
 		return false, fmt.Errorf("look for the timer of %s: %w", k, err)
 	}
-	if isDue || !timer.ours || timer.At.Before(at.Add(unfired)) {
+	if len(due) > 0 || !timer.ours || timer.At.Before(at.Add(unfired)) {
 		return false, nil
 	}
 	h := maps.Clone(timer.header)
 	maps.Copy(h, workHeader(timer.Work.PutOff(at)))
 	schedule(h, at, e.fires(k, timer.Work))
-	return e.fireAgain(ctx, k, standing{header: h, sequence: timer.sequence})
+	return e.putAgain(ctx, standing{subject: timer.subject, header: h, sequence: timer.sequence})
 }
