@@ -149,8 +149,9 @@ func (t *task) tell(ctx context.Context, g grant.Grant) error {
 		return consumers.Retry(err, time.Second)
 	}
 	for _, p := range untold {
-		out := published.Version >= p.Version
-		if p.Version == 0 { // of before records kept it
+		out := p.Version > 0 && published.Version >= p.Version // a version of 0: of before records kept it
+		if !out {
+			// Told before, and decided anew when its message came again.
 			if out, err = t.Stream.Answered(ctx, t.key, p.ID); err != nil {
 				return consumers.Retry(err, time.Second)
 			}

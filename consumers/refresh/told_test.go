@@ -69,6 +69,56 @@ func TestADecidedOutcomeIsPublishedByTheNextCommand(t *testing.T) {
 	}
 }
 
+// A renewal that was told and came again decides its outcome anew. If its worker dies before it looks
+// what is out, the next command finds the outcome in the record, newer than what was told, and under
+// the same id.
+func TestAnOutcomeThatIsDecidedAnewIsNotPublishedTwice(t *testing.T) {
+	w := newWorld(t)
+	w.login("a", 90*time.Second)
+	w.settle(work("r0"), 1) // the first profile: stored with its outcome
+	w.advance(85 * time.Second)
+	dieAt := func(effect string, nth uint64) {
+		t.Helper()
+		ctx, kill := context.WithCancel(t.Context())
+		defer kill()
+		w.setAt(func(e string) error {
+			if e != effect {
+				return nil
+			}
+			kill()
+			w.setAt(func(string) error { return context.Canceled })
+			return context.Canceled
+		})
+		if err := w.deliver(ctx, work("r1"), nth); err == nil {
+			t.Fatalf("the worker did not die at %s", effect)
+		}
+		w.setAt(func(string) error { return nil })
+	}
+	dieAt("arm", 1) // refreshed and told
+	if _, ok := w.outcome("r1"); !ok {
+		t.Fatalf("r1 is not told: %v", w.told())
+	}
+	w.forgetful = true
+	w.advance(3 * time.Minute) // its time to be looked at again is over: worth a write
+	dieAt("saved", 2)
+	if g := mustStored(w); g.Pending == nil || g.Cause.ID != "r1" {
+		t.Fatalf("the outcome was not decided anew: %+v", g)
+	}
+	w.settle(work("r2"), 1)
+	ids := map[string]int{}
+	for _, e := range w.outcomes {
+		ids[e.ID]++
+	}
+	for id, n := range ids {
+		if n > 1 {
+			t.Errorf("outcome %s is there %d times", id, n)
+		}
+	}
+	if _, ok := w.outcome("r2"); !ok {
+		t.Errorf("r2 has no outcome, told %v", w.told())
+	}
+}
+
 // Of a sign-out that nobody was told of the reconciler knows: its repair tells, and then the grant
 // rests.
 func TestARepairTellsOfASignOut(t *testing.T) {
