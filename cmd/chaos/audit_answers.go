@@ -17,6 +17,7 @@ type replies struct {
 	said     map[string][]outcome // of a user, by when the work began
 	named    map[cause][]outcome
 	commands map[string][]command   // of a user
+	known    map[cause]bool         // of the commands
 	refused  map[string][]time.Time // when a token of a user was
 }
 
@@ -25,7 +26,8 @@ type cause struct{ user, id, source string }
 
 func (a *audit) replies(heard []outcome, commands []command) *replies {
 	s := &replies{
-		audit: a, said: map[string][]outcome{}, named: map[cause][]outcome{}, commands: map[string][]command{}, refused: map[string][]time.Time{},
+		audit: a, said: map[string][]outcome{}, named: map[cause][]outcome{}, commands: map[string][]command{}, known: map[cause]bool{},
+		refused: map[string][]time.Time{},
 	}
 	for _, o := range heard {
 		if !slices.Contains([]schema.Type{
@@ -43,6 +45,7 @@ func (a *audit) replies(heard []outcome, commands []command) *replies {
 	}
 	for _, c := range commands {
 		s.commands[c.who.key()] = append(s.commands[c.who.key()], c)
+		s.known[cause{c.who.key(), c.id, c.source}] = true
 	}
 	for id, p := range a.world.providers {
 		for _, shown := range p.seen.list() {
@@ -89,8 +92,23 @@ func (s *replies) answered(c command) bool {
 			instead = append(instead, o)
 		}
 	}
+	instead = append(instead, s.ofUnknown(c)...)
 	slices.SortFunc(instead, func(a, b outcome) int { return a.beganAt.Compare(b.beganAt) })
 	return slices.ContainsFunc(instead, func(o outcome) bool { return s.audit.brings(o, c) })
+}
+
+// ofUnknown are the outcomes of commands of which their senders do not know that they were accepted,
+// since a fault took the acknowledgement: each may have taken c's place.
+func (s *replies) ofUnknown(c command) (all []outcome) {
+	for _, o := range s.said[c.who.key()] {
+		if !grant.IsCommand(o.cause) || s.known[cause{c.who.key(), o.cause.ID, o.cause.Source}] || o.kind == schema.MessageRejected || o.beganAt.Before(c.sent) {
+			continue
+		}
+		if s.audit.trouble(c.who.provider, c.sent.Add(-patience), o.beganAt) > 0 {
+			all = append(all, o)
+		}
+	}
+	return all
 }
 
 // took reports whether the erasure that o tells of removed c: a request that came at any time of

@@ -51,6 +51,7 @@ func TestACommandIsAnsweredByTheRuleAlone(t *testing.T) {
 	}{
 		{"by the outcome that names it", profile, nil, []outcome{synced("a", "/crm", 2)}, nil, true},
 		{"not by that of another source", profile, nil, []outcome{synced("a", "/billing", 2)}, nil, false},
+		{"by that of a command whose acknowledgement got lost", profile, nil, []outcome{synced("REQUESTS-7", "/nats", 4)}, []*strike{killed}, true},
 		{"not by a renewal that a timer made", profile, nil, []outcome{timer}, nil, false},
 		{"by that of the command that took its place", profile, []command{newer}, []outcome{synced("b", "/crm", 1.2)}, nil, true},
 		{"not by one whose work began before it", asked("a", "/crm", "", 1.15), []command{newer}, []outcome{synced("b", "/crm", 1.12)}, nil, false},
