@@ -170,7 +170,7 @@ func (p *plant) streams(ctx context.Context) (err error) {
 		}
 	}
 	p.engine, err = stream.NewEngine(p.js, stream.Config{
-		Subjects: p.conf.subjects(), SyncedTTL: min(p.conf.SyncedAge, p.conf.OutcomeAge), Propagator: p.tel.propagator, Meter: p.tel.meter, Logger: p.log,
+		Subjects: p.conf.subjects(), SyncedTTL: min(p.conf.SyncedAge, p.conf.OutcomeAge), RejectedTTL: min(p.conf.RejectedAge, p.conf.OutcomeAge), Propagator: p.tel.propagator, Meter: p.tel.meter, Logger: p.log,
 	})
 	if err != nil {
 		return err

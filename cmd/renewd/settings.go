@@ -35,6 +35,7 @@ type settings struct {
 	StreamsApply bool          `key:"streams_apply" default:"false" doc:"create and update the streams at start also on NATS servers that are not embedded"`
 	OutcomeAge   time.Duration `key:"outcome_age" default:"400d" min:"1h" doc:"how long outcomes are kept for replay"`
 	SyncedAge    time.Duration `key:"synced_age" default:"7d" min:"1m" doc:"how long user.synced is kept, the most frequent outcome by far; never longer than outcome_age"`
+	RejectedAge  time.Duration `key:"rejected_age" default:"1d" min:"1h" doc:"how long message.rejected is kept, and user.refresh_failed of users of whom nothing is stored: whoever may publish can make as many as they like; never longer than outcome_age"`
 
 	DataDir     string       `key:"data_dir" default:"renewd-data" doc:"folder of the embedded NATS server, and of keys_file"`
 	DatabaseURL grant.Secret `key:"database_url" show:"url" doc:"PostgreSQL that stores the grants; empty: they are stored in NATS KV"`

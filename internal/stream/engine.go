@@ -25,6 +25,11 @@ type Config struct {
 	// SyncedTTL is how long a user.synced stays in OUTCOMES, 1 s at least. Default 7 days;
 	// negative: as long as the stream keeps the rest.
 	SyncedTTL time.Duration
+	// RejectedTTL is how long an answer stays that is about no record: a message.rejected, and a
+	// user.refresh_failed of a user of whom nothing is known. Whoever may publish makes as many of
+	// them as they like. 1 s at least, a day is how far back answers are looked for. Default 1 day;
+	// negative: as long as the stream keeps the rest.
+	RejectedTTL time.Duration
 	// Clock is this machine's. Default the system's.
 	Clock Clock
 	// Propagator puts the span of a call into the message. Default W3C trace context.
@@ -41,6 +46,9 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	if c.SyncedTTL == 0 {
 		c.SyncedTTL = 7 * 24 * time.Hour
+	}
+	if c.RejectedTTL == 0 {
+		c.RejectedTTL = 24 * time.Hour
 	}
 	if c.Clock.Wall == nil || c.Clock.Mono == nil {
 		c.Clock = systemClock()

@@ -2,6 +2,7 @@ package stream_test
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -129,6 +130,37 @@ func outcome(id string, of schema.Type) schema.Event {
 	return schema.Event{ID: id, Source: "/renewd", Type: of, Provider: alice.Provider, User: alice.User, Time: time.Now().UTC(), Data: []byte(`{}`)}
 }
 
+// What anybody who may publish can make more of than there are users is kept for a day only.
+func TestAnswersAboutNoRecordAreKeptShortly(t *testing.T) {
+	js := start(t, natsd.Config{})
+	ensure(t, js, topology(t, ""))
+	e := engine(t, js, stream.Config{SyncedTTL: time.Hour, RejectedTTL: 2 * time.Hour})
+	record := grant.Mark{Version: 7, Token: "t"}
+	for _, c := range []struct {
+		of   schema.Type
+		mark grant.Mark
+		want string
+	}{
+		{schema.UserSynced, record, "1h0m0s"},
+		{schema.MessageRejected, grant.Mark{}, "2h0m0s"},
+		{schema.MessageRejected, record, "2h0m0s"},
+		{schema.UserRefreshFailed, grant.Mark{}, "2h0m0s"},
+		{schema.UserRefreshFailed, record, ""},
+		{schema.UserReauthRequired, record, ""},
+		{schema.UserForgotten, grant.Mark{}, ""},
+	} {
+		event := outcome(fmt.Sprintf("%s %v", c.of, c.mark), c.of)
+		must(t, e.PublishMarked(t.Context(), event, c.mark))
+		s, err := js.Stream(t.Context(), stream.Outcomes)
+		must(t, err)
+		m, err := s.GetLastMsgForSubject(t.Context(), schema.Subjects{}.Of(event.Address()))
+		must(t, err)
+		if got := m.Header.Get(jetstream.MsgTTLHeader); got != c.want {
+			t.Errorf("%s of %v is kept for %q, want %q", c.of, c.mark, got, c.want)
+		}
+	}
+}
+
 func TestOutcomes(t *testing.T) {
 	js := start(t, natsd.Config{})
 	want := topology(t, "")
@@ -143,7 +175,7 @@ func TestOutcomes(t *testing.T) {
 	first, other := outcome("o-1", schema.UserSynced), outcome("o-2", schema.UserRefreshFailed)
 	must(t, e.Publish(ctx, first))
 	must(t, e.Publish(ctx, first))
-	must(t, e.Publish(ctx, other))
+	must(t, e.PublishMarked(ctx, other, grant.Mark{Version: 1}))
 	if n := messages(t, js, stream.Outcomes); n != 2 {
 		t.Errorf("%d outcomes stored, want 2: the same id is one", n)
 	}

@@ -30,13 +30,25 @@ func (e *Engine) PublishMarked(ctx context.Context, event schema.Event, m grant.
 	h, data := schema.Encode(event)
 	setMark(h, m)
 	e.config.Propagator.Inject(ctx, h)
-	if event.Type == schema.UserSynced && e.config.SyncedTTL > 0 {
-		h.Set(jetstream.MsgTTLHeader, e.config.SyncedTTL.String())
+	if life := e.life(event.Type, m); life > 0 {
+		h.Set(jetstream.MsgTTLHeader, life.String())
 	}
 	if _, err := e.publish(ctx, Outcomes, e.config.Subjects.Of(event.Address()), h, data); err != nil {
 		return fmt.Errorf("publish %s %s: %w", event.Type, event.ID, err)
 	}
 	return nil
+}
+
+// life is how long an outcome made from a record with this mark is kept; 0 or less: as long as the
+// stream keeps the rest. The zero mark is no record's.
+func (e *Engine) life(of schema.Type, m grant.Mark) time.Duration {
+	switch {
+	case of == schema.UserSynced:
+		return e.config.SyncedTTL
+	case of == schema.MessageRejected, of == schema.UserRefreshFailed && m == grant.Mark{}:
+		return e.config.RejectedTTL
+	}
+	return 0
 }
 
 // Answered reports whether the outcome with this id is the user's last of its type, or the last
