@@ -35,6 +35,9 @@ func (healthcheckCommand) Run(ctx context.Context, a *app, c *cli) error {
 	if err != nil {
 		return fmt.Errorf("ask renewd at %s: %w", conf.HTTPAddr, err)
 	}
+	if !conf.HTTPToken.IsZero() {
+		req.Header.Set("Authorization", "Bearer "+conf.HTTPToken.Reveal())
+	}
 	res, err := client.Do(req)
 	if err != nil {
 		return fmt.Errorf("ask renewd at %s: %w: is it running with this RENEWD_HTTP_ADDR?", conf.HTTPAddr, err)

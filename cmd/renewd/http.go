@@ -10,9 +10,11 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/renewd/renewd/internal/grant"
@@ -42,7 +44,7 @@ func (s surface) handler() http.Handler {
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, http.StatusOK, map[string]string{"status": "ok"})
 	})
-	mux.HandleFunc("GET /readyz", s.ready)
+	mux.HandleFunc("GET /readyz", s.readyz())
 	mux.Handle("GET /metrics", s.guard(s.metrics))
 	mux.Handle("GET /.well-known/jwks.json", s.guard(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		jwks := s.jwks()
@@ -64,20 +66,60 @@ type readiness struct {
 	Checks map[string]string `json:"checks"` // ok, or what is wrong
 }
 
-const probeLimit = 2 * time.Second
+const (
+	probeLimit = 2 * time.Second
+	// probeFor is how long an answer serves everybody: whoever asks more often costs the store and
+	// NATS nothing.
+	probeFor = time.Second
+)
 
-func (s surface) ready(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := context.WithTimeout(r.Context(), probeLimit)
+// readyz asks the probes. Why one fails names hosts and users, and is for those who may see the
+// rest; the others are told where to look.
+func (s surface) readyz() http.HandlerFunc {
+	var mu sync.Mutex
+	var last readiness
+	var at time.Time
+	ask := func(ctx context.Context) readiness {
+		mu.Lock()
+		defer mu.Unlock()
+		if last.Status == "" || time.Since(at) >= probeFor {
+			before := last.Status
+			if last = s.probe(ctx); before == "ok" && last.Status != "ok" {
+				s.logger.Warn("not ready", "checks", last.Checks)
+			}
+			at = time.Now()
+		}
+		return last
+	}
+	return func(w http.ResponseWriter, r *http.Request) {
+		answer, status := ask(context.WithoutCancel(r.Context())), http.StatusOK
+		if answer.Status != "ok" {
+			status = http.StatusServiceUnavailable
+		}
+		if code, _ := s.refusal(r); code != 0 {
+			answer.Checks = maps.Clone(answer.Checks)
+			for name, found := range answer.Checks {
+				if found != "ok" {
+					answer.Checks[name] = "fails: see the log, or ask with the token of RENEWD_HTTP_TOKEN"
+				}
+			}
+		}
+		reply(w, status, answer)
+	}
+}
+
+// probe asks everything.
+func (s surface) probe(ctx context.Context) readiness {
+	ctx, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
-	answer, status := readiness{Status: "ok", Checks: map[string]string{}}, http.StatusOK
+	answer := readiness{Status: "ok", Checks: map[string]string{}}
 	for _, p := range s.probes() {
 		answer.Checks[p.name] = "ok"
 		if err := p.check(ctx); err != nil {
-			answer.Checks[p.name] = err.Error()
-			answer.Status, status = "unready", http.StatusServiceUnavailable
+			answer.Checks[p.name], answer.Status = err.Error(), "unready"
 		}
 	}
-	reply(w, status, answer)
+	return answer
 }
 
 func reply(w http.ResponseWriter, status int, v any) {
@@ -87,29 +129,48 @@ func reply(w http.ResponseWriter, status int, v any) {
 	_ = json.NewEncoder(w).Encode(v)
 }
 
-// guard lets through who has the token.
+// guard lets through who may see what is not for everybody.
 func (s surface) guard(next http.Handler) http.Handler {
-	// Digests are compared, so that the time taken tells nothing of the token, its length included.
-	want := sha256.Sum256([]byte(s.token.Reveal()))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
-		if s.token.IsZero() && s.open {
-			next.ServeHTTP(w, r)
-			return
-		}
-		if s.token.IsZero() {
-			http.Error(w, "beyond loopback this needs a token: set RENEWD_HTTP_TOKEN", http.StatusForbidden)
-			return
-		}
-		given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-		got := sha256.Sum256([]byte(given))
-		if !ok || subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
+		code, why := s.refusal(r)
+		if code == http.StatusUnauthorized {
 			w.Header().Set("WWW-Authenticate", `Bearer realm="renewd"`)
-			http.Error(w, "want Authorization: Bearer and the token of RENEWD_HTTP_TOKEN", http.StatusUnauthorized)
+		}
+		if code != 0 {
+			http.Error(w, why, code)
 			return
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// refusal is the status and the reason for which r may not see what is not for everybody; 0: it may.
+func (s surface) refusal(r *http.Request) (code int, why string) {
+	switch {
+	case s.token.IsZero() && s.open && !namesThisMachine(r.Host):
+		// A page in a browser here, of a site whose name was made to point here.
+		return http.StatusForbidden, "ask for localhost or 127.0.0.1, or set RENEWD_HTTP_TOKEN"
+	case s.token.IsZero() && s.open:
+		return 0, ""
+	case s.token.IsZero():
+		return http.StatusForbidden, "beyond loopback this needs a token: set RENEWD_HTTP_TOKEN"
+	}
+	// Digests are compared, so that the time taken tells nothing of the token, its length included.
+	given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	want, got := sha256.Sum256([]byte(s.token.Reveal())), sha256.Sum256([]byte(given))
+	if !ok || subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
+		return http.StatusUnauthorized, "want Authorization: Bearer and the token of RENEWD_HTTP_TOKEN"
+	}
+	return 0, ""
+}
+
+// namesThisMachine reports whether a Host header is loopback's, with a port or without one.
+func namesThisMachine(host string) bool {
+	if _, _, err := net.SplitHostPort(host); err != nil {
+		host = net.JoinHostPort(strings.Trim(host, "[]"), "0")
+	}
+	return loopback(host)
 }
 
 // listenTLS is listen for HTTPS where there is a certificate.

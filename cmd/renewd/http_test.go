@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
+	"testing/synctest"
+	"time"
 
 	"github.com/renewd/renewd/internal/grant"
 )
@@ -29,6 +31,7 @@ func testSurface() surface {
 func get(t *testing.T, h http.Handler, path, token string) (int, string) {
 	t.Helper()
 	req := httptest.NewRequest(http.MethodGet, path, nil)
+	req.Host = "127.0.0.1:7460"
 	if token != "" {
 		req.Header.Set("Authorization", "Bearer "+token)
 	}
@@ -71,9 +74,57 @@ func TestHTTPGuard(t *testing.T) {
 	}
 }
 
+// A site of a browser on this machine may let its own name point here: without a token only this
+// machine's names are answered.
+func TestHTTPGuardsAgainstOtherNamesOfThisMachine(t *testing.T) {
+	t.Parallel()
+	s := testSurface()
+	s.open = true
+	for host, want := range map[string]int{
+		"127.0.0.1": 200, "127.0.0.1:7460": 200, "localhost:7460": 200, "[::1]:7460": 200, "[::1]": 200,
+		"evil.example:7460": 403, "evil.example": 403, "192.0.2.1:7460": 403, "": 403, "localhost.evil.example:80": 403,
+	} {
+		req := httptest.NewRequest(http.MethodGet, "/metrics", nil)
+		req.Host = host
+		rec := httptest.NewRecorder()
+		s.handler().ServeHTTP(rec, req)
+		if rec.Code != want {
+			t.Errorf("Host %q: got %d, want %d", host, rec.Code, want)
+		}
+	}
+}
+
+// What fails is for those who have the token; how often anybody asks costs nothing.
+func TestHTTPReadyTellsStrangersNoDetails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		s := testSurface()
+		s.token = grant.NewSecret("0123456789abcdef")
+		s.probes = func() []probe {
+			asked++
+			return []probe{{"store", func(context.Context) error { return errors.New("no answer from db:5432 for user renewd") }}}
+		}
+		h := s.handler()
+		for range 100 {
+			if code, body := get(t, h, "/readyz", ""); code != 503 || strings.Contains(body, "5432") || !strings.Contains(body, "see the log") {
+				t.Fatalf("got %d %s", code, body)
+			}
+		}
+		if code, body := get(t, h, "/readyz", "0123456789abcdef"); code != 503 || !strings.Contains(body, "db:5432") {
+			t.Errorf("with the token: got %d %s", code, body)
+		}
+		time.Sleep(probeFor)
+		get(t, h, "/readyz", "")
+		if asked != 2 {
+			t.Errorf("the probes were asked %d times, want once for the 101 requests at once and once later", asked)
+		}
+	})
+}
+
 func TestHTTPReadyNamesWhatIsNot(t *testing.T) {
 	t.Parallel()
 	s := testSurface()
+	s.open = true
 	s.probes = func() []probe {
 		return []probe{
 			{"nats", func(context.Context) error { return nil }},
@@ -118,22 +169,26 @@ func TestHTTPServerEndsWithItsContext(t *testing.T) {
 
 func TestHealthcheck(t *testing.T) {
 	t.Parallel()
-	s := testSurface()
-	ready := errors.New("no answer")
-	s.probes = func() []probe { return []probe{{"store", func(context.Context) error { return ready }}} }
-	server := httptest.NewServer(s.handler())
-	defer server.Close()
-	addr := server.Listener.Addr().(*net.TCPAddr)
-	env := []string{"RENEWD_HTTP_ADDR=0.0.0.0:" + strings.TrimPrefix(addr.String(), "127.0.0.1:")}
-	code, out, _ := runIn(t, env, "healthcheck")
-	if code != exitFailed || !strings.Contains(out, "store: no answer") {
+	const token = "0123456789abcdef"
+	var env []string
+	check := func(ready error) (int, string) {
+		t.Helper()
+		s := testSurface()
+		s.token = grant.NewSecret(token)
+		s.probes = func() []probe { return []probe{{"store", func(context.Context) error { return ready }}} }
+		server := httptest.NewServer(s.handler())
+		defer server.Close()
+		addr := server.Listener.Addr().(*net.TCPAddr)
+		env = []string{"RENEWD_HTTP_ADDR=0.0.0.0:" + strings.TrimPrefix(addr.String(), "127.0.0.1:"), "RENEWD_HTTP_TOKEN=" + token, "RENEWD_ALLOW_PLAINTEXT=true"}
+		code, out, _ := runIn(t, env, "healthcheck")
+		return code, out
+	}
+	if code, out := check(errors.New("no answer")); code != exitFailed || !strings.Contains(out, "store: no answer") {
 		t.Errorf("unready: got %d, %q", code, out)
 	}
-	ready = nil
-	if code, out, _ := runIn(t, env, "healthcheck"); code != exitDone || !strings.Contains(out, "store: ok") {
+	if code, out := check(nil); code != exitDone || !strings.Contains(out, "store: ok") {
 		t.Errorf("ready: got %d, %q", code, out)
 	}
-	server.Close()
 	if code, _, errs := runIn(t, env, "healthcheck"); code != exitFailed || !strings.Contains(errs, "RENEWD_HTTP_ADDR") {
 		t.Errorf("nobody there: got %d, %q", code, errs)
 	}
