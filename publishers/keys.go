@@ -2,11 +2,14 @@ package publishers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/renewd/renewd/internal/seal"
 )
 
 // Where renewd publishes its public key.
@@ -23,6 +26,7 @@ type keys struct {
 	js     jetstream.JetStream
 	bucket string
 	fixed  []byte
+	pins   []string // thumbprints of the keys that may be sealed to; none: any
 
 	mu   sync.Mutex
 	jwks []byte
@@ -33,7 +37,7 @@ type keys struct {
 // serves on.
 func (k *keys) get(ctx context.Context) ([]byte, error) {
 	if k.fixed != nil {
-		return k.fixed, nil
+		return k.fixed, k.check(k.fixed)
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -41,6 +45,13 @@ func (k *keys) get(ctx context.Context) ([]byte, error) {
 		return k.jwks, nil
 	}
 	jwks, err := k.fetch(ctx)
+	if err == nil {
+		err = k.check(jwks)
+	}
+	if errors.Is(err, seal.ErrPin) && k.jwks == nil {
+		return nil, fmt.Errorf("renewd's public key in the KV bucket %s: %w: is it a fresh one, of renewd keys promote? Then pin what renewd keys list shows; else somebody has replaced it, and wants to read logins",
+			k.bucket, err)
+	}
 	if err != nil {
 		if k.jwks != nil {
 			return k.jwks, nil
@@ -49,6 +60,13 @@ func (k *keys) get(ctx context.Context) ([]byte, error) {
 	}
 	k.jwks, k.at = jwks, time.Now()
 	return jwks, nil
+}
+
+func (k *keys) check(jwks []byte) error {
+	if len(k.pins) == 0 {
+		return nil
+	}
+	return seal.CheckPins(jwks, k.pins)
 }
 
 func (k *keys) fetch(ctx context.Context) ([]byte, error) {

@@ -72,6 +72,13 @@ func WithTracer(t trace.Tracer) Option { return func(p *Publisher) { p.tracer = 
 // bucket renewd_keys.
 func WithJWKS(jwks []byte) Option { return func(p *Publisher) { p.keys.fixed = jwks } }
 
+// WithKeyPin lets logins be sealed to no other public key than those with these thumbprints (RFC 7638,
+// SHA-256, base64url), as `renewd keys list` shows them: whoever replaces the key in NATS reads
+// nothing. Pin the next key too before it is promoted.
+func WithKeyPin(thumbprints ...string) Option {
+	return func(p *Publisher) { p.keys.pins = append(p.keys.pins, thumbprints...) }
+}
+
 // Publisher publishes events.
 type Publisher struct {
 	prefix    string

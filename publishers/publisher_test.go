@@ -194,6 +194,47 @@ func TestMissingKeySaysWhatToDo(t *testing.T) {
 	}
 }
 
+// A publisher that pins renewd's keys seals to no other, whoever writes the bucket.
+func TestAPinnedPublisherSealsToNoOtherKey(t *testing.T) {
+	w := newWorld(t, "", true)
+	pinOf := func(k *seal.Keyring) (pin string) {
+		for _, key := range k.Keys() {
+			if key.Use == "login" {
+				pin = key.Thumbprint
+			}
+		}
+		return pin
+	}
+	other, err := seal.NewKeyring(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	login := func(p *publishers.Publisher) error {
+		_, err := p.Login(t.Context(), "propelauth", "u", publishers.Tokens{AccessToken: "a"})
+		return err
+	}
+	pinned := func() *publishers.Publisher { return w.publisher(t, publishers.WithKeyPin(pinOf(w.keys))) }
+	if err := login(pinned()); err != nil {
+		t.Error(err)
+	}
+	e, err := stream.NewEngine(w.js, stream.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.PublishKeys(t.Context(), other.JWKS()); err != nil {
+		t.Fatal(err)
+	}
+	if err := login(pinned()); err == nil || !strings.Contains(err.Error(), "renewd keys list") || !strings.Contains(err.Error(), pinOf(other)) {
+		t.Errorf("another key in the bucket: %v", err)
+	}
+	if err := login(w.publisher(t, publishers.WithKeyPin(pinOf(w.keys), pinOf(other)))); err != nil {
+		t.Errorf("both pinned: %v", err)
+	}
+	if err := login(w.publisher(t, publishers.WithKeyPin(pinOf(w.keys)), publishers.WithJWKS(other.JWKS()))); err == nil {
+		t.Error("a key set that is given is not held against the pins")
+	}
+}
+
 func TestTokensCannotBePrinted(t *testing.T) {
 	tokens := publishers.Tokens{AccessToken: "canary", RefreshToken: "canary", IDToken: "canary"}
 	js, err := json.Marshal(struct{ T publishers.Tokens }{tokens})

@@ -70,7 +70,7 @@ func (k keysList) Run(a *app, c *cli) error {
 		return json.NewEncoder(a.stdout).Encode(ring.Keys())
 	}
 	w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(w, "ID\tUSE\tMADE\tSEALS")
+	fmt.Fprintln(w, "ID\tUSE\tMADE\tSEALS\tTO PIN")
 	for _, key := range ring.Keys() {
 		seals := "no, opens only"
 		switch {
@@ -79,7 +79,7 @@ func (k keysList) Run(a *app, c *cli) error {
 		case key.Next:
 			seals = "not yet: keys promote"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", key.ID, key.Use, clock(key.Created), seals)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", key.ID, key.Use, clock(key.Created), seals, key.Thumbprint)
 	}
 	return w.Flush()
 }

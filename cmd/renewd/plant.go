@@ -21,16 +21,17 @@ import (
 
 // plant is all that the running program stands on, once it is up.
 type plant struct {
-	conf   *configuration
-	log    *slog.Logger
-	tel    *telemetry
-	server *natsd.Server // nil: NATS runs elsewhere
-	nc     *nats.Conn
-	js     jetstream.JetStream
-	engine *stream.Engine
-	health jetstream.KeyValue // of the providers
-	keys   *liveKeys
-	store  store
+	conf      *configuration
+	log       *slog.Logger
+	tel       *telemetry
+	server    *natsd.Server // nil: NATS runs elsewhere
+	nc        *nats.Conn
+	js        jetstream.JetStream
+	engine    *stream.Engine
+	health    jetstream.KeyValue // of the providers
+	keys      *liveKeys
+	published publishedKey
+	store     store
 }
 
 // store is a grant.Store that can be closed.
@@ -255,6 +256,7 @@ func (p *plant) ready() []probe {
 			return err
 		}},
 		{"clock", func(context.Context) error { return p.engine.Ready() }},
+		{"public key", p.askPublished},
 		{"store", p.askStore},
 	}
 }

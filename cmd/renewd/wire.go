@@ -30,7 +30,7 @@ func (p *plant) layers() ([][]part, error) {
 		return nil, err
 	}
 	support := []part{
-		p.engine.Run, p.announce,
+		p.engine.Run, p.announce, p.watchPublished,
 		func(ctx context.Context) error { return p.keys.watch(ctx, p.log, p.publishKeys) },
 		stream.Reconciler{Store: p.store, Engine: p.engine, Meter: p.tel.meter, Logger: p.log}.Run,
 	}

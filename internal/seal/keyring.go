@@ -25,6 +25,8 @@ var (
 	ErrSealed = errors.New("cannot be opened")
 	// ErrKeyring: a keyring file that makes no sense.
 	ErrKeyring = errors.New("malformed keyring")
+	// ErrPin: a public key is none of those that were pinned.
+	ErrPin = errors.New("the public key is none of the pinned ones")
 	// ErrNotPromoted: the keyring has fresh keys already that do not seal yet.
 	ErrNotPromoted = errors.New("the keyring has fresh keys that wait to be promoted")
 	// ErrNothingToPromote: the newest keys of the keyring are those that seal.
@@ -37,6 +39,8 @@ type KeyInfo struct {
 	Use     string    `json:"use"` // "login" or "store"
 	Created time.Time `json:"created"`
 	Current bool      `json:"current"` // it is the one that seals
+	// Thumbprint is the public key's (RFC 7638, SHA-256), for publishers to pin; of login keys only.
+	Thumbprint string `json:"thumbprint,omitempty"`
 	// Next: it is newer than the one that seals, and opens only until it is promoted.
 	Next bool `json:"next,omitempty"`
 }
@@ -130,7 +134,11 @@ func (k *Keyring) fresh(now time.Time) (*Keyring, error) {
 func (k *Keyring) Keys() []KeyInfo {
 	var login, store []KeyInfo
 	for _, l := range k.login {
-		login = append(login, KeyInfo{ID: l.id, Use: "login", Created: l.created})
+		sum, err := thumbprint(jose.JSONWebKey{Key: &l.private.PublicKey})
+		if err != nil {
+			panic("seal: thumbprint of a public key: " + err.Error()) // a P-256 key: cannot happen
+		}
+		login = append(login, KeyInfo{ID: l.id, Use: "login", Created: l.created, Thumbprint: sum})
 	}
 	for _, s := range k.store {
 		store = append(store, KeyInfo{ID: base64.RawURLEncoding.EncodeToString([]byte(s.id)), Use: "store", Created: s.created})
@@ -155,9 +163,18 @@ func (k *Keyring) Keys() []KeyInfo {
 // JWKS is the public key that logins are sealed to, as a JSON Web Key Set (RFC 7517): the current
 // key only, so that nobody seals to one on its way out.
 func (k *Keyring) JWKS() []byte {
-	last := k.login[len(k.login)-1]
+	return k.login[len(k.login)-1].jwks()
+}
+
+// Published reports whether a key set is, to the byte, one that this keyring gives out, has given out
+// or will. An id alone proves nothing: whoever writes a key chooses its id.
+func (k *Keyring) Published(jwks []byte) bool {
+	return slices.ContainsFunc(k.login, func(l loginKey) bool { return bytes.Equal(l.jwks(), jwks) })
+}
+
+func (l loginKey) jwks() []byte {
 	set := jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{
-		Key: &last.private.PublicKey, KeyID: last.id, Algorithm: string(jose.ECDH_ES), Use: "enc",
+		Key: &l.private.PublicKey, KeyID: l.id, Algorithm: string(jose.ECDH_ES), Use: "enc",
 	}}}
 	raw, err := json.Marshal(set)
 	if err != nil {

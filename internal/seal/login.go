@@ -2,10 +2,13 @@ package seal
 
 import (
 	"bytes"
+	"crypto"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"time"
 
@@ -111,6 +114,31 @@ func SealLogin(jwks []byte, provider, user string, at time.Time, t Tokens) (stri
 		return "", fmt.Errorf("seal login: tokens: %d bytes when sealed, at most %d fit into a message", len(jwe), MaxJWE)
 	}
 	return jwe, nil
+}
+
+// CheckPins refuses a key set whose key to seal to has none of these SHA-256 thumbprints (RFC 7638),
+// in base64url. Its error wraps ErrPin.
+func CheckPins(jwks []byte, pins []string) error {
+	key, err := encryptionKey(jwks)
+	if err != nil {
+		return err
+	}
+	got, err := thumbprint(key)
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(pins, got) {
+		return fmt.Errorf("%w: it is %s", ErrPin, got)
+	}
+	return nil
+}
+
+func thumbprint(key jose.JSONWebKey) (string, error) {
+	sum, err := key.Thumbprint(crypto.SHA256)
+	if err != nil {
+		return "", fmt.Errorf("thumbprint: %w", err)
+	}
+	return base64.RawURLEncoding.EncodeToString(sum), nil
 }
 
 func encryptionKey(jwks []byte) (jose.JSONWebKey, error) {
