@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"text/tabwriter"
@@ -153,6 +154,12 @@ func (x *examination) keyring(context.Context) finding {
 	x.plant.keys = newLiveKeys(path, ring)
 	if info, err := os.Stat(path); err == nil && runtime.GOOS != "windows" && info.Mode().Perm()&0o004 != 0 {
 		return finding{State: warning, Found: "everybody on this machine may read " + path, Advice: "chmod o-r, and its folder too if others are in it"}
+	}
+	if inside, err := filepath.Rel(x.plant.conf.DataDir, path); x.plant.conf.embedded() && err == nil && filepath.IsLocal(inside) {
+		return finding{
+			State: warning, Found: fmt.Sprintf("%d keys in %s, beside what they protect", len(ring.Keys()), path),
+			Advice: "whoever copies data_dir has all tokens: move the file elsewhere, and set RENEWD_KEYS_FILE",
+		}
 	}
 	return finding{State: fine, Found: fmt.Sprintf("%d keys in %s", len(ring.Keys()), path)}
 }

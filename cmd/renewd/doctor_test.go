@@ -171,3 +171,14 @@ func client(t *testing.T, url string) jetstream.JetStream {
 	}
 	return js
 }
+
+func TestDoctorWarnsOfAKeyringBesideWhatItProtects(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	env := []string{"RENEWD_DATA_DIR=" + dir, "RENEWD_AUTH_URL=http://127.0.0.1:1", "RENEWD_CLIENT_ID=c", "RENEWD_ALLOW_HTTP_LOOPBACK=true"}
+	want(t, env, exitDone, "", "keys", "new")
+	diagnosis(t, env, exitFailed, "--server", "nats://127.0.0.1:1")["keyring"].is(t, warning, "RENEWD_KEYS_FILE")
+	elsewhere := append(env, "RENEWD_KEYS_FILE="+t.TempDir()+"/keys.json")
+	want(t, elsewhere, exitDone, "", "keys", "new")
+	diagnosis(t, elsewhere, exitFailed, "--server", "nats://127.0.0.1:1")["keyring"].is(t, fine, "")
+}
