@@ -94,6 +94,29 @@ func TestUserRenewdSuffices(t *testing.T) {
 		"keys":    func() error { return engine.PublishKeys(ctx, []byte(`{"keys":[]}`)) },
 		"publish": func() error { return engine.Publish(ctx, event) },
 		"arm":     func() error { return engine.Arm(ctx, key, time.Now().Add(time.Hour), grant.Work{}) },
+		"announce": func() error {
+			here, leave := context.WithCancel(ctx)
+			said := make(chan error, 1)
+			left := make(chan error, 1)
+			changed := make(chan struct{})
+			go func() {
+				left <- engine.Announce(here, "w1", "host", func() []string { return []string{"k1"} }, changed, func(err error) { said <- err })
+			}()
+			changed <- struct{}{} // what was said first is stored by now
+			workers, err := engine.Workers(ctx)
+			if err == nil && (len(workers) != 1 || workers[0].Host != "host" || len(workers[0].Keys) != 1) {
+				err = fmt.Errorf("got %+v", workers)
+			}
+			leave()
+			err = errors.Join(err, <-left)
+			if len(said) > 0 {
+				err = errors.Join(err, <-said)
+			}
+			if workers, after := engine.Workers(ctx); after != nil || len(workers) != 0 {
+				err = errors.Join(err, after, fmt.Errorf("still there: %+v", workers))
+			}
+			return err
+		},
 		"park": func() error {
 			_, err := engine.Park(ctx, key, grant.Parcel{Version: 1, Sealed: []byte("sealed")})
 			return err
