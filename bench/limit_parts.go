@@ -137,7 +137,7 @@ func outcome(k grant.Key, cause schema.Cause, version int64, now time.Time) sche
 		panic(err) // made of our own structs
 	}
 	g, _ = g.WithProfile(grant.Turn{Work: grant.Work{Cause: cause}, Nonce: "n", BeganAt: now, Now: now, Policy: grant.Policy{}.WithDefaults()}, profile)
-	return g.Event("/renewd", now)
+	return g.Event("/renewd", now, grant.ShowMapped)
 }
 
 // storeCommand is the share of a renewal that the store has: load, claim, save.

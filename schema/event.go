@@ -186,7 +186,7 @@ type Profile struct {
 	Locale        string          `json:"locale,omitempty"`        // BCP 47 language tag, mostly
 	Zoneinfo      string          `json:"zoneinfo,omitempty"`      // time zone: Europe/Berlin
 	Organisations []Organisation  `json:"organisations,omitempty"` // sorted by ID
-	Raw           json.RawMessage `json:"raw,omitempty"`           // the provider's own JSON
+	Raw           json.RawMessage `json:"raw,omitempty"`           // the provider's own JSON; in events only where the settings show it
 	Omitted       []string        `json:"omitted,omitempty"`       // names of members that were too large for an event; see FitProfile
 }
 

@@ -115,6 +115,8 @@ type policySettings struct {
 	ConfirmMax   time.Duration `key:"confirm_max" default:"60s" min:"1ms" doc:"longest wait before that"`
 
 	ConfirmUnknown time.Duration `key:"confirm_unknown" default:"1h" min:"1s" doc:"least wait between two refusals in words that renewd does not know; three of them end a session, while others are renewed"`
+
+	ShowProfile string `key:"show_profile" default:"mapped" oneof:"none,mapped,raw" doc:"how much of a profile user.synced shows to everybody who may subscribe: none, the members that renewd maps, or raw, the provider's own JSON, too"`
 }
 
 // guardSettings is when a provider is not believed, and when it is left alone: guard.Rules in the
@@ -146,7 +148,7 @@ func (p policySettings) policy() grant.Policy {
 	return grant.Policy{
 		Lifetime: p.Lifetime, MaxLifetime: p.MaxLifetime, Margin: p.Margin, MarginShare: p.MarginShare, JitterShare: p.JitterShare, Floor: p.Floor,
 		ProfileEvery: p.ProfileEvery, Tries: p.Tries, RetryMin: p.RetryMin, RetryMax: p.RetryMax, RetryLater: p.RetryLater,
-		ConfirmMin: p.ConfirmMin, ConfirmMax: p.ConfirmMax, ConfirmUnknown: p.ConfirmUnknown,
+		ConfirmMin: p.ConfirmMin, ConfirmMax: p.ConfirmMax, ConfirmUnknown: p.ConfirmUnknown, Shown: grant.Shown(p.ShowProfile),
 	}
 }
 

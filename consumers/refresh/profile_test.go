@@ -1,6 +1,8 @@
 package refresh_test
 
 import (
+	"encoding/json"
+	"strings"
 	"testing"
 	"time"
 
@@ -31,5 +33,21 @@ func TestProfilesHaveAClockOfTheirOwn(t *testing.T) {
 	}
 	if after := w.now().Sub(began); after < 50*time.Minute || after > time.Hour {
 		t.Errorf("the tokens of an hour were renewed after %v", after)
+	}
+}
+
+// Subscribers see what is mapped of a profile; the provider's own JSON is stored, and shown only where
+// the settings say so.
+func TestEventsShowNoRawProfile(t *testing.T) {
+	w := newWorld(t)
+	w.profile.Raw = json.RawMessage(`{"sub":"u17","secret_note":"x"}`)
+	w.login("a", 10*time.Second)
+	w.settle(work("r1"), 1)
+	e, ok := w.outcome("r1")
+	if !ok || !strings.Contains(string(e.Data), "jane@example.com") || strings.Contains(string(e.Data), "secret_note") {
+		t.Errorf("r1 has %s", e.Data)
+	}
+	if p := mustStored(w).Profile; !strings.Contains(string(p), "secret_note") {
+		t.Errorf("stored is %s", p)
 	}
 }

@@ -221,7 +221,7 @@ func (t *task) finish(ctx context.Context, g grant.Grant) error {
 	}
 	out = out || g.Pending != nil && slices.Contains(t.out, g.Pending.ID)
 	if g.Pending != nil && !out {
-		if err := t.publish(ctx, g.Event(t.Source, t.Stream.Now()), g.Mark()); err != nil {
+		if err := t.publish(ctx, g.Event(t.Source, t.Stream.Now(), t.provider.Policy.Shown), g.Mark()); err != nil {
 			return err
 		}
 	}

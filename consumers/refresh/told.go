@@ -157,7 +157,7 @@ func (t *task) tell(ctx context.Context, g grant.Grant) error {
 			}
 		}
 		if !out {
-			if err := t.publish(ctx, g.Told(p, t.Source, t.Stream.Now()), grant.Mark{Version: p.Version, Token: g.Mark().Token}); err != nil {
+			if err := t.publish(ctx, g.Told(p, t.Source, t.Stream.Now(), t.provider.Policy.Shown), grant.Mark{Version: p.Version, Token: g.Mark().Token}); err != nil {
 				return err
 			}
 		}

@@ -2,6 +2,7 @@ package grant
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
@@ -40,6 +41,8 @@ type Policy struct {
 	// ConfirmUnknown is the least wait between two refusals of a token in words that nobody knows:
 	// three of them end a grant, while others are renewed. Default 1 h.
 	ConfirmUnknown time.Duration
+	// Shown is how much of a profile user.synced shows. Default ShowMapped.
+	Shown Shown
 	// Volatile names members of the raw profile that move by themselves at this provider, so that
 	// they are no change of the user; beside the claims of a token, which never are. Default none.
 	Volatile []string
@@ -62,6 +65,9 @@ func (p Policy) WithDefaults() Policy {
 	def(&p.ConfirmMin, 30*time.Second)
 	def(&p.ConfirmMax, 60*time.Second)
 	def(&p.ConfirmUnknown, time.Hour)
+	if p.Shown == "" {
+		p.Shown = ShowMapped
+	}
 	if p.MarginShare == 0 {
 		p.MarginShare = 0.2
 	}
@@ -87,6 +93,8 @@ func (p Policy) Validate() error {
 		return fmt.Errorf("tries: %d: want 1 to 100", p.Tries)
 	case p.RetryMin > p.RetryMax:
 		return fmt.Errorf("retry_max: %v is less than retry_min %v", p.RetryMax, p.RetryMin)
+	case !slices.Contains([]Shown{"", ShowNone, ShowMapped, ShowRaw}, p.Shown):
+		return fmt.Errorf("show_profile: %q: want %s, %s or %s", p.Shown, ShowNone, ShowMapped, ShowRaw)
 	case p.ConfirmMin > p.ConfirmMax:
 		return fmt.Errorf("confirm_max: %v is less than confirm_min %v", p.ConfirmMax, p.ConfirmMin)
 	}

@@ -25,6 +25,54 @@ func NewProfile(p schema.Profile) (Profile, error) {
 	return Profile(strings.TrimSuffix(text.String(), "\n")), nil
 }
 
+// Shown says how much of a profile user.synced shows.
+type Shown string
+
+// What of a profile is shown: nothing, the members that renewd knows, or the provider's own JSON too.
+const (
+	ShowNone   Shown = "none"
+	ShowMapped Shown = "mapped"
+	ShowRaw    Shown = "raw"
+)
+
+// Show is p as user.synced shows it.
+func (p Profile) Show(how Shown) Profile {
+	switch how {
+	case ShowNone:
+		return ""
+	case ShowRaw:
+		return p
+	}
+	return p.withoutRaw()
+}
+
+// withoutRaw cuts the raw profile out. No text in JSON holds its name in quotes, and what stands
+// before it has no such member: the first one is it.
+func (p Profile) withoutRaw() Profile {
+	const name = `,"raw":`
+	start := strings.Index(string(p), name)
+	if start < 0 {
+		return p
+	}
+	depth, quoted := 0, false
+	for i := start + len(name); i < len(p); i++ {
+		switch c := p[i]; {
+		case quoted && c == '\\':
+			i++ // what is escaped ends no text
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case depth == 0 && (c == ',' || c == '}'):
+			return p[:start] + p[i:]
+		case c == '{' || c == '[':
+			depth++
+		case c == '}' || c == ']':
+			depth--
+		}
+	}
+	return "" // damaged
+}
+
 // Decode is the inverse of NewProfile; nil for none.
 func (p Profile) Decode() (*schema.Profile, error) {
 	if p == "" {

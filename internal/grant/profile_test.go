@@ -73,3 +73,32 @@ func TestVolatileMembersOfThePolicy(t *testing.T) {
 		t.Error("a volatile member is written")
 	}
 }
+
+// What an event shows of a profile is the profile without its raw part, to the byte.
+func FuzzShownProfile(f *testing.F) {
+	for _, seed := range []string{`{}`, `null`, `"a,\"raw\":1"`, `[{"raw":1},"\\"]`, `{"x":{"raw":"}"},"omitted":["raw"]}`, `-1.5e3`} {
+		f.Add(seed, "Jane", true)
+	}
+	f.Add(`{}`, `,"raw":`, false)
+	f.Fuzz(func(t *testing.T, raw, name string, omitted bool) {
+		p := schema.Profile{ID: "u", Name: name, Organisations: []schema.Organisation{{ID: "o", Name: name}}, Raw: json.RawMessage(raw)}
+		if omitted {
+			p.Omitted = []string{"picture", name}
+		}
+		whole, err := grant.NewProfile(p)
+		if err != nil {
+			return
+		}
+		p.Raw = nil
+		want, err := grant.NewProfile(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := whole.Show(grant.ShowMapped); got != want {
+			t.Errorf("%s becomes %s, want %s", whole, got, want)
+		}
+		if whole.Show(grant.ShowRaw) != whole || whole.Show(grant.ShowNone) != "" || grant.Profile("").Show(grant.ShowMapped) != "" {
+			t.Error("raw, none, or no profile at all")
+		}
+	})
+}

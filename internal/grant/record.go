@@ -114,8 +114,8 @@ func (g Grant) untold(cause schema.Cause, told []string) []Pending {
 func (g Grant) Untold(cause schema.Cause, told []string) []Pending { return g.untold(cause, told) }
 
 // Told is an outcome of Untold as it is published, with the profile that is stored now.
-func (g Grant) Told(p Pending, source string, now time.Time) schema.Event {
-	return g.event(p, source, now)
+func (g Grant) Told(p Pending, source string, now time.Time, show Shown) schema.Event {
+	return g.event(p, source, now, show)
 }
 
 // about reports whether what the record says of a renewal is about this cause.
@@ -384,7 +384,7 @@ func (g Grant) Held(t Turn, f Failure) Grant {
 func Answer(k Key, t Turn, version int64, reason, source string) schema.Event {
 	g := Grant{Key: k, Cause: t.Work.Cause}
 	g.Pending = g.pending(schema.UserRefreshFailed, schema.RefreshFailed{Cause: g.Cause, BeganAt: t.BeganAt, Version: version, Reason: reason})
-	return g.Event(source, t.Now)
+	return g.Event(source, t.Now, t.Policy.Shown)
 }
 
 func (g Grant) pending(typ schema.Type, data any) *Pending {
@@ -402,15 +402,17 @@ func OutcomeID(k Key, cause schema.Cause) string {
 	return base64.RawURLEncoding.EncodeToString(sum[:16])
 }
 
-// Event is the stored outcome of g as it is published.
-func (g Grant) Event(source string, now time.Time) schema.Event {
-	return g.event(*g.Pending, source, now)
+// Event is the stored outcome of g as it is published, with this much of the profile.
+func (g Grant) Event(source string, now time.Time, show Shown) schema.Event {
+	return g.event(*g.Pending, source, now, show)
 }
 
-func (g Grant) event(p Pending, source string, now time.Time) schema.Event {
+func (g Grant) event(p Pending, source string, now time.Time, show Shown) schema.Event {
 	data := p.Data
-	if p.Type == schema.UserSynced && g.Profile != "" && !p.Stale {
-		data = withMember(data, "profile", string(g.Profile))
+	if p.Type == schema.UserSynced && !p.Stale {
+		if shown := g.Profile.Show(show); shown != "" {
+			data = withMember(data, "profile", string(shown))
+		}
 	}
 	return schema.Event{ID: p.ID, Source: source, Type: p.Type, Provider: g.Provider, User: g.User, Time: now.UTC(), Data: data}
 }

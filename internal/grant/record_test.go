@@ -222,7 +222,7 @@ func TestOutcomeCarriesTheStoredProfile(t *testing.T) {
 	if !write {
 		t.Fatal("a changed profile is not written")
 	}
-	e := g.Event("/renewd", noon)
+	e := g.Event("/renewd", noon, grant.ShowRaw)
 	d, err := schema.Data[schema.Synced](e)
 	if err != nil || d.Profile == nil || d.Profile.Email != "new@example.com" || d.Cause.ID != "r1" || !reflect.DeepEqual(d.Changed, []string{"email"}) {
 		t.Errorf("outcome %s, %v", e.Data, err)
