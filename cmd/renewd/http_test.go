@@ -113,7 +113,7 @@ func TestHTTPReadyTellsStrangersNoDetails(t *testing.T) {
 		if code, body := get(t, h, "/readyz", "0123456789abcdef"); code != 503 || !strings.Contains(body, "db:5432") {
 			t.Errorf("with the token: got %d %s", code, body)
 		}
-		time.Sleep(probeFor)
+		<-time.After(probeFor)
 		get(t, h, "/readyz", "")
 		if asked != 2 {
 			t.Errorf("the probes were asked %d times, want once for the 101 requests at once and once later", asked)

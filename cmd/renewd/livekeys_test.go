@@ -50,7 +50,7 @@ func TestLiveKeysFollowTheirFile(t *testing.T) {
 			})
 		}()
 		look := func() {
-			time.Sleep(keysEvery + time.Millisecond)
+			<-time.After(keysEvery + time.Millisecond)
 			synctest.Wait()
 		}
 		added, err := first.Rotate(noon)

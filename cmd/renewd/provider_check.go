@@ -140,8 +140,8 @@ func (x *inquiry) madeUp(ctx context.Context) {
 }
 
 func authenticated(way idp.ClientAuth, set string) string {
-	how := map[idp.ClientAuth]string{idp.AuthNone: "by client_id alone", idp.AuthPost: "by its secret in the form (post)", idp.AuthBasic: "by its secret in a header (basic)"}[way]
-	if set == "" && way != idp.AuthNone {
+	how := map[idp.ClientAuth]string{idp.AuthNone: "by client_id alone", idp.AuthPost: "by its secret in the form (post)", idp.AuthBasic: "by its secret in a header (basic)", idp.AuthPrivateKey: "by a signature of its key (private_key_jwt)"}[way]
+	if set == "" && (way == idp.AuthPost || way == idp.AuthBasic) {
 		how += ", found by itself"
 	}
 	return cmp.Or(how, "in a way that nobody knows")

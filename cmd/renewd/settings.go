@@ -69,7 +69,9 @@ type providerSettings struct {
 	AuthURL      string        `key:"auth_url" env:"RENEWD_AUTH_URL" doc:"the provider's address: PropelAuth's auth URL, or the OIDC issuer"`
 	ClientID     string        `key:"client_id" env:"RENEWD_CLIENT_ID" doc:"OAuth client id: the one that the users sign in with"`
 	ClientSecret grant.Secret  `key:"client_secret" env:"RENEWD_CLIENT_SECRET" doc:"OAuth client secret; empty for a public client"`
-	ClientAuth   string        `key:"client_auth" env:"RENEWD_CLIENT_AUTH" oneof:",basic,post,none" doc:"how the client shows its secret: basic, post or none; empty: as the provider offers, basic first (the preset may want post first), and once the other way where it answers invalid_client"`
+	ClientKey    grant.Secret  `key:"client_key" env:"RENEWD_CLIENT_KEY" doc:"private key that the client signs with in place of a secret (private_key_jwt, RFC 7523): PEM or a JSON Web Key"`
+	ClientKeyID  string        `key:"client_key_id" env:"RENEWD_CLIENT_KEY_ID" doc:"the key's id at the provider; empty: the JSON Web Key's own, else its thumbprint (RFC 7638)"`
+	ClientAuth   string        `key:"client_auth" env:"RENEWD_CLIENT_AUTH" oneof:",basic,post,none,private_key_jwt" doc:"how the client names itself: basic or post with its secret, private_key_jwt with its key, or none; empty: private_key_jwt where there is a client_key, else as the provider offers, basic first (the preset may want post first), and once the other way where it answers invalid_client"`
 	TokenURL     string        `key:"token_url" env:"RENEWD_TOKEN_URL" doc:"token endpoint; empty: the preset's, or the discovered one"`
 	RevokeURL    string        `key:"revoke_url" env:"RENEWD_REVOKE_URL" doc:"revocation endpoint (RFC 7009); empty: the preset's, or the discovered one"`
 	UserinfoURL  string        `key:"userinfo_url" env:"RENEWD_USERINFO_URL" doc:"userinfo endpoint; empty: the preset's, or the discovered one"`

@@ -189,6 +189,7 @@ func TestSettingsPrintIsASettingsFileWithoutSecrets(t *testing.T) {
 	file := write(t, "renewd.yaml", `
 nats_url: nats://joe:hunter2@a:4222,nats://hunter2@b:4222
 database_url: postgres://joe:hunter2@db:5432/app?sslmode=disable
+allow_plaintext: true
 http_token: hunter2-hunter2-hunter2
 outcome_age: 36h
 providers:

@@ -52,7 +52,7 @@ func (p providerSettings) client() idp.Config {
 	return idp.Config{
 		ID: p.ID, Preset: p.Preset, BaseURL: p.AuthURL, TokenURL: p.TokenURL, UserInfoURL: p.UserinfoURL, RevokeURL: p.RevokeURL, ClientID: p.ClientID,
 		ClientSecret: p.ClientSecret, ClientAuth: idp.ClientAuth(p.ClientAuth), Timeout: p.Timeout, AllowHTTPLoopback: p.AllowHTTP, MaxConns: p.Concurrency,
-		NextSecret: p.ClientSecretNext, Scope: p.Scope, Subject: p.Subject, Params: p.Params, Headers: p.Headers, ProxyURL: p.ProxyURL, Rules: rules,
+		NextSecret: p.ClientSecretNext, ClientKey: p.ClientKey, ClientKeyID: p.ClientKeyID, Scope: p.Scope, Subject: p.Subject, Params: p.Params, Headers: p.Headers, ProxyURL: p.ProxyURL, Rules: rules,
 		Profile: p.Profile, NoUserInfo: p.Userinfo == "none",
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/renewd/renewd/internal/grant"
 )
@@ -24,6 +25,8 @@ const (
 	AuthNone  ClientAuth = "none"  // client_id in the form
 	AuthPost  ClientAuth = "post"  // client_id and client_secret in the form
 	AuthBasic ClientAuth = "basic" // both in the Authorization header
+	// AuthPrivateKey is a JWT that ClientKey has signed, in the form (RFC 7523 section 2.2).
+	AuthPrivateKey ClientAuth = "private_key_jwt"
 )
 
 // ways are those in which a client with a secret names itself, in the order in which they are tried.
@@ -220,7 +223,7 @@ func (p *Provider) post(ctx context.Context, op, target string, e endpoints, for
 
 func (p *Provider) postAsAny(ctx context.Context, op, target string, e endpoints, form url.Values) (answer, credential, error) {
 	used, since := p.credentials.current(func() []credential { return p.config.credentials(p.firstWay, e.Auth) })
-	first, err := p.postAs(ctx, used, op, target, form)
+	first, err := p.postAs(ctx, used, e.Token, op, target, form)
 	malformed := err == nil && first.malformed() && p.credentials.open()
 	if err != nil || !first.refusesClient() && !malformed {
 		if err == nil && first.takesClient() {
@@ -234,7 +237,7 @@ func (p *Provider) postAsAny(ctx context.Context, op, target string, e endpoints
 			done(nil, false)
 			return first, used, nil
 		}
-		again, err := p.postAs(ctx, c, op, target, form)
+		again, err := p.postAs(ctx, c, e.Token, op, target, form)
 		if err == nil && (again.refusesClient() || malformed && again.malformed()) {
 			continue
 		}
@@ -249,9 +252,19 @@ func (p *Provider) postAsAny(ctx context.Context, op, target string, e endpoints
 	return first, used, nil
 }
 
-func (p *Provider) postAs(ctx context.Context, c credential, op, target string, form url.Values) (answer, error) {
+// postAs is one call. An assertion is meant for audience, which is the token endpoint also where another
+// one is called (OpenID Connect Core section 9).
+func (p *Provider) postAs(ctx context.Context, c credential, audience, op, target string, form url.Values) (answer, error) {
 	form = maps.Clone(form)
 	header := c.authenticate(p.config.ClientID, form)
+	if c.way == AuthPrivateKey {
+		assertion, err := p.asserter.assert(audience, p.now().Add(time.Duration(p.ahead.Load())))
+		if err != nil {
+			return answer{}, &grant.Fault{Class: grant.Config, Op: op, Err: err}
+		}
+		form.Set("client_assertion_type", assertionType)
+		form.Set("client_assertion", assertion)
+	}
 	r, err := p.send(ctx, call{op: op, method: http.MethodPost, url: target, header: header, form: form, limit: maxTokenBody})
 	a, at := answer{reply: r}, p.date(r.header)
 	if err == nil {
@@ -261,10 +274,13 @@ func (p *Provider) postAs(ctx context.Context, c credential, op, target string, 
 	return a, err
 }
 
+// assertionType is RFC 7523's, section 2.2.
+const assertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+
 // credentials are all that the settings allow, in the order in which they are tried.
 func (c Config) credentials(first ClientAuth, offered []string) (all []credential) {
-	if c.ClientAuth == AuthNone {
-		return []credential{{way: AuthNone}}
+	if c.ClientAuth == AuthNone || c.ClientAuth == AuthPrivateKey {
+		return []credential{{way: c.ClientAuth}}
 	}
 	for _, secret := range []grant.Secret{c.ClientSecret, c.NextSecret} {
 		for _, way := range ways(c.ClientAuth, first, offered) {

@@ -36,7 +36,11 @@ type Config struct {
 	// NextSecret is tried where ClientSecret is refused, and the other way round: while the provider
 	// changes from one to the other both are set.
 	NextSecret grant.Secret
-	ClientAuth ClientAuth
+	// ClientKey is a private key in place of a secret, in PEM or as a JSON Web Key; ClientKeyID is its
+	// id at the provider. See AuthPrivateKey.
+	ClientKey   grant.Secret
+	ClientKeyID string
+	ClientAuth  ClientAuth
 	// Scope is sent with each refresh; empty: none is, and the grant keeps what it has (RFC 6749
 	// section 6).
 	Scope string
@@ -89,7 +93,11 @@ func (c Config) withDefaults() (Config, Preset) {
 	if c.MaxConns == 0 {
 		c.MaxConns = 64
 	}
-	if c.ClientAuth == AuthAuto && c.ClientSecret.IsZero() {
+	switch {
+	case c.ClientAuth != AuthAuto:
+	case !c.ClientKey.IsZero():
+		c.ClientAuth = AuthPrivateKey
+	case c.ClientSecret.IsZero():
 		c.ClientAuth = AuthNone
 	}
 	c.BaseURL = strings.TrimRight(c.BaseURL, "/")
@@ -113,11 +121,17 @@ func (c Config) Validate() error {
 		return errors.New("auth_url: missing: the provider's address, https://auth.example.com for instance")
 	case c.ClientID == "":
 		return errors.New("client_id: missing: copy it from the provider's dashboard")
-	case !slices.Contains([]ClientAuth{AuthAuto, AuthNone, AuthPost, AuthBasic}, c.ClientAuth):
-		return fmt.Errorf("client_auth: %q: want none, post or basic", c.ClientAuth)
+	case !slices.Contains([]ClientAuth{AuthAuto, AuthNone, AuthPost, AuthBasic, AuthPrivateKey}, c.ClientAuth):
+		return fmt.Errorf("client_auth: %q: want none, post, basic or private_key_jwt", c.ClientAuth)
+	case (c.ClientAuth == AuthPrivateKey) != !c.ClientKey.IsZero():
+		return fmt.Errorf("client_key: client_auth private_key_jwt needs it, and nothing else does: client_auth is %q", c.ClientAuth)
+	case c.ClientAuth == AuthPrivateKey && !c.ClientSecret.IsZero():
+		return errors.New("client_secret: a client_key is set: drop one of them")
+	case c.ClientKeyID != "" && c.ClientKey.IsZero():
+		return errors.New("client_key_id: set, but no client_key")
 	case c.ClientAuth == AuthNone && !c.ClientSecret.IsZero():
 		return errors.New("client_auth: none, but a client_secret is set: drop one of them")
-	case c.ClientAuth != AuthNone && c.ClientSecret.IsZero():
+	case c.ClientAuth != AuthNone && c.ClientAuth != AuthPrivateKey && c.ClientSecret.IsZero():
 		return fmt.Errorf("client_secret: missing: client_auth %s needs it", c.ClientAuth)
 	case !c.NextSecret.IsZero() && (c.ClientSecret.IsZero() || c.NextSecret.Equal(c.ClientSecret)):
 		return errors.New("client_secret_next: want a secret that takes the place of client_secret, and both while they change")
@@ -125,6 +139,11 @@ func (c Config) Validate() error {
 		return fmt.Errorf("timeout: %v: want up to 5m", c.Timeout)
 	case c.MaxConns < 1 || c.MaxConns > 10_000:
 		return fmt.Errorf("concurrency: %d: want 1 to 10000", c.MaxConns)
+	}
+	if c.ClientAuth == AuthPrivateKey {
+		if _, err := newAsserter(c.ClientID, c.ClientKey.Reveal(), c.ClientKeyID); err != nil {
+			return fmt.Errorf("client_key: %w", err)
+		}
 	}
 	for i, r := range c.Rules {
 		if err := r.validate(); err != nil {

@@ -23,6 +23,7 @@ import (
 type Provider struct {
 	config    Config
 	rules     []Rule            // the settings' before the preset's
+	asserter  *asserter         // nil: the client shows a secret, or none
 	firstWay  ClientAuth        // that the preset wants to be tried first
 	header    http.Header       // of every call
 	mapping   map[string]string // of members of the profile to JSON pointers
@@ -67,6 +68,12 @@ func New(c Config, t Telemetry) (*Provider, error) {
 	p := &Provider{
 		config: c, rules: slices.Concat(c.Rules, preset.Rules), firstWay: preset.ClientAuth, transport: newTransport(c), now: time.Now,
 		credentials: credentials{searching: make(chan struct{}, 1)}, header: maps.Clone(everyCall),
+	}
+	if c.ClientAuth == AuthPrivateKey {
+		var err error
+		if p.asserter, err = newAsserter(c.ClientID, c.ClientKey.Reveal(), c.ClientKeyID); err != nil {
+			return nil, fmt.Errorf("provider %s: client_key: %w", c.ID, err)
+		}
 	}
 	p.mapping = maps.Clone(preset.Profile)
 	if p.mapping == nil {
@@ -158,6 +165,7 @@ func (p *Provider) Settings() string {
 	all := []string{p.config.BaseURL, p.config.TokenURL, p.config.ClientID, string(way), p.config.ClientSecret.Fingerprint()}
 	for _, extra := range []struct{ name, value string }{
 		{"scope", p.config.Scope}, {"params", p.config.Params.Encode()}, {"client_secret_next", p.config.NextSecret.Fingerprint()},
+		{"client_key", p.config.ClientKey.Fingerprint()}, {"client_key_id", p.config.ClientKeyID},
 	} {
 		if extra.value != "" {
 			all = append(all, extra.name, extra.value)

@@ -41,7 +41,7 @@ var allowed = map[string]entry{
 	"consumers/refresh":   {ours: []string{"schema", "consumers", "internal/grant"}, modules: []string{backoff, nuid, otel, otelM}},
 	"internal/grant":      {ours: []string{"schema"}, modules: []string{backoff}, pure: true},
 	"internal/seal":       {modules: []string{"github.com/go-jose/go-jose/v4"}, pure: true},
-	"internal/idp":        {ours: []string{"schema", "internal/grant"}, modules: []string{"github.com/coreos/go-oidc/v3", otelHTTP, otelM, otelT}},
+	"internal/idp":        {ours: []string{"schema", "internal/grant"}, modules: []string{"github.com/coreos/go-oidc/v3", "github.com/go-jose/go-jose/v4", otelHTTP, otelM, otelT}},
 	"internal/guard":      {ours: []string{"schema", "internal/grant"}, modules: []string{nats}},
 	"internal/stream":     {ours: []string{"schema", "internal/grant"}, modules: []string{nats, otel, otelM, errgroup, rate}},
 	"internal/natskv":     {ours: []string{"schema", "internal/grant"}, modules: []string{nats}},
