@@ -54,7 +54,8 @@ func rotateKeys(ctx context.Context, x *strike) error {
 	rolled, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
 	wg.Go(func() { x.people.comeAndGo(rolled, rand.New(rand.NewPCG(x.rand.Uint64(), 0))) })
-	err := eventually(ctx, 3*time.Minute, func() error {
+	// Also where the run ends meanwhile: keys that are never promoted are in the way of the next ones.
+	err := eventually(context.WithoutCancel(ctx), 5*time.Minute, func() error {
 		_, err := output(x.world.command(nil, "keys", "promote"))
 		return err
 	})
