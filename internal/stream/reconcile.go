@@ -358,7 +358,7 @@ func (x *walking) undelivered(ctx context.Context, d grant.Due, due []standing) 
 		if !s.ours || s.sequence > floor || !x.again(d.Key, s.sequence) {
 			continue
 		}
-		if err := x.putAgain(ctx, d, "deliver", s); err != nil {
+		if err := x.putAgain(ctx, d, "deliver", s.fired()); err != nil {
 			return err
 		}
 	}
@@ -388,15 +388,18 @@ func (x *walking) floor(ctx context.Context, provider string) (uint64, error) {
 	return floor, nil
 }
 
-// again notes what stands, and reports whether the last walk found the same.
+// again reports whether the last walk found the same, and else notes it for the next one.
 func (x *walking) again(k grant.Key, sequence uint64) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	name := k.Provider + "/" + schema.EscapeUser(k.User)
+	if x.before[name] == sequence {
+		return true
+	}
 	if len(x.stuck) < stuckAtMost {
 		x.stuck[name] = sequence
 	}
-	return x.before[name] == sequence
+	return false
 }
 
 // outdated reports whether a timer is of before the record was due, and nobody put it off.

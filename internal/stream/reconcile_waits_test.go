@@ -2,6 +2,7 @@ package stream_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -124,9 +125,39 @@ func TestATimerThatNeverFiredIsFired(t *testing.T) {
 }
 
 // A due message that the server's consumer has passed over is delivered to nobody: it is put behind
-// the others again.
+// the others again, and leaves the timer that was set since as it is.
 func TestADueMessageThatTheServerForgotIsDelivered(t *testing.T) {
-	js, e := fresh(t)
+	t.Run("of a command", func(t *testing.T) {
+		js, e := fresh(t)
+		forgotten(t, js, e, command("r1"), func() { must(t, e.Wake(t.Context(), alice, command("r1"))) })
+	})
+	t.Run("of a timer", func(t *testing.T) {
+		js, e := fresh(t)
+		forgotten(t, js, e, work("t1"), func() {
+			must(t, e.Arm(t.Context(), alice, time.Now().Add(time.Second), work("t1")))
+			eventually(t, "the timer has fired", func() bool { return messages(t, js, stream.Renewals) == 1 && !hasTimer(t, js, alice) })
+			must(t, e.Arm(t.Context(), alice, time.Now().Add(time.Hour), work("t2")))
+		})
+		if !hasTimer(t, js, alice) {
+			t.Error("the timer that was set since is gone")
+		}
+	})
+}
+
+func hasTimer(t *testing.T, js jetstream.JetStream, k grant.Key) bool {
+	t.Helper()
+	s, err := js.Stream(t.Context(), stream.Renewals)
+	must(t, err)
+	_, err = s.GetLastMsgForSubject(t.Context(), "renewal.timer."+k.Provider+"."+schema.EscapeUser(k.User))
+	if err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
+		t.Fatal(err)
+	}
+	return err == nil
+}
+
+// forgotten has the consumer pass over what due brings, and the reconciler bring it back.
+func forgotten(t *testing.T, js jetstream.JetStream, e *stream.Engine, want grant.Work, due func()) {
+	t.Helper()
 	ctx := t.Context()
 	c, err := js.Consumer(ctx, stream.Renewals, stream.ConsumerRenew("propelauth"))
 	must(t, err)
@@ -135,7 +166,7 @@ func TestADueMessageThatTheServerForgotIsDelivered(t *testing.T) {
 	elsewhere.FilterSubject = "renewal.due.propelauth.bob.>"
 	_, err = js.UpdateConsumer(ctx, stream.Renewals, elsewhere)
 	must(t, err)
-	must(t, e.Wake(ctx, alice, command("r1")))
+	due()
 	must(t, e.Wake(ctx, grant.Key{Provider: "propelauth", User: "bob"}, command("r2")))
 	ack(t, renewal(t, js))
 	_, err = js.UpdateConsumer(ctx, stream.Renewals, config)
@@ -151,7 +182,7 @@ func TestADueMessageThatTheServerForgotIsDelivered(t *testing.T) {
 		t.Errorf("walks %+v, %+v", a, b)
 	}
 	m := renewal(t, js)
-	if k, w, err := e.ParseWork(m.Subject(), schema.Header(m.Headers())); err != nil || k != alice || w != command("r1") {
+	if k, w, err := e.ParseWork(m.Subject(), schema.Header(m.Headers())); err != nil || k != alice || w.Cause.ID != want.Cause.ID {
 		t.Errorf("delivered %v %+v, %v", k, w, err)
 	}
 	ack(t, m)

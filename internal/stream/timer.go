@@ -296,6 +296,14 @@ type standing struct {
 	header      schema.Header
 }
 
+// fired is a due message without what the server says of the timer that it comes from: from a client
+// that would be the order to remove the user's timer.
+func (s standing) fired() standing {
+	s.header = maps.Clone(s.header)
+	maps.DeleteFunc(s.header, func(name string, _ []string) bool { return strings.HasPrefix(name, "Nats-Schedule") })
+	return s
+}
+
 // standing reads what stands on one of the subjects where a grant may wait. What somebody else
 // wrote there is not ours.
 func (e *Engine) standing(ctx context.Context, subject string) (standing, error) {
