@@ -23,10 +23,11 @@ type owners struct {
 // note looks the owner up while the connection is new, and surely there.
 func (o *owners) note(ctx context.Context, c net.Conn) context.Context {
 	addr, ok := c.RemoteAddr().(*net.TCPAddr)
-	if !ok {
+	own, ours := c.LocalAddr().(*net.TCPAddr)
+	if !ok || !ours {
 		return ctx
 	}
-	w := o.find(addr)
+	w := o.find(addr, own)
 	o.mu.Lock()
 	o.byAddr[addr.String()] = w // a port that is used again is another's now
 	o.mu.Unlock()
@@ -41,8 +42,8 @@ func (o *owners) of(addr string) *worker {
 	return o.byAddr[addr]
 }
 
-func (o *owners) find(addr *net.TCPAddr) *worker {
-	inode := inodeOf(addr)
+func (o *owners) find(addr, provider *net.TCPAddr) *worker {
+	inode := inodeOf(addr, provider)
 	if inode == "" {
 		return nil
 	}
@@ -54,15 +55,18 @@ func (o *owners) find(addr *net.TCPAddr) *worker {
 	return nil
 }
 
-// inodeOf finds the socket bound to an IPv4 address in the kernel's table (proc(5), /proc/net/tcp).
-func inodeOf(addr *net.TCPAddr) string {
+// inodeOf finds the socket that connects two IPv4 addresses in the kernel's table (proc(5),
+// /proc/net/tcp). One port may have several, to other places.
+func inodeOf(from, to *net.TCPAddr) string {
 	table, err := os.ReadFile("/proc/net/tcp")
 	if err != nil {
 		return ""
 	}
-	want := fmt.Sprintf("%08X:%04X", binary.NativeEndian.Uint32(addr.IP.To4()), addr.Port)
+	name := func(a *net.TCPAddr) string {
+		return fmt.Sprintf("%08X:%04X", binary.NativeEndian.Uint32(a.IP.To4()), a.Port)
+	}
 	for line := range strings.Lines(string(table)) {
-		if f := strings.Fields(line); len(f) > 9 && f[1] == want {
+		if f := strings.Fields(line); len(f) > 9 && f[1] == name(from) && f[2] == name(to) {
 			return f[9]
 		}
 	}
