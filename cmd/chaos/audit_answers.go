@@ -240,7 +240,7 @@ func (a *audit) unprovable(c command) bool {
 		return false
 	}
 	o, ok := a.naming(c, func(o outcome) bool { return o.kind == schema.MessageRejected && o.reason == schema.RejectUnproven })
-	return ok && (ended || o.heard.Sub(c.sent) > a.world.Life-2*time.Second)
+	return ok && (ended || o.heard.Sub(c.tried) > a.world.Life-2*time.Second)
 }
 
 // onOlder reports whether a user goes on with the session before the newest login's, as is right

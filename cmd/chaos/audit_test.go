@@ -17,6 +17,21 @@ func newAudit(strikes ...*strike) *audit {
 	return &audit{world: &world{options: options{Life: time.Minute}}, people: &people{swept: map[string]bool{}}, schedule: &schedule{strikes: strikes}}
 }
 
+// A login that was published for long carries tokens that are older than its last try.
+func TestALoginThatTookLongToPublishMayBeUnprovable(t *testing.T) {
+	who := &person{provider: &standIn{id: strict}, name: "u", bare: true}
+	login := command{who: who, id: "l", source: "/crm", kind: schema.UserLogin, tried: at(0), sent: at(20)}
+	a := newAudit()
+	for heard, want := range map[float64]bool{59: true, 40: false} {
+		a.heard = []outcome{{
+			kind: schema.MessageRejected, provider: strict, user: "u", reason: schema.RejectUnproven, cause: schema.Cause{ID: "l", Source: "/crm"}, heard: at(heard),
+		}}
+		if got := a.unprovable(login); got != want {
+			t.Errorf("rejected after %v s: %t, want %t", heard, got, want)
+		}
+	}
+}
+
 func TestACommandIsAnsweredByTheRuleAlone(t *testing.T) {
 	who := &person{provider: &standIn{id: strict}, name: "u"}
 	asked := func(id, source, want string, when float64) command {

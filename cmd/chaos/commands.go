@@ -41,6 +41,7 @@ type command struct {
 	want     string
 	minValid time.Duration
 	fate     fate
+	tried    time.Time // for the first time: a login's tokens are older
 	sent     time.Time // not later than the server took it
 	accepted time.Time // when the server's word of it came
 	sequence uint64    // in its stream
@@ -50,7 +51,7 @@ type command struct {
 // persist tries until renewd has taken the command, as an app that means it would. The id makes
 // that safe.
 func (p *people) persist(ctx context.Context, c command, send func(context.Context) (publishers.Receipt, error)) (command, bool) {
-	first := time.Now()
+	c.tried = time.Now()
 	for ctx.Err() == nil {
 		c.sent = time.Now()
 		try, cancel := context.WithTimeout(ctx, 3*time.Second)
@@ -61,7 +62,7 @@ func (p *people) persist(ctx context.Context, c command, send func(context.Conte
 		}
 		c.accepted, c.sequence = time.Now(), r.Sequence
 		if r.Duplicate {
-			c.sent = first
+			c.sent = c.tried
 		}
 		if c.id == "" {
 			c.id = fmt.Sprintf("%s-%d", r.Stream, r.Sequence)
