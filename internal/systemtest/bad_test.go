@@ -127,7 +127,7 @@ func TestBadProviderAnswers(t *testing.T) {
 			w.must(err)
 			w.must(raw(w.js.Conn(), "user.refresh_due.propelauth.u", "", "ce-id", "r1"))
 			w.await("the failure is told", 30*time.Second, func(all map[string][]schema.Event) bool { return len(all["u"]) > 0 })
-			e := w.outcomes["u"][0]
+			e := w.heard()["u"][0]
 			if d := decode[schema.RefreshFailed](t, e); e.Type != schema.UserRefreshFailed || d.Reason != tt.reason || d.NextAttemptAt == nil || d.Cause.ID != "r1" {
 				t.Errorf("told %s %s", e.Type, e.Data)
 			}
@@ -183,7 +183,7 @@ func TestFourFormsOfARequest(t *testing.T) {
 	} {
 		w.must(raw(nc, subject, tt.body, tt.header...))
 		w.await(tt.name, 20*time.Second, func(all map[string][]schema.Event) bool { return len(all["u17"]) == i+2 })
-		e := w.outcomes["u17"][i+1]
+		e := w.heard()["u17"][i+1]
 		if d := decode[schema.Synced](t, e); e.Type != schema.UserSynced || d.Cause.Reason != tt.reason || d.Cause.ID == "" {
 			t.Errorf("%s: %s %s", tt.name, e.Type, e.Data)
 		}

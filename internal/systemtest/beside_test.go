@@ -57,9 +57,7 @@ func TestTwoThousandBadOnesStopNobody(t *testing.T) {
 	if waiting != bad {
 		t.Errorf("%d of %d logins wait for their key", waiting, bad)
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for name, list := range w.outcomes {
+	for name, list := range w.heard() {
 		ids := map[string]bool{}
 		for _, e := range list {
 			if ids[e.ID] {

@@ -167,16 +167,14 @@ func TestMostUsersRefusedTheRestGoesOn(t *testing.T) {
 			t.Errorf("%s was renewed %d times meanwhile", user(n), got)
 		}
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for name, list := range w.outcomes {
+	for name, list := range w.heard() {
 		for _, e := range list {
 			if e.Type == schema.UserReauthRequired && (name >= user(dead) || e.Time.Before(began.Add(w.rules.Hold))) {
 				t.Errorf("%s was signed out %v after sessions ended", name, e.Time.Sub(began))
 			}
 		}
 	}
-	if e := w.outcomes[""][0]; e.Type != schema.ProviderDegraded || decode[schema.ProviderState](t, e).Reason != guard.ReasonMassFailure {
+	if e := w.heard()[""][0]; e.Type != schema.ProviderDegraded || decode[schema.ProviderState](t, e).Reason != guard.ReasonMassFailure {
 		t.Errorf("told %s %s", e.Type, e.Data)
 	}
 }

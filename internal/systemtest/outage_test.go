@@ -38,15 +38,13 @@ func (w *world) renewed(n, more int) {
 // good.
 func (w *world) nobodySignedOut(n int) {
 	w.t.Helper()
-	w.mu.Lock()
-	for name, list := range w.outcomes {
+	for name, list := range w.heard() {
 		for _, e := range list {
 			if e.Type == schema.UserReauthRequired {
 				w.t.Errorf("%s was signed out: %s", name, e.Data)
 			}
 		}
 	}
-	w.mu.Unlock()
 	for i := range n {
 		if !w.provider.Live(user(i)) {
 			w.t.Errorf("%s has lost its session at the provider", user(i))

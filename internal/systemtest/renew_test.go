@@ -42,7 +42,7 @@ func TestTimersRenew(t *testing.T) {
 				return len(list) > 0 && list[len(list)-1].Type == schema.UserReauthRequired
 			})
 			w.checkProvider()
-			for name, list := range w.outcomes {
+			for name, list := range w.heard() {
 				for _, e := range list {
 					if e.Type == schema.UserReauthRequired && name != user(7) || e.Type == schema.UserRefreshFailed {
 						t.Errorf("%s got %s: %s", name, e.Type, e.Data)

@@ -126,10 +126,8 @@ func (w *world) erase(n int) {
 
 // versions returns the highest version that was told of each user.
 func (w *world) versions() map[string]int64 {
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	highest := map[string]int64{}
-	for name, list := range w.outcomes {
+	for name, list := range w.heard() {
 		for _, e := range list {
 			highest[name] = max(highest[name], versionOf(w.t, e))
 		}

@@ -54,9 +54,7 @@ func TestSessionsThatEndInUnknownWordsAreTold(t *testing.T) {
 				}
 				return true
 			})
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			for who, list := range w.outcomes {
+			for who, list := range w.heard() {
 				for _, e := range list {
 					if e.Type != schema.UserReauthRequired {
 						continue

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -269,6 +270,17 @@ func (w *world) follow() (stop func()) {
 			return nil
 		})
 	})
+}
+
+// heard are the outcomes so far, by user: others may come while they are looked at.
+func (w *world) heard() map[string][]schema.Event {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	all := make(map[string][]schema.Event, len(w.outcomes))
+	for user, list := range w.outcomes {
+		all[user] = slices.Clone(list)
+	}
+	return all
 }
 
 // await waits until ok holds of the outcomes so far.
