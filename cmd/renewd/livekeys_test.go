@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -37,15 +38,17 @@ func TestLiveKeysFollowTheirFile(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		live := newLiveKeys(path, first)
-		published, down := 0, true
+		var published atomic.Int64
+		var down atomic.Bool
+		down.Store(true)
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() {
 			ended <- live.watch(ctx, slog.New(slog.DiscardHandler), func(context.Context) error {
-				if down {
+				if down.Load() {
 					return errors.New("NATS is away")
 				}
-				published++
+				published.Add(1)
 				return nil
 			})
 		}()
@@ -57,22 +60,22 @@ func TestLiveKeysFollowTheirFile(t *testing.T) {
 		added = mustRing(t, added, err)
 		put(added)
 		look()
-		if ids := live.ids(); len(ids) != 4 || published != 0 || len(live.changed) != 1 {
-			t.Errorf("after a rotation: keys %q, published %d times", ids, published)
+		if ids := live.ids(); len(ids) != 4 || published.Load() != 0 || len(live.changed) != 1 {
+			t.Errorf("after a rotation: keys %q, published %d times", ids, published.Load())
 		}
 		promoted, err := added.Promote()
 		promoted = mustRing(t, promoted, err)
 		put(promoted)
 		look()
 		look()
-		if string(live.JWKS()) != string(promoted.JWKS()) || published != 0 {
-			t.Errorf("after a promotion without NATS: published %d times", published)
+		if string(live.JWKS()) != string(promoted.JWKS()) || published.Load() != 0 {
+			t.Errorf("after a promotion without NATS: published %d times", published.Load())
 		}
-		down = false
+		down.Store(false)
 		look()
 		look()
-		if published != 1 {
-			t.Errorf("published %d times, want once, when NATS was back", published)
+		if published.Load() != 1 {
+			t.Errorf("published %d times, want once, when NATS was back", published.Load())
 		}
 		put(first) // the backup of before, by mistake
 		look()
