@@ -16,6 +16,8 @@ var errUnsettled = errors.New("not settled")
 const (
 	settlesIn = 3 * time.Minute
 	stuckFor  = time.Minute
+	// reacts is longer than people take to sign in again after they were told to.
+	reacts = 3 * time.Second
 )
 
 // settle waits until nothing is late, refused, in doubt or unanswered any more. It gives up on what
@@ -38,9 +40,18 @@ func (a *audit) settle(ctx context.Context, eyes *witness, say func(string, ...a
 	defer closeStore()
 	ctx, stuck := context.WithCancelCause(ctx)
 	defer stuck(nil)
-	said, moved, fewest := time.Now(), time.Now(), -1
+	said, moved, fewest, calm := time.Now(), time.Now(), -1, time.Time{}
 	err = eventually(ctx, settlesIn, func() error {
 		n, err := a.unsettled(ctx, s, eyes)
+		switch {
+		case err != nil:
+			calm = time.Time{}
+		case calm.IsZero():
+			calm = time.Now()
+			fallthrough
+		case time.Since(calm) < reacts:
+			err = fmt.Errorf("%w: who was told to sign in may be about to", errUnsettled)
+		}
 		switch {
 		case fewest < 0 || n < fewest:
 			fewest, moved = n, time.Now()
