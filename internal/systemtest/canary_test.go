@@ -49,6 +49,8 @@ func TestNoTokenAnywhere(t *testing.T) {
 		}
 	}
 	w.await("everybody in", time.Minute, func(all map[string][]schema.Event) bool { return len(all) == 3 })
+	// Before the first renewal under these settings nobody is signed out.
+	w.await("the settings are proven", time.Minute, func(map[string][]schema.Event) bool { return w.provider.Renewals("fine") > 0 })
 	w.provider.EndSessions("ended")
 	w.provider.SetFault(func(r idptest.Request) *idptest.Fault {
 		if r.User != "stormy" {
