@@ -36,7 +36,7 @@ const plaintextHint = ", or set RENEWD_ALLOW_PLAINTEXT=true if the network itsel
 // linksInClear says of each setting with such a link what would be shown, and what to do.
 func (c *configuration) linksInClear() map[string]string {
 	found := map[string]string{}
-	if host := natsInClear(c.NATSURL, !c.NATSPassword.IsZero() || !c.NATSToken.IsZero(), c.NATSCA != "" || c.NATSCert != ""); host != "" {
+	if host := c.natsInClear(c.NATSURL); host != "" {
 		found["nats_url"] = fmt.Sprintf("the password or token would cross the network to %s in clear text: write tls://%s%s", host, host, plaintextHint)
 	}
 	if c.NATSListen != "" && !loopback(c.NATSListen) && c.NATSCert == "" {
@@ -49,6 +49,11 @@ func (c *configuration) linksInClear() map[string]string {
 		found["http_addr"] = fmt.Sprintf("http_token would cross the network of %s in clear text: set http_cert and http_key%s", c.HTTPAddr, plaintextHint)
 	}
 	return found
+}
+
+// natsInClear is the package's natsInClear for the credentials of the settings.
+func (c *configuration) natsInClear(servers string) string {
+	return natsInClear(servers, !c.NATSPassword.IsZero() || !c.NATSToken.IsZero(), c.NATSCA != "" || c.NATSCert != "")
 }
 
 // natsInClear is the first of the servers that would get a password or token without TLS. secret:

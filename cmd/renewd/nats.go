@@ -76,7 +76,7 @@ func (a *app) connect(conf *configuration, server string) (*nats.Conn, error) {
 		if err := checkNATSURL(server); err != nil {
 			return nil, usageError{fmt.Errorf("--server: %w", err)}
 		}
-		if host := natsInClear(server, !conf.NATSPassword.IsZero() || !conf.NATSToken.IsZero(), conf.NATSCA != "" || conf.NATSCert != ""); host != "" && !conf.AllowPlaintext {
+		if host := conf.natsInClear(server); host != "" && !conf.AllowPlaintext {
 			return nil, usageError{fmt.Errorf("--server: the password or token would cross the network to %s in clear text: write tls://%s%s", host, host, plaintextHint)}
 		}
 		url = server

@@ -29,16 +29,9 @@ func (s subscribeCommand) Run(ctx context.Context, a *app, c *cli) error {
 	if err != nil {
 		return err
 	}
-	types, err := s.types()
+	wanted, err := s.subscription(conf, s.Since)
 	if err != nil {
 		return err
-	}
-	if err := s.check(); err != nil {
-		return err
-	}
-	since, err := parseTime(s.Since, time.Now())
-	if err != nil {
-		return usageError{fmt.Errorf("--since %w", err)}
 	}
 	nc, err := a.connect(conf, s.Server)
 	if err != nil {
@@ -46,14 +39,28 @@ func (s subscribeCommand) Run(ctx context.Context, a *app, c *cli) error {
 	}
 	defer nc.Close()
 	colour := colours(a.stdout, a.environ)
-	return consumers.Subscribe(ctx, nc, consumers.Subscription{
-		Prefix: conf.NATSPrefix, APIPrefix: conf.NATSAPI, Types: types, Provider: s.Provider, User: s.User, Durable: s.Durable, UpdateFilter: s.UpdateFilter, Since: since, Logger: newLogger(a.stderr, &conf.settings),
-	}, func(_ context.Context, e schema.Event) error {
+	wanted.APIPrefix, wanted.Durable, wanted.UpdateFilter, wanted.Logger = conf.NATSAPI, s.Durable, s.UpdateFilter, newLogger(a.stderr, &conf.settings)
+	return consumers.Subscribe(ctx, nc, wanted, func(_ context.Context, e schema.Event) error {
 		if s.Output == "json" {
 			return printJSON(a.stdout, e)
 		}
 		return printLine(a.stdout, colour, e, time.Now())
 	})
+}
+
+// subscription is what the flags choose, from the time that since says.
+func (f eventFlags) subscription(conf *configuration, since string) (s consumers.Subscription, err error) {
+	s = consumers.Subscription{Prefix: conf.NATSPrefix, Provider: f.Provider, User: f.User}
+	if s.Types, err = f.types(); err != nil {
+		return s, err
+	}
+	if err := f.check(); err != nil {
+		return s, err
+	}
+	if s.Since, err = parseTime(since, time.Now()); err != nil {
+		return s, usageError{fmt.Errorf("--since %w", err)}
+	}
+	return s, nil
 }
 
 // parseTime reads how long ago, a day, or a point in time; empty is the zero time.

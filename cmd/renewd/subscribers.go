@@ -44,16 +44,9 @@ func (s subscribersAdd) Run(ctx context.Context, a *app, c *cli) error {
 	if err != nil {
 		return err
 	}
-	types, err := s.types()
+	wanted, err := s.subscription(conf, s.Since)
 	if err != nil {
 		return err
-	}
-	if err := s.check(); err != nil {
-		return err
-	}
-	since, err := parseTime(s.Since, time.Now())
-	if err != nil {
-		return usageError{fmt.Errorf("--since %w", err)}
 	}
 	nc, err := a.connect(conf, s.Server)
 	if err != nil {
@@ -62,11 +55,9 @@ func (s subscribersAdd) Run(ctx context.Context, a *app, c *cli) error {
 	defer nc.Close()
 	ctx, stop := context.WithTimeout(ctx, natsDialLimit)
 	defer stop()
-	err = consumers.Prepare(ctx, nc, consumers.Subscription{
-		Prefix: conf.NATSPrefix, Types: types, Provider: s.Provider, User: s.User, Durable: s.Name, UpdateFilter: s.UpdateFilter, Since: since,
-		StartAll: s.All, StartAt: s.From, Concurrency: s.Concurrency, Logger: newLogger(a.stderr, &conf.settings),
-	})
-	if err != nil {
+	wanted.Durable, wanted.UpdateFilter, wanted.StartAll, wanted.StartAt, wanted.Concurrency = s.Name, s.UpdateFilter, s.All, s.From, s.Concurrency
+	wanted.Logger = newLogger(a.stderr, &conf.settings)
+	if err := consumers.Prepare(ctx, nc, wanted); err != nil {
 		return streamHint(err, a)
 	}
 	fmt.Fprintf(a.stdout, "%s is there: subscribe with the durable %q\n", s.Name, s.Name)
