@@ -101,18 +101,17 @@ func (k *liveKeys) read() (*seal.Keyring, error) {
 	if err != nil {
 		return nil, err
 	}
-	have := k.ring.Load()
-	if known, err := have.Marshal(); err == nil && bytes.Equal(known, raw) {
-		return nil, nil
-	}
 	again, err := seal.ParseKeyring(raw)
 	if err != nil {
 		return nil, err
 	}
-	if second, err := again.Marshal(); err == nil {
-		if known, err := have.Marshal(); err == nil && bytes.Equal(known, second) {
-			return nil, nil // written otherwise
-		}
+	have := k.ring.Load()
+	known, err := have.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	if now, err := again.Marshal(); err != nil || bytes.Equal(known, now) {
+		return nil, err
 	}
 	ids := idsOf(again)
 	for _, id := range idsOf(have) {
