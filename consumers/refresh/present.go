@@ -106,7 +106,7 @@ func (t *task) claim(ctx context.Context, decided grant.Grant) (*claimed, grant.
 	c := &claimed{}
 	asked := t.Stream.Now()
 	c.since.Store(&asked)
-	request := grant.ClaimRequest{Nonce: t.nonce, For: t.ClaimFor, Cause: t.work.Cause, Presented: true}
+	request := grant.ClaimRequest{Nonce: t.nonce, For: t.ClaimFor, Cause: t.work.Cause, Presented: true, Loaded: t.loaded}
 	if decided.OnCandidate() {
 		request.Fingerprint = decided.Fingerprint()
 	}
@@ -136,7 +136,7 @@ func (t *task) claim(ctx context.Context, decided grant.Grant) (*claimed, grant.
 		return nil, g, errAgain // somebody else was faster
 	}
 	g.Claim = stored.Claim
-	request.Extend = true
+	request.Extend, request.Loaded = true, nil
 	t.m.Hold(func(ctx context.Context) error { return t.extend(ctx, c, request) })
 	return c, g, nil
 }

@@ -225,11 +225,12 @@ type task struct {
 	provider Provider
 	nonce    string
 	began    time.Time
-	resumed  bool      // an earlier delivery of this work left its outcome in the record
-	met      bool      // an earlier one got as far as the pair, and may have published an outcome
-	told     []string  // ids of outcomes that are known to be published
-	out      []string  // of them, those that this task has published or looked for
-	seen     time.Time // when the record was last known to be there; zero: never
+	resumed  bool         // an earlier delivery of this work left its outcome in the record
+	met      bool         // an earlier one got as far as the pair, and may have published an outcome
+	told     []string     // ids of outcomes that are known to be published
+	out      []string     // of them, those that this task has published or looked for
+	seen     time.Time    // when the record was last known to be there; zero: never
+	loaded   *grant.Grant // the record as last loaded, to be claimed
 	rotated  *rotated
 	// first is the fingerprint of the refresh token whose side has a pair parked: that side comes
 	// first, since there is one place for the pairs of all. Empty: none has.
@@ -263,7 +264,7 @@ func (t *task) run(ctx context.Context) error {
 		case err != nil:
 			return consumers.Retry(err, time.Second)
 		}
-		t.seen = t.Stream.Now()
+		t.seen, t.loaded = t.Stream.Now(), &g
 		if err := t.look(ctx, g); err != nil {
 			return err
 		}

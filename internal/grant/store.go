@@ -38,6 +38,9 @@ type ClaimRequest struct {
 	// Presented marks the claim as used: the caller is about to present the token. It is kept once
 	// set.
 	Presented bool
+	// Loaded is the record as Load returned it, which the claim then need not read again unless it
+	// changed since. nil: the caller has not loaded it.
+	Loaded *Grant
 }
 
 // On is the claim that r makes on g at the time now of the store's clock.

@@ -80,11 +80,11 @@ func FuzzParseProfile(f *testing.F) {
 	})
 }
 
-// FuzzMembers holds the way to take an object apart against the decoder's.
+// FuzzMembers holds the way to take an object and its lists apart against the decoder's.
 func FuzzMembers(f *testing.F) {
 	for _, seed := range []string{
 		`{}`, ` { "a" : 1 ,"b":{"c":[{"d":":"}]},"e":"\\","f":"\":{"} `, `{"a":1,"a":2}`, `{"a":1,"\u0061":2}`, `{"a":{"b":1,"b":2}}`, `null`, `[1]`,
-		`{"a":null}`, `{"a":1`, `{"a":1}{}`, `{"a":1,}`, "{\"\xff\":1,\"\xfe\":2}", `{"":1}`, "\u00a0{}", `{"a":[-1.5e3 , true],"b":false}`, `{"a":1,"b":`,
+		`{"a":null}`, `{"a":1`, `{"a":1}{}`, `{"a":1,}`, "{\"\xff\":1,\"\xfe\":2}", `{"":1}`, "\u00a0{}", `{"a":[-1.5e3 , true],"b":false}`, `{"a":[ ],"b":[ [1,"]"] ,{"c":[","]}, null ]}`, `{"a":1,"b":`,
 	} {
 		f.Add([]byte(seed))
 	}
@@ -99,6 +99,13 @@ func FuzzMembers(f *testing.F) {
 		}
 		if !maps.EqualFunc(all, want, func(a, b json.RawMessage) bool { return bytes.Equal(a, b) }) {
 			t.Errorf("%q: %s; want %s", body, all, want)
+		}
+		for _, value := range all {
+			var want []json.RawMessage
+			_ = json.Unmarshal(value, &want) // no list: it has no items
+			if got := list(value); !slices.EqualFunc(got, want, func(a, b json.RawMessage) bool { return bytes.Equal(a, b) }) {
+				t.Errorf("%q: the items %s; want %s", value, got, want)
+			}
 		}
 		var names []string
 		dec := json.NewDecoder(bytes.NewReader(body))

@@ -91,9 +91,9 @@ func inside(at json.RawMessage, step string) (json.RawMessage, error) {
 		}
 		return all[step], nil
 	}
-	var list []json.RawMessage
-	if i, err := strconv.ParseUint(step, 10, 31); err == nil && len(at) > 0 && json.Unmarshal(at, &list) == nil && int(i) < len(list) {
-		return list[i], nil
+	items := list(at)
+	if i, err := strconv.ParseUint(step, 10, 31); err == nil && int(i) < len(items) {
+		return items[i], nil
 	}
 	return nil, nil
 }

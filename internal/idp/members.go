@@ -25,15 +25,16 @@ var errNoObject = errors.New("no JSON object")
 // object is members for JSON that is valid, such as a member's value: to check that again would
 // cost most of the time.
 func object(valid json.RawMessage) (all map[string]json.RawMessage, twice []string, _ error) {
-	rest := bytes.TrimLeft(valid, space)
+	rest := skip(valid, ' ')
 	if !bytes.HasPrefix(rest, []byte("{")) {
 		return nil, nil, errNoObject
 	}
-	all = map[string]json.RawMessage{}
+	const usual = 32 // as many as most have: a map that grows costs more than one that is too large
+	all = make(map[string]json.RawMessage, min(usual, bytes.Count(rest, []byte(":"))))
 	var raw, value json.RawMessage
-	for rest = bytes.TrimLeft(rest[1:], space); rest[0] != '}'; rest = bytes.TrimLeft(rest, space+",") {
+	for rest = skip(rest[1:], ' '); rest[0] != '}'; rest = skip(rest, ',') {
 		raw, rest = nextValue(rest)
-		value, rest = nextValue(bytes.TrimLeft(rest, space+":"))
+		value, rest = nextValue(skip(rest, ':'))
 		name := text(raw)
 		if _, there := all[name]; there {
 			twice = append(twice, name)
@@ -43,7 +44,29 @@ func object(valid json.RawMessage) (all map[string]json.RawMessage, twice []stri
 	return all, twice, nil
 }
 
-const space = " \t\r\n"
+// list are the items of a list in valid JSON; nil for anything else.
+func list(valid json.RawMessage) (items []json.RawMessage) {
+	rest := skip(valid, ' ')
+	if !bytes.HasPrefix(rest, []byte("[")) {
+		return nil
+	}
+	var item json.RawMessage
+	for rest = skip(rest[1:], ' '); rest[0] != ']'; rest = skip(rest, ',') {
+		item, rest = nextValue(rest)
+		items = append(items, item)
+	}
+	return items
+}
+
+// skip cuts off leading space, and the separator too.
+func skip(json []byte, separator byte) []byte {
+	for len(json) > 0 && (isSpace(json[0]) || json[0] == separator) {
+		json = json[1:]
+	}
+	return json
+}
+
+func isSpace(c byte) bool { return c == ' ' || c == '\t' || c == '\r' || c == '\n' }
 
 // nextValue cuts off the value that valid JSON begins with.
 func nextValue(valid []byte) (first, rest []byte) {
@@ -61,7 +84,7 @@ func nextValue(valid []byte) (first, rest []byte) {
 			depth++
 		case depth > 0 && (c == '}' || c == ']'):
 			depth--
-		case depth == 0 && bytes.IndexByte([]byte(space+",:}]"), c) >= 0:
+		case depth == 0 && (isSpace(c) || c == ',' || c == ':' || c == '}' || c == ']'):
 			return valid[:i:i], valid[i:] // a number, true, false or null
 		default:
 			continue

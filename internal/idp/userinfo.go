@@ -203,11 +203,7 @@ func organisations(raw json.RawMessage) (out []schema.Organisation, _ error) {
 
 // texts are the texts in a list.
 func texts(raw json.RawMessage) (out []string) {
-	var list []json.RawMessage
-	if len(raw) == 0 || json.Unmarshal(raw, &list) != nil {
-		return nil
-	}
-	for _, v := range list {
+	for _, v := range list(raw) {
 		out = append(out, text(v))
 	}
 	return out

@@ -90,11 +90,16 @@ const claimTries = 64
 
 // Claim implements grant.Store.
 func (s *Store) Claim(ctx context.Context, k grant.Key, r grant.ClaimRequest) (grant.Grant, *grant.Claim, error) {
+	loaded := r.Loaded
+	if loaded != nil && !s.free(*loaded, r) {
+		loaded = nil // which may be over by now
+	}
 	for range claimTries {
-		g, err := s.load(ctx, k)
+		g, err := s.loaded(ctx, k, loaded)
 		if err != nil {
 			return g, nil, fmt.Errorf("claim grant %s: %w", k, err)
 		}
+		loaded = nil // on a conflict it has changed
 		prior := g.Claim
 		if !s.free(g, r) {
 			return grant.Grant{Key: k}, nil, fmt.Errorf("claim grant %s: %w", k, grant.ErrClaimed)
@@ -111,6 +116,14 @@ func (s *Store) Claim(ctx context.Context, k grant.Key, r grant.ClaimRequest) (g
 		return g, prior, nil
 	}
 	return grant.Grant{Key: k}, nil, fmt.Errorf("claim grant %s: %w: too many writers", k, grant.ErrClaimed)
+}
+
+// loaded is g, which was loaded before, or the record as it is now.
+func (s *Store) loaded(ctx context.Context, k grant.Key, g *grant.Grant) (grant.Grant, error) {
+	if g != nil {
+		return *g, nil
+	}
+	return s.load(ctx, k)
 }
 
 // free reports whether r may have the claim on g: it is r's own, or r may take one and there is

@@ -128,16 +128,19 @@ func at(s pgtype.Timestamptz) time.Time {
 	return s.Time.UTC()
 }
 
-// columns are those that scan reads, in its order.
-const columns = `g.provider, g.user_id, g.revision, g.version, g.status, g.tokens, g.next_due_at, g.login_at, g.refreshed_at,
-	g.synced_at, g.failed_at, g.active_at, g.attempts, g.outages, g.last_error, g.claim_nonce, g.claim_until, g.claim::text, g.profile::text, g.state::text`
+// columns are those that scan reads, in its order; wide are the last of them.
+const (
+	narrow = `g.provider, g.user_id, g.revision, g.version, g.status, g.next_due_at, g.login_at, g.refreshed_at,
+	g.synced_at, g.failed_at, g.active_at, g.attempts, g.outages, g.last_error, g.claim_nonce, g.claim_until, g.claim::text`
+	columns = narrow + `, g.tokens, g.profile::text, g.state::text`
+)
 
 // targets are what one row is scanned into.
 func (r *row) targets() []any {
 	return append([]any{
-		&r.key.Provider, &r.key.User, &r.revision, &r.version, &r.status, &r.tokens,
+		&r.key.Provider, &r.key.User, &r.revision, &r.version, &r.status,
 		&r.times[1], &r.times[2], &r.times[3], &r.times[4], &r.times[5], &r.times[6], &r.attempts, &r.outages, &r.lastError,
-	}, append(r.claim.targets(), &r.profile, &r.state)...)
+	}, append(r.claim.targets(), &r.tokens, &r.profile, &r.state)...)
 }
 
 func (r *claimRow) targets() []any { return []any{&r.nonce, &r.until, &r.rest} }

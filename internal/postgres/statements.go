@@ -90,16 +90,17 @@ type claim struct {
 }
 
 type claimed struct {
-	row   *row
-	prior claimRow
-	err   error
+	row    *row
+	loaded *grant.Grant // what the row was before the claim; nil: the row is whole
+	prior  claimRow
+	err    error
 }
 
 func (c claimed) grant(cipher grant.Cipher) (g grant.Grant, prior *grant.Claim, err error) {
 	if c.err != nil {
 		return g, nil, c.err
 	}
-	if g, err = c.row.grant(cipher); err != nil {
+	if g, err = c.current(cipher); err != nil {
 		return g, nil, err
 	}
 	if prior, err = c.prior.claim(); err != nil {
@@ -109,13 +110,26 @@ func (c claimed) grant(cipher grant.Cipher) (g grant.Grant, prior *grant.Claim, 
 	return g, prior, nil
 }
 
-// claimSQL claims those that are free. What it returns of the claim before was read before the row
+// current is the record under the claim. Only the claim has changed of one that was loaded before.
+func (c claimed) current(cipher grant.Cipher) (g grant.Grant, err error) {
+	if c.loaded == nil {
+		return c.row.grant(cipher)
+	}
+	g = *c.loaded
+	g.Revision = uint64(c.row.revision)
+	if g.Claim, err = c.row.claim.claim(); err != nil {
+		return g, fmt.Errorf("%w: it is damaged: %w", grant.ErrUnreadable, err)
+	}
+	return g, nil
+}
+
+// claimSQL claims those that are free. A record that the caller has loaded is not sent again. What it returns of the claim before was read before the row
 // was locked, hence the comparison of revisions: whoever loses that race tries again. That a claim
 // was presented is read off the end of its text: JSON with a user's text in it may hold what
 // PostgreSQL cannot take apart (\u0000).
 const claimSQL = `WITH r AS (
-		SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::text[], $6::bool[], $7::text[], $8::bool[])
-			AS r(provider, user_id, nonce, seconds, cause, presented, fingerprint, extend)
+		SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::text[], $6::bool[], $7::text[], $8::bool[], $9::bigint[])
+			AS r(provider, user_id, nonce, seconds, cause, presented, fingerprint, extend, loaded)
 	)
 	UPDATE renewd.grants g SET revision = g.revision + 1, claim_nonce = r.nonce, claim_until = clock_timestamp() + make_interval(secs => r.seconds),
 		claim = json_build_object('fingerprint', coalesce(nullif(r.fingerprint, ''), g.fingerprint), 'cause', r.cause::json,
@@ -124,7 +138,8 @@ const claimSQL = `WITH r AS (
 	FROM r JOIN renewd.grants old ON old.provider = r.provider AND old.user_id = r.user_id
 	WHERE g.provider = r.provider AND g.user_id = r.user_id AND g.revision = old.revision
 		AND (old.claim_nonce = r.nonce OR NOT r.extend AND (old.claim_nonce IS NULL OR old.claim_until <= clock_timestamp()))
-	RETURNING ` + columns + `, old.claim_nonce, old.claim_until, old.claim::text`
+	RETURNING ` + narrow + `, CASE WHEN old.revision <> r.loaded THEN g.tokens END, CASE WHEN old.revision <> r.loaded THEN g.profile::text END,
+		CASE WHEN old.revision <> r.loaded THEN g.state::text ELSE '' END, old.claim_nonce, old.claim_until, old.claim::text`
 
 // inOrder sorts a batch by key, so that two batches lock what they share in one order and do not
 // wait for each other.
@@ -171,6 +186,10 @@ func (s *Store) tryClaims(in []claim) (won map[grant.Key]claimed, err error) {
 	if err != nil {
 		return nil, err
 	}
+	loaded := make(map[grant.Key]*grant.Grant, len(in))
+	for _, c := range in {
+		loaded[c.key] = c.request.Loaded
+	}
 	return won, s.retried(func(ctx context.Context) error {
 		won = make(map[grant.Key]claimed, len(in))
 		rows, err := s.pool.Query(ctx, claimSQL, args...)
@@ -183,6 +202,9 @@ func (s *Store) tryClaims(in []claim) (won map[grant.Key]claimed, err error) {
 			if c.row, err = scan(rows, c.prior.targets()...); err != nil {
 				return err
 			}
+			if g := loaded[c.row.key]; g != nil && c.row.revision == int64(g.Revision)+1 {
+				c.loaded = g
+			}
 			won[c.row.key] = c
 		}
 		return rows.Err()
@@ -192,7 +214,7 @@ func (s *Store) tryClaims(in []claim) (won map[grant.Key]claimed, err error) {
 func claimArgs(in []claim) ([]any, error) {
 	n := len(in)
 	providers, users, nonces, causes, fingerprints := make([]string, n), make([]string, n), make([]string, n), make([]string, n), make([]string, n)
-	seconds, presented, extend := make([]float64, n), make([]bool, n), make([]bool, n)
+	seconds, presented, extend, loaded := make([]float64, n), make([]bool, n), make([]bool, n), make([]int64, n)
 	for i, c := range in {
 		cause, err := json.Marshal(c.request.Cause)
 		if err != nil {
@@ -200,8 +222,11 @@ func claimArgs(in []claim) ([]any, error) {
 		}
 		providers[i], users[i], nonces[i], causes[i], fingerprints[i] = c.key.Provider, c.key.User, c.request.Nonce, string(cause), c.request.Fingerprint
 		seconds[i], presented[i], extend[i] = c.request.For.Seconds(), c.request.Presented, c.request.Extend
+		if g := c.request.Loaded; g != nil {
+			loaded[i] = int64(g.Revision)
+		}
 	}
-	return []any{providers, users, nonces, seconds, causes, presented, fingerprints, extend}, nil
+	return []any{providers, users, nonces, seconds, causes, presented, fingerprints, extend, loaded}, nil
 }
 
 // heldSQL tells whose claims are alive, by the clock that they were made by.

@@ -136,6 +136,7 @@ func Run(t *testing.T, open func(t *testing.T) Fixture) {
 		"a save never brings an erased grant back":     testErased,
 		"a claim is exclusive until it runs out":       testClaim,
 		"a claim makes an older save conflict":         testClaimFences,
+		"a claim on what was loaded sees what changed": testClaimLoaded,
 		"an extension never takes a claim":             testExtension,
 		"a claim names the token about to be sent":     testClaimFingerprint,
 		"100 goroutines lose nothing":                  testContention,
@@ -329,36 +330,6 @@ func testErased(t *testing.T, s grant.Store) {
 	}
 }
 
-func testClaim(t *testing.T, s grant.Store) {
-	g := Full(jane)
-	g.Claim = nil
-	g = insert(t, s, g)
-	cause := Full(jane).Cause
-	got, prior, err := s.Claim(t.Context(), jane, grant.ClaimRequest{Nonce: "a", For: time.Hour, Cause: cause, Presented: true})
-	must(t, err)
-	if prior != nil || got.Claim.Nonce != "a" || got.Claim.Fingerprint != g.Fingerprint() || got.Claim.Cause != cause || !got.Claim.Presented {
-		t.Fatalf("claimed %+v after %+v", got.Claim, prior)
-	}
-	if got.Pair.Refresh.Reveal() != g.Pair.Refresh.Reveal() || got.Revision == g.Revision {
-		t.Error("the claim did not return the record as it is now")
-	}
-	_, _, err = s.Claim(t.Context(), jane, grant.ClaimRequest{Nonce: "b", For: time.Hour})
-	wantErr(t, err, grant.ErrClaimed)
-	// My own may be extended, or cut short; that it was presented stays.
-	got, prior, err = s.Claim(t.Context(), jane, grant.ClaimRequest{Nonce: "a", For: time.Millisecond, Cause: cause})
-	must(t, err)
-	if prior == nil || prior.Nonce != "a" || !got.Claim.Presented {
-		t.Errorf("extended %+v after %+v", got.Claim, prior)
-	}
-	eventually(t, func() bool {
-		got, prior, err = s.Claim(t.Context(), jane, grant.ClaimRequest{Nonce: "b", For: time.Hour})
-		return err == nil
-	})
-	if prior == nil || prior.Nonce != "a" || !prior.Presented || prior.Fingerprint != g.Fingerprint() || got.Claim.Nonce != "b" || got.Claim.Presented {
-		t.Errorf("after it ran out: %+v, prior %+v", got.Claim, prior)
-	}
-}
-
 // eventually waits for something that only the store's own clock makes true.
 func eventually(t *testing.T, ok func() bool) {
 	t.Helper()
@@ -368,55 +339,6 @@ func eventually(t *testing.T, ok func() bool) {
 		}
 	}
 	t.Fatal("never came true")
-}
-
-func testClaimFences(t *testing.T, s grant.Store) {
-	g := Full(jane)
-	g.Claim = nil
-	g = insert(t, s, g)
-	claimed, _, err := s.Claim(t.Context(), jane, grant.ClaimRequest{Nonce: "a", For: time.Hour})
-	must(t, err)
-	_, err = s.Save(t.Context(), g)
-	wantErr(t, err, grant.ErrConflict)
-	claimed.Claim = nil
-	_, err = s.Save(t.Context(), claimed)
-	must(t, err)
-}
-
-func testContention(t *testing.T, s grant.Store) {
-	const workers, each = 100, 3
-	g := Full(jane)
-	g.Claim, g.Version = nil, 0
-	insert(t, s, g)
-	var wg sync.WaitGroup
-	for w := range workers {
-		wg.Go(func() {
-			nonce := fmt.Sprintf("w%d", w)
-			for done := 0; done < each; {
-				g, _, err := s.Claim(t.Context(), jane, grant.ClaimRequest{Nonce: nonce, For: time.Minute})
-				if errors.Is(err, grant.ErrClaimed) {
-					continue
-				}
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				g.Version++
-				g.Claim = nil
-				if _, err := s.Save(t.Context(), g); err != nil {
-					t.Errorf("the holder of the claim could not save: %v", err)
-					return
-				}
-				done++
-			}
-		})
-	}
-	wg.Wait()
-	got, err := s.Load(t.Context(), jane)
-	must(t, err)
-	if got.Version != workers*each {
-		t.Errorf("%d of %d changes are left", got.Version, workers*each)
-	}
 }
 
 func testInsertRace(t *testing.T, s grant.Store) {
@@ -530,61 +452,6 @@ func testDelete(t *testing.T, s grant.Store) {
 	wantErr(t, s.Delete(t.Context(), jane, g.Revision+1), grant.ErrConflict)
 	must(t, s.Delete(t.Context(), jane, g.Revision))
 	wantErr(t, s.Delete(t.Context(), jane, g.Revision), grant.ErrNotFound)
-}
-
-func testExtension(t *testing.T, s grant.Store) {
-	extension := grant.ClaimRequest{Nonce: "a", For: time.Hour, Extend: true, Presented: true}
-	_, _, err := s.Claim(t.Context(), jane, extension)
-	wantErr(t, err, grant.ErrNotFound)
-	g := Full(jane)
-	g.Claim = nil
-	g = insert(t, s, g)
-	refused := func(revision uint64) {
-		t.Helper()
-		_, _, err := s.Claim(t.Context(), jane, extension)
-		wantErr(t, err, grant.ErrClaimed)
-		got, err := s.Load(t.Context(), jane)
-		must(t, err)
-		if got.Revision != revision || got.Claim != nil && got.Claim.Nonce == extension.Nonce {
-			t.Errorf("it left revision %d and claim %+v, want %d", got.Revision, got.Claim, revision)
-		}
-	}
-	refused(g.Revision)
-	_, _, err = s.Claim(t.Context(), jane, grant.ClaimRequest{Nonce: "a", For: time.Hour})
-	must(t, err)
-	g, prior, err := s.Claim(t.Context(), jane, extension)
-	must(t, err)
-	if prior == nil || prior.Nonce != "a" || prior.Presented || !g.Claim.Presented {
-		t.Errorf("extended %+v after %+v", g.Claim, prior)
-	}
-	g.Claim = nil
-	rev, err := s.Save(t.Context(), g)
-	must(t, err)
-	refused(rev)
-	other, _, err := s.Claim(t.Context(), jane, grant.ClaimRequest{Nonce: "b", For: time.Millisecond})
-	must(t, err)
-	refused(other.Revision) // also once that one has run out
-	<-time.After(5 * time.Millisecond)
-	refused(other.Revision)
-}
-
-func testClaimFingerprint(t *testing.T, s grant.Store) {
-	g := Full(jane)
-	g.Claim = nil
-	insert(t, s, g)
-	for _, want := range []string{"of another token", g.Fingerprint()} {
-		r := grant.ClaimRequest{Nonce: "a", For: time.Hour}
-		if want != g.Fingerprint() {
-			r.Fingerprint = want
-		}
-		got, _, err := s.Claim(t.Context(), jane, r)
-		must(t, err)
-		stored, err := s.Load(t.Context(), jane)
-		must(t, err)
-		if got.Claim.Fingerprint != want || stored.Claim.Fingerprint != want {
-			t.Errorf("claimed for %q, stored %q, want %q", got.Claim.Fingerprint, stored.Claim.Fingerprint, want)
-		}
-	}
 }
 
 func testTraces(t *testing.T, f Fixture) {
