@@ -209,12 +209,15 @@ func (e *Engine) wake(ctx context.Context, k grant.Key, w grant.Work, condition 
 // queue. A login waits in the grant's record as well, so it never takes the place of another
 // command: see grant.Work.Names.
 func (e *Engine) Request(ctx context.Context, k grant.Key, w grant.Work) error {
+	subjects := []string{e.timer(k)} // first it is taken for granted that no command waits
 	for round := range rounds {
-		there, err := e.standings(ctx, e.asked(k), e.timer(k))
+		there, err := e.standings(ctx, subjects...)
 		if err != nil {
 			return fmt.Errorf("request %s: %w", k, err)
 		}
-		asked, timer := there[0], there[1]
+		subjects = []string{e.timer(k), e.asked(k)}
+		there = append(there, standing{})
+		timer, asked := there[0], there[1]
 		want := w.Stronger(timer.Work).Stronger(asked.Work)
 		for _, waiting := range there {
 			if waiting.ours && waiting.Work.Names(want) {
