@@ -106,7 +106,9 @@ func (s State) doubtful(t Tally, now time.Time, r Rules) string {
 	switch {
 	case s.Outage == nil && s.failing(t, now, r) == ReasonConfig:
 		return ReasonConfig
-	case t.Unknown > 0 && s.Run.Unknown >= s.unknownsMost(now, r) && r.FailShare <= 1:
+	case t.Config > 0 && s.Run.Config >= s.inARow(now, r) && r.FailShare <= 1:
+		return ReasonConfig
+	case t.Unknown > 0 && s.Run.Unknown >= s.inARow(now, r) && r.FailShare <= 1:
 		return ReasonUnknown
 	case t.Dead+t.Unknown > 0 && (s.nobody(r) || gone >= r.DeadMin && share(gone, gone+said.OK) >= r.DeadShare):
 		return ReasonMassFailure
@@ -114,13 +116,13 @@ func (s State) doubtful(t Tally, now time.Time, r Rules) string {
 	return ""
 }
 
-// unknownsMost is how many users in a row may be refused in words that nobody knows: more where others
-// were renewed lately, since many can have left at once.
-func (s State) unknownsMost(now time.Time, r Rules) int {
+// inARow is how many refusals in a row, of our settings or in words that nobody knows, are about all
+// users: more where others were renewed lately, since many can have left at once.
+func (s State) inARow(now time.Time, r Rules) int {
 	if s.renewed(now.Add(-r.Window)) {
 		return nobody * r.DeadMin
 	}
-	return unknowns
+	return few
 }
 
 // nobody reports whether nobody at all is renewed any more.

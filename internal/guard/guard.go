@@ -90,7 +90,7 @@ func (g *Guard) Report(f *grant.Fault, again bool) {
 	g.mu.Unlock()
 	s := g.state.Load()
 	waited := s.Outage != nil || s.Doubt != nil && !s.Doubt.Until.IsZero() || g.untried(*s)
-	if waited || sum.bad()+sum.Dead == g.Rules.FailMin || t.Unknown > 0 || t.Throttled > 0 && sum.Throttled == throttles {
+	if waited || sum.bad()+sum.Dead == g.Rules.FailMin || t.Unknown+t.Config > 0 || t.Throttled > 0 && sum.Throttled == throttles {
 		g.wakeUp()
 	}
 }

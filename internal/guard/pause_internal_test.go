@@ -95,7 +95,7 @@ func (s *site) provenAndRefused(g *Guard) {
 	g.Report(nil, false)
 	g.round(s.t.Context())
 	s.advance(2 * g.Rules.Window)
-	for range unknowns {
+	for range few {
 		g.Report(&grant.Fault{Class: grant.Unknown, Op: "refresh", Status: 400}, false)
 	}
 	g.round(s.t.Context())

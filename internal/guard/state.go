@@ -49,6 +49,7 @@ type Pause struct {
 type Run struct {
 	Dead      int `json:"dead,omitempty"`      // users refused for the first time since anybody was renewed
 	Unknown   int `json:"unknown,omitempty"`   // users refused in words nobody knows since anybody was answered
+	Config    int `json:"config,omitempty"`    // refusals of our settings since anybody was answered
 	Throttled int `json:"throttled,omitempty"` // throttling answers since anybody was answered
 }
 
@@ -107,9 +108,10 @@ const (
 	// at all is. Where 60 % of all have left, twenty in a row happen once in 30,000 times, and cost
 	// a second.
 	nobody = 2
-	// unknowns in a row, with nobody answered in between, are no longer about a user. A provider may
-	// spend a token that it refuses, so that few are shown to it.
-	unknowns = 3
+	// few refusals in a row, in words that nobody knows or of our settings, with nobody answered in
+	// between, are no longer about a user. A provider may spend a token that it refuses, so that few
+	// are shown to it.
+	few = 3
 	// untoldMost bounds the record while events cannot be published.
 	untoldMost = 32
 )
@@ -177,8 +179,9 @@ func (s State) counted(t Tally, now time.Time, r Rules) State {
 		s.Run.Dead = 0
 	}
 	s.Run.Unknown += t.Unknown
+	s.Run.Config += t.Config
 	if t.answers() > 0 {
-		s.Run.Unknown = 0
+		s.Run.Unknown, s.Run.Config = 0, 0
 	}
 	switch {
 	case t.Throttled > t.answers():

@@ -120,6 +120,30 @@ func TestWrongSettingsAreNamed(t *testing.T) {
 	}
 }
 
+// A refused client may spend the token that it shows, so that few are shown, also where users were
+// renewed a second ago: the secret has just been changed at the provider.
+func TestWrongSettingsAreNoticedInARow(t *testing.T) {
+	s, at := feed(guard.State{}, noon, guard.Tally{OK: 100}, guard.Tally{Config: 19})
+	if said(s) != "" {
+		t.Errorf("users were renewed a second ago: %s", said(s))
+	}
+	if s, _ := feed(s, at, guard.Tally{Dead: 1}, guard.Tally{Config: 19}); said(s) != "" {
+		t.Errorf("a user was refused meanwhile, so that the client is not: %s", said(s))
+	}
+	if s, _ := feed(s, at, guard.Tally{Config: 1}); said(s) != degraded+guard.ReasonConfig {
+		t.Errorf("twenty in a row: %s", said(s))
+	}
+	s, at = pass(s, at, rules.Window)
+	if s, _ := feed(s, at, guard.Tally{Config: 1}); said(s) != degraded+guard.ReasonConfig {
+		t.Errorf("nobody was renewed for long: %s", said(s))
+	}
+	off := rules
+	off.FailShare = 2
+	if s = s.Next(guard.Tally{Config: 50}, "a", at, off); s.Doubt != nil {
+		t.Errorf("the breaker is switched off: %+v", s)
+	}
+}
+
 // A provider that refuses our settings still says who a user is: nothing is paused but refreshing,
 // one tries again and again, and any answer about a user ends it.
 func TestWrongSettingsKeepTokensBackOnly(t *testing.T) {
