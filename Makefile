@@ -39,7 +39,7 @@ bench: ## Measure renewd against a loop over a table, River and the limits of HT
 
 # Without cgo Dex comes without its driver for sqlite, whose C code would take minutes to build.
 realidp: export CGO_ENABLED = 0
-realidp: ## Run renewd against Dex, zitadel's server and, where it is installed, Glewlwyd; takes a minute once built
+realidp: ## Run renewd against Dex, zitadel's server and, where they are installed, Glewlwyd and Hydra; takes minutes
 	@scripts/setup.sh $(TOOLS)
 	@scripts/lint.sh $(TOOLS) internal/e2e/realidp
 	@cd internal/e2e/realidp && go test -vet=off -timeout 15m -parallel 16 $(REALIDP_FLAGS) .

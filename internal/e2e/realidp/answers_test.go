@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -48,7 +47,7 @@ const ours = "recorded: "
 // The providers answer as the files say. A new version of one that answers differently is found
 // here, before it is met in production; -update then writes what it says, for a person to judge.
 func TestAnswers(t *testing.T) {
-	for _, k := range []kind{dexKind, zitadelKind, glewlwydKind} {
+	for _, k := range []kind{dexKind, zitadelKind, glewlwydKind, hydraKind} {
 		t.Run(k.name, func(t *testing.T) {
 			t.Parallel()
 			file := filepath.Join(root, "internal", "idp", "testdata", "answers", k.name+".json")
@@ -89,7 +88,7 @@ func record(t *testing.T, k kind) (all []recorded) {
 		}
 		all = append(all, recorded{
 			Name: q.name, Endpoint: endpoint, Status: res.StatusCode, ContentType: res.Header.Get("Content-Type"),
-			Body: d.anonymous(body), Source: ours + fmt.Sprintf(k.title, version(t, k.module)), verdict: v,
+			Body: d.anonymous(body), Source: ours + fmt.Sprintf(k.title, versionOf(t, k)), verdict: v,
 		})
 	}
 	return all
@@ -256,7 +255,7 @@ var made = []struct {
 	{regexp.MustCompile(`("(access|refresh|id)_token"\s*:\s*)"[^"]*"`), `$1"a-made-up-$2-token"`},
 	{regexp.MustCompile(`("(jti|at_hash)"\s*:\s*)"[^"]*"`), `$1"made-up"`},
 	{regexp.MustCompile(`("sub"\s*:\s*)"[A-Za-z0-9]{32}"`), `$1"made-up"`}, // Glewlwyd's is random
-	{regexp.MustCompile(`("(iat|exp|auth_time)"\s*:\s*)[0-9]+`), `${1}1764064800`},
+	{regexp.MustCompile(`("(iat|exp|auth_time|rat)"\s*:\s*)[0-9]+`), `${1}1764064800`},
 	{regexp.MustCompile(`("expires_in"\s*:\s*)[0-9]+`), fmt.Sprintf("${1}%d", lifetime-1)},
 }
 
@@ -269,19 +268,18 @@ func (d *desk) anonymous(body string) string {
 	return body
 }
 
-// version is what go.mod pins, or what Debian has installed.
-func version(t *testing.T, module string) string {
+// versionOf is the version of a provider, by default that which go.mod pins.
+func versionOf(t *testing.T, k kind) string {
 	t.Helper()
-	if module == "" { // Debian's
-		out := must(exec.CommandContext(t.Context(), "dpkg-query", "--showformat=${Version}", "--show", "glewlwyd").Output())(t)
-		return string(out)
+	if k.version != nil {
+		return k.version(t)
 	}
 	for line := range strings.Lines(string(must(os.ReadFile("go.mod"))(t))) {
-		if version, ok := strings.CutPrefix(strings.TrimSpace(line), module+" "); ok {
+		if version, ok := strings.CutPrefix(strings.TrimSpace(line), k.module+" "); ok {
 			return version
 		}
 	}
-	t.Fatalf("go.mod does not require %s", module)
+	t.Fatalf("go.mod does not require %s", k.module)
 	return ""
 }
 

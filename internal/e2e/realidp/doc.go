@@ -1,6 +1,6 @@
 // Package realidp holds the tests that run the built renewd against identity providers that others
 // wrote: Dex on PostgreSQL and the example server of zitadel/oidc, in the versions that go.mod pins,
-// and Debian's Glewlwyd where that is installed.
+// and Debian's Glewlwyd and Ory Hydra where those are installed.
 //
 // It has no code of its own and nothing imports it. It is a module of its own, so that what the
 // providers require stays out of the product. Each provider stands behind a recorder that keeps

@@ -31,6 +31,7 @@ var glewlwydKind = kind{
 	auth:   "basic", wrongWay: "post", spends: true,
 	endpoints: map[string]string{"/api/oidc/token": "token", "/api/oidc/userinfo": "userinfo"},
 	title:     "glewlwyd %s",
+	version:   glewlwydVersion,
 	verdicts: map[string]verdict{
 		"refreshed, rotated":        {"success", "", "one-time use is on; there is no id_token"},
 		"revoked":                   {"unknown", "", "no body: the same for a dead token, a deleted user and a wrong secret"},
@@ -143,21 +144,7 @@ func (g *glewlwyd) restart(ctx context.Context) error {
 		return err
 	}
 	g.process.Store(cmd)
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		res, err := http.Get("http://" + g.addr + "/config")
-		if err == nil {
-			return res.Body.Close()
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("glewlwyd does not answer: %w", err)
-		case <-tick.C:
-		}
-	}
+	return answers(ctx, "http://"+g.addr+"/config")
 }
 
 // setUp signs the administrator in and makes the provider, its scope and the client.
@@ -269,19 +256,7 @@ func (g *glewlwyd) ask(ctx context.Context, c *http.Client, method, path string,
 		return err
 	}
 	req.Header.Set("Content-Type", kind)
-	res, err := c.Do(req)
-	if err != nil {
-		return err
-	}
-	defer res.Body.Close()
-	said, err := io.ReadAll(res.Body)
-	if err == nil && res.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s %s: %s: %s", method, path, res.Status, said)
-	}
-	if err == nil && into != nil {
-		err = json.Unmarshal(said, into)
-	}
-	return err
+	return said(c, req, into)
 }
 
 // header adds one to every request.
@@ -290,4 +265,10 @@ type header struct{ name, value string }
 func (h header) RoundTrip(r *http.Request) (*http.Response, error) {
 	r.Header.Set(h.name, h.value)
 	return http.DefaultTransport.RoundTrip(r)
+}
+
+// glewlwydVersion is what Debian has installed.
+func glewlwydVersion(t *testing.T) string {
+	t.Helper()
+	return string(must(exec.CommandContext(t.Context(), "dpkg-query", "--showformat=${Version}", "--show", "glewlwyd").Output())(t))
 }

@@ -42,7 +42,7 @@ var hydraKind = kind{
 		"wrong secret, put right":   {"success", "", ""},
 		"wrong way":                 {"config", "", "client_secret_post, at a client that is registered for basic, Hydra's own default"},
 		"no secret":                 {"config", "", "client_auth: none, at a client that has one"},
-		"unsupported grant":         {"config", "", ""},
+		"unsupported grant":         {"unknown", "", "renewd sends no such request"},
 		"userinfo":                  {"success", "", "sub is whatever the consent app chose; iat and rat move"},
 		"userinfo, bad token":       {"refused", "", ""},
 		"userinfo, no token":        {"refused", "", ""},

@@ -1,8 +1,11 @@
 package realidp
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -118,6 +121,42 @@ func (w *worker) stop(t *testing.T) {
 func (w *worker) kill() {
 	_ = w.cmd.Process.Kill() // it may have ended before
 	w.exit <- <-w.exit
+}
+
+// answers waits until a server answers there, whatever it says.
+func answers(ctx context.Context, address string) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		res, err := http.Get(address)
+		if err == nil {
+			return res.Body.Close()
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("no answer: %w", err)
+		case <-tick.C:
+		}
+	}
+}
+
+// said sends a request and decodes the JSON that comes back; a nil into takes any answer.
+func said(c *http.Client, req *http.Request, into any) error {
+	res, err := c.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err == nil && res.StatusCode >= http.StatusMultipleChoices {
+		err = fmt.Errorf("%s %s: %s: %s", req.Method, req.URL.Path, res.Status, text)
+	}
+	if err == nil && into != nil {
+		err = json.Unmarshal(text, into)
+	}
+	return err
 }
 
 // lines keeps the end of what a process says, for a test that fails. Safe for concurrent use.

@@ -35,11 +35,12 @@ type kind struct {
 	path         string            // of the issuer
 	endpoints    map[string]string // by path: token, userinfo
 	start        func(t *testing.T, issuer string) provider
-	auth         string             // how the client shows its secret: client_auth; empty: as renewd does by itself
-	wrongWay     string             // another way, that the provider refuses; none: no secret is shown
-	spends       bool               // a refused client spends the token that it shows
-	title        string             // of what is recorded from it; %s: the version
-	verdicts     map[string]verdict // what renewd must make of its answers, by exchange
+	auth         string                    // how the client shows its secret: client_auth; empty: as renewd does by itself
+	wrongWay     string                    // another way, that the provider refuses; none: no secret is shown
+	spends       bool                      // a refused client spends the token that it shows
+	title        string                    // of what is recorded from it; %s: the version
+	version      func(t *testing.T) string // nil: that of module
+	verdicts     map[string]verdict        // what renewd must make of its answers, by exchange
 }
 
 // The client of every provider. It must show its secret.

@@ -29,6 +29,8 @@ func TestZitadel(t *testing.T) { run(t, zitadelKind) }
 
 func TestGlewlwyd(t *testing.T) { run(t, glewlwydKind) }
 
+func TestHydra(t *testing.T) { run(t, hydraKind) }
+
 func run(t *testing.T, k kind) {
 	t.Parallel()
 	for _, s := range scenarios {
