@@ -33,26 +33,27 @@ const (
 // three consumers; only cmd loads the OpenTelemetry SDK; nobody but tests, the chaos program and
 // the benchmark imports internal/storetest and internal/pgtest.
 var allowed = map[string]entry{
-	"schema":              {pure: true},
-	"publishers":          {ours: []string{"schema", "internal/seal"}, modules: []string{nats, nuid, backoff, otel, otelT}},
-	"consumers":           {ours: []string{"schema"}, modules: []string{nats, otel, otelM, otelT}},
-	"consumers/login":     {ours: []string{"schema", "consumers", "internal/grant"}, modules: []string{nuid}},
-	"consumers/request":   {ours: []string{"schema", "consumers", "internal/grant"}},
-	"consumers/refresh":   {ours: []string{"schema", "consumers", "internal/grant"}, modules: []string{backoff, nuid, otel, otelM}},
-	"internal/grant":      {ours: []string{"schema"}, modules: []string{backoff}, pure: true},
-	"internal/seal":       {modules: []string{"github.com/go-jose/go-jose/v4"}, pure: true},
-	"internal/idp":        {ours: []string{"schema", "internal/grant"}, modules: []string{"github.com/coreos/go-oidc/v3", "github.com/go-jose/go-jose/v4", otelHTTP, otelM, otelT}},
-	"internal/guard":      {ours: []string{"schema", "internal/grant"}, modules: []string{nats}},
-	"internal/stream":     {ours: []string{"schema", "internal/grant"}, modules: []string{nats, otel, otelM, errgroup, rate}},
-	"internal/natskv":     {ours: []string{"schema", "internal/grant"}, modules: []string{nats}},
-	"internal/postgres":   {ours: []string{"schema", "internal/grant"}, modules: []string{pgx, "github.com/pressly/goose/v3", "github.com/exaring/otelpgx", otelT}},
-	"internal/natsd":      {ours: []string{"internal/grant"}, modules: []string{nats, "github.com/nats-io/nats-server/v2", "github.com/nats-io/nkeys"}}, // grant.Secret alone
-	"internal/storetest":  {ours: []string{"schema", "internal/grant", "internal/seal"}},
-	"internal/pgtest":     {modules: []string{pgx}},
-	"internal/natstest":   {modules: []string{"github.com/nats-io/nats-server/v2"}},
-	"internal/e2e":        {},
-	"internal/systemtest": {},
-	"internal/layout":     {},
+	"schema":                  {pure: true},
+	"publishers":              {ours: []string{"schema", "internal/seal"}, modules: []string{nats, nuid, backoff, otel, otelT}},
+	"consumers":               {ours: []string{"schema"}, modules: []string{nats, otel, otelM, otelT}},
+	"consumers/login":         {ours: []string{"schema", "consumers", "internal/grant"}, modules: []string{nuid}},
+	"consumers/request":       {ours: []string{"schema", "consumers", "internal/grant"}},
+	"consumers/refresh":       {ours: []string{"schema", "consumers", "internal/grant"}, modules: []string{backoff, nuid, otel, otelM}},
+	"internal/grant":          {ours: []string{"schema"}, modules: []string{backoff}, pure: true},
+	"internal/seal":           {modules: []string{"github.com/go-jose/go-jose/v4"}, pure: true},
+	"internal/idp":            {ours: []string{"schema", "internal/grant"}, modules: []string{"github.com/coreos/go-oidc/v3", "github.com/go-jose/go-jose/v4", otelHTTP, otelM, otelT}},
+	"internal/guard":          {ours: []string{"schema", "internal/grant"}, modules: []string{nats}},
+	"internal/stream":         {ours: []string{"schema", "internal/grant"}, modules: []string{nats, otel, otelM, errgroup, rate}},
+	"internal/natskv":         {ours: []string{"schema", "internal/grant"}, modules: []string{nats}},
+	"internal/postgres":       {ours: []string{"schema", "internal/grant"}, modules: []string{pgx, "github.com/pressly/goose/v3", "github.com/exaring/otelpgx", otelT}},
+	"internal/natsd":          {ours: []string{"internal/grant"}, modules: []string{nats, "github.com/nats-io/nats-server/v2", "github.com/nats-io/nkeys"}}, // grant.Secret alone
+	"internal/storetest":      {ours: []string{"schema", "internal/grant", "internal/seal"}},
+	"internal/pgtest":         {modules: []string{pgx}},
+	"internal/testkit/golden": {},
+	"internal/natstest":       {modules: []string{"github.com/nats-io/nats-server/v2"}},
+	"internal/e2e":            {},
+	"internal/systemtest":     {},
+	"internal/layout":         {},
 
 	"docs/examples/force-logout": {ours: []string{"schema", "consumers"}, modules: []string{nats}}, // quoted in the README
 
@@ -169,7 +170,7 @@ func (r repository) moduleOf(imported string) string {
 // The table itself keeps to the rules that it stands for.
 func TestImportTableKeepsTheRules(t *testing.T) {
 	testOnly := []string{
-		"internal/storetest", "internal/pgtest", "internal/natstest", "internal/systemtest", "internal/e2e", "internal/e2e/realidp", "internal/layout",
+		"internal/storetest", "internal/pgtest", "internal/natstest", "internal/testkit/golden", "internal/systemtest", "internal/e2e", "internal/e2e/realidp", "internal/layout",
 	}
 	adapters := []string{"internal/postgres", "internal/natskv", "internal/stream", "internal/idp", "internal/guard", "internal/natsd"}
 	consumers := []string{"consumers/login", "consumers/request", "consumers/refresh"}

@@ -15,7 +15,6 @@ package natskv
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -82,7 +81,7 @@ func (s *Store) load(ctx context.Context, k grant.Key) (grant.Grant, error) {
 	if err != nil {
 		return grant.Grant{Key: k}, err
 	}
-	return s.decode(k, entry.Value(), entry.Revision())
+	return decode(s.config.Cipher, k, entry.Value(), entry.Revision())
 }
 
 // claimTries bounds how often a claim is tried against other writers of the same grant.
@@ -140,7 +139,7 @@ func (s *Store) free(g grant.Grant, r grant.ClaimRequest) bool {
 
 // Save implements grant.Store.
 func (s *Store) Save(ctx context.Context, g grant.Grant) (uint64, error) {
-	raw, err := s.encode(g)
+	raw, err := encode(s.config.Cipher, g)
 	if err != nil {
 		return 0, fmt.Errorf("save grant %s: %w", g.Key, err)
 	}
@@ -244,38 +243,4 @@ func told(err error) error {
 		return fmt.Errorf("%w: %w", grant.ErrRefused, err)
 	}
 	return err
-}
-
-// record is a grant as it is kept: everything but the key, the revision and the plain pair.
-type record struct {
-	Sealed []byte `json:"sealed"`
-	grant.Grant
-	// These hide the fields of Grant that have their own place.
-	Key      *struct{} `json:"Key,omitempty"`
-	Provider *struct{} `json:"Provider,omitempty"`
-	User     *struct{} `json:"User,omitempty"`
-	Revision *struct{} `json:"Revision,omitempty"`
-	Pair     *struct{} `json:"Pair,omitempty"`
-}
-
-func (s *Store) encode(g grant.Grant) ([]byte, error) {
-	sealed, err := grant.SealTokens(s.config.Cipher, g)
-	if err != nil {
-		return nil, err
-	}
-	return json.Marshal(record{Sealed: sealed, Grant: g})
-}
-
-// decode is the inverse of encode. Beside ErrUnreadable it returns all that can be read but the
-// pair.
-func (s *Store) decode(k grant.Key, raw []byte, rev uint64) (grant.Grant, error) {
-	var r record
-	damage := json.Unmarshal(raw, &r) // fills what it can
-	g := r.Grant
-	g.Key, g.Revision = k, rev
-	if damage != nil {
-		return g, fmt.Errorf("%w: it is damaged: %w", grant.ErrUnreadable, damage)
-	}
-	err := grant.OpenTokens(s.config.Cipher, &g, r.Sealed)
-	return g, err
 }

@@ -20,7 +20,7 @@ func (s *Store) List(ctx context.Context, cursor string, limit int) (page []gran
 	next, err = s.each(ctx, cursor, limit, func(k grant.Key, m *jetstream.RawStreamMsg, err error) {
 		var g grant.Grant
 		if err == nil {
-			g, err = s.decode(k, m.Data, m.Sequence)
+			g, err = decode(s.config.Cipher, k, m.Data, m.Sequence)
 		}
 		g.Key = k
 		page = append(page, grant.Listed{Grant: g, Err: err})
@@ -35,7 +35,7 @@ func (s *Store) ListDue(ctx context.Context, cursor string, limit int) (page []g
 		if err == nil && json.Unmarshal(m.Data, &r) != nil {
 			r = record{}
 		}
-		d := r.Grant.Due()
+		d := r.grant().Due()
 		d.Key = k
 		page = append(page, d)
 	})

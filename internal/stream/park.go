@@ -21,17 +21,21 @@ const (
 
 // Park stores the parcel in place of any other of this grant, and returns its sequence.
 func (e *Engine) Park(ctx context.Context, k grant.Key, p grant.Parcel) (sequence uint64, err error) {
+	ack, err := e.publish(ctx, Parked, e.parked(k), parcelHeader(p), p.Sealed)
+	if err != nil {
+		return 0, fmt.Errorf("park pair of %s: %w", k, err)
+	}
+	return ack.Sequence, nil
+}
+
+func parcelHeader(p grant.Parcel) schema.Header {
 	h := schema.Header{}
 	h.Set(headerVersion, strconv.FormatInt(p.Version, 10))
 	h.Set(headerParent, p.Parent)
 	if p.Candidate {
 		h.Set(headerCandidate, "true")
 	}
-	ack, err := e.publish(ctx, Parked, e.parked(k), h, p.Sealed)
-	if err != nil {
-		return 0, fmt.Errorf("park pair of %s: %w", k, err)
-	}
-	return ack.Sequence, nil
+	return h
 }
 
 // Parked returns the grant's parcel; found is false if there is none that is renewd's. It asks the
@@ -51,6 +55,7 @@ func (e *Engine) Parked(ctx context.Context, k grant.Key) (p grant.Parcel, found
 	return p, true, nil
 }
 
+// parcelOf is the inverse of parcelHeader.
 func parcelOf(m *jetstream.RawStreamMsg) (grant.Parcel, error) {
 	h := schema.Header(m.Header)
 	version, err := strconv.ParseInt(h.Get(headerVersion), 10, 64)
