@@ -4,7 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"reflect"
 	"slices"
+	"strings"
 )
 
 // dataOf says which types have a struct of this package for their data; nil for a struct of
@@ -32,7 +35,7 @@ func dataOf(v any) []Type {
 }
 
 // Data decodes the data of e and checks it; its error is a *Malformed that names the field. Unknown
-// fields are ignored. The structs of this package take the data of their own types of events only,
+// fields are ignored, but for what looks like a misspelt one of a RefreshDue. The structs of this package take the data of their own types of events only,
 // since any JSON object would do for most: the field is then "type".
 func Data[T any](e Event) (T, error) {
 	var v T
@@ -48,12 +51,60 @@ func Data[T any](e Event) (T, error) {
 			return v, &Malformed{RejectData, field, "does not fit the schema of " + string(e.Type)}
 		}
 	}
+	if _, ok := any(v).(RefreshDue); ok {
+		if m := checkMembers[T](e.Data); m != nil {
+			return v, m
+		}
+	}
 	if c, ok := any(v).(interface{ check() *Malformed }); ok {
 		if m := c.check(); m != nil {
 			return v, m
 		}
 	}
 	return v, nil
+}
+
+// checkMembers refuses members of data that look like those of T and are not: a command whose words
+// are misspelt would be answered as if it wanted nothing. What a later version may add is ignored.
+func checkMembers[T any](data json.RawMessage) *Malformed {
+	var members map[string]json.RawMessage
+	if json.Unmarshal(data, &members) != nil {
+		return nil // no object: Data has said so
+	}
+	var known []string
+	for i, t := 0, reflect.TypeFor[T](); i < t.NumField(); i++ {
+		name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
+		known = append(known, name)
+	}
+	for _, name := range slices.Sorted(maps.Keys(members)) {
+		if slices.Contains(known, name) {
+			continue
+		}
+		if i := slices.IndexFunc(known, func(k string) bool { return misspelt(name, k) }); i >= 0 {
+			return &Malformed{RejectData, known[i], "missing, but there is " + quote(name) + ": did you mean " + known[i] + "?"}
+		}
+	}
+	return nil
+}
+
+// misspelt reports whether a is b with other capitals, signs or order of its letters, or with one
+// letter more, less or instead.
+func misspelt(a, b string) bool {
+	letters := map[rune]int{}
+	length := 0
+	for sign, word := range map[int]string{1: a, -1: b} {
+		for _, r := range strings.ToLower(word) {
+			if r != '_' && r != '-' {
+				letters[r] += sign
+				length += sign
+			}
+		}
+	}
+	differ := 0
+	for _, n := range letters {
+		differ += max(n, -n)
+	}
+	return differ <= 1 || differ == 2 && length == 0
 }
 
 func (l Login) check() *Malformed {

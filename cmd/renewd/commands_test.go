@@ -165,6 +165,8 @@ func TestTour(t *testing.T) {
 	want(t, env, exitDone, "erased", "user", "forget", "jane@example.com", "--yes")
 	want(t, env, exitFailed, "no such user", "user", "show", "jane@example.com")
 	want(t, env, exitDone, "user.forgotten", call("replay")...)
+	want(t, env, exitFailed, "nothing is known of propelauth/jnae", "user", "forget", "jnae", "--yes")
+	want(t, env, exitDone, "no provider propelaut is known here, only propelauth (did you mean", "replay", "--provider", "propelaut")
 
 	other := append(env, "RENEWD_KEYS_FILE="+filepath.Join(dir, "other.json"), "RENEWD_HTTP_ADDR=127.0.0.1:0")
 	want(t, other, exitDone, "", "keys", "new")

@@ -226,7 +226,7 @@ func (w *devWorld) run(ctx context.Context, p *plant, f *front) error {
 
 func (w *devWorld) show(e schema.Event) error {
 	w.score.add(e)
-	return printLine(w.screen, w.colour, e, time.Now())
+	return printLine(w.screen, w.colour, e)
 }
 
 // hints says what to try from a second terminal.

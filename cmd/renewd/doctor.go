@@ -78,7 +78,9 @@ type examination struct {
 	app      *app
 	plant    *plant
 	grants   int
-	tell     io.Writer // gets each finding as it comes; nil: nobody
+	tell     io.Writer // gets each finding as it comes; nil: none is told
+	waiting  uint64    // messages in queues that no provider's pause holds
+	idle     bool      // no worker was heard of lately
 	findings []finding
 }
 
@@ -92,7 +94,7 @@ func (x *examination) examine(ctx context.Context, server string) {
 	for _, q := range []struct {
 		name string
 		ask  func(context.Context) finding
-	}{{"streams", x.streams}, {"clock", x.clock}, {"public key", x.publicKey}, {"queues", x.queues}, {"parked pairs", x.parked}} {
+	}{{"streams", x.streams}, {"clock", x.clock}, {"public key", x.publicKey}, {"queues", x.queues}, {"workers", x.workers}, {"parked pairs", x.parked}} {
 		if !connected || q.name == "public key" && !keys {
 			x.skip(q.name)
 			continue

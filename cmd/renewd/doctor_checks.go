@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/renewd/renewd/internal/grant"
@@ -42,7 +44,13 @@ func (x *examination) clock(ctx context.Context) finding {
 	if err := x.plant.engine.Ready(); err != nil {
 		return failed(err, "set both clocks by NTP; renewd is not ready meanwhile, since timers fire by the server's clock")
 	}
-	return finding{State: fine, Found: fmt.Sprintf("the NATS server's is %v ahead (negative: behind)", x.plant.engine.Skew().Round(time.Millisecond))}
+	switch skew := x.plant.engine.Skew().Round(time.Millisecond); {
+	case skew > 0:
+		return finding{State: fine, Found: fmt.Sprintf("the NATS server's is %v ahead of this machine's", skew)}
+	case skew < 0:
+		return finding{State: fine, Found: fmt.Sprintf("the NATS server's is %v behind this machine's", -skew)}
+	}
+	return finding{State: fine, Found: "the NATS server's and this machine's agree"}
 }
 
 func (x *examination) publicKey(ctx context.Context) finding {
@@ -73,10 +81,35 @@ func (x *examination) queues(ctx context.Context) finding {
 		if q.Waiting > backlog && f.State == fine {
 			f.State, f.Advice = warning, "is renewd running, and is it keeping up? Add workers, or raise the provider's concurrency"
 		}
-		if q.Paused {
+		if !q.Paused {
+			x.waiting += q.Waiting
+		} else {
 			f.Found += ", paused"
 			f.State, f.Advice = warning, "a provider is left alone for a while: see its state below"
 		}
+	}
+	return f
+}
+
+// workers looks whether anything runs that takes what waits.
+func (x *examination) workers(ctx context.Context) finding {
+	all, err := x.plant.engine.Workers(ctx)
+	if err != nil {
+		return failed(err, "the buckets must be there: see the streams above")
+	}
+	if len(all) > 0 {
+		var hosts []string
+		for _, w := range all {
+			if w.Host != "" && !slices.Contains(hosts, w.Host) {
+				hosts = append(hosts, w.Host)
+			}
+		}
+		return finding{State: fine, Found: counted(len(all), "runs", "run") + inBrackets(strings.Join(hosts, ", "))}
+	}
+	x.idle = true
+	f := finding{State: warning, Found: "none was heard of in the last two minutes", Advice: "start one: " + x.app.name + " serve. Timers fire meanwhile and wait for it"}
+	if x.waiting > 0 {
+		f.State, f.Found = broken, f.Found+", and "+counted(int(x.waiting), "message waits", "messages wait")
 	}
 	return f
 }
@@ -279,8 +312,11 @@ func (x *examination) verdict(n census, streams bool) finding {
 		worse(warning, "some are suspended", fmt.Sprintf("their tokens were superseded, as after a restore: %s store check", x.app.name))
 	}
 	if n.overdue > 0 {
-		worse(warning, fmt.Sprintf("%d overdue, the latest by %v", n.overdue, n.latest.Round(time.Second)),
-			fmt.Sprintf("is renewd running, and is the provider well? For instance %v; the reconciler wakes them within minutes", n.examples))
+		state, advice := warning, fmt.Sprintf("is the provider well? For instance %v; the reconciler wakes them within minutes", n.examples)
+		if x.idle {
+			state, advice = broken, fmt.Sprintf("no worker runs that could renew them, for instance %v: %s serve", n.examples, x.app.name)
+		}
+		worse(state, fmt.Sprintf("%d overdue, the latest by %v", n.overdue, n.latest.Round(time.Second)), advice)
 	}
 	if n.alone > 0 {
 		worse(warning, fmt.Sprintf("%d failed alone for a day or longer", n.alone),

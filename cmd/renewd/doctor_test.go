@@ -91,6 +91,24 @@ func TestDoctor(t *testing.T) {
 	ill["parked pairs"].is(t, warning, "1 pair waits")
 }
 
+// A queue that no worker empties is the first thing that an operator must hear of.
+func TestDoctorNoticesThatNothingRuns(t *testing.T) {
+	t.Parallel()
+	standIn := startStandIn(t)
+	env := []string{
+		"RENEWD_NATS_URL=" + natsServer(t), "RENEWD_DATA_DIR=" + t.TempDir(), "RENEWD_AUTH_URL=http://" + standIn.addr,
+		"RENEWD_CLIENT_ID=" + devClient, "RENEWD_ALLOW_HTTP_LOOPBACK=true",
+	}
+	want(t, env, exitDone, "", "keys", "new")
+	want(t, env, exitDone, "", "streams", "apply")
+	want(t, env, exitDone, "", "keys", "publish")
+	diagnosis(t, env, exitDone)["workers"].is(t, warning, "none was heard of")
+	want(t, env, exitDone, "stored", "publish", "refresh-due", "--user", "jane")
+	diagnosis(t, env, exitFailed)["workers"].is(t, broken, "1 message waits")
+	start(t, append(env, "RENEWD_HTTP_ADDR=127.0.0.1:0"))
+	diagnosis(t, env, exitDone)["workers"].is(t, fine, "1 runs")
+}
+
 // What is known of a provider is told with what to do, also where it can not be read.
 func TestDoctorReadsTheProvidersRecord(t *testing.T) {
 	t.Parallel()

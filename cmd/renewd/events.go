@@ -99,13 +99,13 @@ func (p palette) ofType(t schema.Type, text string) string {
 }
 
 // printLine writes an event as one line for people.
-func printLine(w io.Writer, p palette, e schema.Event, now time.Time) error {
+func printLine(w io.Writer, p palette, e schema.Event) error {
 	who := e.Provider
 	if e.User != "" {
 		who += "/" + e.User
 	}
 	_, err := fmt.Fprintf(w, "%s  %s  %-24s  %s\n", p.paint("2", e.Time.Local().Format("15:04:05.000")),
-		p.ofType(e.Type, fmt.Sprintf("%-20s", e.Type)), printable(who), printable(describe(e, now)))
+		p.ofType(e.Type, fmt.Sprintf("%-20s", e.Type)), printable(who), printable(describe(e, e.Time)))
 	return err
 }
 

@@ -28,7 +28,7 @@ type publishFlags struct {
 	User     string        `required:"" placeholder:"ID" help:"The user's id, as the provider writes it."`
 	Source   string        `default:"/renewd/cli" placeholder:"PATH" help:"Who asks; outcomes name it in their cause."`
 	Wait     bool          `help:"Wait for the outcome and show it. Exit code 1 unless that is user.synced."`
-	Timeout  time.Duration `type:"duration" default:"30s" placeholder:"DURATION" help:"How long to wait. Default: 30s."`
+	Timeout  time.Duration `type:"duration" default:"90s" placeholder:"DURATION" help:"How long to wait; to confirm that a session has ended takes up to 70 s. Default: 90s."`
 	Output   string        `short:"o" enum:"text,json" default:"text" help:"text or json."`
 }
 
@@ -159,7 +159,7 @@ func (p publishFlags) await(ctx context.Context, a *app, nc *nats.Conn, prefix s
 	if p.Output == "json" {
 		err = printJSON(a.stdout, e)
 	} else {
-		err = printLine(a.stdout, colours(a.stdout, a.environ), e, time.Now())
+		err = printLine(a.stdout, colours(a.stdout, a.environ), e)
 	}
 	if err == nil && e.Type != schema.UserSynced {
 		return errSilent

@@ -35,6 +35,7 @@ func (r replayCommand) Run(ctx context.Context, a *app, c *cli) error {
 		return err
 	}
 	defer nc.Close()
+	a.doubt(ctx, conf, nc, r.Provider)
 	return r.show(ctx, a, nc, query)
 }
 

@@ -88,7 +88,7 @@ func (s standInCommand) app(ctx context.Context, a *app, c *cli, server *idptest
 			if e.Type == schema.UserSynced {
 				return nil
 			}
-			return printLine(a.stdout, colour, e, time.Now())
+			return printLine(a.stdout, colour, e)
 		},
 	}
 	return d.run(ctx, nc, conf.NATSPrefix)

@@ -3,9 +3,15 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/renewd/renewd/consumers"
+	"github.com/renewd/renewd/internal/stream"
 	"github.com/renewd/renewd/schema"
 )
 
@@ -38,14 +44,55 @@ func (s subscribeCommand) Run(ctx context.Context, a *app, c *cli) error {
 		return err
 	}
 	defer nc.Close()
+	a.doubt(ctx, conf, nc, s.Provider)
 	colour := colours(a.stdout, a.environ)
 	wanted.APIPrefix, wanted.Durable, wanted.UpdateFilter, wanted.Logger = conf.NATSAPI, s.Durable, s.UpdateFilter, newLogger(a.stderr, &conf.settings)
 	return consumers.Subscribe(ctx, nc, wanted, func(_ context.Context, e schema.Event) error {
 		if s.Output == "json" {
 			return printJSON(a.stdout, e)
 		}
-		return printLine(a.stdout, colour, e, time.Now())
+		return printLine(a.stdout, colour, e)
 	})
+}
+
+// doubt warns of a provider that is not known: there will never be an event of it. The settings name
+// the providers, or, where they name none, the records that renewd keeps of them.
+func (a *app) doubt(ctx context.Context, conf *configuration, nc *nats.Conn, provider string) {
+	var known []string
+	for _, p := range conf.Providers {
+		known = append(known, p.ID)
+	}
+	if len(known) == 0 {
+		known = recordedProviders(ctx, conf, nc)
+	}
+	if provider != "" && len(known) > 0 && !slices.Contains(known, provider) {
+		fmt.Fprintf(a.stderr, "%s: no provider %s is known here, only %s%s\n", a.name, provider, strings.Join(known, ", "), didYouMean(provider, known))
+	}
+}
+
+// recordedProviders are those that a running renewd keeps records of; none if they cannot be read.
+func recordedProviders(ctx context.Context, conf *configuration, nc *nats.Conn) (known []string) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return nil
+	}
+	bucket, err := js.KeyValue(ctx, conf.subjects().Name(stream.BucketProviders))
+	if err != nil {
+		return nil
+	}
+	keys, err := bucket.ListKeys(ctx)
+	if err != nil {
+		return nil
+	}
+	for key := range keys.Keys() {
+		if schema.CheckProvider(key) == nil {
+			known = append(known, key)
+		}
+	}
+	slices.Sort(known)
+	return known
 }
 
 // subscription is what the flags choose, from the time that since says.
@@ -71,11 +118,13 @@ func parseTime(text string, now time.Time) (time.Time, error) {
 	if d, err := parseDuration(text); err == nil && d >= 0 {
 		return now.Add(-d), nil
 	}
-	if t, err := time.ParseInLocation(time.DateOnly, text, time.Local); err == nil {
-		return t, nil
+	for _, form := range []string{time.DateOnly, "2006-01-02 15:04", time.DateTime} {
+		if t, err := time.ParseInLocation(form, text, time.Local); err == nil {
+			return t, nil
+		}
 	}
 	if t, err := time.Parse(time.RFC3339, text); err == nil {
 		return t, nil
 	}
-	return time.Time{}, fmt.Errorf("%q: want how long ago (90m, 24h, 7d), a day (2026-01-31), or an RFC 3339 time", text)
+	return time.Time{}, fmt.Errorf("%q: want how long ago (90m, 24h, 7d), a day (2026-01-31), a time of this place (2026-01-31 16:00), or an RFC 3339 time", text)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -43,6 +44,9 @@ func (f userFlags) open(ctx context.Context, a *app, c *cli) (*plant, grant.Key,
 		return nil, grant.Key{}, err
 	}
 	p, err := a.openPlant(ctx, conf, f.Server)
+	if err == nil {
+		a.doubt(ctx, conf, p.nc, f.Provider)
+	}
 	return p, grant.Key{Provider: f.Provider, User: f.User}, err
 }
 
@@ -144,7 +148,11 @@ func (s shown) print(to io.Writer) error {
 	row("user", s.Provider+"/"+s.User)
 	row("status", string(s.Status))
 	row("version", fmt.Sprint(s.Version))
-	row("refresh token", s.Fingerprint+" (fingerprint)")
+	token := "none"
+	if s.Fingerprint != "" {
+		token = s.Fingerprint + " (fingerprint)"
+	}
+	row("refresh token", token)
 	for _, t := range []struct {
 		name string
 		at   time.Time
@@ -204,6 +212,9 @@ func (u userForget) Run(ctx context.Context, a *app, c *cli) error {
 	if !u.Yes {
 		return usageError{fmt.Errorf("this erases %s from the store, the streams and the audit log, for good: add --yes", k)}
 	}
+	if known, err := p.knows(ctx, k); !known || err != nil {
+		return cmp.Or(err, fmt.Errorf("nothing is known of %s, so that nothing was erased: is the id as the provider writes it?", k))
+	}
 	began := time.Now().UTC()
 	cause := schema.Cause{ID: nuid.Next(), Type: "user.forget", Source: "/renewd/cli", Time: began}
 	revoke := p.revoke
@@ -227,6 +238,14 @@ func (u userForget) Run(ctx context.Context, a *app, c *cli) error {
 	}
 	_, err = fmt.Fprintf(a.stdout, "erased %s\n", k)
 	return err
+}
+
+// knows reports whether the store or the streams hold anything about a user.
+func (p *plant) knows(ctx context.Context, k grant.Key) (bool, error) {
+	if _, err := p.store.Load(ctx, k); !errors.Is(err, grant.ErrNotFound) {
+		return true, nil // what it says is for the erasure to see
+	}
+	return p.engine.Knows(ctx, k)
 }
 
 // forget leaves a tombstone in the record's place, so that no login of before brings the user back,

@@ -42,6 +42,8 @@ func TestARequestWakesItsGrant(t *testing.T) {
 		},
 		"of an unknown provider":    {subject: "user.refresh_due.nobody.alice", body: `{}`, malformed: schema.RejectUnknownProvider},
 		"that asks for nonsense":    {subject: "user.refresh_due.propelauth.alice", body: `{"min_valid_seconds":-1}`, malformed: schema.RejectData},
+		"that is misspelt":          {subject: "user.refresh_due.propelauth.alice", body: `{"wnat":"tokens"}`, malformed: schema.RejectData},
+		"in other letters":          {subject: "user.refresh_due.propelauth.alice", body: `{"Want":"tokens"}`, malformed: schema.RejectData},
 		"while nobody leads":        {subject: "user.refresh_due.propelauth.alice", body: `{}`, fails: away},
 		"on a subject with no user": {subject: "user.refresh_due.propelauth", body: `{}`, malformed: schema.RejectSubject},
 	} {

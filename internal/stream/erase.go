@@ -51,6 +51,28 @@ func (e *Engine) Erase(ctx context.Context, k grant.Key, newest grant.Order) err
 	return e.EraseTraces(ctx, k)
 }
 
+// Knows reports whether the streams hold anything about the user at this provider that Erase would
+// remove.
+func (e *Engine) Knows(ctx context.Context, k grant.Key) (bool, error) {
+	user := func(t schema.Type) string { return e.config.Subjects.Filter(t, k.Provider, k.User) }
+	filters := map[string][]string{
+		Logins: {user(schema.UserLogin)}, Requests: {user(schema.UserRefreshDue)}, Parked: {e.parked(k)},
+		Renewals: append(e.renewals(k), e.user(deferredTimerSubject, k), e.user(deferredDueSubject, k)),
+		Outcomes: {user(schema.MessageRejected)},
+	}
+	for _, t := range append(userOutcomes(), schema.UserForgotten) {
+		filters[Outcomes] = append(filters[Outcomes], user(t))
+	}
+	for base, subjects := range filters {
+		for _, filter := range subjects {
+			if n, err := e.subjects(ctx, base, filter); n > 0 || err != nil {
+				return n > 0, err
+			}
+		}
+	}
+	return false, nil
+}
+
 // eraseDeferred removes logins that were put off, up to newest.
 func (e *Engine) eraseDeferred(ctx context.Context, k grant.Key, newest grant.Order) error {
 	for _, front := range []string{deferredTimerSubject, deferredDueSubject} { // one that fires meanwhile is found due
