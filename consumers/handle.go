@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strconv"
+	"sync"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
@@ -97,11 +98,38 @@ func (x *run) again(m *Message, v *verdict) {
 		after = x.MaxDelay
 	}
 	level := slog.LevelDebug // once is a matter of course: another worker was there first, a server was away for a moment
+	what := "message comes again"
 	if m.Deliveries > 2 {
-		level = slog.LevelWarn
+		said, left := x.repeats.say(time.Now())
+		switch {
+		case said && left > 0:
+			level, what = slog.LevelWarn, fmt.Sprintf("%s, as %d did since the last line like this", what, left)
+		case said:
+			level = slog.LevelWarn
+		}
 	}
-	x.log(level, "message comes again", m, v.err)
+	x.log(level, what, m, v.err)
 	x.send(m, nak(after))
+}
+
+// repeats lets one line in a minute through: in an outage each message that waits would have one
+// each second, and all say the same. Safe for concurrent use.
+type repeats struct {
+	mu   sync.Mutex
+	next time.Time
+	left int
+}
+
+// say reports whether a line may be written at now, and how many were left out before it.
+func (r *repeats) say(now time.Time) (ok bool, left int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if now.Before(r.next) {
+		r.left++
+		return false, 0
+	}
+	left, r.left, r.next = r.left, 0, now.Add(time.Minute)
+	return true, left
 }
 
 func nak(after time.Duration) string {

@@ -89,6 +89,8 @@ type run struct {
 	tasks  chan *task    // to the slots; never blocks for long, as a token was taken first
 	ticker *time.Ticker
 
+	repeats repeats // lines about messages that come again
+
 	mu   sync.Mutex
 	last uint64
 	hand map[uint64]*task // all that is in hand

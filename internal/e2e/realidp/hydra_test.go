@@ -144,8 +144,19 @@ func (h *hydra) restart(ctx context.Context) error {
 // enroll has nothing to do: Hydra has no accounts.
 func (h *hydra) enroll(context.Context, string) error { return nil }
 
-// signIn goes from page to page as a browser does, and says yes where the apps would.
-func (h *hydra) signIn(ctx context.Context, name string) (string, publishers.Tokens, error) {
+// signIn signs in as a person does: whose sign-in comes to nothing begins again. Each page may be
+// opened once, so that a request which is sent twice, on a connection that has just ended, ends one.
+func (h *hydra) signIn(ctx context.Context, name string) (user string, pair publishers.Tokens, err error) {
+	for range 3 {
+		if user, pair, err = h.walkThrough(ctx, name); err == nil {
+			break
+		}
+	}
+	return user, pair, err
+}
+
+// walkThrough goes from page to page as a browser does, and says yes where the apps would.
+func (h *hydra) walkThrough(ctx context.Context, name string) (string, publishers.Tokens, error) {
 	jar, err := cookiejar.New(nil)
 	if err != nil {
 		return "", publishers.Tokens{}, err
