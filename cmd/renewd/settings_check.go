@@ -17,13 +17,19 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
+// misfit is a setting that does not fit, and why.
+type misfit struct {
+	setting string
+	err     error
+}
+
 // check holds the settings against one another and against what their text must be. It lists every
 // mistake.
-func (c *configuration) check() []error {
-	var found []error
+func (c *configuration) check() []misfit {
+	var found []misfit
 	say := func(key string, err error) {
 		if err != nil {
-			found = append(found, fmt.Errorf("%s: %w", c.name(key), err))
+			found = append(found, misfit{key, err})
 		}
 	}
 	say("nats_url", checkNATSURL(c.NATSURL))
@@ -59,9 +65,13 @@ func (c *configuration) check() []error {
 	return append(found, c.checkProviders()...)
 }
 
-// name is how the operator wrote, or would write, a setting.
+// name is how the operator wrote, or would write, a setting, after the place where it, or the
+// provider that it belongs to, is set.
 func (c *configuration) name(key string) string {
 	origin := c.origins[key]
+	if provider, _, ok := strings.Cut(key, "."); ok && origin == "" {
+		origin = c.origins[provider]
+	}
 	switch {
 	case origin == "":
 		return key
@@ -72,15 +82,26 @@ func (c *configuration) name(key string) string {
 	}
 }
 
-func (c *configuration) checkProviders() []error {
-	var found []error
+func (c *configuration) checkProviders() (found []misfit) {
 	seen := map[string]bool{}
 	for i, p := range c.Providers {
-		path, before := fmt.Sprintf("providers[%d].", i), len(found)
+		path := fmt.Sprintf("providers[%d].", i)
 		say := func(key string, err error) {
 			if err != nil {
-				found = append(found, fmt.Errorf("%s: %w", c.name(path+key), err))
+				found = append(found, misfit{path + key, err})
 			}
+		}
+		// A rule that names its setting first says it itself.
+		sayNamed := func(group string, err error) {
+			if err == nil {
+				return
+			}
+			key, rest, ok := strings.Cut(err.Error(), ": ")
+			if !ok || strings.Contains(key, " ") {
+				say(strings.TrimSuffix(group, "."), err)
+				return
+			}
+			say(group+key, errors.New(rest))
 		}
 		say("id", schema.CheckProvider(p.ID))
 		if seen[p.ID] {
@@ -97,18 +118,10 @@ func (c *configuration) checkProviders() []error {
 			say(key, checkProviderURL(text, p.AllowHTTP))
 		}
 		say("ca_file", readable(p.CAFile))
-		if err := p.Policy.policy().Validate(); err != nil {
-			say("policy", err)
-		}
-		if err := p.Guard.rules().Validate(); err != nil {
-			say("guard", err)
-		}
+		sayNamed("policy.", p.Policy.policy().Validate())
+		sayNamed("guard.", p.Guard.rules().Validate())
 		// What is left is the client's to judge: the preset, and how the client shows its secret.
-		if len(found) == before {
-			if err := p.client().Validate(); err != nil {
-				found = append(found, fmt.Errorf("providers[%d] (%s): %w", i, p.ID, err))
-			}
-		}
+		sayNamed("", p.client().Validate())
 	}
 	return found
 }

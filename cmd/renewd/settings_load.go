@@ -26,6 +26,7 @@ type loader struct {
 	c        *configuration
 	env      map[string]string
 	mistakes []error
+	wrong    []string // names of the settings that a mistake was found in
 }
 
 // load reads the settings from the file (if not empty, else the one RENEWD_CONFIG names) and the
@@ -47,13 +48,36 @@ func load(file string, environ []string) (*configuration, error) {
 	l.unknownEnv()
 	l.fromEnv(reflect.ValueOf(&l.c.settings).Elem(), mainTable(), "")
 	l.providerFromEnv()
-	if len(l.mistakes) == 0 {
-		l.mistakes = l.c.check()
-	}
+	l.check()
 	if err := errors.Join(l.mistakes...); err != nil {
 		return nil, err
 	}
 	return l.c, nil
+}
+
+// check adds what the settings say against one another. What has a mistake already has its default
+// by now, so that nothing is said of it.
+func (l *loader) check() {
+	for _, m := range l.c.check() {
+		text := m.err.Error()
+		about := func(name string) bool { return name == m.setting || strings.Contains(text, unindexed(name)) }
+		if !slices.ContainsFunc(l.wrong, about) {
+			l.mistakes = append(l.mistakes, fmt.Errorf("%s: %w", l.c.name(m.setting), m.err))
+			l.wrong = append(l.wrong, m.setting)
+		}
+	}
+}
+
+// unindexed is a setting's name without what it belongs to.
+func unindexed(name string) string { return name[strings.LastIndexByte(name, '.')+1:] }
+
+// bad is a mistake about one setting.
+func (l *loader) bad(where, setting, format string, args ...any) {
+	l.wrong = append(l.wrong, setting)
+	if where != setting && !strings.HasPrefix(where, "RENEWD_") {
+		where += ": " + setting
+	}
+	l.mistake(where, format, args...)
 }
 
 func (l *loader) mistake(where, format string, args ...any) {
@@ -84,13 +108,20 @@ func (l *loader) newProvider() providerSettings {
 func (l *loader) readFile(path string) {
 	f, err := os.Open(path)
 	if err != nil {
-		l.mistake(configEnv, "%w: point it at the settings file, or unset it", err)
+		hint := "point --config at the settings file, or leave it out"
+		if path == l.env[configEnv] {
+			hint = "point " + configEnv + " at the settings file, or unset it"
+		}
+		l.mistakes = append(l.mistakes, fmt.Errorf("%w: %s", err, hint))
 		return
 	}
 	defer f.Close()
 	var doc yaml.Node
 	if err := yaml.NewDecoder(f).Decode(&doc); err != nil {
 		if !errors.Is(err, io.EOF) {
+			if strings.Contains(err.Error(), "cannot start any token") {
+				err = fmt.Errorf("%w: is there a tab? YAML indents with spaces", err)
+			}
 			l.mistake(path, "%w", err)
 		}
 		return
@@ -136,7 +167,13 @@ func (l *loader) scalar(key, value *yaml.Node, target reflect.Value, rows []sett
 			known = append(known, k)
 		}
 		slices.Sort(known)
-		l.mistake(l.line(key), "%s: no such setting%s", name, didYouMean(key.Value, known))
+		hint := didYouMean(key.Value, known)
+		for group, rows := range map[string][]setting{"policy": policyTable(), "guard": guardTable()} {
+			if nested[group] != nil && slices.ContainsFunc(rows, func(r setting) bool { return r.key == key.Value }) {
+				hint = fmt.Sprintf(" (did you mean %s.%s?)", group, key.Value)
+			}
+		}
+		l.mistake(l.line(key), "%s: no such setting%s", name, hint)
 		return
 	}
 	if value = unalias(value); rows[i].nested && value.Tag != "!!null" {
@@ -155,12 +192,13 @@ func (l *loader) scalar(key, value *yaml.Node, target reflect.Value, rows []sett
 	if rows[i].key != key.Value {
 		var err error
 		if text, err = secretFile(text); err != nil {
-			l.mistake(l.line(value), "%s: %w", name, err)
+			l.bad(l.line(value), name, "%w", err)
+			l.wrong = append(l.wrong, path+rows[i].key)
 			return
 		}
 	}
 	if err := rows[i].put(target, text); err != nil {
-		l.mistake(l.line(value), "%s: %w", name, err)
+		l.bad(l.line(value), name, "%w", err)
 		return
 	}
 	l.c.origins[path+rows[i].key] = l.line(value)
@@ -182,6 +220,7 @@ func (l *loader) providers(n *yaml.Node, path string) {
 	}
 	for i, item := range n.Content {
 		p := l.newProvider()
+		l.c.origins[fmt.Sprintf("%s[%d]", path, i)] = l.line(item)
 		nested := map[string]func(*yaml.Node, string){
 			"policy": func(n *yaml.Node, path string) {
 				l.mapping(n, reflect.ValueOf(&p.Policy).Elem(), policyTable(), path+".", nil)
@@ -257,6 +296,7 @@ func (l *loader) fromEnv(target reflect.Value, rows []setting, path string) {
 			origin += "_FILE"
 			var err error
 			if text, err = secretFile(file); err != nil {
+				l.wrong = append(l.wrong, path+r.key)
 				l.mistake(origin, "%w", err)
 				continue
 			}
@@ -264,6 +304,7 @@ func (l *loader) fromEnv(target reflect.Value, rows []setting, path string) {
 			continue
 		}
 		if err := r.put(target, text); err != nil {
+			l.wrong = append(l.wrong, path+r.key)
 			l.mistake(origin, "%w", err)
 			continue
 		}

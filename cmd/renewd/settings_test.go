@@ -91,8 +91,8 @@ func TestSettingsMistakesNameTheSetting(t *testing.T) {
 		"policy by env":                      {provider, []string{"RENEWD_POLICY_TRIES=0"}, []string{"RENEWD_POLICY_TRIES", "1 or more"}},
 		"guard order":                        {provider + "    guard: {open_min: 10s, open_max: 1s}\n", nil, []string{"guard", "open_max"}},
 		"typo in a guard":                    {provider + "    guard: {dead_mix: 1}\n", nil, []string{"providers[0].guard.dead_mix", "dead_min?"}},
-		"preset":                             {strings.Replace(provider, "oidc", "odic", 1), nil, []string{"providers[0] (acme)", "preset", "odic"}},
-		"secret missing for its client_auth": {provider + "    client_auth: basic\n", nil, []string{"providers[0] (acme)", "client_secret"}},
+		"preset":                             {strings.Replace(provider, "oidc", "odic", 1), nil, []string{":3: providers[0].preset", "odic"}},
+		"secret missing for its client_auth": {provider + "    client_auth: basic\n", nil, []string{":2: providers[0].client_secret", "missing"}},
 		"provider timeout":                   {provider + "    timeout: 1h\n", nil, []string{"providers[0].timeout", "2m or less"}},
 	}
 	for name, c := range cases {
@@ -162,7 +162,8 @@ providers:
 		t.Errorf("got %+v", p)
 	}
 	want := map[string]string{
-		"data_dir": "RENEWD_DATA_DIR", "log_level": file + ":4", "outcome_age": file + ":5", "providers[0].id": file + ":7",
+		"data_dir": "RENEWD_DATA_DIR", "log_level": file + ":4", "outcome_age": file + ":5", "providers[0]": file + ":7", "providers[1]": file + ":13",
+		"providers[0].id":     file + ":7",
 		"providers[0].preset": file + ":8", "providers[0].auth_url": file + ":9", "providers[0].client_id": file + ":10",
 		"providers[0].client_secret": file + ":11", "providers[0].policy.floor": file + ":12", "providers[1].id": "RENEWD_PROVIDER_ID",
 		"providers[1].auth_url": file + ":13", "providers[1].client_id": "RENEWD_CLIENT_ID", "providers[1].policy.tries": "RENEWD_POLICY_TRIES",
@@ -294,5 +295,44 @@ func TestDidYouMean(t *testing.T) {
 		if want == "" && got != "" || !strings.Contains(got, want) {
 			t.Errorf("%s: got %q, want %q", word, got, want)
 		}
+	}
+}
+
+// An operator corrects a file once, not once for each kind of mistake, and is told nothing of a
+// setting that only follows from another mistake.
+func TestSettingsMistakesAreToldTogether(t *testing.T) {
+	file := write(t, "all.yaml", `workers: many
+http_addr: 7460
+nats_user: renewd
+nats_password_file: /nowhere
+providers:
+  - {id: corp, preset: odic, auth_url: "http://a.example"}
+  - id: corp
+    preset: oidc
+    auth_url: https://b.example
+    client_id: x
+    client_secret_file: /nowhere
+    confirm_min: 3s
+    policy: {margin: 300, retry_min: 10m, retry_max: 1m}
+`)
+	_, err := load(file, nil)
+	if err == nil {
+		t.Fatal("no mistake")
+	}
+	var got []string
+	for line := range strings.Lines(strings.ReplaceAll(err.Error(), file, "")) {
+		place, _, _ := strings.Cut(line, ": ")
+		rest := strings.TrimPrefix(line, place+": ")
+		name, _, _ := strings.Cut(rest, ": ")
+		got = append(got, place+" "+name)
+	}
+	slices.Sort(got)
+	want := []string{
+		":1 workers", ":11 providers[1].client_secret_file", ":12 providers[1].confirm_min", ":13 providers[1].policy.margin",
+		":13 providers[1].policy.retry_max", ":2 http_addr", ":4 nats_password_file", ":6 providers[0].auth_url",
+		":6 providers[0].client_id", ":6 providers[0].preset", ":7 providers[1].id",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
