@@ -2,10 +2,14 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"reflect"
+	"runtime"
+	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -80,8 +84,13 @@ func (a *app) run(ctx context.Context, args []string) int {
 	if err != nil {
 		panic(err) // the command line is built of constants
 	}
-	if len(args) == 0 {
+	switch {
+	case len(args) == 0:
 		args = []string{"--help"}
+	case args[0] == "help":
+		args = append(slices.Clone(args[1:]), "--help")
+	case args[0] == "--version":
+		args[0] = "version"
 	}
 	command, err := parser.Parse(args)
 	if helped {
@@ -141,12 +150,54 @@ func decodeDuration(ctx *kong.DecodeContext, target reflect.Value) error {
 	return nil
 }
 
-type versionCommand struct{}
+type versionCommand struct {
+	Output string `short:"o" enum:"text,json" default:"text" help:"text or json."`
+}
 
-// Run prints the version.
-func (versionCommand) Run(a *app) error {
-	_, err := fmt.Fprintln(a.stdout, "renewd "+version)
+// Run prints the version, and what it was built from.
+func (v versionCommand) Run(a *app) error {
+	built := originOf(version, debug.ReadBuildInfo)
+	if v.Output == "json" {
+		return json.NewEncoder(a.stdout).Encode(built)
+	}
+	details := []string{built.Go}
+	if built.Commit != "" {
+		details = []string{"commit " + built.Commit, built.Go}
+	}
+	_, err := fmt.Fprintf(a.stdout, "renewd %s (%s)\n", built.Version, strings.Join(details, ", "))
 	return err
+}
+
+// origin is what a program was built from.
+type origin struct {
+	Version string `json:"version"`
+	Commit  string `json:"commit,omitempty"` // ends in + if there were changes beside it
+	Go      string `json:"go"`
+}
+
+// originOf is that of this program: the linker's version, else that of the module.
+func originOf(linked string, read func() (*debug.BuildInfo, bool)) origin {
+	o := origin{Version: linked, Go: runtime.Version()}
+	info, ok := read()
+	if !ok {
+		return o
+	}
+	if v := info.Main.Version; linked == "dev" && strings.HasPrefix(v, "v") {
+		o.Version = v
+	}
+	changed := ""
+	for _, s := range info.Settings {
+		switch {
+		case s.Key == "vcs.revision":
+			o.Commit = s.Value[:min(len(s.Value), 12)]
+		case s.Key == "vcs.modified" && s.Value == "true":
+			changed = "+"
+		}
+	}
+	if o.Commit != "" {
+		o.Commit += changed
+	}
+	return o
 }
 
 // clockFormat is how times are shown to people, in their own zone.

@@ -71,6 +71,7 @@ func (a *app) work(ctx context.Context, conf *configuration, log *slog.Logger, t
 		layers[0] = append(layers[0], below...)
 		layers = append(layers, above)
 	}
+	layers[len(layers)-1] = append(layers[len(layers)-1], p.reach)
 	f.plant.Store(p)
 	log.Info("renewd is up", "version", version, "nats", conf.natsText(), "store", conf.storeText(), "providers", len(conf.Providers), "http", f.addr)
 	return runLayers(ctx, layers...)

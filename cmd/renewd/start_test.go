@@ -112,3 +112,15 @@ func TestCollectLess(t *testing.T) { // not parallel: there is one heap
 		}
 	}
 }
+
+// A provider that cannot be reached is told at the start, and not first when a renewal fails.
+func TestServeWarnsOfAProviderThatDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	env := []string{
+		"RENEWD_DATA_DIR=" + t.TempDir(), "RENEWD_HTTP_ADDR=127.0.0.1:0", "RENEWD_PROVIDER_PRESET=oidc", "RENEWD_CLIENT_ID=x",
+		"RENEWD_CLIENT_SECRET=made-up", "RENEWD_AUTH_URL=https://127.0.0.1:9",
+	}
+	if got := background(t, env, `msg="a provider does not answer" provider=(\S+)`, "serve"); got != "propelauth" {
+		t.Errorf("it names %s", got)
+	}
+}
