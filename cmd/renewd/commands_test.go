@@ -101,6 +101,7 @@ func TestStreams(t *testing.T) {
 	want(t, env, exitFailed, "streams apply", "publish", "refresh-due", "--user", "u1", "--wait", "--timeout", "10s")
 	want(t, env, exitDone, "+ create", "streams", "apply")
 	want(t, env, exitDone, "= unchanged", "streams", "plan")
+	want(t, env, exitDone, `"action":"unchanged"`, "streams", "plan", "-o", "json")
 	want(t, append(env, "RENEWD_OUTCOME_AGE=1d", "RENEWD_SYNCED_AGE=1d"), exitFailed, "refused", "streams", "plan")
 	want(t, append(env, "RENEWD_OUTCOME_AGE=1d", "RENEWD_SYNCED_AGE=1d"), exitDone, "max_age", "streams", "apply", "--force")
 	want(t, env, exitDone, "shop", "publish", "refresh-due", "--user", "u1")
@@ -122,6 +123,7 @@ func TestTour(t *testing.T) {
 	want(t, append(env, "RENEWD_HTTP_ADDR=127.0.0.1:0"), exitUsage, "renewd streams apply", "serve")
 	addr := start(t, append(env, "RENEWD_STREAMS_APPLY=true", "RENEWD_HTTP_ADDR=127.0.0.1:0"))
 	want(t, append(env, "RENEWD_HTTP_ADDR="+addr), exitDone, "store: ok", "healthcheck")
+	want(t, append(env, "RENEWD_HTTP_ADDR="+addr), exitDone, `"store":"ok"`, "healthcheck", "-o", "json")
 
 	tokens := write(t, "tokens.json", standIn.login(t, "jane@example.com"))
 	user := []string{"--user", "jane@example.com"}

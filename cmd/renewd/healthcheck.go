@@ -14,12 +14,14 @@ import (
 	"time"
 )
 
-type healthcheckCommand struct{}
+type healthcheckCommand struct {
+	Output string `short:"o" enum:"text,json" default:"text" help:"text or json."`
+}
 
 const healthcheckLimit = 4 * time.Second
 
 // Run asks /readyz.
-func (healthcheckCommand) Run(ctx context.Context, a *app, c *cli) error {
+func (h healthcheckCommand) Run(ctx context.Context, a *app, c *cli) error {
 	conf, err := a.load(c)
 	if err != nil {
 		return err
@@ -47,6 +49,12 @@ func (healthcheckCommand) Run(ctx context.Context, a *app, c *cli) error {
 	if err := json.NewDecoder(io.LimitReader(res.Body, 64<<10)).Decode(&state); err != nil {
 		return fmt.Errorf("ask renewd at %s: status %d, and the answer is not renewd's", conf.HTTPAddr, res.StatusCode)
 	}
+	if h.Output == "json" {
+		if err := json.NewEncoder(a.stdout).Encode(state); err != nil {
+			return err
+		}
+		return unready(res.StatusCode)
+	}
 	names := make([]string, 0, len(state.Checks))
 	for name := range state.Checks {
 		names = append(names, name)
@@ -55,7 +63,11 @@ func (healthcheckCommand) Run(ctx context.Context, a *app, c *cli) error {
 	for _, name := range names {
 		fmt.Fprintf(a.stdout, "%s: %s\n", name, state.Checks[name])
 	}
-	if res.StatusCode != http.StatusOK {
+	return unready(res.StatusCode)
+}
+
+func unready(status int) error {
+	if status != http.StatusOK {
 		return errSilent
 	}
 	return nil

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -17,6 +18,7 @@ type streamsCommand struct {
 
 type streamsPlan struct {
 	clientFlags
+	Output string `short:"o" enum:"text,json" default:"text" help:"text or json."`
 }
 
 // Run compares.
@@ -26,7 +28,13 @@ func (s streamsPlan) Run(ctx context.Context, a *app, c *cli) error {
 		return err
 	}
 	defer done()
-	fmt.Fprint(a.stdout, plan)
+	if s.Output == "json" {
+		if err := json.NewEncoder(a.stdout).Encode(plan); err != nil {
+			return err
+		}
+	} else {
+		fmt.Fprint(a.stdout, plan)
+	}
 	if err := plan.Refusal(); err != nil {
 		return err
 	}
