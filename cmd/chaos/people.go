@@ -131,12 +131,16 @@ func (p *people) tell(ctx context.Context, x *person, by app) {
 	x.login, x.accepted = p.give(ctx, x, by, tokens, "")
 }
 
+// eraseLimit is how long an erasure is tried again: in a storm each try may meet something that is
+// down, and the next faults of users wait for this one.
+const eraseLimit = 90 * time.Second
+
 // erase runs the command that an operator would, and reports whether it said that it is done. The
 // caller holds x.mu.
 func (p *people) erase(ctx context.Context, x *person) bool {
 	var last []byte
 	x.erasing[0] = time.Now()
-	for range 60 {
+	for end := time.Now().Add(eraseLimit); time.Now().Before(end); {
 		began := time.Now()
 		out, err := p.world.command(nil, "user", "forget", x.name, "--provider", x.provider.id, "--yes").CombinedOutput()
 		x.erasing[1] = time.Now()
