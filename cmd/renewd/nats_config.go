@@ -42,7 +42,6 @@ type accountsConfig struct {
 	Streams  []boundary
 	Services []service
 	Exports  []export
-	Commands []string // subjects
 	Keys     string   // the stream of the bucket of public keys
 	Outcomes string   // the stream of outcomes
 	Own      []string // the subjects that renewd itself publishes
@@ -59,7 +58,7 @@ type boundary struct {
 
 // service is a NATS account beside renewd's.
 type service struct {
-	Name      string // of its user and its durable
+	Name      string // of its user, its durable and, as a sender, in its commands' subjects
 	Publishes bool
 	Live      []string // subjects of the outcomes that it receives; none: it is no subscriber
 }
@@ -72,7 +71,8 @@ func accountName(name string) string { return strings.ToUpper(strings.ReplaceAll
 // export is a subject that is open to the named accounts alone.
 type export struct {
 	Kind, Subject string
-	Many          bool // one request has many answers
+	As            string // the name that it has there; empty: its own
+	Many          bool   // one request has many answers
 	Accounts      []string
 }
 
@@ -90,20 +90,17 @@ func (n natsConfig) config(t stream.Topology) (accountsConfig, error) {
 	c := accountsConfig{
 		API: importedAPI, Types: schema.Outcomes(), Outcomes: t.Subjects.Name(stream.Outcomes), Keys: "KV_" + t.Subjects.Name(stream.BucketKeys),
 	}
-	for _, of := range schema.Commands() {
-		c.Commands = append(c.Commands, strings.TrimSuffix(t.Subjects.Filter(of, "", ""), "*.*")+">") // as the streams take them
-	}
 	t.Grants = true
 	for _, s := range t.WithDefaults().Streams() {
 		c.Streams = append(c.Streams, boundary{Name: s.Name, Bucket: strings.HasPrefix(s.Name, "KV_"), Direct: s.AllowDirect})
-		if !slices.ContainsFunc(c.Commands, func(command string) bool { return slices.Contains(s.Subjects, command) }) {
+		if s.Name != t.Subjects.Name(stream.Logins) && s.Name != t.Subjects.Name(stream.Requests) {
 			c.Own = append(c.Own, s.Subjects...)
 		}
 	}
 	if err := n.services(&c, t.Subjects); err != nil {
 		return c, err
 	}
-	c.export()
+	c.export(t.Subjects)
 	return c, nil
 }
 
@@ -156,50 +153,40 @@ func (n natsConfig) services(c *accountsConfig, subjects schema.Subjects) error 
 }
 
 // export opens what the services need, to them alone.
-func (c *accountsConfig) export() {
-	open := func(kind, subject string, many bool, to string) {
+func (c *accountsConfig) export(subjects schema.Subjects) {
+	open := func(kind, subject, as string, many bool, to string) {
 		for i := range c.Exports {
 			if e := &c.Exports[i]; e.Kind == kind && e.Subject == subject {
 				e.Accounts = append(e.Accounts, to)
 				return
 			}
 		}
-		c.Exports = append(c.Exports, export{kind, subject, many, []string{to}})
+		c.Exports = append(c.Exports, export{kind, subject, as, many, []string{to}})
 	}
+	api := func(what string, many bool, to string) { open("service", "$JS.API."+what, c.API+"."+what, many, to) }
 	for _, s := range c.Services {
-		for _, subject := range c.Commands {
-			if s.Publishes {
-				open("service", subject, false, s.Account())
-			}
-		}
 		if s.Publishes {
-			open("service", "$JS.API.STREAM.INFO."+c.Keys, false, s.Account())
-			open("service", "$JS.API.STREAM.MSG.GET."+c.Keys, false, s.Account())
+			for _, of := range schema.Commands() {
+				// The import writes the sender into the subject: the service cannot.
+				open("service", subjects.Commands(of, s.Name), subjects.Commands(of, ""), false, s.Account())
+			}
+			api("STREAM.INFO."+c.Keys, false, s.Account())
+			api("STREAM.MSG.GET."+c.Keys, false, s.Account())
 		}
 		if len(s.Live) > 0 {
-			open("service", "$JS.API.CONSUMER.INFO."+c.Outcomes+"."+s.Name, false, s.Account())
-			open("service", "$JS.API.CONSUMER.MSG.NEXT."+c.Outcomes+"."+s.Name, true, s.Account())
-			open("service", "$JS.ACK."+c.Outcomes+"."+s.Name+".>", false, s.Account())
+			api("CONSUMER.INFO."+c.Outcomes+"."+s.Name, false, s.Account())
+			api("CONSUMER.MSG.NEXT."+c.Outcomes+"."+s.Name, true, s.Account())
+			open("service", "$JS.ACK."+c.Outcomes+"."+s.Name+".>", "", false, s.Account())
 		}
 		for _, subject := range s.Live {
-			open("stream", subject, false, s.Account())
+			open("stream", subject, "", false, s.Account())
 		}
 	}
 }
 
-// Imports are what is open to a service, with the name that it has there.
-func (c accountsConfig) Imports(s service) (in []struct{ Kind, Subject, As string }) {
-	for _, e := range c.Exports {
-		if !slices.Contains(e.Accounts, s.Account()) {
-			continue
-		}
-		as := ""
-		if rest, api := strings.CutPrefix(e.Subject, "$JS.API."); api {
-			as = c.API + "." + rest
-		}
-		in = append(in, struct{ Kind, Subject, As string }{e.Kind, e.Subject, as})
-	}
-	return in
+// Imports are what is open to a service.
+func (c accountsConfig) Imports(s service) []export {
+	return slices.DeleteFunc(slices.Clone(c.Exports), func(e export) bool { return !slices.Contains(e.Accounts, s.Account()) })
 }
 
 //go:embed nats_config.tmpl

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -202,31 +203,31 @@ func (p *plant) ensureStreams(ctx context.Context) error {
 	if err := plan.Refusal(); err != nil {
 		return usageError{fmt.Errorf("%w\nsee: renewd streams plan", err)}
 	}
+	rest := unbraked(plan)
 	switch {
-	case !plan.Pending(), brakedOnly(plan):
+	case !rest.Pending():
 		return nil
 	case p.conf.embedded() || p.conf.StreamsApply:
 		return stream.Apply(ctx, p.js, plan)
+	case rest.OnlySenders():
+		p.log.Warn("the streams do not take commands that name their sender yet: services with NATS accounts of their own cannot publish",
+			"hint", "once no worker of an older version is left run `renewd streams apply`, or set RENEWD_STREAMS_APPLY=true")
+		return nil
 	default:
 		return usageError{errors.New("the streams on the NATS server are not as the settings want them:\n" + plan.String() +
 			"run `renewd streams apply`, or set RENEWD_STREAMS_APPLY=true to have it done at start")}
 	}
 }
 
-// brakedOnly reports whether all that differs is how many renewals may be in hand: a provider in
-// trouble is slowed down by that, and its guard puts it right.
-func brakedOnly(plan stream.Changes) bool {
-	for _, i := range plan.Items {
-		for _, d := range i.Differences {
-			if i.Kind != "consumer" || d.Field != "max_ack_pending" {
-				return false
-			}
-		}
-		if i.Action == stream.Create {
-			return false
-		}
-	}
-	return true
+// unbraked is the plan without what differs in nothing but how many renewals may be in hand: a
+// provider in trouble is slowed down by that, and its guard puts it right.
+func unbraked(plan stream.Changes) stream.Changes {
+	plan.Items = slices.DeleteFunc(slices.Clone(plan.Items), func(i stream.Change) bool {
+		return i.Kind == "consumer" && i.Action == stream.Update && !slices.ContainsFunc(i.Differences, func(d stream.Difference) bool {
+			return d.Field != "max_ack_pending"
+		})
+	})
+	return plan
 }
 
 // publishKeys puts the public key where publishers find it, unless another keyring's is there: then

@@ -6,6 +6,7 @@ import (
 
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/internal/guard"
+	"github.com/renewd/renewd/internal/senders"
 )
 
 // settings is all that can be set. A setting is key in the settings file and RENEWD_KEY in the
@@ -50,6 +51,8 @@ type settings struct {
 
 	LoginMaxAge time.Duration `key:"login_max_age" default:"5m" min:"1m" max:"168h" doc:"how long before it was published a login's tokens may have been sealed; longer where publishers send logins from an outbox"`
 
+	Senders map[string]senderSettings `key:"senders" env:"-" doc:"which services may publish commands, for which providers, by the name that their NATS account's import has (renewd nats config): a mapping of names to login and ask; empty: whoever may publish. Commands of others, and commands without a sender, are rejected"`
+
 	Workers      int           `key:"workers" default:"32" min:"1" max:"1024" doc:"logins, and requests, handled at the same time"`
 	StartTimeout time.Duration `key:"start_timeout" default:"60s" min:"0s" doc:"how long NATS and the database are waited for at start"`
 	DrainTimeout time.Duration `key:"drain_timeout" default:"25s" min:"1s" doc:"how long work in hand may take to end at a stop"`
@@ -59,6 +62,12 @@ type settings struct {
 	// Providers come from the file's list. One of them can be described, or have settings replaced,
 	// by the environment.
 	Providers []providerSettings
+}
+
+// senderSettings is what one sender may do: senders.Rights in the settings file.
+type senderSettings struct {
+	Login []string `key:"login" env:"-" doc:"ids of the providers whose users this sender may sign in (user.login): a list"`
+	Ask   []string `key:"ask" env:"-" doc:"ids of the providers whose users it may have renewed (user.refresh_due): a list"`
 }
 
 // providerSettings is one provider: an entry of providers in the settings file, or the env names
@@ -152,6 +161,15 @@ func (p policySettings) policy() grant.Policy {
 		ProfileEvery: p.ProfileEvery, Tries: p.Tries, RetryMin: p.RetryMin, RetryMax: p.RetryMax, RetryLater: p.RetryLater,
 		ConfirmMin: p.ConfirmMin, ConfirmMax: p.ConfirmMax, ConfirmUnknown: p.ConfirmUnknown, Shown: grant.Shown(p.ShowProfile),
 	}
+}
+
+// senders are the rights of the senders as package senders takes them.
+func (s *settings) senders() senders.List {
+	list := senders.List{}
+	for name, may := range s.Senders {
+		list[name] = senders.Rights{Login: may.Login, Ask: may.Ask}
+	}
+	return list
 }
 
 // embedded reports whether NATS runs inside this process.

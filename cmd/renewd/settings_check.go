@@ -4,10 +4,12 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -56,7 +58,32 @@ func (c *configuration) check() []error {
 	if n := len(c.HTTPToken.Reveal()); n > 0 && n < 16 {
 		say("http_token", fmt.Errorf("%d bytes: want 16 or more, random; for instance from: openssl rand -hex 24", n))
 	}
+	found = append(found, c.checkSenders()...)
 	return append(found, c.checkProviders()...)
+}
+
+// checkSenders wants names that can be in a subject, and providers that there are.
+func (c *configuration) checkSenders() []error {
+	var found []error
+	var known []string
+	for _, p := range c.Providers {
+		known = append(known, p.ID)
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Senders)) {
+		path := c.name("senders") + "." + name
+		if err := schema.CheckSender(name); err != nil {
+			found = append(found, fmt.Errorf("%s: %w", path, err))
+		}
+		may := c.Senders[name]
+		for right, providers := range map[string][]string{"login": may.Login, "ask": may.Ask} {
+			for _, id := range providers {
+				if !slices.Contains(known, id) {
+					found = append(found, fmt.Errorf("%s.%s: %q is not the id of a provider in the settings%s", path, right, id, didYouMean(id, known)))
+				}
+			}
+		}
+	}
+	return found
 }
 
 // name is how the operator wrote, or would write, a setting.

@@ -71,7 +71,8 @@ func TestNATSConfigNamesWhatIsWrong(t *testing.T) {
 	}
 	narrow := want(t, []string{"RENEWD_NATS_PREFIX=eu"}, exitDone, "", "nats", "config", "--publisher", "app", "--subscriber", "app=user.reauth_required")
 	for _, line := range []string{
-		`{ service: "eu.user.login.>", accounts: [APP] }`, `{ stream: "eu.user.reauth_required.*.*", accounts: [APP] }`,
+		`{ service: "eu.from.app.user.login.>", accounts: [APP] }`,
+		`{ service: { account: RENEWD, subject: "eu.from.app.user.refresh_due.>" }, to: "eu.user.refresh_due.>" }`, `{ stream: "eu.user.reauth_required.*.*", accounts: [APP] }`,
 		`{ service: "$JS.ACK.eu_OUTCOMES.app.>", accounts: [APP] }`, `"$JS.API.STREAM.INFO.KV_eu_renewd_grants"`,
 	} {
 		if !strings.Contains(narrow, line) {
