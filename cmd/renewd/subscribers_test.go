@@ -48,15 +48,20 @@ func TestSubscribers(t *testing.T) {
 	want(t, env, exitDone, "shop is there", "subscribers", "add", "shop", "--from", "1")
 }
 
-// What is shipped under deploy/nats is what the command prints.
+// What is shipped under deploy is what the command prints.
 func TestShippedNATSConfigIsTheOnePrinted(t *testing.T) {
-	shipped, err := os.ReadFile("../../deploy/nats/nats.conf")
-	if err != nil {
-		t.Fatal(err)
-	}
-	args := []string{"nats", "config", "--publisher", "signin", "--subscriber", "shop"}
-	if got := want(t, nil, exitDone, "", args...); got != string(shipped) {
-		t.Errorf("deploy/nats/nats.conf is not what `renewd %s` prints: write that into it", strings.Join(args, " "))
+	for file, services := range map[string][]string{
+		"deploy/nats/nats.conf":        {"--publisher", "signin", "--subscriber", "shop"},
+		"deploy/compose/accounts.conf": {"--publisher", "demo", "--subscriber", "demo"},
+	} {
+		shipped, err := os.ReadFile("../../" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		args := append([]string{"nats", "config"}, services...)
+		if got := want(t, nil, exitDone, "", args...); got != string(shipped) {
+			t.Errorf("%s is not what `renewd %s` prints: write that into it", file, strings.Join(args, " "))
+		}
 	}
 }
 

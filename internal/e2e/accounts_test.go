@@ -51,16 +51,29 @@ func startNATSAccountsIn(t *testing.T, folder string) natsAccounts {
 	if strings.Count(shipped, store) != 1 {
 		t.Fatalf("deploy/nats/nats.conf: want %s once", store)
 	}
-	ports := t.TempDir()
-	conf := filepath.Join(ports, "nats.conf")
+	conf := filepath.Join(t.TempDir(), "nats.conf")
 	if err := os.WriteFile(conf, []byte(strings.Replace(shipped, store, fmt.Sprintf("store_dir: %q", folder), 1)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(must(natsServer())(t), "--config", conf, "--addr", "127.0.0.1", "--port", "-1", "--ports_file_dir", ports)
+	cmd := exec.Command(must(natsServer())(t), "--config", conf)
 	cmd.Env = os.Environ()
 	for _, user := range []string{"renewd", "signin", "shop"} {
 		cmd.Env = append(cmd.Env, "RENEWD_NATS_"+strings.ToUpper(user)+"_PASSWORD="+passwordOf(user))
 	}
+	ports := t.TempDir()
+	cmd.Args = append(cmd.Args, onFreePort(ports)...)
+	return startNATS(t, cmd, ports)
+}
+
+// onFreePort are the arguments of a nats-server that listens on this machine, on a port that it
+// writes into the folder.
+func onFreePort(ports string) []string {
+	return []string{"--addr", "127.0.0.1", "--port", "-1", "--ports_file_dir", ports}
+}
+
+// startNATS starts a nats-server with the arguments onFreePort, and waits until it listens.
+func startNATS(t *testing.T, cmd *exec.Cmd, ports string) natsAccounts {
+	t.Helper()
 	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
 	n := natsAccounts{process: start(t, cmd)}
 	eventually(t, startTimeout, func() (err error) {
