@@ -148,7 +148,10 @@ func (p *plant) natsd() (natsd.Config, error) {
 		StoreDir: filepath.Join(p.conf.DataDir, "nats"), Listen: p.conf.NATSListen, Logger: p.log,
 		// Where NATS holds the grants too, an acknowledged write must be on the disk.
 		SyncAlways: p.conf.DatabaseURL.IsZero(),
-		Auth:       natsd.Auth{User: p.conf.NATSUser, Password: p.conf.NATSPassword, Token: p.conf.NATSToken},
+		Auth:       natsd.Auth{Accounts: p.conf.NATSAccounts},
+	}
+	if p.conf.NATSAccounts == "" {
+		c.Auth = natsd.Auth{User: p.conf.NATSUser, Password: p.conf.NATSPassword, Token: p.conf.NATSToken}
 	}
 	if p.conf.NATSCert == "" {
 		return c, nil
@@ -167,7 +170,12 @@ func (p *plant) streams(ctx context.Context) (err error) {
 		return err
 	}
 	if p.server != nil {
-		if err := stream.CheckFolder(ctx, p.js, filepath.Join(p.conf.DataDir, "nats")); err != nil {
+		err := stream.CheckFolder(ctx, p.js, filepath.Join(p.conf.DataDir, "nats"))
+		if errors.Is(err, stream.ErrUnreadable) {
+			return fmt.Errorf("%w. If nats_accounts was set or unset since: rename the account's folder there "+
+				"(jetstream/$G is that without accounts, jetstream/RENEWD that of renewd's account)", err)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -30,6 +30,7 @@ func (c *configuration) check() []error {
 	}
 	say("nats_url", checkNATSURL(c.NATSURL))
 	say("nats_listen", c.checkListen())
+	say("nats_accounts", c.checkAccounts())
 	say("nats_context", alone(c.NATSContext, "nats_url", c.NATSURL))
 	say("nats_user", both(c.NATSUser, "nats_password", c.NATSPassword.Reveal()))
 	say("nats_token", alone(c.NATSToken.Reveal(), "nats_user", c.NATSUser))
@@ -197,10 +198,22 @@ func (c *configuration) checkListen() error {
 	if err := checkAddr(c.NATSListen); err != nil {
 		return err
 	}
-	if !loopback(c.NATSListen) && c.NATSUser == "" && c.NATSToken.IsZero() {
-		return fmt.Errorf("%q is beyond loopback: set RENEWD_NATS_USER and RENEWD_NATS_PASSWORD, or RENEWD_NATS_TOKEN, for the services to connect with", c.NATSListen)
+	if !loopback(c.NATSListen) && c.NATSUser == "" && c.NATSToken.IsZero() && c.NATSAccounts == "" {
+		return fmt.Errorf("%q is beyond loopback: set RENEWD_NATS_ACCOUNTS, RENEWD_NATS_USER and RENEWD_NATS_PASSWORD, or RENEWD_NATS_TOKEN, for the services to connect with", c.NATSListen)
 	}
 	return nil
+}
+
+func (c *configuration) checkAccounts() error {
+	switch {
+	case c.NATSAccounts == "":
+		return nil
+	case !c.embedded():
+		return errors.New("is for the embedded NATS server: unset it or nats_url")
+	case !c.NATSToken.IsZero():
+		return errors.New("set either it or nats_token: each user of an account has a password")
+	}
+	return readable(c.NATSAccounts)
 }
 
 func checkAddr(text string) error {

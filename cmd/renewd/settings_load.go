@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -44,9 +45,9 @@ func load(file string, environ []string) (*configuration, error) {
 	if l.c.file != "" {
 		l.readFile(l.c.file)
 	}
-	l.unknownEnv()
 	l.fromEnv(reflect.ValueOf(&l.c.settings).Elem(), mainTable(), "")
 	l.providerFromEnv()
+	l.unknownEnv()
 	if len(l.mistakes) == 0 {
 		l.mistakes = l.c.check()
 	}
@@ -223,7 +224,7 @@ func (l *loader) unknownEnv() {
 	}
 	var unknown []string
 	for name, value := range l.env {
-		if !slices.Contains(known, name) && !serviceLink(name, value) {
+		if !slices.Contains(known, name) && !serviceLink(name, value) && !(l.c.NATSAccounts != "" && accountPassword.MatchString(name)) {
 			unknown = append(unknown, name)
 		}
 	}
@@ -232,6 +233,9 @@ func (l *loader) unknownEnv() {
 		l.mistake(name, "no such setting%s", didYouMean(name, known))
 	}
 }
+
+// accountPassword is the name of a password in the file nats_accounts, as nats config prints it.
+var accountPassword = regexp.MustCompile(`^RENEWD_NATS_[A-Z0-9_]+_PASSWORD$`)
 
 // serviceLink recognises what Kubernetes puts into the environment of every container beside a
 // service named renewd.

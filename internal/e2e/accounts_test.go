@@ -21,6 +21,7 @@ import (
 
 	"github.com/renewd/renewd/consumers"
 	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/natsd"
 	"github.com/renewd/renewd/internal/seal"
 	"github.com/renewd/renewd/internal/stream"
 	"github.com/renewd/renewd/publishers"
@@ -63,6 +64,22 @@ func startNATSAccountsIn(t *testing.T, folder string) natsAccounts {
 	ports := t.TempDir()
 	cmd.Args = append(cmd.Args, onFreePort(ports)...)
 	return startNATS(t, cmd, ports)
+}
+
+// eachServer runs a test against both servers that know accounts: nats-server, and the embedded one.
+func eachServer(t *testing.T, test func(t *testing.T, n natsAccounts)) {
+	t.Helper()
+	t.Run("nats-server", func(t *testing.T) { test(t, startNATSAccounts(t)) })
+	t.Run("embedded", func(t *testing.T) {
+		for _, user := range []string{"renewd", "signin", "shop"} {
+			t.Setenv("RENEWD_NATS_"+strings.ToUpper(user)+"_PASSWORD", passwordOf(user))
+		}
+		s := must(natsd.Start(t.Context(), natsd.Config{
+			StoreDir: t.TempDir(), Listen: "127.0.0.1:0", Auth: natsd.Auth{Accounts: root + "/deploy/nats/nats.conf"},
+		}))(t)
+		t.Cleanup(s.Shutdown)
+		test(t, natsAccounts{url: s.ClientURL()})
+	})
 }
 
 // onFreePort are the arguments of a nats-server that listens on this machine, on a port that it
@@ -218,8 +235,10 @@ func TestUserRenewdSuffices(t *testing.T) {
 }
 
 // renewd's own user may do what renewd does, and no more: what its stolen password is worth.
-func TestUserRenewdIsRefusedTheRest(t *testing.T) {
-	n := startNATSAccounts(t)
+func TestUserRenewdIsRefusedTheRest(t *testing.T) { eachServer(t, renewdIsRefusedTheRest) }
+
+func renewdIsRefusedTheRest(t *testing.T, n natsAccounts) {
+	t.Helper()
 	n.asRenewd(t)
 	refused := func(do func(*nats.Conn) error) bool {
 		nc := n.as(t, "renewd")
@@ -246,8 +265,10 @@ func TestUserRenewdIsRefusedTheRest(t *testing.T) {
 
 // A service signs users in, and reads the outcomes from the durable that was made for it, with what
 // its account imports and nothing else.
-func TestServicesHaveWhatTheyNeed(t *testing.T) {
-	n := startNATSAccounts(t)
+func TestServicesHaveWhatTheyNeed(t *testing.T) { eachServer(t, servicesHaveWhatTheyNeed) }
+
+func servicesHaveWhatTheyNeed(t *testing.T, n natsAccounts) {
+	t.Helper()
 	ctx := t.Context()
 	nc, js := n.asRenewd(t)
 	engine := must(stream.NewEngine(js, stream.Config{}))(t)
@@ -349,8 +370,10 @@ func outcomeOf(typ schema.Type, id string) schema.Event {
 
 // What a stolen password of a service is worth: nothing that a service publishes, names as a reply,
 // or asks JetStream for reaches renewd's streams, but its own commands and its own durable.
-func TestServicesReachNothingElse(t *testing.T) {
-	n := startNATSAccounts(t)
+func TestServicesReachNothingElse(t *testing.T) { eachServer(t, servicesReachNothingElse) }
+
+func servicesReachNothingElse(t *testing.T, n natsAccounts) {
+	t.Helper()
 	ctx := t.Context()
 	nc, js := n.asRenewd(t)
 	engine := must(stream.NewEngine(js, stream.Config{}))(t)

@@ -5,6 +5,8 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -33,25 +35,27 @@ senders:
 // A service publishes as it always did, and renewd knows which one it was: the server says so, and
 // neither a subject, a reply nor a header that the service chooses changes it.
 func TestTheServerNamesTheSender(t *testing.T) {
+	t.Run("nats-server", func(t *testing.T) {
+		n := startNATSAccounts(t)
+		theServerNamesTheSender(t, func(*daemon) natsAccounts { return n },
+			"RENEWD_STREAMS_APPLY=true", "RENEWD_NATS_URL="+n.url, "RENEWD_NATS_USER=renewd", "RENEWD_NATS_PASSWORD="+passwordOf("renewd"))
+	})
+	t.Run("embedded", func(t *testing.T) {
+		environ := []string{"RENEWD_NATS_ACCOUNTS=" + must(filepath.Abs(root+"/deploy/nats/nats.conf"))(t)}
+		for _, user := range []string{"renewd", "signin", "shop"} {
+			environ = append(environ, "RENEWD_NATS_"+strings.ToUpper(user)+"_PASSWORD="+passwordOf(user))
+		}
+		theServerNamesTheSender(t, func(d *daemon) natsAccounts { return natsAccounts{url: "nats://" + d.nats} }, environ...)
+	})
+}
+
+func theServerNamesTheSender(t *testing.T, server func(*daemon) natsAccounts, environ ...string) {
+	t.Helper()
 	provider := idptest.New(idptest.Options{ClientID: "c", ClientSecret: "s"})
 	served := httptest.NewServer(provider)
 	t.Cleanup(served.Close)
-	n := startNATSAccounts(t)
-	dir := t.TempDir()
-	settings := filepath.Join(dir, "renewd.yaml")
-	if err := os.WriteFile(settings, fmt.Appendf(nil, senderRights, served.URL), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	environ := []string{
-		"RENEWD_CONFIG=" + settings, "RENEWD_DATA_DIR=" + dir, "RENEWD_STREAMS_APPLY=true",
-		"RENEWD_NATS_URL=" + n.url, "RENEWD_NATS_USER=renewd", "RENEWD_NATS_PASSWORD=" + passwordOf("renewd"),
-	}
-	if err := command(t, environ, "keys", "new").Run(); err != nil {
-		t.Fatal(err)
-	}
-	d := &daemon{http: freePort(t)}
-	d.process = start(t, command(t, append(environ, "RENEWD_HTTP_ADDR="+d.http), "serve"))
-	eventually(t, startTimeout, d.ready(t.Context()))
+	d := serveHere(t, fmt.Sprintf(senderRights, served.URL), environ)
+	n := server(d)
 
 	signin := n.as(t, "signin")
 	app := must(publishers.New(signin, publishers.WithAPIPrefix("$JS.renewd.API"), publishers.WithSource("/signin")))(t)
@@ -77,6 +81,27 @@ func TestTheServerNamesTheSender(t *testing.T) {
 	if outcomes.State.Msgs != 3 {
 		t.Errorf("%d outcomes, want those of what came through the import", outcomes.State.Msgs)
 	}
+	d.stop(t)
+}
+
+// serveHere is serve for a daemon whose NATS server the environment names, or which embeds one.
+func serveHere(t *testing.T, settings string, environ []string) *daemon {
+	t.Helper()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "renewd.yaml")
+	if err := os.WriteFile(file, []byte(settings), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d := &daemon{http: freePort(t), nats: freePort(t), data: dir}
+	environ = append(environ, "RENEWD_CONFIG="+file, "RENEWD_DATA_DIR="+dir, "RENEWD_HTTP_ADDR="+d.http)
+	if !slices.ContainsFunc(environ, func(kv string) bool { return strings.HasPrefix(kv, "RENEWD_NATS_URL=") }) {
+		environ = append(environ, "RENEWD_NATS_LISTEN="+d.nats)
+	} else if err := command(t, environ, "keys", "new").Run(); err != nil {
+		t.Fatal(err)
+	}
+	d.process = start(t, command(t, environ, "serve"))
+	eventually(t, startTimeout, d.ready(t.Context()))
+	return d
 }
 
 // forge publishes requests in another's name, of which the last alone may arrive, in its own.
