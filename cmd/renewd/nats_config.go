@@ -21,6 +21,7 @@ type natsCommand struct {
 
 type natsConfig struct {
 	Publisher  []string `placeholder:"NAME" help:"A service that publishes logins and requests; may be repeated."`
+	NSC        bool     `name:"nsc" help:"Print commands for nsc instead: for servers in operator mode, where accounts are JWTs."`
 	Subscriber []string `placeholder:"NAME[=TYPE,…]" help:"A service that receives outcomes, all or of some types; may be repeated. Make its durable with renewd subscribers add NAME."`
 }
 
@@ -34,7 +35,10 @@ func (n natsConfig) Run(a *app, c *cli) error {
 	if err != nil {
 		return usageError{err}
 	}
-	return config.print(a.stdout)
+	if n.NSC {
+		return config.print(a.stdout, "nats_config_nsc.tmpl")
+	}
+	return config.print(a.stdout, "nats_config.tmpl")
 }
 
 // accountsConfig is what the template is filled with.
@@ -189,10 +193,43 @@ func (c accountsConfig) Imports(s service) []export {
 	return slices.DeleteFunc(slices.Clone(c.Exports), func(e export) bool { return !slices.Contains(e.Accounts, s.Account()) })
 }
 
-//go:embed nats_config.tmpl
-var natsConfigTemplate embed.FS
+// Publishes are the subjects that renewd's own user may publish to.
+func (c accountsConfig) Publishes() []string {
+	may := slices.Concat(c.Own, []string{"$JS.API.INFO", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST"})
+	for _, s := range c.Streams {
+		may = append(may, s.publishes()...)
+	}
+	return may
+}
 
-func (c accountsConfig) print(w io.Writer) error {
-	t := template.Must(template.New("nats_config.tmpl").Funcs(template.FuncMap{"join": strings.Join}).ParseFS(natsConfigTemplate, "*.tmpl"))
+// publishes are the subjects of JetStream's API that renewd's own user needs for a stream. None
+// deletes the stream.
+func (b boundary) publishes() []string {
+	subjects := []string{
+		"$JS.API.STREAM.CREATE.%s", "$JS.API.STREAM.UPDATE.%s", "$JS.API.STREAM.INFO.%s",
+		"$JS.API.STREAM.PURGE.%s", "$JS.API.STREAM.MSG.GET.%s", "$JS.API.STREAM.MSG.DELETE.%s",
+		"$JS.API.CONSUMER.CREATE.%s.>", "$JS.API.CONSUMER.INFO.%s.*", "$JS.API.CONSUMER.DELETE.%s.*",
+		"$JS.API.CONSUMER.MSG.NEXT.%s.*",
+	}
+	if b.Bucket {
+		subjects = append(subjects, "$JS.FC.%s.>")
+	} else {
+		subjects = append(subjects, "$JS.ACK.%s.>", "$JS.API.CONSUMER.PAUSE.%s.*",
+			"$JS.API.CONSUMER.NAMES.%s", "$JS.API.CONSUMER.LIST.%s")
+	}
+	if b.Direct {
+		subjects = append(subjects, "$JS.API.DIRECT.GET.%s", "$JS.API.DIRECT.GET.%s.>")
+	}
+	for i, subject := range subjects {
+		subjects[i] = fmt.Sprintf(subject, b.Name)
+	}
+	return subjects
+}
+
+//go:embed nats_config.tmpl nats_config_nsc.tmpl
+var natsConfigTemplates embed.FS
+
+func (c accountsConfig) print(w io.Writer, name string) error {
+	t := template.Must(template.New(name).Funcs(template.FuncMap{"join": strings.Join}).ParseFS(natsConfigTemplates, name))
 	return t.Execute(w, c)
 }

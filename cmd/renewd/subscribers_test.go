@@ -84,6 +84,16 @@ func TestNATSConfigNamesWhatIsWrong(t *testing.T) {
 			t.Errorf("want %s in:\n%s", line, narrow)
 		}
 	}
+	script := want(t, []string{"RENEWD_NATS_PREFIX=eu"}, exitDone, "", "nats", "config", "--nsc", "--publisher", "app", "--subscriber", "app=user.reauth_required")
+	for _, line := range []string{
+		`nsc add export --account RENEWD --name 'eu.from.app.user.login.>' --subject 'eu.from.app.user.login.>' --private --service`,
+		`--token "$tokens/import" --local-subject 'eu.user.refresh_due.>'`, `--private --service --response-type Stream`,
+		`--allow-pub '$JS.API.STREAM.INFO.KV_eu_renewd_grants'`,
+	} {
+		if !strings.Contains(script, line) {
+			t.Errorf("want %s in:\n%s", line, script)
+		}
+	}
 	if strings.Contains(narrow, "user.synced.*.*\", accounts") {
 		t.Error("user.synced is open to a service that did not ask for it")
 	}

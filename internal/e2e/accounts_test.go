@@ -35,7 +35,8 @@ var natsServer = sync.OnceValues(func() (string, error) { return built("nats-ser
 // folder as in the file.
 type natsAccounts struct {
 	*process
-	url string
+	url   string
+	users map[string]nats.Option // how each connects; nil: with the password of its name
 }
 
 func passwordOf(user string) string { return "password-of-" + user }
@@ -66,10 +67,12 @@ func startNATSAccountsIn(t *testing.T, folder string) natsAccounts {
 	return startNATS(t, cmd, ports)
 }
 
-// eachServer runs a test against both servers that know accounts: nats-server, and the embedded one.
+// eachServer runs a test against all servers that know accounts: nats-server with passwords, and in
+// operator mode, and the embedded one.
 func eachServer(t *testing.T, test func(t *testing.T, n natsAccounts)) {
 	t.Helper()
 	t.Run("nats-server", func(t *testing.T) { test(t, startNATSAccounts(t)) })
+	t.Run("operator mode", func(t *testing.T) { test(t, startNATSOperator(t)) })
 	t.Run("embedded", func(t *testing.T) {
 		for _, user := range []string{"renewd", "signin", "shop"} {
 			t.Setenv("RENEWD_NATS_"+strings.ToUpper(user)+"_PASSWORD", passwordOf(user))
@@ -134,7 +137,11 @@ func startServer(t *testing.T, opts *server.Options, folder string) *server.Serv
 // as connects as one of the users.
 func (n natsAccounts) as(t *testing.T, user string, opts ...nats.Option) *nats.Conn {
 	t.Helper()
-	opts = append(opts, nats.UserInfo(user, passwordOf(user)), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	show := n.users[user]
+	if n.users == nil {
+		show = nats.UserInfo(user, passwordOf(user))
+	}
+	opts = append(opts, show, nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 	nc := must(nats.Connect(n.url, opts...))(t)
 	t.Cleanup(nc.Close)
 	return nc
