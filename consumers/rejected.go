@@ -29,7 +29,9 @@ func Rejected(subjects schema.Subjects, m *Message, cause error, source string, 
 	place := fmt.Sprintf("%s-%d", m.Stream, m.Sequence)
 	from, id := schema.Origin(m.Header, m.Data)
 	data := schema.Rejected{
-		Cause:   schema.Cause{ID: cmp.Or(id, place), Type: addr.Type, Source: from, Time: m.Time.UTC(), Sender: addr.Sender},
+		Cause: schema.Cause{
+			ID: cmp.Or(id, place), Type: addr.Type, Source: from, Time: m.Time.UTC(), Sender: addr.Sender,
+		},
 		Subject: clip(m.Subject, 512), Reason: schema.RejectData, Message: "see the message",
 	}
 	if bad, ok := errors.AsType[*schema.Malformed](cause); ok {

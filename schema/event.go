@@ -148,7 +148,7 @@ const (
 	RejectData            = "malformed_data"
 	RejectUnknownProvider = "unknown_provider"
 	RejectSealed          = "sealed_tokens_refused" // cannot be opened, or was sealed for another user, provider or time
-	RejectSender          = "sender_refused"        // the settings do not let this sender publish this command for this provider
+	RejectSender          = "sender_refused"        // the settings do not let this sender do this at this provider
 	RejectUnproven        = "login_unproven"        // the provider did not name the login's user by its tokens; what was proven before stays
 )
 

@@ -75,8 +75,8 @@ const MaxPrefix = 64
 
 // NewSubjects returns subjects under prefix: empty, or tokens of letters, digits, "-" and "_"
 // joined by dots, MaxPrefix bytes at most. Prefixes that differ only in "." and "_" give the same
-// stream names, and one that goes on from another with "from" and one token more has the subjects of
-// the other's senders: do not use both on one account.
+// stream names, and one that goes on from another with "from" and one token more has the subjects
+// of the other's senders: do not use both on one account.
 func NewSubjects(prefix string) (Subjects, error) {
 	if prefix == "" {
 		return Subjects{}, nil
@@ -102,8 +102,8 @@ func (s Subjects) Name(base string) string {
 }
 
 // Of returns the subject of a. It panics on a type that is not Known, on a provider, user or sender
-// that CheckProvider, CheckUser or CheckSender refuses, and on the sender of an outcome: check at the
-// door.
+// that CheckProvider, CheckUser or CheckSender refuses, and on the sender of an outcome: check at
+// the door.
 func (s Subjects) Of(a Address) string {
 	if err := a.check(); err != nil {
 		panic("schema: subject of " + string(a.Type) + ": " + err.Error())
@@ -159,8 +159,8 @@ func (s Subjects) CommandsOf(t Type, provider, user string) []string {
 }
 
 // Filter returns the NATS filter that matches events of one type, but for commands that name their
-// sender; an empty provider or user matches all. The result carries the prefix. The provider goes in as it is: check one that comes from
-// outside.
+// sender; an empty provider or user matches all. The result carries the prefix. The provider goes in
+// as it is: check one that comes from outside.
 func (s Subjects) Filter(t Type, provider, user string) string {
 	if provider == "" {
 		provider = "*"

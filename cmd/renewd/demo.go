@@ -37,7 +37,8 @@ const demoPatience = time.Second
 
 // run lets things happen until ctx ends.
 func (d demo) run(ctx context.Context, nc *nats.Conn) error {
-	pub, err := publishers.New(nc, publishers.WithPrefix(d.prefix), publishers.WithAPIPrefix(d.api), publishers.WithSource("/demo-app"))
+	pub, err := publishers.New(nc,
+		publishers.WithPrefix(d.prefix), publishers.WithAPIPrefix(d.api), publishers.WithSource("/demo-app"))
 	if err != nil {
 		return err
 	}

@@ -30,7 +30,7 @@ func (x *examination) streams(ctx context.Context) finding {
 	case differ == 0:
 		return finding{State: fine, Found: counted(len(plan.Items), "stream or consumer", "streams and consumers") + ", all as the settings want them"}
 	case rest.OnlySenders():
-		return finding{State: warning, Found: "the streams do not take commands that name their sender yet: services with NATS accounts of their own cannot publish",
+		return finding{State: warning, Found: withoutSenders,
 			Advice: fmt.Sprintf("once no worker of an older version is left: %s streams apply", x.app.name)}
 	case !rest.Pending():
 		return finding{State: warning, Found: "a provider's renewals are slowed down", Advice: "see its state below; it is put right when the provider recovers"}

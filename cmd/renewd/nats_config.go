@@ -165,9 +165,11 @@ func (c *accountsConfig) export(subjects schema.Subjects) {
 				return
 			}
 		}
-		c.Exports = append(c.Exports, export{kind, subject, as, many, []string{to}})
+		c.Exports = append(c.Exports, export{Kind: kind, Subject: subject, As: as, Many: many, Accounts: []string{to}})
 	}
-	api := func(what string, many bool, to string) { open("service", "$JS.API."+what, c.API+"."+what, many, to) }
+	api := func(what string, many bool, to string) {
+		open("service", "$JS.API."+what, c.API+"."+what, many, to)
+	}
 	for _, s := range c.Services {
 		if s.Publishes {
 			for _, of := range schema.Commands() {
@@ -190,12 +192,14 @@ func (c *accountsConfig) export(subjects schema.Subjects) {
 
 // Imports are what is open to a service.
 func (c accountsConfig) Imports(s service) []export {
-	return slices.DeleteFunc(slices.Clone(c.Exports), func(e export) bool { return !slices.Contains(e.Accounts, s.Account()) })
+	return slices.DeleteFunc(slices.Clone(c.Exports), func(e export) bool {
+		return !slices.Contains(e.Accounts, s.Account())
+	})
 }
 
 // Publishes are the subjects that renewd's own user may publish to.
 func (c accountsConfig) Publishes() []string {
-	may := slices.Concat(c.Own, []string{"$JS.API.INFO", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST"})
+	may := append(slices.Clone(c.Own), "$JS.API.INFO", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST")
 	for _, s := range c.Streams {
 		may = append(may, s.publishes()...)
 	}
@@ -230,6 +234,6 @@ func (b boundary) publishes() []string {
 var natsConfigTemplates embed.FS
 
 func (c accountsConfig) print(w io.Writer, name string) error {
-	t := template.Must(template.New(name).Funcs(template.FuncMap{"join": strings.Join}).ParseFS(natsConfigTemplates, name))
-	return t.Execute(w, c)
+	t := template.New(name).Funcs(template.FuncMap{"join": strings.Join})
+	return template.Must(t.ParseFS(natsConfigTemplates, name)).Execute(w, c)
 }

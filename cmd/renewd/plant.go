@@ -172,8 +172,8 @@ func (p *plant) streams(ctx context.Context) (err error) {
 	if p.server != nil {
 		err := stream.CheckFolder(ctx, p.js, filepath.Join(p.conf.DataDir, "nats"))
 		if errors.Is(err, stream.ErrUnreadable) {
-			return fmt.Errorf("%w. If nats_accounts was set or unset since: rename the account's folder there "+
-				"(jetstream/$G is that without accounts, jetstream/RENEWD that of renewd's account)", err)
+			return fmt.Errorf("%w. If nats_accounts was set or unset since: rename the account's folder "+
+				"there (jetstream/$G is that without accounts, jetstream/RENEWD that of renewd's account)", err)
 		}
 		if err != nil {
 			return err
@@ -218,8 +218,8 @@ func (p *plant) ensureStreams(ctx context.Context) error {
 	case p.conf.embedded() || p.conf.StreamsApply:
 		return stream.Apply(ctx, p.js, plan)
 	case rest.OnlySenders():
-		p.log.Warn("the streams do not take commands that name their sender yet: services with NATS accounts of their own cannot publish",
-			"hint", "once no worker of an older version is left run `renewd streams apply`, or set RENEWD_STREAMS_APPLY=true")
+		p.log.Warn(withoutSenders, "hint", "once no worker of an older version is left run `renewd streams apply`, "+
+			"or set RENEWD_STREAMS_APPLY=true")
 		return nil
 	default:
 		return usageError{errors.New("the streams on the NATS server are not as the settings want them:\n" + plan.String() +
@@ -227,13 +227,16 @@ func (p *plant) ensureStreams(ctx context.Context) error {
 	}
 }
 
+// withoutSenders is what streams of a version without senders mean.
+const withoutSenders = "the streams do not take commands that name their sender yet: " +
+	"services with NATS accounts of their own cannot publish"
+
 // unbraked is the plan without what differs in nothing but how many renewals may be in hand: a
 // provider in trouble is slowed down by that, and its guard puts it right.
 func unbraked(plan stream.Changes) stream.Changes {
+	other := func(d stream.Difference) bool { return d.Field != "max_ack_pending" }
 	plan.Items = slices.DeleteFunc(slices.Clone(plan.Items), func(i stream.Change) bool {
-		return i.Kind == "consumer" && i.Action == stream.Update && !slices.ContainsFunc(i.Differences, func(d stream.Difference) bool {
-			return d.Field != "max_ack_pending"
-		})
+		return i.Kind == "consumer" && i.Action == stream.Update && !slices.ContainsFunc(i.Differences, other)
 	})
 	return plan
 }

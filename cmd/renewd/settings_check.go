@@ -79,7 +79,8 @@ func (c *configuration) checkSenders() []error {
 		for right, providers := range map[string][]string{"login": may.Login, "ask": may.Ask} {
 			for _, id := range providers {
 				if !slices.Contains(known, id) {
-					found = append(found, fmt.Errorf("%s.%s: %q is not the id of a provider in the settings%s", path, right, id, didYouMean(id, known)))
+					found = append(found, fmt.Errorf("%s.%s: %q is not the id of a provider in the settings%s",
+						path, right, id, didYouMean(id, known)))
 				}
 			}
 		}
@@ -199,7 +200,8 @@ func (c *configuration) checkListen() error {
 		return err
 	}
 	if !loopback(c.NATSListen) && c.NATSUser == "" && c.NATSToken.IsZero() && c.NATSAccounts == "" {
-		return fmt.Errorf("%q is beyond loopback: set RENEWD_NATS_ACCOUNTS, RENEWD_NATS_USER and RENEWD_NATS_PASSWORD, or RENEWD_NATS_TOKEN, for the services to connect with", c.NATSListen)
+		return fmt.Errorf("%q is beyond loopback: set RENEWD_NATS_ACCOUNTS, RENEWD_NATS_USER and RENEWD_NATS_PASSWORD, "+
+			"or RENEWD_NATS_TOKEN, for the services to connect with", c.NATSListen)
 	}
 	return nil
 }

@@ -145,7 +145,9 @@ func structured(value any) string {
 	case map[string]grant.Secret:
 		return flow(v, func(s grant.Secret) string { return strconv.Quote(s.String()) })
 	case map[string]senderSettings:
-		return flow(v, func(s senderSettings) string { return members(reflect.ValueOf(s), senderTable()) })
+		return flow(v, func(s senderSettings) string {
+			return members(reflect.ValueOf(s), senderTable())
+		})
 	case []ruleSettings:
 		var all []string
 		for _, rule := range v {

@@ -224,7 +224,8 @@ func (l *loader) unknownEnv() {
 	}
 	var unknown []string
 	for name, value := range l.env {
-		if !slices.Contains(known, name) && !serviceLink(name, value) && !(l.c.NATSAccounts != "" && accountPassword.MatchString(name)) {
+		forAccounts := l.c.NATSAccounts != "" && accountPassword.MatchString(name)
+		if !slices.Contains(known, name) && !serviceLink(name, value) && !forAccounts {
 			unknown = append(unknown, name)
 		}
 	}

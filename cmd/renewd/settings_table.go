@@ -64,7 +64,9 @@ func guardTable() []setting    { return table(reflect.TypeFor[guardSettings](), 
 
 // allSettings is every row there is.
 func allSettings() []setting {
-	return slices.Concat(mainTable(), senderTable(), providerTable(), ruleTable(), policyTable(), guardTable())
+	return slices.Concat(
+		mainTable(), senderTable(), providerTable(), ruleTable(), policyTable(), guardTable(),
+	)
 }
 
 // put parses text into the row's field of target, a settings struct.

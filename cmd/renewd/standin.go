@@ -83,8 +83,9 @@ func (s standInCommand) app(ctx context.Context, a *app, c *cli, server *idptest
 	}
 	colour := colours(a.stdout, a.environ)
 	d := demo{
-		standIn: server, provider: s.Provider, prefix: conf.NATSPrefix, api: conf.NATSAPI, durable: s.Durable,
-		users: s.Users, endEvery: s.EndEvery, editEvery: s.EndEvery / 2,
+		standIn: server, provider: s.Provider, prefix: conf.NATSPrefix, api: conf.NATSAPI,
+		durable: s.Durable,
+		users:   s.Users, endEvery: s.EndEvery, editEvery: s.EndEvery / 2,
 		say: func(text string) { fmt.Fprintln(a.stdout, text) },
 		seen: func(e schema.Event) error {
 			if e.Type == schema.UserSynced {

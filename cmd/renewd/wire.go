@@ -98,8 +98,8 @@ func (p *plant) runners(providers map[string]refresh.Provider) ([]part, error) {
 		return nil, err
 	}
 	requests := &request.Consumer{
-		Subjects: p.conf.subjects(), Stream: p.engine, Known: func(id string) bool { _, ok := providers[id]; return ok },
-		Refuse: p.conf.senders().Refuse,
+		Subjects: p.conf.subjects(), Stream: p.engine, Refuse: p.conf.senders().Refuse,
+		Known: func(id string) bool { _, ok := providers[id]; return ok },
 	}
 	renewals, err := refresh.New(refresh.Config{
 		Store: p.store, Stream: p.engine, Providers: providers, Subjects: p.conf.subjects(), Cipher: p.keys, Parse: p.engine.ParseWork, Source: source,
@@ -133,7 +133,8 @@ func (p *plant) logins(providers map[string]refresh.Provider) (*login.Consumer, 
 		policies[id] = provider.Policy
 	}
 	return login.New(login.Config{
-		Subjects: p.conf.subjects(), Store: p.store, Stream: p.engine, Policies: policies, Refuse: p.conf.senders().Refuse, Open: p.openLogin,
+		Subjects: p.conf.subjects(), Store: p.store, Stream: p.engine, Policies: policies,
+		Refuse: p.conf.senders().Refuse, Open: p.openLogin,
 		KeyMissing: func(err error) bool { return errors.Is(err, seal.ErrUnknownKey) }, MaxSealAge: p.conf.LoginMaxAge,
 		Now: p.engine.Now, Rand: draw, Logger: p.log,
 	})

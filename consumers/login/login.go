@@ -47,9 +47,14 @@ type Stream interface {
 	LoginsCreated(ctx context.Context, sequence uint64) (time.Time, error)
 	// DeferLogin has the login come again at that time, on another subject, with its place among
 	// all logins.
-	DeferLogin(ctx context.Context, of schema.Address, at time.Time, order grant.Order, deferrals int, h schema.Header, data []byte) error
+	DeferLogin(
+		ctx context.Context, of schema.Address, at time.Time, order grant.Order, deferrals int,
+		h schema.Header, data []byte,
+	) error
 	// ParseDeferred reads a login that DeferLogin put off: h is its own header.
-	ParseDeferred(subject string, header schema.Header) (of schema.Address, order grant.Order, deferrals int, h schema.Header, err error)
+	ParseDeferred(subject string, header schema.Header) (
+		of schema.Address, order grant.Order, deferrals int, h schema.Header, err error,
+	)
 }
 
 // Config is what a Consumer stands on.
@@ -154,7 +159,10 @@ func (c *Consumer) deferred(m *consumers.Message) (arrived, error) {
 	if err != nil {
 		return arrived{}, err
 	}
-	return arrived{m, c.c.Subjects.Of(of), c.c.Subjects.Name(loginsStream), header, order, deferrals}, nil
+	return arrived{
+		m: m, subject: c.c.Subjects.Of(of), stream: c.c.Subjects.Name(loginsStream),
+		header: header, order: order, deferrals: deferrals,
+	}, nil
 }
 
 func (c *Consumer) handle(ctx context.Context, a arrived) error {
@@ -228,7 +236,8 @@ func (c *Consumer) putOff(ctx context.Context, a arrived, cause error) error {
 	k := grant.Key{Provider: e.Provider, User: e.User}
 	wait := min(deferMin<<min(a.deferrals, 10), deferMax)
 	c.c.Logger.Warn("login put off", "grant", k, "deferrals", a.deferrals+1, "wait", wait, "error", cause)
-	return c.c.Stream.DeferLogin(ctx, e.Address(), c.c.Now().Add(wait), a.order, a.deferrals+1, a.header, a.m.Data)
+	at := c.c.Now().Add(wait)
+	return c.c.Stream.DeferLogin(ctx, e.Address(), at, a.order, a.deferrals+1, a.header, a.m.Data)
 }
 
 func (c *Consumer) decode(a arrived) (schema.Event, error) {

@@ -55,7 +55,9 @@ func (c *Consumer) Handle(ctx context.Context, m *consumers.Message) error {
 		return consumers.Reject(err)
 	}
 	w := grant.Work{
-		Cause:    schema.Cause{ID: e.ID, Type: e.Type, Source: e.Source, Time: e.Time, Reason: data.Reason, Sender: e.Sender},
+		Cause: schema.Cause{
+			ID: e.ID, Type: e.Type, Source: e.Source, Time: e.Time, Reason: data.Reason, Sender: e.Sender,
+		},
 		Want:     data.Want,
 		MinValid: time.Duration(data.MinValidSeconds) * time.Second,
 	}

@@ -33,7 +33,8 @@ type Auth struct {
 const OwnUser = "renewd"
 
 func (a Auth) isZero() bool {
-	return a.Token.IsZero() && a.User == "" && a.Password.IsZero() && len(a.Nkeys) == 0 && a.Accounts == ""
+	return a.Token.IsZero() && a.User == "" && a.Password.IsZero() && len(a.Nkeys) == 0 &&
+		a.Accounts == ""
 }
 
 // ParseNkeys reads a file of public user nkeys, one a line; empty lines and what follows # are left
@@ -66,7 +67,9 @@ func ParseNkeys(file []byte) ([]string, error) {
 // apply sets a in the server's options, and returns what this process itself shows.
 func (a Auth) apply(o *server.Options) ([]nats.Option, error) {
 	kinds := 0
-	for _, given := range []bool{!a.Token.IsZero(), a.User != "" || !a.Password.IsZero(), len(a.Nkeys) > 0, a.Accounts != ""} {
+	for _, given := range []bool{
+		!a.Token.IsZero(), a.User != "" || !a.Password.IsZero(), len(a.Nkeys) > 0, a.Accounts != "",
+	} {
 		if given {
 			kinds++
 		}
@@ -75,7 +78,8 @@ func (a Auth) apply(o *server.Options) ([]nats.Option, error) {
 	case kinds == 0:
 		return nil, nil
 	case kinds > 1:
-		return nil, errors.New("auth: want a token, or a user and password, or nkeys, or accounts, not several of them")
+		return nil, errors.New("auth: want a token, or a user and password, or nkeys, or accounts, " +
+			"not several of them")
 	case !a.Token.IsZero():
 		o.Authorization = a.Token.Reveal()
 		return []nats.Option{nats.Token(a.Token.Reveal())}, nil
@@ -110,9 +114,12 @@ func (a Auth) accounts(o *server.Options) ([]nats.Option, error) {
 	if err != nil {
 		return nil, fmt.Errorf("auth: accounts: %w", err)
 	}
-	i := slices.IndexFunc(file.Users, func(u *server.User) bool { return u.Username == OwnUser && u.Account != nil })
+	i := slices.IndexFunc(file.Users, func(u *server.User) bool {
+		return u.Username == OwnUser && u.Account != nil
+	})
 	if i < 0 {
-		return nil, fmt.Errorf("auth: accounts: %s: no account has the user %s: renewd nats config prints such a file", a.Accounts, OwnUser)
+		return nil, fmt.Errorf("auth: accounts: %s: no account has the user %s: "+
+			"renewd nats config prints such a file", a.Accounts, OwnUser)
 	}
 	own, show, err := ownKey()
 	if err != nil {
@@ -120,7 +127,9 @@ func (a Auth) accounts(o *server.Options) ([]nats.Option, error) {
 	}
 	renewd := file.Users[i]
 	o.Accounts, o.Users = file.Accounts, file.Users
-	o.Nkeys = append(file.Nkeys, &server.NkeyUser{Nkey: own, Account: renewd.Account, Permissions: renewd.Permissions})
+	o.Nkeys = append(file.Nkeys, &server.NkeyUser{
+		Nkey: own, Account: renewd.Account, Permissions: renewd.Permissions,
+	})
 	return []nats.Option{show}, nil
 }
 

@@ -46,6 +46,7 @@ func (l List) Refuse(e schema.Event) error {
 	if slices.Contains(providers, e.Provider) {
 		return nil
 	}
-	return refuse(fmt.Sprintf("%s may not publish %s for %s: renewd's setting senders.%s.%s does not name that provider",
+	return refuse(fmt.Sprintf("%s may not publish %s for %s: "+
+		"renewd's setting senders.%s.%s does not name that provider",
 		e.Sender, e.Type, e.Provider, e.Sender, right))
 }

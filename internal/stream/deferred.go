@@ -31,7 +31,8 @@ const (
 // this time included. It takes the place of an older login of the user that was put off; if a newer
 // one waits, it changes nothing, and the newer one's outcome answers both.
 func (e *Engine) DeferLogin(
-	ctx context.Context, of schema.Address, at time.Time, order grant.Order, deferrals int, h schema.Header, data []byte,
+	ctx context.Context, of schema.Address, at time.Time, order grant.Order, deferrals int,
+	h schema.Header, data []byte,
 ) error {
 	k := grant.Key{Provider: of.Provider, User: of.User}
 	timer, due := e.user(deferredTimerSubject, k), e.user(deferredDueSubject, k)
@@ -87,7 +88,9 @@ func (e *Engine) ParseDeferred(subject string, h schema.Header) (
 	if err != nil {
 		return of, order, 0, nil, fmt.Errorf("parse deferred login: %w", err)
 	}
-	of = schema.Address{Type: schema.UserLogin, Provider: provider, User: user, Sender: h.Get(headerSender)}
+	of = schema.Address{
+		Type: schema.UserLogin, Provider: provider, User: user, Sender: h.Get(headerSender),
+	}
 	if order, deferrals, err = parseDeferred(h); err == nil && of.Sender != "" {
 		err = schema.CheckSender(of.Sender)
 	}
@@ -166,12 +169,14 @@ func (e *Engine) deferredCount(ctx context.Context) (uint64, error) {
 // off or not.
 func (e *Engine) LoginWaits(ctx context.Context, k grant.Key) (bool, error) {
 	type place struct{ base, subject string }
+	// In the order in which a login that is put off moves, so that none is missed on its way.
 	var places []place
 	for _, subject := range e.commands(schema.UserLogin, k) {
 		places = append(places, place{Logins, subject})
 	}
-	// In the order in which a login that is put off moves, so that none is missed on its way.
-	places = append(places, place{Renewals, e.user(deferredTimerSubject, k)}, place{Renewals, e.user(deferredDueSubject, k)})
+	for _, front := range []string{deferredTimerSubject, deferredDueSubject} {
+		places = append(places, place{Renewals, e.user(front, k)})
+	}
 	for _, at := range places {
 		if waits, err := e.holds(ctx, at.base, at.subject); waits || err != nil {
 			if err != nil {

@@ -190,7 +190,9 @@ func (c Changes) OnlySenders() bool {
 
 func (c Change) onlySenders() bool {
 	commands := func(subjects string) bool {
-		return slices.ContainsFunc(schema.Commands(), func(of schema.Type) bool { return strings.HasSuffix(subjects, string(of)+".>") })
+		return slices.ContainsFunc(schema.Commands(), func(of schema.Type) bool {
+			return strings.HasSuffix(subjects, string(of)+".>")
+		})
 	}
 	return !slices.ContainsFunc(c.Differences, func(d Difference) bool {
 		switch d.Field {

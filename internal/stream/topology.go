@@ -166,7 +166,7 @@ func (t Topology) commands(base string, of schema.Type, kept int64, why string) 
 	s := t.stream(base, why)
 	s.Subjects = []string{t.Subjects.Commands(of, ""), t.Subjects.Commands(of, schema.AnySender)}
 	s.Retention = jetstream.WorkQueuePolicy
-	s.MaxMsgsPerSubject = kept // of each sender: none takes another's place, and the order says which one counts
+	s.MaxMsgsPerSubject = kept // from each sender: none takes another's place
 	s.MaxAge = commandMaxAge
 	s.MaxMsgSize = commandMaxBytes
 	s.Duplicates = min(t.Duplicates, s.MaxAge)

@@ -84,8 +84,8 @@ func parseWork(h schema.Header) (w grant.Work, err error) {
 		name string
 		to   *string
 	}{
-		{headerID, &w.Cause.ID}, {headerType, &kind}, {headerSource, &w.Cause.Source}, {headerReason, &w.Cause.Reason},
-		{headerSender, &w.Cause.Sender}, {headerWant, &w.Want},
+		{headerID, &w.Cause.ID}, {headerType, &kind}, {headerSource, &w.Cause.Source},
+		{headerReason, &w.Cause.Reason}, {headerSender, &w.Cause.Sender}, {headerWant, &w.Want},
 	} {
 		if *f.to, err = url.PathUnescape(h.Get(f.name)); err != nil {
 			return w, fmt.Errorf("header %s: %w", f.name, err)
