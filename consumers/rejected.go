@@ -29,7 +29,9 @@ func Rejected(subjects schema.Subjects, m *Message, cause error, source string, 
 	place := fmt.Sprintf("%s-%d", m.Stream, m.Sequence)
 	from, id := schema.Origin(m.Header, m.Data)
 	data := schema.Rejected{
-		Cause:   schema.Cause{ID: cmp.Or(id, place), Type: addr.Type, Source: from, Time: m.Time.UTC()},
+		Cause: schema.Cause{
+			ID: cmp.Or(id, place), Type: addr.Type, Source: from, Time: m.Time.UTC(), Sender: addr.Sender,
+		},
 		Subject: clip(m.Subject, 512), Reason: schema.RejectData, Message: "see the message",
 	}
 	if bad, ok := errors.AsType[*schema.Malformed](cause); ok {
@@ -53,7 +55,11 @@ func Rejected(subjects schema.Subjects, m *Message, cause error, source string, 
 // nearest reads what it can of a malformed subject, so that the rejection lands where its publisher
 // looks for it: an e-mail address that was not escaped is still that user's.
 func nearest(subjects schema.Subjects, subject string, addr schema.Address) schema.Address {
-	parts := strings.SplitN(strings.TrimPrefix(subject, subjects.Prefix()+"."), ".", 4)
+	rest := strings.TrimPrefix(subject, subjects.Prefix()+".")
+	if addr.Sender != "" {
+		_, rest, _ = strings.Cut(rest, "."+addr.Sender+".")
+	}
+	parts := strings.SplitN(rest, ".", 4)
 	if !addr.Type.Known() && len(parts) > 1 {
 		addr.Type = schema.Type(clip(parts[0]+"."+parts[1], 64))
 	}

@@ -48,3 +48,24 @@ func TestRejectionNamesSourceAndID(t *testing.T) {
 		ids[e.ID] = name
 	}
 }
+
+// A rejection names the sender, and lands where its user is looked for, also where the rest of the
+// subject is malformed.
+func TestRejectionNamesItsSender(t *testing.T) {
+	for subject, want := range map[string]struct{ of, user, sender string }{
+		"from.shop.user.login.acme.u17":                    {"user.login", "u17", "shop"},
+		"from.shop.user.refresh_due.acme.jane@example.com": {"user.refresh_due", "jane@example.com", "shop"},
+		"from.shop.user.synced.acme.u17":                   {"user.synced", "u17", "shop"},
+		"from.Shop.user.login.acme.u17":                    {"from.Shop", "login.acme.u17", ""},
+		"from.user.user.login.acme.user.login.acme.u17":    {"user.login", "user.login.acme.u17", "user"},
+	} {
+		e := consumers.Rejected(schema.Subjects{}, &consumers.Message{Subject: subject, Stream: "LOGINS", Sequence: 1}, nil, "/renewd", time.Now())
+		d, err := schema.Data[schema.Rejected](e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(d.Cause.Type) != want.of || e.User != want.user || d.Cause.Sender != want.sender || d.Subject != subject {
+			t.Errorf("%s: of %s, from %q: %+v", subject, e.User, d.Cause.Sender, d.Cause)
+		}
+	}
+}

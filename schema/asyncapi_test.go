@@ -124,12 +124,12 @@ func TestAsyncAPIStreams(t *testing.T) {
 	doc, _ := readAsyncAPI(t)
 	want := map[string][]string{}
 	for _, typ := range allTypes() {
-		filter := schema.Subjects{}.Filter(typ, "", "")
-		if slices.Contains(schema.Commands(), typ) {
-			filter = string(typ) + ".>" // malformed subjects too: they are rejected where somebody sees it
+		filters := []string{schema.Subjects{}.Filter(typ, "", "")}
+		if slices.Contains(schema.Commands(), typ) { // malformed subjects too: they are rejected where somebody sees it
+			filters = []string{schema.Subjects{}.Commands(typ, ""), schema.Subjects{}.Commands(typ, schema.AnySender)}
 		}
 		stream := doc.Channels[string(typ)].JetStream.Stream
-		want[stream] = append(want[stream], filter)
+		want[stream] = append(want[stream], filters...)
 	}
 	for name, stream := range doc.JetStream.Streams {
 		got := slices.Clone(stream.Subjects)

@@ -137,7 +137,9 @@ func (s Subjects) Decode(h Header, body []byte, at Arrival) (Event, error) {
 	if !utf8.Valid(body) {
 		return Event{}, &Malformed{RejectData, "data", "the body is no UTF-8: send a JSON object, or nothing"}
 	}
-	e := Event{Type: addr.Type, Provider: addr.Provider, User: addr.User, Time: at.Time.UTC()}
+	e := Event{
+		Type: addr.Type, Provider: addr.Provider, User: addr.User, Sender: addr.Sender, Time: at.Time.UTC(),
+	}
 	if structured {
 		bad = e.fromStructured(body)
 	} else {

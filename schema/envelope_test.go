@@ -281,6 +281,8 @@ func TestDecodeRefusesSubjects(t *testing.T) {
 		"user." + marked + ".propelauth.u17", "user.refresh_due.propelauth.=" + marked, "user.refresh_due.propelauth.a=0Ab", "user.refresh_due.propelauth.=61",
 		"user.refresh_due.propelauth.=7c", "user.refresh_due.propelauth." + strings.Repeat("=41", 4000), strings.Repeat("x.", 1<<19), "provider.degraded.propelauth.u17",
 		"user.refresh_due.propelauth." + strings.Repeat("=FF", 10), "renewal.due.propelauth.u17",
+		"from.shop.user.synced.propelauth.u17", "from.Shop.user.login.propelauth.u17", "from." + marked + ".user.login.propelauth.u17", "from.shop",
+		"from.shop.user.login.propelauth", "from.shop.from.shop.user.login.propelauth.u17", "from..user.login.propelauth.u17", "from.user.login.propelauth.u17",
 	} {
 		_, err := schema.Subjects{}.Decode(nil, nil, arrival(subject))
 		wantMalformed(t, err, schema.RejectSubject, "subject")

@@ -12,13 +12,16 @@ type Event struct {
 	Type       Type      // from the NATS subject
 	Provider   string    // from the NATS subject
 	User       string    // the CloudEvents subject; empty for provider events
+	Sender     string    // from the NATS subject of a command: see Address
 	Time       time.Time // when it happened, UTC
 	DataSchema string    // address of the JSON Schema of Data
 	Data       json.RawMessage
 }
 
 // Address returns what e is about.
-func (e Event) Address() Address { return Address{Type: e.Type, Provider: e.Provider, User: e.User} }
+func (e Event) Address() Address {
+	return Address{Type: e.Type, Provider: e.Provider, User: e.User, Sender: e.Sender}
+}
 
 // Cause is the command, or renewd's own timer, that made an outcome happen.
 type Cause struct {
@@ -27,6 +30,10 @@ type Cause struct {
 	Source string    `json:"source,omitempty"`
 	Time   time.Time `json:"time,omitzero"`
 	Reason string    `json:"reason,omitempty"`
+	// Sender is the service whose NATS account the command came from, which the server says and not
+	// the service. Empty: it came from renewd's own account, or the cause is no command. Source is
+	// the publisher's own word.
+	Sender string `json:"sender,omitempty"`
 }
 
 // The causes that are no command of a service: the grant's own timer, and the reconciler's repair
@@ -141,6 +148,7 @@ const (
 	RejectData            = "malformed_data"
 	RejectUnknownProvider = "unknown_provider"
 	RejectSealed          = "sealed_tokens_refused" // cannot be opened, or was sealed for another user, provider or time
+	RejectSender          = "sender_refused"        // the settings do not let this sender do this at this provider
 	RejectUnproven        = "login_unproven"        // the provider did not name the login's user by its tokens; what was proven before stays
 )
 

@@ -55,15 +55,18 @@ func subjectsUnder(t testing.TB, prefix string) Subjects {
 // Of is undone by Parse under every prefix, and only what Of writes is parsed.
 func FuzzSubjects(f *testing.F) {
 	for _, typ := range append(Commands(), Outcomes()...) {
-		f.Add(string(typ), "propelauth", "jane@example.com", "acme."+string(typ)+".propelauth.jane=40example=2Ecom")
+		f.Add(string(typ), "propelauth", "jane@example.com", "", "acme."+string(typ)+".propelauth.jane=40example=2Ecom")
+		f.Add(string(typ), "propelauth", "jane@example.com", "shop", "acme.from.shop."+string(typ)+".propelauth.u")
 	}
-	f.Add("renewal.due", "PropelAuth", "", "user.synced.propelauth")
-	f.Add("user.login", "a.b", "u", "user.synced.propelauth.u.v")
-	f.Add("user.login", "-", "u", "provider.degraded.propelauth.u")
-	f.Add("provider.degraded", "p", "\xff", "user.synced.propelauth.=ff")
-	f.Add("user", "p", "u", "user.synced.user.synced.p.u")
-	f.Fuzz(func(t *testing.T, typ, provider, user, subject string) {
-		a := Address{Type: Type(typ), Provider: provider, User: user}
+	f.Add("renewal.due", "PropelAuth", "", "", "user.synced.propelauth")
+	f.Add("user.login", "a.b", "u", "from", "user.synced.propelauth.u.v")
+	f.Add("user.login", "-", "u", "*", "provider.degraded.propelauth.u")
+	f.Add("user.login", "p", "u", "a.b", "from.from.shop.user.login.p.u")
+	f.Add("provider.degraded", "p", "\xff", "", "user.synced.propelauth.=ff")
+	f.Add("user", "p", "u", "", "user.synced.user.synced.p.u")
+	f.Add("user.login", "p", "u", "Shop", "from.shop")
+	f.Fuzz(func(t *testing.T, typ, provider, user, sender, subject string) {
+		a := Address{Type: Type(typ), Provider: provider, User: user, Sender: sender}
 		if a.Type.perProvider() {
 			a.User = ""
 		}
@@ -74,8 +77,11 @@ func FuzzSubjects(f *testing.F) {
 				if back, err := s.Parse(of); err != nil || back != a {
 					t.Fatalf("%+v gives %q gives %+v %v", a, of, back, err)
 				}
-				if !matches(s.Filter(a.Type, "", ""), of) || s.Filter(a.Type, a.Provider, a.User) != of {
+				if a.Sender == "" && (!matches(s.Filter(a.Type, "", ""), of) || s.Filter(a.Type, a.Provider, a.User) != of) {
 					t.Fatalf("filters %q and %q do not match %q", s.Filter(a.Type, "", ""), s.Filter(a.Type, a.Provider, a.User), of)
+				}
+				if a.Type.command() {
+					commandFilters(t, s, a, of)
 				}
 			}
 			parsed, err := s.Parse(subject)
@@ -87,6 +93,21 @@ func FuzzSubjects(f *testing.F) {
 			}
 		}
 	})
+}
+
+// commandFilters holds the filters of commands against one subject: one of a pair takes it, and the
+// two never both.
+func commandFilters(t *testing.T, s Subjects, a Address, subject string) {
+	t.Helper()
+	plain, from := s.Commands(a.Type, ""), s.Commands(a.Type, AnySender)
+	user := s.CommandsOf(a.Type, a.Provider, a.User)
+	sent := a.Sender != ""
+	if matches(plain, subject) == sent || matches(from, subject) != sent || !matches(s.Commands(a.Type, a.Sender), subject) {
+		t.Fatalf("of %q and %q the wrong ones match %q", plain, from, subject)
+	}
+	if matches(user[0], subject) == sent || matches(user[1], subject) != sent {
+		t.Fatalf("of %q the wrong ones match %q", user, subject)
+	}
 }
 
 // matches is how NATS matches a subject against a filter.

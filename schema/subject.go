@@ -51,7 +51,17 @@ type Address struct {
 	Type     Type
 	Provider string
 	User     string
+	// Sender is the service that a command came from. The NATS server puts it into the subject where
+	// that service's account imports renewd's commands, so the service cannot choose it. Empty: the
+	// command was published to renewd's own account.
+	Sender string
 }
+
+// fromToken starts the subject of a command that names its sender.
+const fromToken = "from."
+
+// AnySender is the sender of the filters that match the commands of all senders.
+const AnySender = "*"
 
 // ErrSubject is wrapped by every error about a subject, a provider id or a user id.
 var ErrSubject = errors.New("malformed subject")
@@ -65,7 +75,8 @@ const MaxPrefix = 64
 
 // NewSubjects returns subjects under prefix: empty, or tokens of letters, digits, "-" and "_"
 // joined by dots, MaxPrefix bytes at most. Prefixes that differ only in "." and "_" give the same
-// stream names: do not use both on one account.
+// stream names, and one that goes on from another with "from" and one token more has the subjects
+// of the other's senders: do not use both on one account.
 func NewSubjects(prefix string) (Subjects, error) {
 	if prefix == "" {
 		return Subjects{}, nil
@@ -90,21 +101,34 @@ func (s Subjects) Name(base string) string {
 	return strings.ReplaceAll(s.prefix, ".", "_") + base
 }
 
-// Of returns the subject of a. It panics on a type that is not Known and on a provider or user that
-// CheckProvider or CheckUser refuses: check at the door.
+// Of returns the subject of a. It panics on a type that is not Known, on a provider, user or sender
+// that CheckProvider, CheckUser or CheckSender refuses, and on the sender of an outcome: check at
+// the door.
 func (s Subjects) Of(a Address) string {
 	if err := a.check(); err != nil {
 		panic("schema: subject of " + string(a.Type) + ": " + err.Error())
 	}
+	front := s.front(a.Type, a.Sender)
 	if a.Type.perProvider() {
-		return s.prefix + string(a.Type) + "." + a.Provider
+		return front + "." + a.Provider
 	}
-	return s.prefix + string(a.Type) + "." + a.Provider + "." + EscapeUser(a.User)
+	return front + "." + a.Provider + "." + EscapeUser(a.User)
+}
+
+// front starts the subjects of a type.
+func (s Subjects) front(t Type, sender string) string {
+	if sender == "" {
+		return s.prefix + string(t)
+	}
+	return s.prefix + fromToken + sender + "." + string(t)
 }
 
 func (a Address) check() error {
 	if !a.Type.Known() {
 		return fmt.Errorf("%w: unknown type %s", ErrSubject, quote(string(a.Type)))
+	}
+	if err := a.checkSender(); err != nil {
+		return err
 	}
 	if err := CheckProvider(a.Provider); err != nil || a.Type.perProvider() {
 		return err
@@ -112,9 +136,31 @@ func (a Address) check() error {
 	return CheckUser(a.User)
 }
 
-// Filter returns the NATS filter that matches events of one type; an empty provider or user matches
-// all. The result carries the prefix. The provider goes in as it is: check one that comes from
-// outside.
+func (a Address) checkSender() error {
+	switch {
+	case a.Sender == "":
+		return nil
+	case !a.Type.command():
+		return fmt.Errorf("%w: %s from a sender: only commands have one", ErrSubject, a.Type)
+	}
+	return CheckSender(a.Sender)
+}
+
+// Commands returns the NATS filter that matches all commands of one type from one sender, or from
+// AnySender, also those with a malformed provider or user. An empty sender stands for the commands
+// that name none. The result carries the prefix.
+func (s Subjects) Commands(t Type, sender string) string { return s.front(t, sender) + ".>" }
+
+// CommandsOf returns the NATS filters that match the commands of one type about one user, those
+// without a sender first. Provider and user go in as they are: check those that come from outside.
+func (s Subjects) CommandsOf(t Type, provider, user string) []string {
+	about := "." + provider + "." + EscapeUser(user)
+	return []string{s.front(t, "") + about, s.front(t, AnySender) + about}
+}
+
+// Filter returns the NATS filter that matches events of one type, but for commands that name their
+// sender; an empty provider or user matches all. The result carries the prefix. The provider goes in
+// as it is: check one that comes from outside.
 func (s Subjects) Filter(t Type, provider, user string) string {
 	if provider == "" {
 		provider = "*"
@@ -139,14 +185,24 @@ func (s Subjects) Parse(subject string) (Address, error) {
 	if !ok {
 		return Address{}, fmt.Errorf("%w: %s lacks the prefix %q", ErrSubject, quote(subject), s.Prefix())
 	}
+	a := Address{}
+	if from, ok := strings.CutPrefix(rest, fromToken); ok {
+		a.Sender, rest, _ = strings.Cut(from, ".")
+		if err := CheckSender(a.Sender); err != nil {
+			return Address{}, err
+		}
+	}
 	// One part more than the longest form is enough to see that there are too many.
 	parts := strings.SplitN(rest, ".", 5)
 	if len(parts) < 3 {
-		return Address{}, fmt.Errorf("%w: %s: want <type>.<provider>.<user>", ErrSubject, quote(subject))
+		return a, fmt.Errorf("%w: %s: want <type>.<provider>.<user>", ErrSubject, quote(subject))
 	}
-	a := Address{Type: Type(parts[0] + "." + parts[1]), Provider: parts[2]}
+	a.Type, a.Provider = Type(parts[0]+"."+parts[1]), parts[2]
 	if !a.Type.Known() {
 		return a, fmt.Errorf("%w: unknown type %s", ErrSubject, quote(string(a.Type)))
+	}
+	if err := a.checkSender(); err != nil {
+		return a, err
 	}
 	if err := CheckProvider(a.Provider); err != nil {
 		return a, err
@@ -174,14 +230,19 @@ const MaxUser = 256
 
 // CheckProvider refuses an id that is not [a-z0-9][a-z0-9-]{0,31}. A provider's id is for ever: it
 // is part of keys, subjects and encrypted records.
-func CheckProvider(id string) error {
-	ok := len(id) >= 1 && len(id) <= 32 && id[0] != '-'
-	for i := 0; ok && i < len(id); i++ {
-		c := id[i]
+func CheckProvider(id string) error { return checkName("provider", id) }
+
+// CheckSender refuses a sender's name that is not [a-z0-9][a-z0-9-]{0,31}.
+func CheckSender(name string) error { return checkName("sender", name) }
+
+func checkName(what, name string) error {
+	ok := len(name) >= 1 && len(name) <= 32 && name[0] != '-'
+	for i := 0; ok && i < len(name); i++ {
+		c := name[i]
 		ok = c == '-' || c >= 'a' && c <= 'z' || c >= '0' && c <= '9'
 	}
 	if !ok {
-		return fmt.Errorf("%w: provider %s: want 1-32 of a-z, 0-9 and -, not starting with -", ErrSubject, quote(id))
+		return fmt.Errorf("%w: %s %s: want 1-32 of a-z, 0-9 and -, not starting with -", ErrSubject, what, quote(name))
 	}
 	return nil
 }

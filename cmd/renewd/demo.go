@@ -21,6 +21,9 @@ import (
 type demo struct {
 	standIn             *idptest.Server
 	provider            string // renewd's id of it
+	prefix              string // of renewd's subjects and streams
+	api                 string // where JetStream is imported; empty: renewd's account is the app's
+	durable             string // that the outcomes are read from; empty: a consumer of its own
 	users               int
 	endEvery, editEvery time.Duration
 	say                 func(text string)        // what happens at the provider
@@ -33,16 +36,23 @@ func demoUser(n int) string { return fmt.Sprintf("user-%02d", n+1) }
 const demoPatience = time.Second
 
 // run lets things happen until ctx ends.
-func (d demo) run(ctx context.Context, nc *nats.Conn, prefix string) error {
-	pub, err := publishers.New(nc, publishers.WithPrefix(prefix), publishers.WithSource("/demo-app"))
+func (d demo) run(ctx context.Context, nc *nats.Conn) error {
+	pub, err := publishers.New(nc,
+		publishers.WithPrefix(d.prefix), publishers.WithAPIPrefix(d.api), publishers.WithSource("/demo-app"))
 	if err != nil {
 		return err
 	}
 	again := make(chan string, d.users)
-	watched := consumers.Subscription{Prefix: prefix, Provider: d.provider, Since: time.Now()}
+	watched := consumers.Subscription{Prefix: d.prefix, Provider: d.provider, Since: time.Now()}
+	if d.durable != "" { // the operator made it, and said for what
+		watched = consumers.Subscription{Prefix: d.prefix, APIPrefix: d.api, Durable: d.durable}
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		return consumers.Subscribe(ctx, nc, watched, func(ctx context.Context, e schema.Event) error {
+			if e.Provider != d.provider {
+				return nil
+			}
 			if e.Type == schema.UserReauthRequired {
 				select {
 				case again <- e.User:

@@ -217,11 +217,12 @@ func (w *devWorld) run(ctx context.Context, p *plant, f *front) error {
 	defer nc.Close()
 	w.hints(p.server.ClientURL(), f.addr)
 	d := demo{
-		standIn: w.standIn, provider: w.conf.Providers[0].ID, users: w.command.Users, endEvery: w.command.EndEvery, editEvery: 7 * time.Second,
+		standIn: w.standIn, provider: w.conf.Providers[0].ID, prefix: w.conf.NATSPrefix,
+		users: w.command.Users, endEvery: w.command.EndEvery, editEvery: 7 * time.Second,
 		say:  func(text string) { fmt.Fprintln(w.screen, w.colour.paint("2", text)) },
 		seen: w.show,
 	}
-	return d.run(ctx, nc, w.conf.NATSPrefix)
+	return d.run(ctx, nc)
 }
 
 func (w *devWorld) show(e schema.Event) error {

@@ -27,10 +27,14 @@ func (x *examination) streams(ctx context.Context) finding {
 			differ++
 		}
 	}
+	rest := unbraked(plan)
 	switch {
 	case differ == 0:
 		return finding{State: fine, Found: counted(len(plan.Items), "stream or consumer", "streams and consumers") + ", all as the settings want them"}
-	case brakedOnly(plan):
+	case rest.OnlySenders():
+		return finding{State: warning, Found: withoutSenders,
+			Advice: fmt.Sprintf("once no worker of an older version is left: %s streams apply", x.app.name)}
+	case !rest.Pending():
 		return finding{State: warning, Found: "a provider's renewals are slowed down", Advice: "see its state below; it is put right when the provider recovers"}
 	}
 	return finding{State: broken, Found: counted(differ, "stream or consumer differs", "streams and consumers differ") + " from the settings",

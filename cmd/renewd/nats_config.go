@@ -21,6 +21,7 @@ type natsCommand struct {
 
 type natsConfig struct {
 	Publisher  []string `placeholder:"NAME" help:"A service that publishes logins and requests; may be repeated."`
+	NSC        bool     `name:"nsc" help:"Print commands for nsc instead: for servers in operator mode, where accounts are JWTs."`
 	Subscriber []string `placeholder:"NAME[=TYPE,…]" help:"A service that receives outcomes, all or of some types; may be repeated. Make its durable with renewd subscribers add NAME."`
 }
 
@@ -34,7 +35,10 @@ func (n natsConfig) Run(a *app, c *cli) error {
 	if err != nil {
 		return usageError{err}
 	}
-	return config.print(a.stdout)
+	if n.NSC {
+		return config.print(a.stdout, "nats_config_nsc.tmpl")
+	}
+	return config.print(a.stdout, "nats_config.tmpl")
 }
 
 // accountsConfig is what the template is filled with.
@@ -42,7 +46,6 @@ type accountsConfig struct {
 	Streams  []boundary
 	Services []service
 	Exports  []export
-	Commands []string // subjects
 	Keys     string   // the stream of the bucket of public keys
 	Outcomes string   // the stream of outcomes
 	Own      []string // the subjects that renewd itself publishes
@@ -59,7 +62,7 @@ type boundary struct {
 
 // service is a NATS account beside renewd's.
 type service struct {
-	Name      string // of its user and its durable
+	Name      string // of its user, its durable and, as a sender, in its commands' subjects
 	Publishes bool
 	Live      []string // subjects of the outcomes that it receives; none: it is no subscriber
 }
@@ -72,7 +75,8 @@ func accountName(name string) string { return strings.ToUpper(strings.ReplaceAll
 // export is a subject that is open to the named accounts alone.
 type export struct {
 	Kind, Subject string
-	Many          bool // one request has many answers
+	As            string // the name that it has there; empty: its own
+	Many          bool   // one request has many answers
 	Accounts      []string
 }
 
@@ -90,20 +94,17 @@ func (n natsConfig) config(t stream.Topology) (accountsConfig, error) {
 	c := accountsConfig{
 		API: importedAPI, Types: schema.Outcomes(), Outcomes: t.Subjects.Name(stream.Outcomes), Keys: "KV_" + t.Subjects.Name(stream.BucketKeys),
 	}
-	for _, of := range schema.Commands() {
-		c.Commands = append(c.Commands, strings.TrimSuffix(t.Subjects.Filter(of, "", ""), "*.*")+">") // as the streams take them
-	}
 	t.Grants = true
 	for _, s := range t.WithDefaults().Streams() {
 		c.Streams = append(c.Streams, boundary{Name: s.Name, Bucket: strings.HasPrefix(s.Name, "KV_"), Direct: s.AllowDirect})
-		if !slices.ContainsFunc(c.Commands, func(command string) bool { return slices.Contains(s.Subjects, command) }) {
+		if s.Name != t.Subjects.Name(stream.Logins) && s.Name != t.Subjects.Name(stream.Requests) {
 			c.Own = append(c.Own, s.Subjects...)
 		}
 	}
 	if err := n.services(&c, t.Subjects); err != nil {
 		return c, err
 	}
-	c.export()
+	c.export(t.Subjects)
 	return c, nil
 }
 
@@ -156,56 +157,83 @@ func (n natsConfig) services(c *accountsConfig, subjects schema.Subjects) error 
 }
 
 // export opens what the services need, to them alone.
-func (c *accountsConfig) export() {
-	open := func(kind, subject string, many bool, to string) {
+func (c *accountsConfig) export(subjects schema.Subjects) {
+	open := func(kind, subject, as string, many bool, to string) {
 		for i := range c.Exports {
 			if e := &c.Exports[i]; e.Kind == kind && e.Subject == subject {
 				e.Accounts = append(e.Accounts, to)
 				return
 			}
 		}
-		c.Exports = append(c.Exports, export{kind, subject, many, []string{to}})
+		c.Exports = append(c.Exports, export{Kind: kind, Subject: subject, As: as, Many: many, Accounts: []string{to}})
+	}
+	api := func(what string, many bool, to string) {
+		open("service", "$JS.API."+what, c.API+"."+what, many, to)
 	}
 	for _, s := range c.Services {
-		for _, subject := range c.Commands {
-			if s.Publishes {
-				open("service", subject, false, s.Account())
-			}
-		}
 		if s.Publishes {
-			open("service", "$JS.API.STREAM.INFO."+c.Keys, false, s.Account())
-			open("service", "$JS.API.STREAM.MSG.GET."+c.Keys, false, s.Account())
+			for _, of := range schema.Commands() {
+				// The import writes the sender into the subject: the service cannot.
+				open("service", subjects.Commands(of, s.Name), subjects.Commands(of, ""), false, s.Account())
+			}
+			api("STREAM.INFO."+c.Keys, false, s.Account())
+			api("STREAM.MSG.GET."+c.Keys, false, s.Account())
 		}
 		if len(s.Live) > 0 {
-			open("service", "$JS.API.CONSUMER.INFO."+c.Outcomes+"."+s.Name, false, s.Account())
-			open("service", "$JS.API.CONSUMER.MSG.NEXT."+c.Outcomes+"."+s.Name, true, s.Account())
-			open("service", "$JS.ACK."+c.Outcomes+"."+s.Name+".>", false, s.Account())
+			api("CONSUMER.INFO."+c.Outcomes+"."+s.Name, false, s.Account())
+			api("CONSUMER.MSG.NEXT."+c.Outcomes+"."+s.Name, true, s.Account())
+			open("service", "$JS.ACK."+c.Outcomes+"."+s.Name+".>", "", false, s.Account())
 		}
 		for _, subject := range s.Live {
-			open("stream", subject, false, s.Account())
+			open("stream", subject, "", false, s.Account())
 		}
 	}
 }
 
-// Imports are what is open to a service, with the name that it has there.
-func (c accountsConfig) Imports(s service) (in []struct{ Kind, Subject, As string }) {
-	for _, e := range c.Exports {
-		if !slices.Contains(e.Accounts, s.Account()) {
-			continue
-		}
-		as := ""
-		if rest, api := strings.CutPrefix(e.Subject, "$JS.API."); api {
-			as = c.API + "." + rest
-		}
-		in = append(in, struct{ Kind, Subject, As string }{e.Kind, e.Subject, as})
-	}
-	return in
+// Imports are what is open to a service.
+func (c accountsConfig) Imports(s service) []export {
+	return slices.DeleteFunc(slices.Clone(c.Exports), func(e export) bool {
+		return !slices.Contains(e.Accounts, s.Account())
+	})
 }
 
-//go:embed nats_config.tmpl
-var natsConfigTemplate embed.FS
+// Publishes are the subjects that renewd's own user may publish to.
+func (c accountsConfig) Publishes() []string {
+	may := append(slices.Clone(c.Own), "$JS.API.INFO", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST")
+	for _, s := range c.Streams {
+		may = append(may, s.publishes()...)
+	}
+	return may
+}
 
-func (c accountsConfig) print(w io.Writer) error {
-	t := template.Must(template.New("nats_config.tmpl").Funcs(template.FuncMap{"join": strings.Join}).ParseFS(natsConfigTemplate, "*.tmpl"))
-	return t.Execute(w, c)
+// publishes are the subjects of JetStream's API that renewd's own user needs for a stream. None
+// deletes the stream.
+func (b boundary) publishes() []string {
+	subjects := []string{
+		"$JS.API.STREAM.CREATE.%s", "$JS.API.STREAM.UPDATE.%s", "$JS.API.STREAM.INFO.%s",
+		"$JS.API.STREAM.PURGE.%s", "$JS.API.STREAM.MSG.GET.%s", "$JS.API.STREAM.MSG.DELETE.%s",
+		"$JS.API.CONSUMER.CREATE.%s.>", "$JS.API.CONSUMER.INFO.%s.*", "$JS.API.CONSUMER.DELETE.%s.*",
+		"$JS.API.CONSUMER.MSG.NEXT.%s.*",
+	}
+	if b.Bucket {
+		subjects = append(subjects, "$JS.FC.%s.>")
+	} else {
+		subjects = append(subjects, "$JS.ACK.%s.>", "$JS.API.CONSUMER.PAUSE.%s.*",
+			"$JS.API.CONSUMER.NAMES.%s", "$JS.API.CONSUMER.LIST.%s")
+	}
+	if b.Direct {
+		subjects = append(subjects, "$JS.API.DIRECT.GET.%s", "$JS.API.DIRECT.GET.%s.>")
+	}
+	for i, subject := range subjects {
+		subjects[i] = fmt.Sprintf(subject, b.Name)
+	}
+	return subjects
+}
+
+//go:embed nats_config.tmpl nats_config_nsc.tmpl
+var natsConfigTemplates embed.FS
+
+func (c accountsConfig) print(w io.Writer, name string) error {
+	t := template.New(name).Funcs(template.FuncMap{"join": strings.Join})
+	return template.Must(t.ParseFS(natsConfigTemplates, name)).Execute(w, c)
 }

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -147,7 +148,10 @@ func (p *plant) natsd() (natsd.Config, error) {
 		StoreDir: filepath.Join(p.conf.DataDir, "nats"), Listen: p.conf.NATSListen, Logger: p.log,
 		// Where NATS holds the grants too, an acknowledged write must be on the disk.
 		SyncAlways: p.conf.DatabaseURL.IsZero(),
-		Auth:       natsd.Auth{User: p.conf.NATSUser, Password: p.conf.NATSPassword, Token: p.conf.NATSToken},
+		Auth:       natsd.Auth{Accounts: p.conf.NATSAccounts},
+	}
+	if p.conf.NATSAccounts == "" {
+		c.Auth = natsd.Auth{User: p.conf.NATSUser, Password: p.conf.NATSPassword, Token: p.conf.NATSToken}
 	}
 	if p.conf.NATSCert == "" {
 		return c, nil
@@ -166,7 +170,12 @@ func (p *plant) streams(ctx context.Context) (err error) {
 		return err
 	}
 	if p.server != nil {
-		if err := stream.CheckFolder(ctx, p.js, filepath.Join(p.conf.DataDir, "nats")); err != nil {
+		err := stream.CheckFolder(ctx, p.js, filepath.Join(p.conf.DataDir, "nats"))
+		if errors.Is(err, stream.ErrUnreadable) {
+			return fmt.Errorf("%w. If nats_accounts was set or unset since: rename the account's folder "+
+				"there (jetstream/$G is that without accounts, jetstream/RENEWD that of renewd's account)", err)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -202,31 +211,34 @@ func (p *plant) ensureStreams(ctx context.Context) error {
 	if err := plan.Refusal(); err != nil {
 		return usageError{fmt.Errorf("%w\nsee: renewd streams plan", err)}
 	}
+	rest := unbraked(plan)
 	switch {
-	case !plan.Pending(), brakedOnly(plan):
+	case !rest.Pending():
 		return nil
 	case p.conf.embedded() || p.conf.StreamsApply:
 		return stream.Apply(ctx, p.js, plan)
+	case rest.OnlySenders():
+		p.log.Warn(withoutSenders, "hint", "once no worker of an older version is left run `renewd streams apply`, "+
+			"or set RENEWD_STREAMS_APPLY=true")
+		return nil
 	default:
 		return usageError{errors.New("the streams on the NATS server are not as the settings want them:\n" + plan.String() +
 			"run `renewd streams apply`, or set RENEWD_STREAMS_APPLY=true to have it done at start")}
 	}
 }
 
-// brakedOnly reports whether all that differs is how many renewals may be in hand: a provider in
-// trouble is slowed down by that, and its guard puts it right.
-func brakedOnly(plan stream.Changes) bool {
-	for _, i := range plan.Items {
-		for _, d := range i.Differences {
-			if i.Kind != "consumer" || d.Field != "max_ack_pending" {
-				return false
-			}
-		}
-		if i.Action == stream.Create {
-			return false
-		}
-	}
-	return true
+// withoutSenders is what streams of a version without senders mean.
+const withoutSenders = "the streams do not take commands that name their sender yet: " +
+	"services with NATS accounts of their own cannot publish"
+
+// unbraked is the plan without what differs in nothing but how many renewals may be in hand: a
+// provider in trouble is slowed down by that, and its guard puts it right.
+func unbraked(plan stream.Changes) stream.Changes {
+	other := func(d stream.Difference) bool { return d.Field != "max_ack_pending" }
+	plan.Items = slices.DeleteFunc(slices.Clone(plan.Items), func(i stream.Change) bool {
+		return i.Kind == "consumer" && i.Action == stream.Update && !slices.ContainsFunc(i.Differences, other)
+	})
+	return plan
 }
 
 // publishKeys puts the public key where publishers find it, unless another keyring's is there: then

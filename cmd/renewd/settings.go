@@ -6,6 +6,7 @@ import (
 
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/internal/guard"
+	"github.com/renewd/renewd/internal/senders"
 )
 
 // settings is all that can be set. A setting is key in the settings file and RENEWD_KEY in the
@@ -17,7 +18,8 @@ import (
 // env:"-" is a list or a mapping, which only a file can hold.
 type settings struct {
 	NATSURL      string       `key:"nats_url" doc:"NATS servers to use, separated by commas; empty runs one inside this process"`
-	NATSListen   string       `key:"nats_listen" doc:"host:port on which the embedded NATS server listens for other services; empty: nowhere. Beyond loopback it needs nats_user and nats_password, or nats_token"`
+	NATSListen   string       `key:"nats_listen" doc:"host:port on which the embedded NATS server listens for other services; empty: nowhere. Beyond loopback it needs nats_accounts, nats_user and nats_password, or nats_token"`
+	NATSAccounts string       `key:"nats_accounts" doc:"for the embedded NATS server: file with an account for renewd and one for each service, as renewd nats config prints it; what else is in it does not count. RENEWD_NATS_NAME_PASSWORD in the environment is the password of the user NAME there; nats_user and nats_password are then what the commands connect with. Empty: nats_user, nats_password and nats_token are what everybody shows"`
 	NATSContext  string       `key:"nats_context" doc:"context of the nats CLI to connect with: its name, or the path of its file"`
 	NATSCreds    string       `key:"nats_creds" doc:"NATS credentials file (user JWT and seed)"`
 	NATSNKey     string       `key:"nats_nkey" doc:"file with the seed of a NATS nkey"`
@@ -50,6 +52,8 @@ type settings struct {
 
 	LoginMaxAge time.Duration `key:"login_max_age" default:"5m" min:"1m" max:"168h" doc:"how long before it was published a login's tokens may have been sealed; longer where publishers send logins from an outbox"`
 
+	Senders map[string]senderSettings `key:"senders" env:"-" doc:"which services may publish commands, for which providers, by the name that their NATS account's import has (renewd nats config): a mapping of names to login and ask; empty: whoever may publish. Commands of others, and commands without a sender, are rejected"`
+
 	Workers      int           `key:"workers" default:"32" min:"1" max:"1024" doc:"logins, and requests, handled at the same time"`
 	StartTimeout time.Duration `key:"start_timeout" default:"60s" min:"0s" doc:"how long NATS and the database are waited for at start"`
 	DrainTimeout time.Duration `key:"drain_timeout" default:"25s" min:"1s" doc:"how long work in hand may take to end at a stop"`
@@ -59,6 +63,12 @@ type settings struct {
 	// Providers come from the file's list. One of them can be described, or have settings replaced,
 	// by the environment.
 	Providers []providerSettings
+}
+
+// senderSettings is what one sender may do: senders.Rights in the settings file.
+type senderSettings struct {
+	Login []string `key:"login" env:"-" doc:"ids of the providers whose users this sender may sign in (user.login): a list"`
+	Ask   []string `key:"ask" env:"-" doc:"ids of the providers whose users it may have renewed (user.refresh_due): a list"`
 }
 
 // providerSettings is one provider: an entry of providers in the settings file, or the env names
@@ -152,6 +162,15 @@ func (p policySettings) policy() grant.Policy {
 		ProfileEvery: p.ProfileEvery, Tries: p.Tries, RetryMin: p.RetryMin, RetryMax: p.RetryMax, RetryLater: p.RetryLater,
 		ConfirmMin: p.ConfirmMin, ConfirmMax: p.ConfirmMax, ConfirmUnknown: p.ConfirmUnknown, Shown: grant.Shown(p.ShowProfile),
 	}
+}
+
+// senders are the rights of the senders as package senders takes them.
+func (s *settings) senders() senders.List {
+	list := senders.List{}
+	for name, may := range s.Senders {
+		list[name] = senders.Rights{Login: may.Login, Ask: may.Ask}
+	}
+	return list
 }
 
 // embedded reports whether NATS runs inside this process.

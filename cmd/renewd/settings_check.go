@@ -4,10 +4,12 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -34,6 +36,7 @@ func (c *configuration) check() []misfit {
 	}
 	say("nats_url", checkNATSURL(c.NATSURL))
 	say("nats_listen", c.checkListen())
+	say("nats_accounts", c.checkAccounts())
 	say("nats_context", alone(c.NATSContext, "nats_url", c.NATSURL))
 	say("nats_user", both(c.NATSUser, "nats_password", c.NATSPassword.Reveal()))
 	say("nats_token", alone(c.NATSToken.Reveal(), "nats_user", c.NATSUser))
@@ -62,7 +65,32 @@ func (c *configuration) check() []misfit {
 	if n := len(c.HTTPToken.Reveal()); n > 0 && n < 16 {
 		say("http_token", fmt.Errorf("%d bytes: want 16 or more, random; for instance from: openssl rand -hex 24", n))
 	}
+	found = append(found, c.checkSenders()...)
 	return append(found, c.checkProviders()...)
+}
+
+// checkSenders wants names that can be in a subject, and providers that there are.
+func (c *configuration) checkSenders() (found []misfit) {
+	var known []string
+	for _, p := range c.Providers {
+		known = append(known, p.ID)
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Senders)) {
+		path := "senders." + name
+		if err := schema.CheckSender(name); err != nil {
+			found = append(found, misfit{path, err})
+		}
+		may := c.Senders[name]
+		for right, providers := range map[string][]string{"login": may.Login, "ask": may.Ask} {
+			for _, id := range providers {
+				if !slices.Contains(known, id) {
+					found = append(found, misfit{path + "." + right, fmt.Errorf(
+						"%q is not the id of a provider in the settings%s", id, didYouMean(id, known))})
+				}
+			}
+		}
+	}
+	return found
 }
 
 // name is how the operator wrote, or would write, a setting, after the place where it, or the
@@ -183,10 +211,23 @@ func (c *configuration) checkListen() error {
 	if err := checkAddr(c.NATSListen); err != nil {
 		return err
 	}
-	if !loopback(c.NATSListen) && c.NATSUser == "" && c.NATSToken.IsZero() {
-		return fmt.Errorf("%q is beyond loopback: set RENEWD_NATS_USER and RENEWD_NATS_PASSWORD, or RENEWD_NATS_TOKEN, for the services to connect with", c.NATSListen)
+	if !loopback(c.NATSListen) && c.NATSUser == "" && c.NATSToken.IsZero() && c.NATSAccounts == "" {
+		return fmt.Errorf("%q is beyond loopback: set RENEWD_NATS_ACCOUNTS, RENEWD_NATS_USER and RENEWD_NATS_PASSWORD, "+
+			"or RENEWD_NATS_TOKEN, for the services to connect with", c.NATSListen)
 	}
 	return nil
+}
+
+func (c *configuration) checkAccounts() error {
+	switch {
+	case c.NATSAccounts == "":
+		return nil
+	case !c.embedded():
+		return errors.New("is for the embedded NATS server: unset it or nats_url")
+	case !c.NATSToken.IsZero():
+		return errors.New("set either it or nats_token: each user of an account has a password")
+	}
+	return readable(c.NATSAccounts)
 }
 
 func checkAddr(text string) error {

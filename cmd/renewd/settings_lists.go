@@ -42,6 +42,13 @@ func (l *loader) structure(n *yaml.Node, into any, name string) {
 	case *map[string]grant.Secret:
 		*v = map[string]grant.Secret{}
 		l.entries(n, name, func(key, name string, value *yaml.Node) { l.namedSecret(*v, key, name, value) })
+	case *map[string]senderSettings:
+		*v = map[string]senderSettings{}
+		l.entries(n, name, func(key, name string, value *yaml.Node) {
+			var s senderSettings
+			l.mapping(value, reflect.ValueOf(&s).Elem(), senderTable(), name+".", nil)
+			(*v)[key] = s
+		})
 	case *[]ruleSettings:
 		l.items(n, name, func(name string, item *yaml.Node) {
 			var r ruleSettings
@@ -137,18 +144,27 @@ func structured(value any) string {
 		return flow(v, func(list []string) string { return "[" + strings.Join(quoted(list), ", ") + "]" })
 	case map[string]grant.Secret:
 		return flow(v, func(s grant.Secret) string { return strconv.Quote(s.String()) })
+	case map[string]senderSettings:
+		return flow(v, func(s senderSettings) string {
+			return members(reflect.ValueOf(s), senderTable())
+		})
 	case []ruleSettings:
 		var all []string
 		for _, rule := range v {
-			var members []string
-			for _, r := range ruleTable() {
-				members = append(members, r.key+": "+r.text(reflect.ValueOf(rule)))
-			}
-			all = append(all, "{"+strings.Join(members, ", ")+"}")
+			all = append(all, members(reflect.ValueOf(rule), ruleTable()))
 		}
 		return "[" + strings.Join(all, ", ") + "]"
 	}
 	return fmt.Sprint(value)
+}
+
+// members is a struct of settings as a mapping.
+func members(from reflect.Value, rows []setting) string {
+	var all []string
+	for _, r := range rows {
+		all = append(all, r.key+": "+r.text(from))
+	}
+	return "{" + strings.Join(all, ", ") + "}"
 }
 
 func flow[T any](m map[string]T, text func(T) string) string {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/internal/idp"
+	"github.com/renewd/renewd/schema"
 )
 
 const acme = "providers:\n  - id: acme\n    preset: oidc\n    auth_url: https://id.acme.example\n    client_id: c1\n"
@@ -104,6 +105,58 @@ func TestListsAndMappingsNameTheMistake(t *testing.T) {
 			for _, want := range c.want {
 				if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hunter2") {
 					t.Errorf("%q is not in, or a secret is: %v", want, err)
+				}
+			}
+		})
+	}
+}
+
+// Who may publish what is read, printed and read again.
+func TestSenders(t *testing.T) {
+	t.Parallel()
+	c, err := load(write(t, "renewd.yaml", acme+"senders:\n  shop: {login: acme, ask: [acme]}\n  crm: {ask: [acme]}\n"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	c.print(&out)
+	again, err := load(write(t, "again.yaml", out.String()), nil)
+	if err != nil {
+		t.Fatalf("what is printed cannot be read: %v\n%s", err, out.String())
+	}
+	for name, conf := range map[string]*configuration{"read": c, "read again": again} {
+		for of, may := range map[schema.Address]bool{
+			{Type: schema.UserLogin, Sender: "shop"}:     true,
+			{Type: schema.UserRefreshDue, Sender: "crm"}: true,
+			{Type: schema.UserLogin, Sender: "crm"}:      false,
+			{Type: schema.UserRefreshDue}:                false,
+		} {
+			if err := conf.senders().Refuse(schema.Event{Type: of.Type, Provider: "acme", Sender: of.Sender}); (err == nil) != may {
+				t.Errorf("%s: %+v: %v", name, of, err)
+			}
+		}
+	}
+}
+
+func TestSendersNameTheMistake(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		file string
+		want []string
+	}{
+		"no mapping":  {"senders: [shop]\n", []string{"file.yaml:6", "senders", "a mapping"}},
+		"typo":        {"senders: {shop: {logn: [acme]}}\n", []string{"senders.shop.logn", "login?"}},
+		"no provider": {"senders: {shop: {ask: [acm]}}\n", []string{"senders.shop.ask", `"acm"`, "acme?"}},
+		"no name":     {"senders: {Shop: {ask: [acme]}}\n", []string{"senders.Shop", "a-z"}},
+		"no rights":   {"senders: {shop: acme}\n", []string{"senders.shop", "a mapping"}},
+		"set twice":   {"senders: {shop: {ask: acme}, shop: {login: acme}}\n", []string{"senders.shop", "set twice"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := load(write(t, "file.yaml", acme+c.file), nil)
+			for _, want := range c.want {
+				if err == nil || !strings.Contains(err.Error(), want) {
+					t.Errorf("%q is not in: %v", want, err)
 				}
 			}
 		})

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -45,9 +46,9 @@ func load(file string, environ []string) (*configuration, error) {
 	if l.c.file != "" {
 		l.readFile(l.c.file)
 	}
-	l.unknownEnv()
 	l.fromEnv(reflect.ValueOf(&l.c.settings).Elem(), mainTable(), "")
 	l.providerFromEnv()
+	l.unknownEnv()
 	l.check()
 	if err := errors.Join(l.mistakes...); err != nil {
 		return nil, err
@@ -262,7 +263,8 @@ func (l *loader) unknownEnv() {
 	}
 	var unknown []string
 	for name, value := range l.env {
-		if !slices.Contains(known, name) && !serviceLink(name, value) {
+		forAccounts := l.c.NATSAccounts != "" && accountPassword.MatchString(name)
+		if !slices.Contains(known, name) && !serviceLink(name, value) && !forAccounts {
 			unknown = append(unknown, name)
 		}
 	}
@@ -271,6 +273,9 @@ func (l *loader) unknownEnv() {
 		l.mistake(name, "no such setting%s", didYouMean(name, known))
 	}
 }
+
+// accountPassword is the name of a password in the file nats_accounts, as nats config prints it.
+var accountPassword = regexp.MustCompile(`^RENEWD_NATS_[A-Z0-9_]+_PASSWORD$`)
 
 // serviceLink recognises what Kubernetes puts into the environment of every container beside a
 // service named renewd.

@@ -147,6 +147,7 @@ func settingsTable(w io.Writer) {
 		}
 	}
 	rows(mainTable(), "")
+	rows(senderTable(), "senders.NAME.")
 	rows(providerTable(), "providers[].")
 	rows(ruleTable(), "providers[].rules[].")
 	rows(policyTable(), "providers[].policy.")

@@ -59,11 +59,14 @@ func mainTable() []setting     { return table(reflect.TypeFor[settings](), "RENE
 func providerTable() []setting { return table(reflect.TypeFor[providerSettings](), "RENEWD_PROVIDER_") }
 func policyTable() []setting   { return table(reflect.TypeFor[policySettings](), "RENEWD_POLICY_") }
 func ruleTable() []setting     { return table(reflect.TypeFor[ruleSettings](), "") }
+func senderTable() []setting   { return table(reflect.TypeFor[senderSettings](), "") }
 func guardTable() []setting    { return table(reflect.TypeFor[guardSettings](), "RENEWD_GUARD_") }
 
 // allSettings is every row there is.
 func allSettings() []setting {
-	return slices.Concat(mainTable(), providerTable(), ruleTable(), policyTable(), guardTable())
+	return slices.Concat(
+		mainTable(), senderTable(), providerTable(), ruleTable(), policyTable(), guardTable(),
+	)
 }
 
 // put parses text into the row's field of target, a settings struct.

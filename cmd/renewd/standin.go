@@ -22,6 +22,7 @@ type standInCommand struct {
 	SecretFile string        `name:"client-secret-file" placeholder:"FILE" help:"File with the client secret that it wants. Default: none, a public client."`
 	Users      int           `placeholder:"N" help:"Be an app with N users too: sign them in and publish their logins, again when one must. Default: 0."`
 	Provider   string        `placeholder:"ID" help:"Provider's id in renewd's settings, for --users. Default: the first there, else propelauth."`
+	Durable    string        `placeholder:"NAME" help:"With --users, the durable to read outcomes from, where renewd has a NATS account of its own. Default: none."`
 	EndEvery   time.Duration `type:"duration" default:"30s" placeholder:"DURATION" help:"With --users, how often it ends somebody's session. Default: 30s."`
 }
 
@@ -82,7 +83,9 @@ func (s standInCommand) app(ctx context.Context, a *app, c *cli, server *idptest
 	}
 	colour := colours(a.stdout, a.environ)
 	d := demo{
-		standIn: server, provider: s.Provider, users: s.Users, endEvery: s.EndEvery, editEvery: s.EndEvery / 2,
+		standIn: server, provider: s.Provider, prefix: conf.NATSPrefix, api: conf.NATSAPI,
+		durable: s.Durable,
+		users:   s.Users, endEvery: s.EndEvery, editEvery: s.EndEvery / 2,
 		say: func(text string) { fmt.Fprintln(a.stdout, text) },
 		seen: func(e schema.Event) error {
 			if e.Type == schema.UserSynced {
@@ -91,5 +94,5 @@ func (s standInCommand) app(ctx context.Context, a *app, c *cli, server *idptest
 			return printLine(a.stdout, colour, e)
 		},
 	}
-	return d.run(ctx, nc, conf.NATSPrefix)
+	return d.run(ctx, nc)
 }

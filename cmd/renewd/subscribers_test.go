@@ -48,15 +48,20 @@ func TestSubscribers(t *testing.T) {
 	want(t, env, exitDone, "shop is there", "subscribers", "add", "shop", "--from", "1")
 }
 
-// What is shipped under deploy/nats is what the command prints.
+// What is shipped under deploy is what the command prints.
 func TestShippedNATSConfigIsTheOnePrinted(t *testing.T) {
-	shipped, err := os.ReadFile("../../deploy/nats/nats.conf")
-	if err != nil {
-		t.Fatal(err)
-	}
-	args := []string{"nats", "config", "--publisher", "signin", "--subscriber", "shop"}
-	if got := want(t, nil, exitDone, "", args...); got != string(shipped) {
-		t.Errorf("deploy/nats/nats.conf is not what `renewd %s` prints: write that into it", strings.Join(args, " "))
+	for file, services := range map[string][]string{
+		"deploy/nats/nats.conf":        {"--publisher", "signin", "--subscriber", "shop"},
+		"deploy/compose/accounts.conf": {"--publisher", "demo", "--subscriber", "demo"},
+	} {
+		shipped, err := os.ReadFile("../../" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		args := append([]string{"nats", "config"}, services...)
+		if got := want(t, nil, exitDone, "", args...); got != string(shipped) {
+			t.Errorf("%s is not what `renewd %s` prints: write that into it", file, strings.Join(args, " "))
+		}
 	}
 }
 
@@ -71,11 +76,22 @@ func TestNATSConfigNamesWhatIsWrong(t *testing.T) {
 	}
 	narrow := want(t, []string{"RENEWD_NATS_PREFIX=eu"}, exitDone, "", "nats", "config", "--publisher", "app", "--subscriber", "app=user.reauth_required")
 	for _, line := range []string{
-		`{ service: "eu.user.login.>", accounts: [APP] }`, `{ stream: "eu.user.reauth_required.*.*", accounts: [APP] }`,
+		`{ service: "eu.from.app.user.login.>", accounts: [APP] }`,
+		`{ service: { account: RENEWD, subject: "eu.from.app.user.refresh_due.>" }, to: "eu.user.refresh_due.>" }`, `{ stream: "eu.user.reauth_required.*.*", accounts: [APP] }`,
 		`{ service: "$JS.ACK.eu_OUTCOMES.app.>", accounts: [APP] }`, `"$JS.API.STREAM.INFO.KV_eu_renewd_grants"`,
 	} {
 		if !strings.Contains(narrow, line) {
 			t.Errorf("want %s in:\n%s", line, narrow)
+		}
+	}
+	script := want(t, []string{"RENEWD_NATS_PREFIX=eu"}, exitDone, "", "nats", "config", "--nsc", "--publisher", "app", "--subscriber", "app=user.reauth_required")
+	for _, line := range []string{
+		`nsc add export --account RENEWD --name 'eu.from.app.user.login.>' --subject 'eu.from.app.user.login.>' --private --service`,
+		`--token "$tokens/import" --local-subject 'eu.user.refresh_due.>'`, `--private --service --response-type Stream`,
+		`--allow-pub '$JS.API.STREAM.INFO.KV_eu_renewd_grants'`,
+	} {
+		if !strings.Contains(script, line) {
+			t.Errorf("want %s in:\n%s", line, script)
 		}
 	}
 	if strings.Contains(narrow, "user.synced.*.*\", accounts") {

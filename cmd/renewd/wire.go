@@ -97,7 +97,10 @@ func (p *plant) runners(providers map[string]refresh.Provider) ([]part, error) {
 	if err != nil {
 		return nil, err
 	}
-	requests := &request.Consumer{Subjects: p.conf.subjects(), Stream: p.engine, Known: func(id string) bool { _, ok := providers[id]; return ok }}
+	requests := &request.Consumer{
+		Subjects: p.conf.subjects(), Stream: p.engine, Refuse: p.conf.senders().Refuse,
+		Known: func(id string) bool { _, ok := providers[id]; return ok },
+	}
 	renewals, err := refresh.New(refresh.Config{
 		Store: p.store, Stream: p.engine, Providers: providers, Subjects: p.conf.subjects(), Cipher: p.keys, Parse: p.engine.ParseWork, Source: source,
 		MaxProfile: int(p.nc.MaxPayload() / 2), Rand: draw, Logger: p.log, Meter: p.tel.meter,
@@ -130,7 +133,8 @@ func (p *plant) logins(providers map[string]refresh.Provider) (*login.Consumer, 
 		policies[id] = provider.Policy
 	}
 	return login.New(login.Config{
-		Subjects: p.conf.subjects(), Store: p.store, Stream: p.engine, Policies: policies, Open: p.openLogin,
+		Subjects: p.conf.subjects(), Store: p.store, Stream: p.engine, Policies: policies,
+		Refuse: p.conf.senders().Refuse, Open: p.openLogin,
 		KeyMissing: func(err error) bool { return errors.Is(err, seal.ErrUnknownKey) }, MaxSealAge: p.conf.LoginMaxAge,
 		Now: p.engine.Now, Rand: draw, Logger: p.log,
 	})

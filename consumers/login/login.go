@@ -47,9 +47,14 @@ type Stream interface {
 	LoginsCreated(ctx context.Context, sequence uint64) (time.Time, error)
 	// DeferLogin has the login come again at that time, on another subject, with its place among
 	// all logins.
-	DeferLogin(ctx context.Context, k grant.Key, at time.Time, order grant.Order, deferrals int, h schema.Header, data []byte) error
+	DeferLogin(
+		ctx context.Context, of schema.Address, at time.Time, order grant.Order, deferrals int,
+		h schema.Header, data []byte,
+	) error
 	// ParseDeferred reads a login that DeferLogin put off: h is its own header.
-	ParseDeferred(subject string, header schema.Header) (k grant.Key, order grant.Order, deferrals int, h schema.Header, err error)
+	ParseDeferred(subject string, header schema.Header) (
+		of schema.Address, order grant.Order, deferrals int, h schema.Header, err error,
+	)
 }
 
 // Config is what a Consumer stands on.
@@ -59,6 +64,8 @@ type Config struct {
 	Stream   Stream
 	// Policies of the providers in the settings; a login at any other is rejected.
 	Policies map[string]grant.Policy
+	// Refuse says why its sender may not publish a login, nil if it may. Default: each may.
+	Refuse func(schema.Event) error
 	// Open opens the sealed tokens; its errors must not quote them.
 	Open func(jwe string) (Opened, error)
 	// KeyMissing reports whether an error says that the key is not in this worker's keyring:
@@ -87,6 +94,9 @@ func New(c Config) (*Consumer, error) {
 	}
 	if c.MaxSealAge == 0 {
 		c.MaxSealAge = skew
+	}
+	if c.Refuse == nil {
+		c.Refuse = func(schema.Event) error { return nil }
 	}
 	return &Consumer{c}, nil
 }
@@ -145,12 +155,14 @@ func (c *Consumer) arrival(ctx context.Context, m *consumers.Message) (arrived, 
 }
 
 func (c *Consumer) deferred(m *consumers.Message) (arrived, error) {
-	k, order, deferrals, header, err := c.c.Stream.ParseDeferred(m.Subject, m.Header)
+	of, order, deferrals, header, err := c.c.Stream.ParseDeferred(m.Subject, m.Header)
 	if err != nil {
 		return arrived{}, err
 	}
-	subject := c.c.Subjects.Of(schema.Address{Type: schema.UserLogin, Provider: k.Provider, User: k.User})
-	return arrived{m, subject, c.c.Subjects.Name(loginsStream), header, order, deferrals}, nil
+	return arrived{
+		m: m, subject: c.c.Subjects.Of(of), stream: c.c.Subjects.Name(loginsStream),
+		header: header, order: order, deferrals: deferrals,
+	}, nil
 }
 
 func (c *Consumer) handle(ctx context.Context, a arrived) error {
@@ -218,16 +230,29 @@ func (c *Consumer) putOff(ctx context.Context, a arrived, cause error) error {
 	if err != nil {
 		return err
 	}
+	if err := c.refuse(a, e); err != nil {
+		return err
+	}
 	k := grant.Key{Provider: e.Provider, User: e.User}
 	wait := min(deferMin<<min(a.deferrals, 10), deferMax)
 	c.c.Logger.Warn("login put off", "grant", k, "deferrals", a.deferrals+1, "wait", wait, "error", cause)
-	return c.c.Stream.DeferLogin(ctx, k, c.c.Now().Add(wait), a.order, a.deferrals+1, a.header, a.m.Data)
+	at := c.c.Now().Add(wait)
+	return c.c.Stream.DeferLogin(ctx, e.Address(), at, a.order, a.deferrals+1, a.header, a.m.Data)
 }
 
 func (c *Consumer) decode(a arrived) (schema.Event, error) {
 	return c.c.Subjects.Decode(a.header, a.m.Data, schema.Arrival{
 		Subject: a.subject, Stream: a.stream, Sequence: a.order.Sequence, Time: a.order.Time,
 	})
+}
+
+// refuse holds a login against the rights of its sender, once: one that was put off was let in
+// before, possibly by a version that knew of no senders.
+func (c *Consumer) refuse(a arrived, e schema.Event) error {
+	if a.deferrals > 0 {
+		return nil
+	}
+	return c.c.Refuse(e)
 }
 
 // open reads the message and its sealed part, and holds the two against each other: a seal made for
@@ -242,6 +267,9 @@ func (c *Consumer) open(a arrived) (schema.Event, grant.Candidate, error) {
 	if !ok {
 		return e, grant.Candidate{}, &schema.Malformed{Reason: schema.RejectUnknownProvider, Field: "provider",
 			Message: fmt.Sprintf("%q is not among the providers in renewd's settings", e.Provider)}
+	}
+	if err := c.refuse(a, e); err != nil {
+		return e, grant.Candidate{}, err
 	}
 	data, err := schema.Data[schema.Login](e)
 	if err != nil {
@@ -363,7 +391,7 @@ func candidateOf(e schema.Event, o Opened, order grant.Order, policy grant.Polic
 	if p.Lifetime = p.ExpiresAt.Sub(from); p.Lifetime <= 0 {
 		p.Lifetime = policy.Lifetime // expired when it was sealed, or nobody said
 	}
-	cause := schema.Cause{ID: e.ID, Type: e.Type, Source: e.Source, Time: e.Time}
+	cause := schema.Cause{ID: e.ID, Type: e.Type, Source: e.Source, Time: e.Time, Sender: e.Sender}
 	order.Event = grant.OutcomeID(grant.Key{Provider: e.Provider, User: e.User}, cause)
 	return grant.Candidate{Pair: p, Cause: cause, Login: order}
 }

@@ -33,9 +33,11 @@ type world struct {
 	woken    []grant.Work
 	deferred []deferred
 	missing  bool // the key that logins are sealed with
+	refuse   func(schema.Event) error
 }
 
 type deferred struct {
+	of        schema.Address
 	at        time.Time
 	order     grant.Order
 	deferrals int
@@ -53,7 +55,7 @@ func (w *world) consumer() *login.Consumer {
 	w.t.Helper()
 	c, err := login.New(login.Config{
 		Store: storeOf{w.store, w}, Stream: w, Policies: map[string]grant.Policy{key.Provider: {}},
-		Open:       w.open,
+		Open: w.open, Refuse: w.refuse,
 		KeyMissing: func(err error) bool { return errors.Is(err, errKeyMissing) },
 		Now:        func() time.Time { return w.now }, Rand: func() float64 { return 0.5 }, Logger: slog.New(slog.DiscardHandler),
 	})
@@ -144,14 +146,14 @@ func (w *world) LoginsCreated(context.Context, uint64) (time.Time, error) {
 	return noon.Add(-time.Hour), nil
 }
 
-func (w *world) DeferLogin(_ context.Context, _ grant.Key, at time.Time, o grant.Order, n int, h schema.Header, data []byte) error {
-	w.deferred = append(w.deferred, deferred{at, o, n, h, data})
+func (w *world) DeferLogin(_ context.Context, of schema.Address, at time.Time, o grant.Order, n int, h schema.Header, data []byte) error {
+	w.deferred = append(w.deferred, deferred{of, at, o, n, h, data})
 	return nil
 }
 
-func (w *world) ParseDeferred(string, schema.Header) (grant.Key, grant.Order, int, schema.Header, error) {
+func (w *world) ParseDeferred(string, schema.Header) (schema.Address, grant.Order, int, schema.Header, error) {
 	d := w.deferred[len(w.deferred)-1]
-	return key, d.order, d.deferrals, d.header, nil
+	return d.of, d.order, d.deferrals, d.header, nil
 }
 
 // again is the last login that was put off, as it comes back.
@@ -344,5 +346,66 @@ func TestAPublisherDoesNotDecideWhenAUserIsLookedAt(t *testing.T) {
 		if got := w.stored().Candidate.Pair.ExpiresAt; !got.Equal(tt.ends) {
 			t.Errorf("%s: ends %v, want %v", name, got, tt.ends)
 		}
+	}
+}
+
+// from is a login as it arrives from a service with a NATS account of its own.
+func from(sender string, m *consumers.Message) *consumers.Message {
+	m.Subject = "from." + sender + "." + m.Subject
+	return m
+}
+
+// The sender of a login is in its cause, also after it was put off, and the newest login of a user
+// wins whichever sender it came from.
+func TestALoginKeepsItsSender(t *testing.T) {
+	w := newWorld(t)
+	c := w.consumer()
+	if err := c.PutOff(t.Context(), from("shop", message(1, noon, noon)), errKeyMissing); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.HandleDeferred(t.Context(), w.again()); err != nil {
+		t.Fatal(err)
+	}
+	if g := w.stored(); g.Candidate.Cause.Sender != "shop" || w.woken[0].Cause.Sender != "shop" {
+		t.Errorf("stored %+v, woken %+v", g.Candidate.Cause, w.woken)
+	}
+	for _, m := range []*consumers.Message{from("crm", message(3, noon, noon)), from("shop", message(2, noon, noon))} {
+		if err := c.Handle(t.Context(), m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if g := w.prove(); g.Login.Sequence != 3 || g.Candidate != nil {
+		t.Errorf("login %d is proven, and %+v waits", g.Login.Sequence, g.Candidate)
+	}
+}
+
+// A login of a sender that may not is rejected, and stays out when it is put off before it was
+// looked at. One that was put off was let in before, maybe by a version that knew of no senders.
+func TestALoginOfASenderThatMayNotIsRejected(t *testing.T) {
+	w := newWorld(t)
+	w.refuse = func(e schema.Event) error {
+		if e.Sender != "shop" || e.Type != schema.UserLogin || e.Provider != key.Provider {
+			return &schema.Malformed{Reason: schema.RejectSender, Field: "sender", Message: "may not"}
+		}
+		return nil
+	}
+	c := w.consumer()
+	for _, m := range []*consumers.Message{message(1, noon, noon), from("crm", message(1, noon, noon))} {
+		if field := rejected(t, c.Handle(t.Context(), m)); field != "sender" {
+			t.Errorf("%s: rejected for %s", m.Subject, field)
+		}
+		if err := c.PutOff(t.Context(), m, errKeyMissing); err == nil {
+			t.Errorf("%s: put off", m.Subject)
+		}
+	}
+	if len(w.woken)+len(w.deferred) != 0 {
+		t.Errorf("woken %v, deferred %v", w.woken, w.deferred)
+	}
+	if err := c.PutOff(t.Context(), from("shop", message(2, noon, noon)), errKeyMissing); err != nil {
+		t.Fatal(err)
+	}
+	w.deferred[0].of.Sender = ""
+	if err := c.HandleDeferred(t.Context(), w.again()); err != nil || len(w.woken) != 1 {
+		t.Errorf("one that was put off before: %v, woken %v", err, w.woken)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -93,6 +94,8 @@ func TestALoginThatIsNotProvenCostsNoSession(t *testing.T) {
 			}
 			if d := data[schema.Rejected](t, w.last(schema.MessageRejected)); d.Cause != loginCause(token) || d.Reason != schema.RejectUnproven {
 				t.Errorf("rejected as %+v", d)
+			} else if !strings.HasPrefix(d.Subject, "from.shop.user.login.") {
+				t.Errorf("rejected on %s, which is not where it came in", d.Subject)
 			}
 			for _, f := range counts.faults {
 				if f != nil && f.Class == grant.Permanent {

@@ -11,7 +11,10 @@ import (
 // if it had never come.
 func (t *task) reject(ctx context.Context, g grant.Grant, field, message string) error {
 	bad := schema.Malformed{Reason: schema.RejectUnproven, Field: field, Message: message}
-	subject := t.Subjects.Of(schema.Address{Type: schema.UserLogin, Provider: t.key.Provider, User: t.key.User})
+	subject := t.Subjects.Of(schema.Address{
+		Type: schema.UserLogin, Provider: t.key.Provider, User: t.key.User,
+		Sender: g.Candidate.Cause.Sender,
+	})
 	t.Logger.Warn("login rejected: what was proven before stays", "grant", t.key, "field", field, "reason", message)
 	if err := t.publish(ctx, g.Rejection(t.turn(), bad, subject, t.Source), g.Mark()); err != nil {
 		return err

@@ -216,7 +216,7 @@ func (w *world) loseRefreshToken() {
 }
 
 func loginCause(token string) schema.Cause {
-	return schema.Cause{ID: "login-" + token, Type: schema.UserLogin, Source: "/test", Time: start}
+	return schema.Cause{ID: "login-" + token, Type: schema.UserLogin, Source: "/test", Time: start, Sender: "shop"}
 }
 
 func (w *world) arrive(name string, left time.Duration, then func(grant.Grant, grant.Turn) grant.Grant) string {

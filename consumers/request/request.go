@@ -31,6 +31,8 @@ type Consumer struct {
 	Stream   Stream
 	// Known reports whether a provider is in the settings; a request for any other is rejected.
 	Known func(provider string) bool
+	// Refuse says why its sender may not publish a request, nil if it may. Default: each may.
+	Refuse func(schema.Event) error
 }
 
 // Handle wakes the grant of one request. Its error is a verdict of package consumers.
@@ -43,12 +45,19 @@ func (c *Consumer) Handle(ctx context.Context, m *consumers.Message) error {
 		return consumers.Reject(&schema.Malformed{Reason: schema.RejectUnknownProvider, Field: "provider",
 			Message: fmt.Sprintf("%q is not among the providers in renewd's settings", e.Provider)})
 	}
+	if c.Refuse != nil {
+		if err := c.Refuse(e); err != nil {
+			return consumers.Reject(err)
+		}
+	}
 	data, err := schema.Data[schema.RefreshDue](e)
 	if err != nil {
 		return consumers.Reject(err)
 	}
 	w := grant.Work{
-		Cause:    schema.Cause{ID: e.ID, Type: e.Type, Source: e.Source, Time: e.Time, Reason: data.Reason},
+		Cause: schema.Cause{
+			ID: e.ID, Type: e.Type, Source: e.Source, Time: e.Time, Reason: data.Reason, Sender: e.Sender,
+		},
 		Want:     data.Want,
 		MinValid: time.Duration(data.MinValidSeconds) * time.Second,
 	}

@@ -40,16 +40,26 @@ func TestARequestWakesItsGrant(t *testing.T) {
 			want: &grant.Work{Want: "tokens", MinValid: time.Minute,
 				Cause: schema.Cause{ID: "REQUESTS-9", Type: schema.UserRefreshDue, Source: "/nats", Time: at, Reason: "checkout"}},
 		},
-		"of an unknown provider":    {subject: "user.refresh_due.nobody.alice", body: `{}`, malformed: schema.RejectUnknownProvider},
-		"that asks for nonsense":    {subject: "user.refresh_due.propelauth.alice", body: `{"min_valid_seconds":-1}`, malformed: schema.RejectData},
-		"that is misspelt":          {subject: "user.refresh_due.propelauth.alice", body: `{"wnat":"tokens"}`, malformed: schema.RejectData},
-		"in other letters":          {subject: "user.refresh_due.propelauth.alice", body: `{"Want":"tokens"}`, malformed: schema.RejectData},
-		"while nobody leads":        {subject: "user.refresh_due.propelauth.alice", body: `{}`, fails: away},
-		"on a subject with no user": {subject: "user.refresh_due.propelauth", body: `{}`, malformed: schema.RejectSubject},
+		"from a sender": {
+			subject: "from.shop.user.refresh_due.propelauth.alice=40example=2Eorg", body: `{}`,
+			want: &grant.Work{Cause: schema.Cause{ID: "REQUESTS-9", Type: schema.UserRefreshDue, Source: "/nats", Time: at, Sender: "shop"}},
+		},
+		"from a sender that may not": {subject: "from.crm.user.refresh_due.propelauth.alice", body: `{}`, malformed: schema.RejectSender},
+		"of an unknown provider":     {subject: "user.refresh_due.nobody.alice", body: `{}`, malformed: schema.RejectUnknownProvider},
+		"that asks for nonsense":     {subject: "user.refresh_due.propelauth.alice", body: `{"min_valid_seconds":-1}`, malformed: schema.RejectData},
+		"that is misspelt":           {subject: "user.refresh_due.propelauth.alice", body: `{"wnat":"tokens"}`, malformed: schema.RejectData},
+		"in other letters":           {subject: "user.refresh_due.propelauth.alice", body: `{"Want":"tokens"}`, malformed: schema.RejectData},
+		"while nobody leads":         {subject: "user.refresh_due.propelauth.alice", body: `{}`, fails: away},
+		"on a subject with no user":  {subject: "user.refresh_due.propelauth", body: `{}`, malformed: schema.RejectSubject},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := &engine{fails: tt.fails, woken: map[grant.Key]grant.Work{}}
-			c := &request.Consumer{Stream: e, Known: func(id string) bool { return id == "propelauth" }}
+			c := &request.Consumer{Stream: e, Known: func(id string) bool { return id == "propelauth" }, Refuse: func(e schema.Event) error {
+				if e.Sender == "crm" {
+					return &schema.Malformed{Reason: schema.RejectSender, Field: "sender", Message: "may not"}
+				}
+				return nil
+			}}
 			err := c.Handle(t.Context(), &consumers.Message{
 				Subject: tt.subject, Data: []byte(tt.body), Stream: "REQUESTS", Sequence: 9, Time: at,
 			})

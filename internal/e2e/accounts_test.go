@@ -2,13 +2,16 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -18,15 +21,23 @@ import (
 
 	"github.com/renewd/renewd/consumers"
 	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/natsd"
 	"github.com/renewd/renewd/internal/seal"
 	"github.com/renewd/renewd/internal/stream"
 	"github.com/renewd/renewd/publishers"
 	"github.com/renewd/renewd/schema"
 )
 
-// natsAccounts is a server that runs deploy/nats/nats.conf, with everything but its port and folder
-// as in the file.
-type natsAccounts struct{ server *server.Server }
+// natsServer builds the NATS server that go.mod names, once, and returns where it is.
+var natsServer = sync.OnceValues(func() (string, error) { return built("nats-server", "github.com/nats-io/nats-server/v2") })
+
+// natsAccounts is a nats-server that runs deploy/nats/nats.conf, with everything but its address and
+// folder as in the file.
+type natsAccounts struct {
+	*process
+	url   string
+	users map[string]nats.Option // how each connects; nil: with the password of its name
+}
 
 func passwordOf(user string) string { return "password-of-" + user }
 
@@ -37,10 +48,75 @@ func startNATSAccounts(t *testing.T) natsAccounts {
 
 func startNATSAccountsIn(t *testing.T, folder string) natsAccounts {
 	t.Helper()
-	for _, user := range []string{"renewd", "signin", "shop"} {
-		t.Setenv("RENEWD_NATS_"+strings.ToUpper(user)+"_PASSWORD", passwordOf(user))
+	shipped := readFile(t, "deploy/nats/nats.conf")
+	const store = `store_dir: "/data"`
+	if strings.Count(shipped, store) != 1 {
+		t.Fatalf("deploy/nats/nats.conf: want %s once", store)
 	}
-	return natsAccounts{startServer(t, must(server.ProcessConfigFile(root+"/deploy/nats/nats.conf"))(t), folder)}
+	conf := filepath.Join(t.TempDir(), "nats.conf")
+	if err := os.WriteFile(conf, []byte(strings.Replace(shipped, store, fmt.Sprintf("store_dir: %q", folder), 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(must(natsServer())(t), "--config", conf)
+	cmd.Env = os.Environ()
+	for _, user := range []string{"renewd", "signin", "shop"} {
+		cmd.Env = append(cmd.Env, "RENEWD_NATS_"+strings.ToUpper(user)+"_PASSWORD="+passwordOf(user))
+	}
+	ports := t.TempDir()
+	cmd.Args = append(cmd.Args, onFreePort(ports)...)
+	return startNATS(t, cmd, ports)
+}
+
+// eachServer runs a test against all servers that know accounts: nats-server with passwords, and in
+// operator mode, and the embedded one.
+func eachServer(t *testing.T, test func(t *testing.T, n natsAccounts)) {
+	t.Helper()
+	t.Run("nats-server", func(t *testing.T) { test(t, startNATSAccounts(t)) })
+	t.Run("operator mode", func(t *testing.T) { test(t, startNATSOperator(t)) })
+	t.Run("embedded", func(t *testing.T) {
+		for _, user := range []string{"renewd", "signin", "shop"} {
+			t.Setenv("RENEWD_NATS_"+strings.ToUpper(user)+"_PASSWORD", passwordOf(user))
+		}
+		s := must(natsd.Start(t.Context(), natsd.Config{
+			StoreDir: t.TempDir(), Listen: "127.0.0.1:0", Auth: natsd.Auth{Accounts: root + "/deploy/nats/nats.conf"},
+		}))(t)
+		t.Cleanup(s.Shutdown)
+		test(t, natsAccounts{url: s.ClientURL()})
+	})
+}
+
+// onFreePort are the arguments of a nats-server that listens on this machine, on a port that it
+// writes into the folder.
+func onFreePort(ports string) []string {
+	return []string{"--addr", "127.0.0.1", "--port", "-1", "--ports_file_dir", ports}
+}
+
+// startNATS starts a nats-server with the arguments onFreePort, and waits until it listens.
+func startNATS(t *testing.T, cmd *exec.Cmd, ports string) natsAccounts {
+	t.Helper()
+	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
+	n := natsAccounts{process: start(t, cmd)}
+	eventually(t, startTimeout, func() (err error) {
+		if err := n.running(); err != nil {
+			return err
+		}
+		n.url, err = listens(filepath.Join(ports, fmt.Sprintf("nats-server_%d.ports", cmd.Process.Pid)))
+		return err
+	})
+	return n
+}
+
+// listens is the address in a server's file of ports, which it writes once it takes connections.
+func listens(file string) (string, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return "", err
+	}
+	var at struct{ Nats []string }
+	if err := json.Unmarshal(data, &at); err != nil || len(at.Nats) == 0 {
+		return "", fmt.Errorf("%s: %q: %w", file, data, err)
+	}
+	return at.Nats[0], nil
 }
 
 func startServer(t *testing.T, opts *server.Options, folder string) *server.Server {
@@ -61,8 +137,12 @@ func startServer(t *testing.T, opts *server.Options, folder string) *server.Serv
 // as connects as one of the users.
 func (n natsAccounts) as(t *testing.T, user string, opts ...nats.Option) *nats.Conn {
 	t.Helper()
-	opts = append(opts, nats.InProcessServer(n.server), nats.UserInfo(user, passwordOf(user)), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
-	nc := must(nats.Connect("", opts...))(t)
+	show := n.users[user]
+	if n.users == nil {
+		show = nats.UserInfo(user, passwordOf(user))
+	}
+	opts = append(opts, show, nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	nc := must(nats.Connect(n.url, opts...))(t)
 	t.Cleanup(nc.Close)
 	return nc
 }
@@ -162,8 +242,10 @@ func TestUserRenewdSuffices(t *testing.T) {
 }
 
 // renewd's own user may do what renewd does, and no more: what its stolen password is worth.
-func TestUserRenewdIsRefusedTheRest(t *testing.T) {
-	n := startNATSAccounts(t)
+func TestUserRenewdIsRefusedTheRest(t *testing.T) { eachServer(t, renewdIsRefusedTheRest) }
+
+func renewdIsRefusedTheRest(t *testing.T, n natsAccounts) {
+	t.Helper()
 	n.asRenewd(t)
 	refused := func(do func(*nats.Conn) error) bool {
 		nc := n.as(t, "renewd")
@@ -174,14 +256,14 @@ func TestUserRenewdIsRefusedTheRest(t *testing.T) {
 		return errors.Is(nc.LastError(), nats.ErrPermissionViolation)
 	}
 	for _, subject := range []string{
-		"user.login.acme.u1", "user.refresh_due.acme.u1", "$JS.API.STREAM.DELETE.RENEWALS", "$JS.API.STREAM.DELETE.OUTCOMES", "$JS.API.STREAM.CREATE.MINE",
+		"user.login.acme.u1", "user.refresh_due.acme.u1", "from.shop.user.login.acme.u1", "from.shop.user.refresh_due.acme.u1", "$JS.API.STREAM.DELETE.RENEWALS", "$JS.API.STREAM.DELETE.OUTCOMES", "$JS.API.STREAM.CREATE.MINE",
 		"$JS.API.STREAM.SNAPSHOT.LOGINS", "$JS.API.CONSUMER.DURABLE.CREATE.OTHER.LOGINS",
 	} {
 		if !refused(func(nc *nats.Conn) error { return nc.Publish(subject, nil) }) {
 			t.Errorf("renewd may publish to %s", subject)
 		}
 	}
-	for _, subject := range []string{">", "user.>", "user.login.>", "renewal.>", "$KV.>", "$JS.>"} {
+	for _, subject := range []string{">", "user.>", "user.login.>", "from.>", "renewal.>", "$KV.>", "$JS.>"} {
 		if !refused(func(nc *nats.Conn) error { _, err := nc.SubscribeSync(subject); return err }) {
 			t.Errorf("renewd may subscribe to %s", subject)
 		}
@@ -190,8 +272,10 @@ func TestUserRenewdIsRefusedTheRest(t *testing.T) {
 
 // A service signs users in, and reads the outcomes from the durable that was made for it, with what
 // its account imports and nothing else.
-func TestServicesHaveWhatTheyNeed(t *testing.T) {
-	n := startNATSAccounts(t)
+func TestServicesHaveWhatTheyNeed(t *testing.T) { eachServer(t, servicesHaveWhatTheyNeed) }
+
+func servicesHaveWhatTheyNeed(t *testing.T, n natsAccounts) {
+	t.Helper()
 	ctx := t.Context()
 	nc, js := n.asRenewd(t)
 	engine := must(stream.NewEngine(js, stream.Config{}))(t)
@@ -293,8 +377,10 @@ func outcomeOf(typ schema.Type, id string) schema.Event {
 
 // What a stolen password of a service is worth: nothing that a service publishes, names as a reply,
 // or asks JetStream for reaches renewd's streams, but its own commands and its own durable.
-func TestServicesReachNothingElse(t *testing.T) {
-	n := startNATSAccounts(t)
+func TestServicesReachNothingElse(t *testing.T) { eachServer(t, servicesReachNothingElse) }
+
+func servicesReachNothingElse(t *testing.T, n natsAccounts) {
+	t.Helper()
 	ctx := t.Context()
 	nc, js := n.asRenewd(t)
 	engine := must(stream.NewEngine(js, stream.Config{}))(t)
@@ -315,6 +401,7 @@ func TestServicesReachNothingElse(t *testing.T) {
 
 	targets := []string{
 		"$KV.renewd_grants.acme.victim", "$KV.renewd_keys.jwks", "$KV.renewd_providers.acme", "parked.acme.victim", "renewal.due.acme.victim",
+		"from.signin.user.login.acme.victim", "from.other.user.login.acme.victim", "from.other.user.refresh_due.acme.victim",
 		"renewal.timer.acme.victim", "deferred.due.acme.victim", "user.reauth_required.acme.victim", "user.forgotten.acme.victim",
 		"$JS.API.CONSUMER.MSG.NEXT.LOGINS.login", "$JS.API.STREAM.PURGE.OUTCOMES", "$JS.API.STREAM.DELETE.OUTCOMES",
 	}
@@ -347,7 +434,7 @@ func TestServicesReachNothingElse(t *testing.T) {
 		}
 		_ = c.Publish("$JS.ACK.OUTCOMES.other.1.1.1.1.0", nil) // N3: another one's outcome
 		_ = c.Publish("$JS.ACK.LOGINS.login.1.1.1.1.0", nil)
-		for _, subject := range []string{"user.login.>", "renewal.>", "$KV.>", "_INBOX.>"} {
+		for _, subject := range []string{"user.login.>", "from.>", "renewal.>", "$KV.>", "_INBOX.>"} {
 			must(c.SubscribeSync(subject))(t)
 		}
 		if err := c.Flush(); err != nil {
@@ -359,6 +446,14 @@ func TestServicesReachNothingElse(t *testing.T) {
 	before[stream.Requests], before[stream.Logins] = 8, 1
 	if after := standOf(t, js); !maps.Equal(after, before) {
 		t.Errorf("the streams hold %v, want %v", after, before)
+	}
+	for _, name := range []string{stream.Logins, stream.Requests} {
+		info := must(must(js.Stream(ctx, name))(t).Info(ctx, jetstream.WithSubjectFilter(">")))(t)
+		for subject := range info.State.Subjects {
+			if !strings.HasPrefix(subject, "from.signin.user.") || !strings.HasSuffix(subject, ".acme.u1") {
+				t.Errorf("%s holds %s", name, subject)
+			}
+		}
 	}
 	if e := must(grants.Get(ctx, "acme.victim"))(t); string(e.Value()) != "sealed" {
 		t.Errorf("the victim's grant is %q", e.Value())

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"net"
 	"net/url"
 	"os"
@@ -25,6 +26,7 @@ type compose struct {
 
 type service struct {
 	Image       string
+	Entrypoint  []string
 	Command     []string
 	Environment map[string]string
 	Ports       []string
@@ -183,14 +185,48 @@ func TestComposeStandInIsOnLoopback(t *testing.T) {
 	}
 }
 
-func TestComposeNATSHasJetStreamOnItsVolume(t *testing.T) {
-	t.Parallel()
+func TestComposeNATSHasJetStreamOnItsVolume(t *testing.T) { // not parallel: the settings are read with an environment
+	for _, user := range []string{"RENEWD", "DEMO"} {
+		t.Setenv("RENEWD_NATS_"+user+"_PASSWORD", "x")
+	}
 	opts := must(server.ProcessConfigFile(filepath.Join(root, "deploy/compose/nats.conf")))(t)
 	if !opts.JetStream {
 		t.Error("JetStream is off")
 	}
-	if !slices.Contains(readCompose(t).Services["nats"].Volumes, "nats:"+opts.StoreDir) {
-		t.Errorf("store_dir %s is on no volume", opts.StoreDir)
+	nats := readCompose(t).Services["nats"]
+	for _, volume := range []string{
+		"nats:" + opts.StoreDir, "./deploy/compose/nats.conf:/etc/nats/nats.conf:ro", "./deploy/compose/accounts.conf:/etc/nats/accounts.conf:ro",
+	} {
+		if !slices.Contains(nats.Volumes, volume) {
+			t.Errorf("%s is not mounted", volume)
+		}
+	}
+	if check := strings.Join(nats.Healthcheck.Test, " "); !strings.Contains(check, fmt.Sprintf("http://%s:%d/", opts.HTTPHost, opts.HTTPPort)) {
+		t.Errorf("the health check %s asks elsewhere than the server listens", check)
+	}
+}
+
+// Who is who on the NATS server: a container has the password of its own user, and no other but the
+// server itself.
+func TestComposeNATSPasswords(t *testing.T) {
+	t.Parallel()
+	c := readCompose(t)
+	passwords := map[string]string{}
+	for user, secret := range map[string]string{"renewd": "nats_renewd_password", "demo": "nats_demo_password"} {
+		password := strings.TrimSpace(readFile(t, c.Secrets[secret].File))
+		if other := passwords[password]; other != "" {
+			t.Errorf("%s and %s have the same password", user, other)
+		}
+		passwords[password] = user
+		for name, s := range c.Services {
+			has := slices.Contains(s.Secrets, secret)
+			if is := s.Environment["RENEWD_NATS_USER"] == user; has != is && name != "nats" {
+				t.Errorf("%s has the password of %s: %t, and its user is %q", name, user, has, s.Environment["RENEWD_NATS_USER"])
+			}
+		}
+	}
+	if is := c.Services["provider"].Environment["RENEWD_NATS_USER"]; is != "demo" {
+		t.Errorf("the app connects as %q, want a user that is not renewd's", is)
 	}
 }
 

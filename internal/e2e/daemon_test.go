@@ -17,19 +17,22 @@ import (
 
 // binary builds renewd once for all tests of this package, as `make build` does, and returns where
 // it is.
-var binary = sync.OnceValues(func() (string, error) {
-	path, err := filepath.Abs(filepath.Join(root, ".cache", "e2e", "renewd"))
+var binary = sync.OnceValues(func() (string, error) { return built("renewd", "./cmd/renewd") })
+
+// built is the program of a package that go.mod reaches, made anew where its sources have changed.
+func built(name, from string) (string, error) {
+	path, err := filepath.Abs(filepath.Join(root, ".cache", "e2e", name))
 	if err != nil {
 		return "", err
 	}
-	cmd := exec.Command("go", "build", "-trimpath", "-o", path, "./cmd/renewd")
+	cmd := exec.Command("go", "build", "-trimpath", "-o", path, from)
 	cmd.Dir = root
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("go build: %w\n%s", err, out)
 	}
 	return path, nil
-})
+}
 
 // command is renewd with these arguments, only these settings, and a working folder of its own.
 func command(t *testing.T, settings []string, args ...string) *exec.Cmd {

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"os/exec"
@@ -12,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 
 	"github.com/renewd/renewd/internal/pgtest"
@@ -33,10 +33,21 @@ func TestComposeRehearsal(t *testing.T) {
 			t.Fatalf("keys: %v", err)
 		}
 	}
-	nc := must(nats.Connect(natsURL))(t)
+	if nc, err := nats.Connect(natsURL); err == nil {
+		nc.Close()
+		t.Error("the NATS server lets in who has no password")
+	}
+	password := strings.TrimSpace(readFile(t, r.compose.Secrets["nats_demo_password"].File))
+	nc := must(nats.Connect(natsURL, nats.UserInfo("demo", password)))(t)
 	defer nc.Close()
-	synced := must(nc.SubscribeSync("user.synced.propelauth.*"))(t)
-	for _, name := range []string{"renewd", "provider"} {
+	events := must(nc.SubscribeSync("user.>"))(t)
+	for _, name := range []string{"renewd", "durable", "provider"} {
+		if name == "durable" {
+			if err := r.command(t, name).Run(); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			continue
+		}
 		p := start(t, r.command(t, name))
 		eventually(t, startTimeout, func() error {
 			if err := p.running(); err != nil {
@@ -48,8 +59,22 @@ func TestComposeRehearsal(t *testing.T) {
 	}
 	seen := map[string]bool{}
 	for len(seen) < 25 {
-		m := must(synced.NextMsg(30 * time.Second))(t)
-		seen[m.Subject] = true
+		m := must(events.NextMsg(30 * time.Second))(t)
+		if !strings.HasPrefix(m.Subject, "user.synced.propelauth.") {
+			continue
+		}
+		if seen[m.Subject] = true; !strings.Contains(string(m.Data), `"sender":"demo"`) && strings.Contains(string(m.Data), `"type":"user.login"`) {
+			t.Errorf("%s does not name the login's sender", m.Subject)
+		}
+	}
+	if err := nc.Publish("user.refresh_due.propelauth.user-01", nil); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		m := must(events.NextMsg(30 * time.Second))(t)
+		if m.Subject == "user.synced.propelauth.user-01" && strings.Contains(string(m.Data), `"type":"user.refresh_due"`) {
+			break
+		}
 	}
 }
 
@@ -57,26 +82,40 @@ func TestComposeRehearsal(t *testing.T) {
 // PostgreSQL.
 func rehearse(t *testing.T) (r rehearsal, natsURL string) {
 	t.Helper()
-	opts := must(server.ProcessConfigFile(filepath.Join(root, "deploy/compose/nats.conf")))(t)
-	opts.StoreDir, opts.Host, opts.Port, opts.HTTPPort, opts.NoLog, opts.NoSigs = t.TempDir(), "127.0.0.1", -1, 0, true, true
-	ns := must(server.NewServer(opts))(t)
-	ns.Start()
-	t.Cleanup(func() {
-		ns.Shutdown()
-		ns.WaitForShutdown()
-	})
-	if !ns.ReadyForConnections(10 * time.Second) {
-		t.Fatal("the NATS server did not start")
-	}
+	c := readCompose(t)
+	secrets := must(filepath.Abs(filepath.Join(root, "deploy/compose")))(t)
+	ns := rehearseNATS(t, c, secrets)
 	database := filepath.Join(t.TempDir(), "database_url")
 	if err := os.WriteFile(database, []byte(startPostgres(t).URL("postgres")), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	secrets := must(filepath.Abs(filepath.Join(root, "deploy/compose")))(t)
-	return rehearsal{readCompose(t), strings.NewReplacer(
-		"/run/secrets/database_url", database, "/run/secrets", secrets, "/data", t.TempDir(),
-		"nats://nats:4222", ns.ClientURL(), "0.0.0.0:7460", freePort(t), "127.0.0.1:7470", freePort(t),
-	)}, ns.ClientURL()
+	return rehearsal{c, strings.NewReplacer(
+		"/run/secrets/database_url", database, "/run/secrets", secrets, "/data", t.TempDir(), "$$", "$",
+		"nats://nats:4222", ns.url, "0.0.0.0:7460", freePort(t), "127.0.0.1:7470", freePort(t),
+	)}, ns.url
+}
+
+// rehearseNATS runs the command of the service nats with the settings that are mounted there.
+func rehearseNATS(t *testing.T, c compose, secrets string) natsAccounts {
+	t.Helper()
+	etc, ports := t.TempDir(), t.TempDir()
+	moved := strings.NewReplacer(`"/data"`, fmt.Sprintf("%q", t.TempDir()), "127.0.0.1:8222", freePort(t))
+	for _, name := range []string{"nats.conf", "accounts.conf"} {
+		text := moved.Replace(readFile(t, "deploy/compose/"+name))
+		if err := os.WriteFile(filepath.Join(etc, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	args := slices.Concat(c.Services["nats"].Entrypoint, c.Services["nats"].Command)
+	here := strings.NewReplacer(
+		"$$", "$", "/run/secrets", secrets, "/etc/nats/nats.conf", filepath.Join(etc, "nats.conf")+" "+strings.Join(onFreePort(ports), " "),
+	)
+	for i := range args {
+		args[i] = here.Replace(args[i])
+	}
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(must(natsServer())(t))+":"+os.Getenv("PATH"))
+	return startNATS(t, cmd, ports)
 }
 
 // settings are a service's, over those of the image.

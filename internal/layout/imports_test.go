@@ -42,6 +42,7 @@ var allowed = map[string]entry{
 	"internal/grant":          {ours: []string{"schema"}, modules: []string{backoff}, pure: true},
 	"internal/seal":           {modules: []string{"github.com/go-jose/go-jose/v4"}, pure: true},
 	"internal/idp":            {ours: []string{"schema", "internal/grant"}, modules: []string{"github.com/coreos/go-oidc/v3", "github.com/go-jose/go-jose/v4", otelHTTP, otelM, otelT}},
+	"internal/senders":        {ours: []string{"schema"}, pure: true},
 	"internal/guard":          {ours: []string{"schema", "internal/grant"}, modules: []string{nats}},
 	"internal/stream":         {ours: []string{"schema", "internal/grant"}, modules: []string{nats, otel, otelM, errgroup, rate}},
 	"internal/natskv":         {ours: []string{"schema", "internal/grant"}, modules: []string{nats}},
@@ -87,7 +88,7 @@ var allowed = map[string]entry{
 	"cmd/renewd": {
 		ours: []string{
 			"schema", "publishers", "consumers", "consumers/login", "consumers/request", "consumers/refresh", "internal/grant", "internal/seal",
-			"internal/idp", "internal/idp/idptest", "internal/guard", "internal/stream", "internal/natskv", "internal/postgres", "internal/natsd",
+			"internal/idp", "internal/idp/idptest", "internal/guard", "internal/senders", "internal/stream", "internal/natskv", "internal/postgres", "internal/natsd",
 		},
 		modules: []string{
 			nats, "github.com/nats-io/nats-server/v2", "github.com/nats-io/nkeys", nuid, pgx, otel, otelM, otelT, otelHTTP, errgroup, rate, backoff,

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -15,18 +16,25 @@ import (
 )
 
 // Auth is what clients of the embedded server must show: one token, or one user with a password, or
-// one of some nkeys. Whoever gets in may publish and read everything, renewd's own subjects
-// included.
+// one of some nkeys, or what a file of accounts says. Without accounts whoever gets in may publish
+// and read everything, renewd's own subjects included.
 type Auth struct {
 	Token    grant.Secret
 	User     string
 	Password grant.Secret
 	// Nkeys are public user keys, U…; see ParseNkeys.
 	Nkeys []string
+	// Accounts is a file with the settings of a NATS server, of which the accounts and their users
+	// count. This process itself may do what the user OwnUser may.
+	Accounts string
 }
 
+// OwnUser is the user of a file of accounts that is renewd's own.
+const OwnUser = "renewd"
+
 func (a Auth) isZero() bool {
-	return a.Token.IsZero() && a.User == "" && a.Password.IsZero() && len(a.Nkeys) == 0
+	return a.Token.IsZero() && a.User == "" && a.Password.IsZero() && len(a.Nkeys) == 0 &&
+		a.Accounts == ""
 }
 
 // ParseNkeys reads a file of public user nkeys, one a line; empty lines and what follows # are left
@@ -59,7 +67,9 @@ func ParseNkeys(file []byte) ([]string, error) {
 // apply sets a in the server's options, and returns what this process itself shows.
 func (a Auth) apply(o *server.Options) ([]nats.Option, error) {
 	kinds := 0
-	for _, given := range []bool{!a.Token.IsZero(), a.User != "" || !a.Password.IsZero(), len(a.Nkeys) > 0} {
+	for _, given := range []bool{
+		!a.Token.IsZero(), a.User != "" || !a.Password.IsZero(), len(a.Nkeys) > 0, a.Accounts != "",
+	} {
 		if given {
 			kinds++
 		}
@@ -68,12 +78,15 @@ func (a Auth) apply(o *server.Options) ([]nats.Option, error) {
 	case kinds == 0:
 		return nil, nil
 	case kinds > 1:
-		return nil, errors.New("auth: want a token, or a user and password, or nkeys, not several of them")
+		return nil, errors.New("auth: want a token, or a user and password, or nkeys, or accounts, " +
+			"not several of them")
 	case !a.Token.IsZero():
 		o.Authorization = a.Token.Reveal()
 		return []nats.Option{nats.Token(a.Token.Reveal())}, nil
 	case len(a.Nkeys) > 0:
 		return a.nkeys(o)
+	case a.Accounts != "":
+		return a.accounts(o)
 	case a.User == "" || a.Password.IsZero():
 		return nil, errors.New("auth: user and password go together")
 	}
@@ -84,16 +97,50 @@ func (a Auth) apply(o *server.Options) ([]nats.Option, error) {
 // nkeys lets the given keys in, and one more that lives in this process only, for its own
 // connections.
 func (a Auth) nkeys(o *server.Options) ([]nats.Option, error) {
-	pair, err := nkeys.CreateUser()
+	own, show, err := ownKey()
 	if err != nil {
-		return nil, fmt.Errorf("auth: create own nkey: %w", err)
-	}
-	own, err := pair.PublicKey()
-	if err != nil {
-		return nil, fmt.Errorf("auth: create own nkey: %w", err)
+		return nil, err
 	}
 	for _, key := range append([]string{own}, a.Nkeys...) {
 		o.Nkeys = append(o.Nkeys, &server.NkeyUser{Nkey: key})
 	}
-	return []nats.Option{nats.Nkey(own, pair.Sign)}, nil
+	return []nats.Option{show}, nil
+}
+
+// accounts lets in whom the file names, and a key that lives in this process only, with the rights
+// of OwnUser.
+func (a Auth) accounts(o *server.Options) ([]nats.Option, error) {
+	file, err := server.ProcessConfigFile(a.Accounts)
+	if err != nil {
+		return nil, fmt.Errorf("auth: accounts: %w", err)
+	}
+	i := slices.IndexFunc(file.Users, func(u *server.User) bool {
+		return u.Username == OwnUser && u.Account != nil
+	})
+	if i < 0 {
+		return nil, fmt.Errorf("auth: accounts: %s: no account has the user %s: "+
+			"renewd nats config prints such a file", a.Accounts, OwnUser)
+	}
+	own, show, err := ownKey()
+	if err != nil {
+		return nil, err
+	}
+	renewd := file.Users[i]
+	o.Accounts, o.Users = file.Accounts, file.Users
+	o.Nkeys = append(file.Nkeys, &server.NkeyUser{
+		Nkey: own, Account: renewd.Account, Permissions: renewd.Permissions,
+	})
+	return []nats.Option{show}, nil
+}
+
+// ownKey is a public user key that lives in this process only, and how to show it.
+func ownKey() (public string, show nats.Option, err error) {
+	pair, err := nkeys.CreateUser()
+	if err == nil {
+		public, err = pair.PublicKey()
+	}
+	if err != nil {
+		return "", nil, fmt.Errorf("auth: create own nkey: %w", err)
+	}
+	return public, nats.Nkey(public, pair.Sign), nil
 }

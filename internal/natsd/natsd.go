@@ -224,7 +224,7 @@ func (c Config) listen(o *server.Options) error {
 	ip := net.ParseIP(host)
 	if loopback := host == "localhost" || ip != nil && ip.IsLoopback(); !loopback && c.Auth.isZero() {
 		return fmt.Errorf("embedded NATS: RENEWD_NATS_LISTEN %q reaches beyond this machine, so clients must authenticate: "+
-			"set a token, a user and password, or nkeys, or listen on 127.0.0.1", c.Listen)
+			"set accounts, a token, a user and password, or nkeys, or listen on 127.0.0.1", c.Listen)
 	}
 	o.Host, o.Port = host, int(number)
 	if c.TLS != nil {

@@ -107,7 +107,68 @@ func TestAuth(t *testing.T) {
 	}
 }
 
+// accountsOf is a file with an account for renewd, and one for a service that may publish one
+// subject there.
+const accountsOf = `
+server_name: theirs
+jetstream { store_dir: "/nowhere" }
+port: 1
+accounts {
+  RENEWD: {
+    jetstream: enabled
+    users: [{ user: "renewd", password: "a", permissions: { publish: { allow: ["kept.>", "$JS.API.>"] }, subscribe: { allow: ["_INBOX.>"] } } }]
+    exports: [{ service: "from.app.x", accounts: [APP] }]
+  }
+  APP: { users: [{ user: "app", password: "b" }], imports: [{ service: { account: RENEWD, subject: "from.app.x" }, to: "x" }] }
+}`
+
+// With a file of accounts this process is renewd's own user, and everybody else what the file says.
+func TestAccounts(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "nats.conf")
+	if err := os.WriteFile(file, []byte(accountsOf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := start(t, natsd.Config{Listen: "127.0.0.1:0", Auth: natsd.Auth{Accounts: file}})
+	own, err := s.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	js, err := jetstream.New(own)
+	if err == nil {
+		_, err = js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "S", Subjects: []string{"kept.>", "from.*.x"}})
+	}
+	if err == nil {
+		_, err = js.Publish(t.Context(), "kept.1", nil)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(own.Publish("other", nil), own.Flush()); err != nil || !errors.Is(own.LastError(), nats.ErrPermissionViolation) {
+		t.Errorf("this process may do more than its user: %v, %v", err, own.LastError())
+	}
+	if nc, err := nats.Connect(s.ClientURL()); err == nil {
+		nc.Close()
+		t.Error("a client that shows nothing got in")
+	}
+	app, err := nats.Connect(s.ClientURL(), nats.UserInfo("app", "b"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer app.Close()
+	if m, err := app.Request("x", nil, 5*time.Second); err != nil || !strings.Contains(string(m.Data), `"stream":"S"`) {
+		t.Errorf("the service's publish was not stored: %v", err)
+	}
+	if _, err := app.Request("kept.2", nil, 5*time.Second); !errors.Is(err, nats.ErrNoResponders) {
+		t.Errorf("a publish of the service beyond its import: %v", err)
+	}
+}
+
 func TestStartRefuses(t *testing.T) {
+	nobody := filepath.Join(t.TempDir(), "nats.conf")
+	if err := os.WriteFile(nobody, []byte(`accounts { APP: { users: [{ user: "app", password: "b" }] } }`), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -130,6 +191,8 @@ func TestStartRefuses(t *testing.T) {
 		"folder in use":     {natsd.Config{StoreDir: running}, "in use by another renewd"},
 		"folder not ours":   {natsd.Config{StoreDir: "/dev/null/x"}, "/dev/null"},
 		"two kinds of auth": {natsd.Config{StoreDir: t.TempDir(), Auth: natsd.Auth{Token: token, Nkeys: []string{"U"}}}, "not several"},
+		"no accounts":       {natsd.Config{StoreDir: t.TempDir(), Auth: natsd.Auth{Accounts: "/nowhere/nats.conf"}}, "/nowhere/nats.conf"},
+		"not our accounts":  {natsd.Config{StoreDir: t.TempDir(), Auth: natsd.Auth{Accounts: nobody}}, "no account has the user renewd"},
 		"user, no password": {natsd.Config{StoreDir: t.TempDir(), Auth: natsd.Auth{User: "u"}}, "go together"},
 		"JetStream blocked": {natsd.Config{StoreDir: blocked(t)}, "storage directory"},
 		"not ready in time": {natsd.Config{StoreDir: t.TempDir(), ReadyTimeout: -1}, "give it longer"},

@@ -75,7 +75,10 @@ func at(n int) time.Time { return time.Date(2026, 3, 1, 12, 0, n, 123456000, tim
 // forgotten here when it is added there.
 func Full(k grant.Key) grant.Grant {
 	yes, no := true, false
-	cause := schema.Cause{ID: "c\"1", Type: schema.UserRefreshDue, Source: "/billing ü", Time: at(1), Reason: "why \u0000 not"}
+	cause := schema.Cause{
+		ID: "c\"1", Type: schema.UserRefreshDue, Source: "/billing ü", Time: at(1), Reason: "why \u0000 not",
+		Sender: "shop",
+	}
 	return grant.Grant{
 		Key: k, Version: 1_700_000_000_123, Status: grant.Live,
 		Pair: grant.Pair{

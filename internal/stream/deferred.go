@@ -19,22 +19,27 @@ import (
 // published, sealed, and its place among all logins, which it would lose if it were published anew.
 // What the store cannot rebuild when RENEWALS is lost is this alone.
 
-// Headers of a login that was put off, beside its own and headerDeferred.
+// Headers of a login that was put off, beside its own, headerDeferred and headerSender.
 const (
 	headerStream   = "renewd-login-stream" // when LOGINS was created, as of its grant.Order
 	headerSequence = "renewd-login-sequence"
 	headerTaken    = "renewd-login-time"
 )
 
-// DeferLogin puts a login off until the given time, by the server's clock: h and data are its
-// message's, order its place, deferrals how often it has been put off, this time included. It takes
-// the place of an older login of the user that was put off; if a newer one waits, it changes
-// nothing, and the newer one's outcome answers both.
+// DeferLogin puts a login off until the given time, by the server's clock: of is its subject's
+// address, h and data are its message's, order its place, deferrals how often it has been put off,
+// this time included. It takes the place of an older login of the user that was put off; if a newer
+// one waits, it changes nothing, and the newer one's outcome answers both.
 func (e *Engine) DeferLogin(
-	ctx context.Context, k grant.Key, at time.Time, order grant.Order, deferrals int, h schema.Header, data []byte,
+	ctx context.Context, of schema.Address, at time.Time, order grant.Order, deferrals int,
+	h schema.Header, data []byte,
 ) error {
+	k := grant.Key{Provider: of.Provider, User: of.User}
 	timer, due := e.user(deferredTimerSubject, k), e.user(deferredDueSubject, k)
 	deferred := deferredHeader(h, order, deferrals)
+	if of.Sender != "" {
+		deferred.Set(headerSender, of.Sender)
+	}
 	schedule(deferred, at, due)
 	var there login
 	for round := range rounds {
@@ -75,19 +80,24 @@ func (e *Engine) yieldToNewer(ctx context.Context, k grant.Key, order grant.Orde
 }
 
 // ParseDeferred reads a message of ConsumerDeferred back into what DeferLogin was given. An error
-// means that somebody else wrote it.
+// means that somebody else wrote it. A login that a version without senders put off has none.
 func (e *Engine) ParseDeferred(subject string, h schema.Header) (
-	k grant.Key, order grant.Order, deferrals int, original schema.Header, err error,
+	of schema.Address, order grant.Order, deferrals int, original schema.Header, err error,
 ) {
-	k.Provider, k.User, err = parseUser(e.config.Subjects, deferredDueSubject, subject)
+	provider, user, err := parseUser(e.config.Subjects, deferredDueSubject, subject)
 	if err != nil {
-		return grant.Key{}, order, 0, nil, fmt.Errorf("parse deferred login: %w", err)
+		return of, order, 0, nil, fmt.Errorf("parse deferred login: %w", err)
 	}
-	order, deferrals, err = parseDeferred(h)
+	of = schema.Address{
+		Type: schema.UserLogin, Provider: provider, User: user, Sender: h.Get(headerSender),
+	}
+	if order, deferrals, err = parseDeferred(h); err == nil && of.Sender != "" {
+		err = schema.CheckSender(of.Sender)
+	}
 	if err != nil {
-		return k, order, 0, nil, fmt.Errorf("parse deferred login of %s: %w", k, err)
+		return of, order, 0, nil, fmt.Errorf("parse deferred login of %s/%s: %w", provider, user, err)
 	}
-	return k, order, deferrals, own(h), nil
+	return of, order, deferrals, own(h), nil
 }
 
 func parseDeferred(h schema.Header) (order grant.Order, deferrals int, err error) {
@@ -158,11 +168,16 @@ func (e *Engine) deferredCount(ctx context.Context) (uint64, error) {
 // LoginWaits reports whether a login of the user was accepted that is not settled yet, be it put
 // off or not.
 func (e *Engine) LoginWaits(ctx context.Context, k grant.Key) (bool, error) {
-	for _, at := range []struct{ base, subject string }{
-		{Logins, e.config.Subjects.Of(schema.Address{Type: schema.UserLogin, Provider: k.Provider, User: k.User})},
-		{Renewals, e.user(deferredTimerSubject, k)},
-		{Renewals, e.user(deferredDueSubject, k)},
-	} {
+	type place struct{ base, subject string }
+	// In the order in which a login that is put off moves, so that none is missed on its way.
+	var places []place
+	for _, subject := range e.commands(schema.UserLogin, k) {
+		places = append(places, place{Logins, subject})
+	}
+	for _, front := range []string{deferredTimerSubject, deferredDueSubject} {
+		places = append(places, place{Renewals, e.user(front, k)})
+	}
+	for _, at := range places {
 		if waits, err := e.holds(ctx, at.base, at.subject); waits || err != nil {
 			if err != nil {
 				err = fmt.Errorf("look for a login of %s: %w", k, err)

@@ -20,10 +20,18 @@ func place(sequence uint64) grant.Order {
 	}
 }
 
+// loginOf is the address of a user's login, from a sender.
+func loginOf(k grant.Key) schema.Address {
+	return schema.Address{Type: schema.UserLogin, Provider: k.Provider, User: k.User, Sender: "shop"}
+}
+
 func putOff(t *testing.T, e *stream.Engine, at time.Time, sequence uint64, deferrals int, body string) {
 	t.Helper()
-	h := schema.Header{"ce-id": {body}, "Content-Type": {"application/json"}, "Nats-Msg-Id": {"x"}, "nats-rollup": {"all"}, "Renewd-Deferred": {"9"}}
-	must(t, e.DeferLogin(t.Context(), alice, at, place(sequence), deferrals, h, []byte(body)))
+	h := schema.Header{
+		"ce-id": {body}, "Content-Type": {"application/json"}, "Nats-Msg-Id": {"x"}, "nats-rollup": {"all"}, "Renewd-Deferred": {"9"},
+		"Renewd-Sender": {"somebody-else"},
+	}
+	must(t, e.DeferLogin(t.Context(), loginOf(alice), at, place(sequence), deferrals, h, []byte(body)))
 }
 
 func deferredLogin(t *testing.T, js jetstream.JetStream) jetstream.Msg {
@@ -51,9 +59,9 @@ func TestALoginPutOffComesBackAsItWas(t *testing.T) {
 	if waits, err := e.LoginWaits(t.Context(), alice); !waits || err != nil {
 		t.Errorf("LoginWaits while in hand = %v, %v", waits, err)
 	}
-	k, order, deferrals, h, err := e.ParseDeferred(m.Subject(), schema.Header(m.Headers()))
-	if err != nil || k != alice || order != place(7) || deferrals != 2 || string(m.Data()) != "sealed" {
-		t.Errorf("got %v, %+v, %d, %q, %v", k, order, deferrals, m.Data(), err)
+	of, order, deferrals, h, err := e.ParseDeferred(m.Subject(), schema.Header(m.Headers()))
+	if err != nil || of != loginOf(alice) || order != place(7) || deferrals != 2 || string(m.Data()) != "sealed" {
+		t.Errorf("got %+v, %+v, %d, %q, %v", of, order, deferrals, m.Data(), err)
 	}
 	if want := (schema.Header{"ce-id": {"sealed"}, "Content-Type": {"application/json"}}); !reflect.DeepEqual(h, want) {
 		t.Errorf("headers %v, want %v", h, want)
@@ -112,6 +120,16 @@ func TestParseDeferredRefuses(t *testing.T) {
 	if _, _, _, _, err := e.ParseDeferred("renewal.due.propelauth.u1", nil); err == nil {
 		t.Error("a renewal was taken for a login")
 	}
+	h := schema.Header{
+		"renewd-login-stream": {"2026-01-02T03:04:05Z"}, "renewd-login-time": {"2026-01-02T03:04:05Z"}, "renewd-login-sequence": {"7"}, "renewd-deferred": {"1"},
+	}
+	if of, _, _, _, err := e.ParseDeferred("deferred.due.propelauth.u1", h); err != nil || of.User != "u1" || of.Sender != "" {
+		t.Errorf("one that was put off by a version without senders: %+v, %v", of, err)
+	}
+	h.Set("renewd-sender", "a.b")
+	if _, _, _, _, err := e.ParseDeferred("deferred.due.propelauth.u1", h); err == nil {
+		t.Error("a sender that is no name was taken")
+	}
 }
 
 // Logins put off are no timers: the depths tell them apart.
@@ -122,7 +140,7 @@ func TestLoginsPutOffAreCountedApart(t *testing.T) {
 	putOff(t, e, time.Now().Add(-time.Second), 7, 1, "due")
 	m := deferredLogin(t, js)
 	h := schema.Header{}
-	must(t, e.DeferLogin(ctx, grant.Key{Provider: alice.Provider, User: "bob"}, time.Now().Add(time.Hour), place(8), 1, h, nil))
+	must(t, e.DeferLogin(ctx, loginOf(grant.Key{Provider: alice.Provider, User: "bob"}), time.Now().Add(time.Hour), place(8), 1, h, nil))
 	d, err := e.Depths(ctx)
 	if err != nil || d.Timers != 1 || d.Deferred != 2 {
 		t.Errorf("%+v, %v", d, err)

@@ -151,6 +151,11 @@ func (e *Engine) renewals(k grant.Key) []string {
 	return []string{e.timer(k), e.due(k), e.asked(k), e.later(k)}
 }
 
+// commands are the subjects of a user's commands, wildcards included: of all senders, and of none.
+func (e *Engine) commands(of schema.Type, k grant.Key) []string {
+	return e.config.Subjects.CommandsOf(of, k.Provider, k.User)
+}
+
 // user panics on a key that schema refuses: it would reach other users' subjects, and keys are
 // checked at the door.
 func (e *Engine) user(front string, k grant.Key) string {

@@ -21,7 +21,7 @@ func TestTimerFiresWithItsWorkAndTrace(t *testing.T) {
 	want := grant.Work{
 		Cause: schema.Cause{
 			ID: "c 1%\"é", Type: schema.UserRefreshDue, Source: "/billing", Time: time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC),
-			Reason: "plan changed\r\nNats-Rollup: all",
+			Reason: "plan changed\r\nNats-Rollup: all", Sender: "shop",
 		},
 		Want: schema.WantTokens, MinValid: 90 * time.Second, Mark: grant.Mark{Version: 1_700_000_000_123, Token: "Zm9v_-"}, Deferrals: 2, Again: true,
 	}

@@ -35,12 +35,12 @@ func (e *Engine) NewestLogin(ctx context.Context) (grant.Order, error) {
 // seen to be.
 func (e *Engine) Erase(ctx context.Context, k grant.Key, newest grant.Order) error {
 	upTo := jetstream.WithPurgeSequence(newest.Sequence + 1)
-	err := e.purge(ctx, Logins, []string{e.config.Subjects.Filter(schema.UserLogin, k.Provider, k.User)}, upTo)
+	err := e.purge(ctx, Logins, e.commands(schema.UserLogin, k), upTo)
 	if err == nil {
 		err = e.eraseDeferred(ctx, k, newest)
 	}
 	if err == nil {
-		err = e.purge(ctx, Requests, []string{e.config.Subjects.Filter(schema.UserRefreshDue, k.Provider, k.User)})
+		err = e.purge(ctx, Requests, e.commands(schema.UserRefreshDue, k))
 	}
 	if err == nil {
 		err = e.purge(ctx, Renewals, e.renewals(k))
@@ -56,7 +56,7 @@ func (e *Engine) Erase(ctx context.Context, k grant.Key, newest grant.Order) err
 func (e *Engine) Knows(ctx context.Context, k grant.Key) (bool, error) {
 	user := func(t schema.Type) string { return e.config.Subjects.Filter(t, k.Provider, k.User) }
 	filters := map[string][]string{
-		Logins: {user(schema.UserLogin)}, Requests: {user(schema.UserRefreshDue)}, Parked: {e.parked(k)},
+		Logins: e.commands(schema.UserLogin, k), Requests: e.commands(schema.UserRefreshDue, k), Parked: {e.parked(k)},
 		Renewals: append(e.renewals(k), e.user(deferredTimerSubject, k), e.user(deferredDueSubject, k)),
 		Outcomes: {user(schema.MessageRejected)},
 	}

@@ -68,8 +68,10 @@ func TestSettleWaitsForWhatIsInHand(t *testing.T) {
 	ctx := t.Context()
 	must(t, e.Settle(ctx, alice.Provider))
 	publish := func(of schema.Type) {
-		_, err := js.Publish(ctx, schema.Subjects{}.Filter(of, alice.Provider, alice.User), nil)
-		must(t, err)
+		for _, sender := range []string{"", "shop", "crm"} {
+			_, err := js.Publish(ctx, schema.Subjects{}.Of(schema.Address{Type: of, Provider: alice.Provider, User: alice.User, Sender: sender}), nil)
+			must(t, err)
+		}
 	}
 	for _, d := range []struct {
 		stream, durable string
@@ -104,15 +106,17 @@ func TestNothingThatNamesTheUserIsLeft(t *testing.T) {
 	revision, err := store.Save(ctx, grant.Grant{Key: alice, Status: grant.Live})
 	must(t, err)
 	for _, of := range []schema.Type{schema.UserLogin, schema.UserRefreshDue} {
-		_, err := js.Publish(ctx, schema.Subjects{}.Filter(of, alice.Provider, alice.User), nil)
-		must(t, err)
+		for _, sender := range []string{"", "shop", "crm"} {
+			_, err := js.Publish(ctx, schema.Subjects{}.Of(schema.Address{Type: of, Provider: alice.Provider, User: alice.User, Sender: sender}), nil)
+			must(t, err)
+		}
 	}
 	must(t, e.Arm(ctx, alice, time.Now().Add(time.Hour), work("timer")))
 	must(t, e.Wake(ctx, alice, work("due")))
 	must(t, e.Arm(ctx, alice, time.Now().Add(time.Hour), work("timer")))
 	newest, err := e.NewestLogin(ctx)
 	must(t, err)
-	must(t, e.DeferLogin(ctx, alice, time.Now().Add(time.Hour), newest, 1, nil, nil))
+	must(t, e.DeferLogin(ctx, loginOf(alice), time.Now().Add(time.Hour), newest, 1, nil, nil))
 	park(t, e, alice, grant.Parcel{Version: 1, Sealed: []byte("x")})
 	for _, of := range schema.Outcomes() {
 		must(t, e.Publish(ctx, outcome("o-"+string(of), of)))
@@ -138,7 +142,7 @@ func TestNothingThatNamesTheUserIsLeft(t *testing.T) {
 
 	later := newest
 	later.Sequence++
-	must(t, e.DeferLogin(ctx, alice, time.Now().Add(time.Hour), later, 1, nil, nil))
+	must(t, e.DeferLogin(ctx, loginOf(alice), time.Now().Add(time.Hour), later, 1, nil, nil))
 	_, err = store.Save(ctx, grant.Grant{Key: alice, Status: grant.Live})
 	must(t, err)
 	must(t, e.Erase(ctx, alice, newest))

@@ -20,7 +20,7 @@ func TestFormsStayReadable(t *testing.T) {
 	at := time.Date(2026, 3, 1, 12, 0, 0, 123456000, time.UTC)
 	t.Run("work", func(t *testing.T) {
 		w := grant.Work{
-			Cause: schema.Cause{ID: "c 1%", Type: schema.UserRefreshDue, Source: "/billing ü", Time: at, Reason: "why\nnot"},
+			Cause: schema.Cause{ID: "c 1%", Type: schema.UserRefreshDue, Source: "/billing ü", Time: at, Reason: "why\nnot", Sender: "shop"},
 			Want:  schema.WantTokens, MinValid: 90 * time.Second, Mark: grant.Mark{Version: 7, Token: "fingerprint"}, Deferrals: 2, Again: true,
 		}
 		filled(t, w, "Refused") // which is of one delivery

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/renewd/renewd/schema"
 )
 
 // ErrDestructive is wrapped by the error about changes that would lose messages or that a server
@@ -172,6 +174,35 @@ func (c Consumer) name() string { return c.Stream + "/" + c.Config.Durable }
 // Pending reports whether Apply has anything to do.
 func (c Changes) Pending() bool {
 	return slices.ContainsFunc(c.Items, func(i Change) bool { return i.Action == Create || i.Action == Update })
+}
+
+// OnlySenders reports whether all that is missing is what commands that name their sender need:
+// their subjects, and that the durables take them. A worker can do without, as long as no service
+// has a NATS account of its own.
+func (c Changes) OnlySenders() bool {
+	for _, i := range c.Items {
+		if i.Action == Create || i.Action == Update && !i.onlySenders() {
+			return false
+		}
+	}
+	return c.Pending()
+}
+
+func (c Change) onlySenders() bool {
+	commands := func(subjects string) bool {
+		return slices.ContainsFunc(schema.Commands(), func(of schema.Type) bool {
+			return strings.HasSuffix(subjects, string(of)+".>")
+		})
+	}
+	return !slices.ContainsFunc(c.Differences, func(d Difference) bool {
+		switch d.Field {
+		case "subjects":
+			return d.Refused != "" || !commands(d.Have) || !slices.Contains(c.stream.Subjects, d.Have)
+		case "filter_subject":
+			return d.Want != allSubjects || !commands(d.Have)
+		}
+		return true
+	})
 }
 
 // Refusal is nil if Apply may make all the changes; else it wraps ErrDestructive and says, for each

@@ -242,21 +242,30 @@ func TestReplicasNeedACluster(t *testing.T) {
 }
 
 // TestCommandStreams holds what services rely on: the newest login of a user wins, requests wait
-// beside each other, and a malformed subject is kept.
+// beside each other, and a malformed subject is kept. No sender's command replaces another's.
 func TestCommandStreams(t *testing.T) {
 	js, _ := fresh(t)
 	for _, subject := range []string{
 		"user.login.propelauth.u1", "user.login.propelauth.u1", "user.login.x",
+		"from.shop.user.login.propelauth.u1", "from.shop.user.login.propelauth.u1", "from.crm.user.login.propelauth.u1", "from.crm.user.login.x",
 		"user.refresh_due.propelauth.u1", "user.refresh_due.propelauth.u1", "user.refresh_due.propelauth.jane@example.com", "user.refresh_due.x",
+		"from.shop.user.refresh_due.propelauth.u1", "from.shop.user.refresh_due.propelauth.jane@example.com",
 	} {
 		_, err := js.Publish(t.Context(), subject, nil)
 		must(t, err)
 	}
-	if n := messages(t, js, stream.Logins); n != 2 {
-		t.Errorf("%d logins, want 2", n)
+	if n := messages(t, js, stream.Logins); n != 5 {
+		t.Errorf("%d logins, want 5", n)
 	}
-	if n := messages(t, js, stream.Requests); n != 4 {
-		t.Errorf("%d requests, want 4", n)
+	if n := messages(t, js, stream.Requests); n != 6 {
+		t.Errorf("%d requests, want 6", n)
+	}
+	for stream, durable := range map[string]string{stream.Logins: stream.ConsumerLogin, stream.Requests: stream.ConsumerRequest} {
+		c, err := js.Consumer(t.Context(), stream, durable)
+		must(t, err)
+		if held := messages(t, js, stream); c.CachedInfo().NumPending != held {
+			t.Errorf("%s: %d of %d are handed out", stream, c.CachedInfo().NumPending, held)
+		}
 	}
 	if _, err := js.Publish(t.Context(), "user.login.propelauth.u1", make([]byte, 65<<10)); err == nil {
 		t.Error("a login of 65 KiB was taken")
@@ -294,5 +303,96 @@ func TestCheckFolder(t *testing.T) {
 	})
 	if _, err := os.Stat(filepath.Join(dir, "jetstream")); err != nil {
 		t.Errorf("the folder CheckFolder looks into: %v", err)
+	}
+}
+
+// before are the streams and durables as the version without senders made them.
+func before(t *testing.T, js jetstream.JetStream, want stream.Topology) {
+	t.Helper()
+	for _, s := range want.WithDefaults().Streams() {
+		if len(s.Subjects) == 2 && strings.HasPrefix(s.Subjects[1], "from.") {
+			s.Subjects = s.Subjects[:1]
+		}
+		_, err := js.CreateStream(t.Context(), s)
+		must(t, err)
+	}
+	for _, c := range want.WithDefaults().Consumers() {
+		switch c.Stream {
+		case stream.Logins:
+			c.Config.FilterSubject = "user.login.>"
+		case stream.Requests:
+			c.Config.FilterSubject = "user.refresh_due.>"
+		}
+		_, err := js.CreateConsumer(t.Context(), c.Stream, c.Config)
+		must(t, err)
+	}
+}
+
+// The streams of the version without senders take their commands once they are applied, and lose
+// none that waits; until then commands without a sender go on.
+func TestStreamsOfBeforeSendersGetTheirs(t *testing.T) {
+	js := start(t, natsd.Config{})
+	ctx := t.Context()
+	want := topology(t, "")
+	before(t, js, want)
+	for _, subject := range []string{"user.login.propelauth.u1", "user.refresh_due.propelauth.u1"} {
+		_, err := js.Publish(ctx, subject, nil)
+		must(t, err)
+	}
+	c, err := stream.Plan(ctx, js, want)
+	must(t, err)
+	if !c.Pending() || !c.OnlySenders() {
+		t.Errorf("only the senders are missing:\n%s", c)
+	}
+	e := engine(t, js, stream.Config{})
+	if waits, err := e.LoginWaits(ctx, grant.Key{Provider: "propelauth", User: "u1"}); err != nil || !waits {
+		t.Errorf("LoginWaits before = %v, %v", waits, err)
+	}
+	m := next(t, js, stream.Logins, stream.ConsumerLogin, 5*time.Second)
+	if m == nil {
+		t.Fatal("the login did not come before the streams were applied")
+	}
+
+	must(t, stream.Apply(ctx, js, c))
+	ack(t, m)
+	if c, err := stream.Plan(ctx, js, want); err != nil || c.Pending() {
+		t.Errorf("after apply: %v\n%s", err, c)
+	}
+	for _, subject := range []string{"from.shop.user.login.propelauth.u1", "from.shop.user.refresh_due.propelauth.u2"} {
+		_, err := js.Publish(ctx, subject, nil)
+		must(t, err)
+	}
+	if m := next(t, js, stream.Logins, stream.ConsumerLogin, 5*time.Second); m == nil || m.Subject() != "from.shop.user.login.propelauth.u1" {
+		t.Errorf("the login with a sender did not come")
+	}
+	for _, subject := range []string{"user.refresh_due.propelauth.u1", "from.shop.user.refresh_due.propelauth.u2"} {
+		if m := next(t, js, stream.Requests, stream.ConsumerRequest, 5*time.Second); m == nil || m.Subject() != subject {
+			t.Errorf("%s did not come", subject)
+		}
+	}
+	if waits, err := e.LoginWaits(ctx, grant.Key{Provider: "propelauth", User: "u1"}); err != nil || !waits {
+		t.Errorf("LoginWaits of a login with a sender = %v, %v", waits, err)
+	}
+	if waits, err := e.LoginWaits(ctx, grant.Key{Provider: "propelauth", User: "u2"}); err != nil || waits {
+		t.Errorf("LoginWaits of nobody = %v, %v", waits, err)
+	}
+}
+
+func TestOnlySendersMeansOnly(t *testing.T) {
+	js := start(t, natsd.Config{})
+	want := topology(t, "")
+	before(t, js, want)
+	want.Providers[0].Concurrency = 9
+	if c, err := stream.Plan(t.Context(), js, want); err != nil || c.OnlySenders() {
+		t.Errorf("a durable differs too: %v\n%s", err, c)
+	}
+	want = topology(t, "")
+	want.Providers = append(want.Providers, stream.Provider{ID: "okta"})
+	if c, err := stream.Plan(t.Context(), js, want); err != nil || c.OnlySenders() {
+		t.Errorf("a durable is missing too: %v\n%s", err, c)
+	}
+	ensure(t, js, want)
+	if c, err := stream.Plan(t.Context(), js, want); err != nil || c.OnlySenders() {
+		t.Errorf("nothing is missing: %v\n%s", err, c)
 	}
 }

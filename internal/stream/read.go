@@ -15,7 +15,7 @@ import (
 
 // query asks a stream for one message.
 type query struct {
-	Last string `json:"last_by_subj,omitempty"` // the newest of this subject
+	Last string `json:"last_by_subj,omitempty"` // the newest of this subject, wildcards allowed
 	// Next is the subjects, wildcards allowed, of which the first message from sequence From on is
 	// wanted.
 	Next string `json:"next_by_subj,omitempty"`
@@ -24,7 +24,7 @@ type query struct {
 	Since *time.Time `json:"start_time,omitempty"`
 }
 
-// holds reports whether the stream has a message of the subject.
+// holds reports whether the stream has a message of the subject, wildcards allowed.
 func (e *Engine) holds(ctx context.Context, base, subject string) (bool, error) {
 	_, err := e.last(ctx, base, subject)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {

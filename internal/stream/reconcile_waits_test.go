@@ -78,7 +78,7 @@ func TestAGrantMetTwiceIsNoLostTimer(t *testing.T) {
 	}
 	for i := range 3 { // a login that is put off is no timer
 		k := grant.Key{Provider: alice.Provider, User: fmt.Sprint("d", i)}
-		must(t, e.DeferLogin(t.Context(), k, time.Now().Add(time.Hour), grant.Order{Sequence: 1}, 1, nil, nil))
+		must(t, e.DeferLogin(t.Context(), loginOf(k), time.Now().Add(time.Hour), grant.Order{Sequence: 1}, 1, nil, nil))
 	}
 	w := walks(t, stream.Reconciler{Store: store, Engine: e, Page: 3}, 3)
 	if w[1].Live != 4 || w[1].Due != 4 || w[1].Armed+w[2].Armed != 0 {

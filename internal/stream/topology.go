@@ -164,9 +164,9 @@ func (t Topology) stream(base, why string) jetstream.StreamConfig {
 // the newest.
 func (t Topology) commands(base string, of schema.Type, kept int64, why string) jetstream.StreamConfig {
 	s := t.stream(base, why)
-	s.Subjects = []string{t.subject(string(of)) + ".>"}
+	s.Subjects = []string{t.Subjects.Commands(of, ""), t.Subjects.Commands(of, schema.AnySender)}
 	s.Retention = jetstream.WorkQueuePolicy
-	s.MaxMsgsPerSubject = kept
+	s.MaxMsgsPerSubject = kept // from each sender: none takes another's place
 	s.MaxAge = commandMaxAge
 	s.MaxMsgSize = commandMaxBytes
 	s.Duplicates = min(t.Duplicates, s.MaxAge)
@@ -255,8 +255,9 @@ type Consumer struct {
 // Consumers lists the durables that t wants.
 func (t Topology) Consumers() []Consumer {
 	consumers := []Consumer{
-		t.consumer(Logins, ConsumerLogin, t.subject(string(schema.UserLogin))+".>", commandInHand),
-		t.consumer(Requests, ConsumerRequest, t.subject(string(schema.UserRefreshDue))+".>", commandInHand),
+		// All that the stream takes, with and without a sender.
+		t.consumer(Logins, ConsumerLogin, "", commandInHand),
+		t.consumer(Requests, ConsumerRequest, "", commandInHand),
 		t.consumer(Renewals, ConsumerDeferred, t.subject(deferredDueSubject)+".>", commandInHand),
 	}
 	for _, p := range t.Providers {

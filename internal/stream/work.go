@@ -19,6 +19,7 @@ const (
 	headerSource   = "ce-source"
 	headerTime     = "ce-time"
 	headerReason   = "renewd-reason"
+	headerSender   = "renewd-sender"
 	headerWant     = "renewd-want"
 	headerMinValid = "renewd-min-valid"
 	headerDeferred = "renewd-deferred" // how often this work was put off
@@ -28,7 +29,7 @@ const (
 )
 
 func workHeader(w grant.Work) schema.Header {
-	h := make(schema.Header, 13) // with room for a schedule's; names are new here, and written as Set would
+	h := make(schema.Header, 14) // with room for a schedule's; names are new here, and written as Set would
 	set := func(name, value string) {
 		if value != "" {
 			h[name] = []string{url.PathEscape(value)}
@@ -38,6 +39,7 @@ func workHeader(w grant.Work) schema.Header {
 	set(headerType, string(w.Cause.Type))
 	set(headerSource, w.Cause.Source)
 	set(headerReason, w.Cause.Reason)
+	set(headerSender, w.Cause.Sender)
 	set(headerWant, w.Want)
 	if !w.Cause.Time.IsZero() {
 		h[headerTime] = []string{w.Cause.Time.UTC().Format(time.RFC3339Nano)}
@@ -82,7 +84,8 @@ func parseWork(h schema.Header) (w grant.Work, err error) {
 		name string
 		to   *string
 	}{
-		{headerID, &w.Cause.ID}, {headerType, &kind}, {headerSource, &w.Cause.Source}, {headerReason, &w.Cause.Reason}, {headerWant, &w.Want},
+		{headerID, &w.Cause.ID}, {headerType, &kind}, {headerSource, &w.Cause.Source},
+		{headerReason, &w.Cause.Reason}, {headerSender, &w.Cause.Sender}, {headerWant, &w.Want},
 	} {
 		if *f.to, err = url.PathUnescape(h.Get(f.name)); err != nil {
 			return w, fmt.Errorf("header %s: %w", f.name, err)
