@@ -143,6 +143,7 @@ func Run(t *testing.T, open func(t *testing.T) Fixture) {
 		"one of many inserts wins":                     testInsertRace,
 		"a walk meets every grant":                     testList,
 		"a walk tells when every grant is due":         testListDue,
+		"a walk tells what every grant is sealed with": testListSealed,
 		"an ended context ends the call":               testContext,
 		"a second delete says so, a stale one refuses": testDelete,
 	} {
@@ -388,6 +389,24 @@ func testListDue(t *testing.T, s grant.Store) {
 				t.Errorf("listed %+v, want %+v", d, want)
 			}
 			keys = append(keys, d.Key)
+		}
+		return keys, next, err
+	})
+}
+
+func testListSealed(t *testing.T, s grant.Store) {
+	testWalk(t, s, func(cursor string) (keys []grant.Key, next string, err error) {
+		page, next, err := s.ListSealed(t.Context(), cursor, 10)
+		for _, l := range page {
+			g, err := s.Load(t.Context(), l.Key)
+			must(t, err)
+			whole, err := grant.SealTokens(Cipher{}, g)
+			must(t, err)
+			want := grant.Sealed{Due: g.Due(), Head: whole[:grant.SealedHead]}
+			if !reflect.DeepEqual(l, want) {
+				t.Errorf("listed %+v, want %+v", l, want)
+			}
+			keys = append(keys, l.Key)
 		}
 		return keys, next, err
 	})

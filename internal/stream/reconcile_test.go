@@ -250,6 +250,10 @@ func (blocking) List(context.Context, string, int) ([]grant.Listed, string, erro
 	panic("not asked")
 }
 
+func (blocking) ListSealed(context.Context, string, int) ([]grant.Sealed, string, error) {
+	panic("not asked")
+}
+
 func TestGauges(t *testing.T) {
 	js, _ := fresh(t)
 	reader := sdk.NewManualReader()
