@@ -184,6 +184,19 @@ func (k *Keyring) OpenLogin(jwe string) (Login, error) {
 	return l, err
 }
 
+// LoginKeyOf returns the id of the login key that a login was sealed to, as its header says, which
+// nothing proves before it was opened. It is empty for what is no sealed login.
+func LoginKeyOf(jwe string) (id string) {
+	if len(jwe) > MaxJWE {
+		return ""
+	}
+	sealed, err := jose.ParseEncryptedCompact(jwe, []jose.KeyAlgorithm{jose.ECDH_ES}, []jose.ContentEncryption{jose.A256GCM})
+	if err != nil {
+		return ""
+	}
+	return sealed.Header.KeyID
+}
+
 func (k *Keyring) loginKey(id string) (loginKey, error) {
 	for _, key := range k.login {
 		if key.id == id {
