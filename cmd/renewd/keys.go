@@ -11,7 +11,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -25,6 +24,7 @@ type keysCommand struct {
 	List    keysList    `cmd:"" help:"List the keys, without their secrets."`
 	Rotate  keysRotate  `cmd:"" help:"Add fresh keys, which only open at first."`
 	Promote keysPromote `cmd:"" help:"Let the fresh keys seal, once every worker has them. The old ones still open what they sealed."`
+	Retire  keysRetire  `cmd:"" help:"Take old keys out of the keyring, once nothing needs them any more."`
 	Publish keysPublish `cmd:"" help:"Put this keyring's public key in place of one that another keyring published."`
 }
 
@@ -50,38 +50,6 @@ func (k keysNew) Run(a *app, c *cli) error {
 	}
 	fmt.Fprintf(a.stdout, "made %s: keep it secret, back it up, and give every renewd of this installation the same\n", path)
 	return nil
-}
-
-type keysList struct {
-	Output string `short:"o" enum:"text,json" default:"text" help:"text or json."`
-}
-
-// Run lists the keys.
-func (k keysList) Run(a *app, c *cli) error {
-	conf, err := a.load(c)
-	if err != nil {
-		return err
-	}
-	ring, err := loadKeys(conf.keysFile())
-	if err != nil {
-		return a.keysHint(err)
-	}
-	if k.Output == "json" {
-		return json.NewEncoder(a.stdout).Encode(ring.Keys())
-	}
-	w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(w, "ID\tUSE\tMADE\tSEALS\tTO PIN")
-	for _, key := range ring.Keys() {
-		seals := "no, opens only"
-		switch {
-		case key.Current:
-			seals = "yes"
-		case key.Next:
-			seals = "not yet: keys promote"
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", key.ID, key.Use, clock(key.Created), seals, key.Thumbprint)
-	}
-	return w.Flush()
 }
 
 type keysRotate struct{}
@@ -132,7 +100,7 @@ func (k keysPromote) Run(ctx context.Context, a *app, c *cli) error {
 	}
 	// An embedded server that nobody else reaches has one worker, which reads this file whole.
 	workers := 1
-	if !conf.embedded() || conf.NATSListen != "" || k.Server != "" {
+	if !conf.alone() || k.Server != "" {
 		if workers, err = k.everyWorkerHas(ctx, a, conf, idsOf(ring)); err != nil {
 			return err
 		}
@@ -152,29 +120,41 @@ func (k keysPromote) everyWorkerHas(ctx context.Context, a *app, conf *configura
 	}
 	defer nc.Close()
 	engine, err := clientEngine(nc, conf)
-	if err == nil {
-		err = engine.SyncClock(ctx)
-	}
 	if err != nil {
 		return 0, streamHint(err, a)
 	}
-	workers, err := engine.Workers(ctx)
+	n, lacking, err := lackingWorkers(ctx, engine, ids, nil)
 	if err != nil {
 		return 0, streamHint(err, a)
-	}
-	var lacking []string
-	for _, w := range workers {
-		for _, id := range ids {
-			if !slices.Contains(w.Keys, id) {
-				lacking = append(lacking, fmt.Sprintf("the worker on %s lacks key %s", w.Host, id))
-				break
-			}
-		}
 	}
 	if len(lacking) > 0 {
 		return 0, fmt.Errorf("promote keys: %s: give %s to it, which it reads within seconds; a worker that is gone is forgotten after two minutes", strings.Join(lacking, "; "), conf.keysFile())
 	}
-	return len(workers), nil
+	return n, nil
+}
+
+// lackingWorkers counts the workers, and names those that cannot open with all of these keys, or
+// seal with others than seals, unless that is nil.
+func lackingWorkers(ctx context.Context, engine *stream.Engine, opens, seals []string) (n int, lacking []string, err error) {
+	if err := engine.SyncClock(ctx); err != nil {
+		return 0, nil, err
+	}
+	workers, err := engine.Workers(ctx)
+	if err != nil {
+		return 0, nil, err
+	}
+	missing := func(ids []string, has []string) (string, bool) {
+		i := slices.IndexFunc(ids, func(id string) bool { return !slices.Contains(has, id) })
+		return append(slices.Clone(ids), "")[max(i, 0)], i >= 0
+	}
+	for _, w := range workers {
+		if id, ok := missing(opens, w.Keys); ok {
+			lacking = append(lacking, fmt.Sprintf("the worker on %s lacks key %s", w.Host, id))
+		} else if id, ok := missing(seals, w.Seals); ok {
+			lacking = append(lacking, fmt.Sprintf("the worker on %s does not say that it seals with key %s", w.Host, id))
+		}
+	}
+	return len(workers), lacking, nil
 }
 
 func writeKeys(path string, ring *seal.Keyring) error {

@@ -44,8 +44,23 @@ func (k *liveKeys) OpenLogin(jwe string) (seal.Login, error) { return k.ring.Loa
 // JWKS is the keyring's.
 func (k *liveKeys) JWKS() []byte { return k.ring.Load().JWKS() }
 
-// ids are of all keys that open.
-func (k *liveKeys) ids() []string { return idsOf(k.ring.Load()) }
+// old are the store keys that records are to leave.
+func (k *liveKeys) old() []string { return k.ring.Load().Old() }
+
+// ids are of all keys that open, and of those that seal.
+func (k *liveKeys) ids() (opens, seals []string) {
+	ring := k.ring.Load()
+	return idsOf(ring), sealing(ring)
+}
+
+func sealing(ring *seal.Keyring) (ids []string) {
+	for _, key := range ring.Keys() {
+		if key.Current {
+			ids = append(ids, key.ID)
+		}
+	}
+	return ids
+}
 
 func idsOf(ring *seal.Keyring) (ids []string) {
 	for _, key := range ring.Keys() {
@@ -57,9 +72,12 @@ func idsOf(ring *seal.Keyring) (ids []string) {
 // keysEvery is how often the file is looked at.
 const keysEvery = 2 * time.Second
 
-// watch reads the file again when it changed, until ctx ends. A file that cannot be read, or lacks
-// a key that was there before, changes nothing: what waits may need that key.
-func (k *liveKeys) watch(ctx context.Context, log *slog.Logger, publish func(context.Context) error) error {
+// watch reads the file again when it changed, until ctx ends, and has a new public key published. A
+// file that cannot be read, or lacks a key that was there before, changes nothing: what waits may
+// need that key. But for one that was retired, by what retired says.
+func (k *liveKeys) watch(
+	ctx context.Context, log *slog.Logger, publish func(context.Context) error, retired func(context.Context, string) (bool, error),
+) error {
 	tick := time.NewTicker(keysEvery)
 	defer tick.Stop()
 	var said string
@@ -77,7 +95,7 @@ func (k *liveKeys) watch(ctx context.Context, log *slog.Logger, publish func(con
 		case <-tick.C:
 		}
 		before := k.ring.Load()
-		switch again, err := k.read(); {
+		switch again, err := k.read(ctx, retired); {
 		case err != nil:
 			say("the keyring cannot be read again, and stays as it was", err)
 		case again != nil:
@@ -96,7 +114,7 @@ func (k *liveKeys) watch(ctx context.Context, log *slog.Logger, publish func(con
 }
 
 // read takes up what the file has; nil where that is nothing new.
-func (k *liveKeys) read() (*seal.Keyring, error) {
+func (k *liveKeys) read(ctx context.Context, retired func(context.Context, string) (bool, error)) (*seal.Keyring, error) {
 	raw, err := os.ReadFile(k.path)
 	if err != nil {
 		return nil, err
@@ -115,8 +133,15 @@ func (k *liveKeys) read() (*seal.Keyring, error) {
 	}
 	ids := idsOf(again)
 	for _, id := range idsOf(have) {
-		if !slices.Contains(ids, id) {
-			return nil, fmt.Errorf("key %s is no longer in it: put it back, or restart renewd if nothing is sealed with it any more", id)
+		if slices.Contains(ids, id) {
+			continue
+		}
+		gone, err := retired(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		if !gone {
+			return nil, fmt.Errorf("key %s is no longer in it, and was not retired: put it back, and take it out with renewd keys retire", id)
 		}
 	}
 	k.ring.Store(again)

@@ -157,6 +157,9 @@ func (p policySettings) policy() grant.Policy {
 // embedded reports whether NATS runs inside this process.
 func (s *settings) embedded() bool { return s.NATSURL == "" && s.NATSContext == "" }
 
+// alone reports whether NATS runs inside this process and is reached by nothing else.
+func (s *settings) alone() bool { return s.embedded() && s.NATSListen == "" }
+
 // keysFile is where the keyring is.
 func (s *settings) keysFile() string {
 	if s.KeysFile != "" {
