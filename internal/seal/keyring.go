@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -160,17 +161,30 @@ func (k *Keyring) fresh(now time.Time) (*Keyring, error) {
 		return nil, fmt.Errorf("generate login key: %w", err)
 	}
 	master := make([]byte, masterSize)
-	id := make([]byte, keyIDSize)
-	for _, b := range [][]byte{master, id} {
-		if _, err := rand.Read(b); err != nil {
-			return nil, fmt.Errorf("generate store key: %w", err)
-		}
+	if _, err := rand.Read(master); err != nil {
+		return nil, fmt.Errorf("generate store key: %w", err)
 	}
-	name := base64.RawURLEncoding.EncodeToString(id)
+	id, err := newKeyID()
+	if err != nil {
+		return nil, err
+	}
+	name := storeKeyName(id)
 	return &Keyring{
 		login: append(slices.Clone(k.login), loginKey{"login-" + name, now.UTC(), private}),
-		store: append(slices.Clone(k.store), storeKey{string(id), now.UTC(), master}),
+		store: append(slices.Clone(k.store), storeKey{id, now.UTC(), master}),
 	}, nil
+}
+
+// newKeyID is random. Its name does not begin with a dash, which a command would take for a flag.
+func newKeyID() (string, error) {
+	for id := make([]byte, keyIDSize); ; {
+		if _, err := rand.Read(id); err != nil {
+			return "", fmt.Errorf("generate key id: %w", err)
+		}
+		if !strings.HasPrefix(storeKeyName(string(id)), "-") {
+			return string(id), nil
+		}
+	}
 }
 
 // Keys lists what is in the keyring, by kind and the oldest first.

@@ -215,6 +215,28 @@ func TestAKeyCanBeRetired(t *testing.T) {
 	}
 }
 
+// An id is given to commands, which must not take it for a flag: one of 64 would begin with a dash.
+func TestKeyIDsAreNoFlags(t *testing.T) {
+	k := ring(t)
+	for i := range 300 {
+		for _, key := range k.Keys() {
+			if strings.HasPrefix(key.ID, "-") {
+				t.Fatalf("key %s after %d rotations", key.ID, i)
+			}
+		}
+		next, err := k.Rotate(noon)
+		if err == nil {
+			k, err = next.Promote()
+		}
+		if err == nil {
+			k, err = k.Retire(k.Keys()[0].ID, k.Keys()[2].ID)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestKeyringRoundTrip(t *testing.T) {
 	k := ring(t)
 	raw, err := k.Marshal()
