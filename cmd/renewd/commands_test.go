@@ -96,7 +96,7 @@ func TestKeys(t *testing.T) {
 // keyIDs are of the keyring's keys, as keys list shows them.
 func keyIDs(t *testing.T, path string) []string {
 	t.Helper()
-	ring, err := loadKeys(path)
+	ring, err := keyFile{path: path}.load(t.Context())
 	return idsOf(mustRing(t, ring, err))
 }
 

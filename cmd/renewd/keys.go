@@ -6,9 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -33,35 +30,35 @@ type keysNew struct {
 }
 
 // Run makes a keyring.
-func (k keysNew) Run(a *app, c *cli) error {
+func (k keysNew) Run(ctx context.Context, a *app, c *cli) error {
 	conf, err := a.load(c)
 	if err != nil {
 		return err
 	}
-	path := conf.keysFile()
-	if _, err := loadKeys(path); err == nil && k.IfMissing {
+	file := conf.keyFile()
+	if _, err := file.load(ctx); err == nil && k.IfMissing {
 		return nil
 	}
-	if _, err := makeKeys(path, time.Now()); err != nil {
+	if _, err := file.make(ctx, time.Now()); err != nil {
 		if errors.Is(err, fs.ErrExist) {
-			return fmt.Errorf("%s is there already, and what it sealed would be lost with it: %s keys rotate adds keys", path, a.name)
+			return fmt.Errorf("%s is there already, and what it sealed would be lost with it: %s keys rotate adds keys", file.path, a.name)
 		}
 		return err
 	}
-	fmt.Fprintf(a.stdout, "made %s: keep it secret, back it up, and give every renewd of this installation the same\n", path)
+	fmt.Fprintf(a.stdout, "made %s: keep it secret, back it up, and give every renewd of this installation the same\n", file.path)
 	return nil
 }
 
 type keysRotate struct{}
 
 // Run adds keys.
-func (keysRotate) Run(a *app, c *cli) error {
+func (keysRotate) Run(ctx context.Context, a *app, c *cli) error {
 	conf, err := a.load(c)
 	if err != nil {
 		return err
 	}
-	path := conf.keysFile()
-	ring, err := loadKeys(path)
+	file := conf.keyFile()
+	ring, err := file.load(ctx)
 	if err != nil {
 		return a.keysHint(err)
 	}
@@ -70,10 +67,10 @@ func (keysRotate) Run(a *app, c *cli) error {
 	} else if err != nil {
 		return err
 	}
-	if err := writeKeys(path, ring); err != nil {
+	if err := file.write(ctx, ring); err != nil {
 		return fmt.Errorf("rotate keys: %w", err)
 	}
-	fmt.Fprintf(a.stdout, "%s has fresh keys, which only open for now: give it to every renewd of this installation, which reads it by itself; then: %s keys promote\n", path, a.name)
+	fmt.Fprintf(a.stdout, "%s has fresh keys, which only open for now: give it to every renewd of this installation, which reads it by itself; then: %s keys promote\n", file.path, a.name)
 	return nil
 }
 
@@ -87,8 +84,8 @@ func (k keysPromote) Run(ctx context.Context, a *app, c *cli) error {
 	if err != nil {
 		return err
 	}
-	path := conf.keysFile()
-	ring, err := loadKeys(path)
+	file := conf.keyFile()
+	ring, err := file.load(ctx)
 	if err != nil {
 		return a.keysHint(err)
 	}
@@ -105,10 +102,10 @@ func (k keysPromote) Run(ctx context.Context, a *app, c *cli) error {
 			return err
 		}
 	}
-	if err := writeKeys(path, next); err != nil {
+	if err := file.write(ctx, next); err != nil {
 		return fmt.Errorf("promote keys: %w", err)
 	}
-	fmt.Fprintf(a.stdout, "the fresh keys of %s seal from now on, at %s: give the file to every renewd again\n", path, counted(workers, "worker", "workers"))
+	fmt.Fprintf(a.stdout, "the fresh keys of %s seal from now on, at %s: give the file to every renewd again\n", file.path, counted(workers, "worker", "workers"))
 	return nil
 }
 
@@ -157,14 +154,6 @@ func lackingWorkers(ctx context.Context, engine *stream.Engine, opens, seals []s
 	return len(workers), lacking, nil
 }
 
-func writeKeys(path string, ring *seal.Keyring) error {
-	raw, err := ring.Marshal()
-	if err != nil {
-		return err
-	}
-	return replaceFile(path, raw)
-}
-
 type keysPublish struct {
 	clientFlags
 }
@@ -175,7 +164,7 @@ func (k keysPublish) Run(ctx context.Context, a *app, c *cli) error {
 	if err != nil {
 		return err
 	}
-	ring, err := loadKeys(conf.keysFile())
+	ring, err := conf.keyFile().load(ctx)
 	if err != nil {
 		return a.keysHint(err)
 	}
@@ -196,75 +185,6 @@ func (a *app) keysHint(err error) error {
 		return fmt.Errorf("%w: make it with: %s keys new (or set RENEWD_KEYS_FILE to where it is)", err, a.name)
 	}
 	return err
-}
-
-func loadKeys(path string) (*seal.Keyring, error) {
-	if info, err := os.Stat(path); err == nil && runtime.GOOS != "windows" && info.Mode().Perm()&0o022 != 0 {
-		return nil, fmt.Errorf("load keyring %s: others than its owner may write to it (mode %04o), and so read every token: chmod go-w", path, info.Mode().Perm())
-	}
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("load keyring: %w", err)
-	}
-	ring, err := seal.ParseKeyring(raw)
-	if err != nil {
-		return nil, fmt.Errorf("load keyring %s: %w", path, err)
-	}
-	return ring, nil
-}
-
-// makeKeys writes a new keyring to path, which must not exist.
-func makeKeys(path string, now time.Time) (*seal.Keyring, error) {
-	ring, err := seal.NewKeyring(now)
-	if err != nil {
-		return nil, fmt.Errorf("make keyring: %w", err)
-	}
-	raw, err := ring.Marshal()
-	if err != nil {
-		return nil, fmt.Errorf("make keyring: %w", err)
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("make keyring: %w", err)
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("make keyring: %w", err)
-	}
-	if err := finish(f, raw); err != nil {
-		return nil, fmt.Errorf("make keyring: %w", errors.Join(err, os.Remove(path)))
-	}
-	if err := syncFolder(filepath.Dir(path)); err != nil {
-		return nil, fmt.Errorf("make keyring: %w", err)
-	}
-	return ring, nil
-}
-
-// finish writes raw to f and closes it, with all on the disk.
-func finish(f *os.File, raw []byte) error {
-	_, err := f.Write(raw)
-	return errors.Join(err, f.Sync(), f.Close())
-}
-
-// replaceFile writes a file that only its owner may read so that either the old or the new content
-// is there at any time, a power cut included. Its owner stays who it was.
-func replaceFile(path string, raw []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	if was, err := os.Stat(path); err == nil {
-		if err := giveTo(f, was); err != nil {
-			return errors.Join(err, f.Close())
-		}
-	}
-	if err := finish(f, raw); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncFolder(filepath.Dir(path))
 }
 
 // knows reports whether the keyring has the private part of a key in this key set.

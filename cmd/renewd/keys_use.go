@@ -114,7 +114,7 @@ func (k keysList) Run(ctx context.Context, a *app, c *cli) error {
 	if err != nil {
 		return err
 	}
-	ring, err := loadKeys(conf.keysFile())
+	ring, err := conf.keyFile().load(ctx)
 	if err != nil {
 		return a.keysHint(err)
 	}
@@ -195,7 +195,7 @@ func (f clientFlags) openInstallation(ctx context.Context, a *app, conf *configu
 
 type keysRetire struct {
 	clientFlags
-	IDs []string `arg:"" name:"id" help:"Ids of the keys, as keys list shows them."`
+	IDs []string `arg:"" name:"id" help:"Ids of the keys, as keys list shows them; after -- if one begins with a dash."`
 }
 
 // Run takes keys out of the keyring, unless something may need them.
@@ -204,8 +204,8 @@ func (k keysRetire) Run(ctx context.Context, a *app, c *cli) error {
 	if err != nil {
 		return err
 	}
-	path := conf.keysFile()
-	ring, err := loadKeys(path)
+	file := conf.keyFile()
+	ring, err := file.load(ctx)
 	if err != nil {
 		return a.keysHint(err)
 	}
@@ -224,26 +224,17 @@ func (k keysRetire) Run(ctx context.Context, a *app, c *cli) error {
 	if err := k.nothingNeeds(ctx, a, p, ring); err != nil {
 		return fmt.Errorf("retire keys: %w", err)
 	}
-	if again, err := loadKeys(path); err != nil || !sameRing(again, ring) {
-		return fmt.Errorf("retire keys: %s was changed meanwhile: try again", path)
+	if again, err := file.load(ctx); err != nil || !sameRing(again, ring) {
+		return fmt.Errorf("retire keys: %s was changed meanwhile: try again", file.path)
 	}
 	if err := p.engine.NoteRetired(ctx, k.IDs...); err != nil {
 		return err
 	}
-	if err := writeKeys(path, next); err != nil {
+	if err := file.write(ctx, next); err != nil {
 		return fmt.Errorf("retire keys: %w", err)
 	}
-	fmt.Fprintf(a.stdout, "%s no longer has %s: give the file to every renewd again, and destroy the copies and backups of before\n", path, strings.Join(k.IDs, ", "))
+	fmt.Fprintf(a.stdout, "%s no longer has %s: give the file to every renewd again, and destroy the copies and backups of before\n", file.path, strings.Join(k.IDs, ", "))
 	return nil
-}
-
-func sameRing(a, b *seal.Keyring) bool {
-	one, err := a.Marshal()
-	if err != nil {
-		return false
-	}
-	other, err := b.Marshal()
-	return err == nil && bytes.Equal(one, other)
 }
 
 // nothingNeeds refuses while something is sealed with one of the keys, or may still come sealed with

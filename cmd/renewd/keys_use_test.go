@@ -33,7 +33,7 @@ func startRetiring(t *testing.T, more ...string) *retiring {
 	}, more...)
 	want(t, env, exitDone, "", "keys", "new")
 	want(t, env, exitDone, "", "streams", "apply")
-	ring, err := loadKeys(file)
+	ring, err := keyFile{path: file}.load(t.Context())
 	r := &retiring{env: env, old: mustRing(t, ring, err)}
 	for _, args := range [][]string{{"keys", "publish"}, {"keys", "rotate"}, {"keys", "promote"}, {"keys", "publish"}} {
 		want(t, env, exitDone, "", args...)
@@ -48,7 +48,7 @@ func startRetiring(t *testing.T, more ...string) *retiring {
 	}
 	t.Cleanup(r.close)
 	r.plant.keys.ring.Store(r.old) // as a worker does that has not read the file again
-	ring, err = loadKeys(file)
+	ring, err = keyFile{path: file}.load(t.Context())
 	r.keys = mustRing(t, ring, err).Keys()
 	return r
 }
@@ -88,7 +88,7 @@ func (r *retiring) save(t *testing.T, user string, change func(*grant.Grant)) {
 // reseal runs one walk of the resealer with the keyring that the file has now.
 func (r *retiring) reseal(t *testing.T) (found stream.Resealed) {
 	t.Helper()
-	ring, err := loadKeys(r.conf.keysFile())
+	ring, err := keyFile{path: r.conf.keysFile()}.load(t.Context())
 	r.plant.keys.ring.Store(mustRing(t, ring, err))
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -151,7 +151,7 @@ func TestAStoreKeyIsRetiredOnceNothingNeedsIt(t *testing.T) {
 				t.Fatal(err)
 			}
 			want(t, r.env, exitDone, "no longer has "+old, "keys", "retire", old)
-			ring, err := loadKeys(r.conf.keysFile())
+			ring, err := keyFile{path: r.conf.keysFile()}.load(t.Context())
 			if ids := idsOf(mustRing(t, ring, err)); len(ids) != 3 || slices.Contains(ids, old) {
 				t.Errorf("the file has %q", ids)
 			}
@@ -198,7 +198,7 @@ func TestALoginKeyIsRetiredOnceNoLoginCanCome(t *testing.T) {
 	if uses := r.uses(t); uses[old] != "1 login" {
 		t.Errorf("needed by %q", uses)
 	}
-	ring, err := loadKeys(r.conf.keysFile())
+	ring, err := keyFile{path: r.conf.keysFile()}.load(t.Context())
 	ring = mustRing(t, ring, err)
 	r.engine = later
 	retire := keysRetire{IDs: []string{old}}

@@ -18,13 +18,23 @@ import (
 // liveKeys is the keyring of a process as its file has it now, so that a fresh key needs no
 // restart. Safe for concurrent use.
 type liveKeys struct {
-	path    string
+	file    keyFile
 	ring    atomic.Pointer[seal.Keyring]
 	changed chan struct{} // a keyring was read
+
+	last decoded // of watch alone
 }
 
-func newLiveKeys(path string, ring *seal.Keyring) *liveKeys {
-	k := &liveKeys{path: path, changed: make(chan struct{}, 1)}
+// decoded is what was in the file when it was last looked at.
+type decoded struct {
+	raw  []byte
+	ring *seal.Keyring
+	err  error
+	at   time.Time
+}
+
+func newLiveKeys(file keyFile, ring *seal.Keyring) *liveKeys {
+	k := &liveKeys{file: file, changed: make(chan struct{}, 1)}
 	k.ring.Store(ring)
 	return k
 }
@@ -69,8 +79,12 @@ func idsOf(ring *seal.Keyring) (ids []string) {
 	return ids
 }
 
-// keysEvery is how often the file is looked at.
-const keysEvery = 2 * time.Second
+const (
+	// keysEvery is how often the file is looked at.
+	keysEvery = 2 * time.Second
+	// unwrapEvery is how often a file that did not change and could not be read is unwrapped.
+	unwrapEvery = time.Minute
+)
 
 // watch reads the file again when it changed, until ctx ends, and has a new public key published. A
 // file that cannot be read, or lacks a key that was there before, changes nothing: what waits may
@@ -83,7 +97,7 @@ func (k *liveKeys) watch(
 	var said string
 	say := func(text string, err error) {
 		if said != text+err.Error() {
-			log.Error(text, "file", k.path, "error", err)
+			log.Error(text, "file", k.file.path, "error", err)
 		}
 		said = text + err.Error()
 	}
@@ -100,7 +114,7 @@ func (k *liveKeys) watch(
 			say("the keyring cannot be read again, and stays as it was", err)
 		case again != nil:
 			said = ""
-			log.Info("read the keyring again", "file", k.path, "keys", len(again.Keys()))
+			log.Info("read the keyring again", "file", k.file.path, "keys", len(again.Keys()))
 			unpublished = unpublished || !bytes.Equal(before.JWKS(), again.JWKS())
 		}
 		if unpublished {
@@ -115,11 +129,7 @@ func (k *liveKeys) watch(
 
 // read takes up what the file has; nil where that is nothing new.
 func (k *liveKeys) read(ctx context.Context, retired func(context.Context, string) (bool, error)) (*seal.Keyring, error) {
-	raw, err := os.ReadFile(k.path)
-	if err != nil {
-		return nil, err
-	}
-	again, err := seal.ParseKeyring(raw)
+	again, err := k.decode(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -150,6 +160,20 @@ func (k *liveKeys) read(ctx context.Context, retired func(context.Context, strin
 	default:
 	}
 	return again, nil
+}
+
+// decode is what the file has. A program that unwraps it, which may call a service, is run for a
+// file that changed alone.
+func (k *liveKeys) decode(ctx context.Context) (*seal.Keyring, error) {
+	raw, err := k.file.read()
+	if err != nil {
+		return nil, err
+	}
+	if l := k.last; !bytes.Equal(raw, l.raw) || l.err != nil && time.Since(l.at) >= unwrapEvery || l.at.IsZero() {
+		ring, err := k.file.decode(ctx, raw)
+		k.last = decoded{raw, ring, err, time.Now()}
+	}
+	return k.last.ring, k.last.err
 }
 
 // announce lets the others know which keys this process has.

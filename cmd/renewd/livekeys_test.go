@@ -31,16 +31,16 @@ func mustRing(t *testing.T, ring *seal.Keyring, err error) *seal.Keyring {
 func TestLiveKeysFollowTheirFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "keys.json")
 	noon := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
-	first, err := makeKeys(path, noon)
+	first, err := keyFile{path: path}.make(t.Context(), noon)
 	first = mustRing(t, first, err)
 	put := func(ring *seal.Keyring) {
 		t.Helper()
-		if err := writeKeys(path, ring); err != nil {
+		if err := (keyFile{path: path}).write(context.Background(), ring); err != nil {
 			t.Fatal(err)
 		}
 	}
 	synctest.Test(t, func(t *testing.T) {
-		live := newLiveKeys(path, first)
+		live := newLiveKeys(keyFile{path: path}, first)
 		var published atomic.Int64
 		var down atomic.Bool
 		var retired atomic.Value // the id of a key
@@ -166,7 +166,7 @@ func TestKeysArePromotedOnceEveryWorkerHasThem(t *testing.T) {
 	signIn("u3")
 	give()
 	signIn("u4")
-	ring, err := loadKeys(file(1))
+	ring, err := keyFile{path: file(1)}.load(t.Context())
 	ring = mustRing(t, ring, err)
 	keys := ring.Keys() // login, login, store, store; the older first
 	if len(keys) != 4 || slices.ContainsFunc(keys, func(k seal.KeyInfo) bool { return k.Next }) {

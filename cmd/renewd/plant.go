@@ -51,11 +51,11 @@ func build(ctx context.Context, conf *configuration, environ []string, log *slog
 		}
 	}()
 	say("the keyring")
-	ring, err := p.loadKeys()
+	ring, err := p.loadKeys(ctx)
 	if err != nil {
 		return p, err
 	}
-	p.keys = newLiveKeys(conf.keysFile(), ring)
+	p.keys = newLiveKeys(conf.keyFile(), ring)
 	say(conf.natsText())
 	if err = p.connect(ctx, environ); err != nil {
 		return p, err
@@ -89,13 +89,13 @@ func (p *plant) close() {
 
 // loadKeys reads the keyring. Only where NATS is embedded, and so this process alone, may it make
 // one: two processes that each made their own could not read each other's grants.
-func (p *plant) loadKeys() (*seal.Keyring, error) {
-	path := p.conf.keysFile()
-	ring, err := loadKeys(path)
+func (p *plant) loadKeys(ctx context.Context) (*seal.Keyring, error) {
+	file := p.conf.keyFile()
+	ring, err := file.load(ctx)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && p.conf.embedded():
-		p.log.Info("made a keyring: back it up, without it the stored tokens are lost", "file", path)
-		return makeKeys(path, time.Now())
+		p.log.Info("made a keyring: back it up, without it the stored tokens are lost", "file", file.path)
+		return file.make(ctx, time.Now())
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, usageError{fmt.Errorf("%w: make it once with `renewd keys new`, and give every renewd of this installation the same (RENEWD_KEYS_FILE)", err)}
 	case err != nil:

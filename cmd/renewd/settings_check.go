@@ -50,6 +50,11 @@ func (c *configuration) check() []error {
 		say("nats_replicas", errors.New("more than 1 needs a NATS cluster: set RENEWD_NATS_URL"))
 	}
 	say("database_url", checkDatabaseURL(c.DatabaseURL.Reveal()))
+	say("keys_unwrap", c.KeysUnwrap.check())
+	say("keys_wrap", c.KeysWrap.check())
+	if len(c.KeysWrap) > 0 && len(c.KeysUnwrap) == 0 {
+		say("keys_wrap", errors.New("needs keys_unwrap, its inverse"))
+	}
 	say("http_addr", checkAddr(c.HTTPAddr))
 	say("http_cert", both(c.HTTPCert, "http_key", c.HTTPKey))
 	c.checkLinks(say)
@@ -57,6 +62,13 @@ func (c *configuration) check() []error {
 		say("http_token", fmt.Errorf("%d bytes: want 16 or more, random; for instance from: openssl rand -hex 24", n))
 	}
 	return append(found, c.checkProviders()...)
+}
+
+func (c command) check() error {
+	if len(c) > 0 && strings.TrimSpace(c[0]) == "" {
+		return errors.New("want the name of a program first")
+	}
+	return nil
 }
 
 // name is how the operator wrote, or would write, a setting.

@@ -54,11 +54,11 @@ func (a *app) openPlant(ctx context.Context, conf *configuration, server string)
 		return nil, err
 	}
 	p := &plant{conf: conf, log: slog.New(slog.DiscardHandler), tel: tel}
-	ring, err := loadKeys(conf.keysFile())
+	ring, err := conf.keyFile().load(ctx)
 	if err != nil {
 		return nil, a.keysHint(err)
 	}
-	p.keys = newLiveKeys(conf.keysFile(), ring)
+	p.keys = newLiveKeys(conf.keyFile(), ring)
 	if p.nc, err = a.connect(conf, server); err != nil {
 		return nil, err
 	}
