@@ -146,6 +146,10 @@ func TestKeysArePromotedOnceEveryWorkerHasThem(t *testing.T) {
 	start(t, env(0))
 	start(t, env(1))
 	signIn("u1")
+	before, err := os.ReadFile(file(0))
+	if err != nil {
+		t.Fatal(err)
+	}
 	want(t, env(0), exitDone, "", "keys", "rotate")
 	want(t, env(0), exitFailed, "lacks key", "keys", "promote")
 	signIn("u2")
@@ -183,6 +187,8 @@ func TestKeysArePromotedOnceEveryWorkerHasThem(t *testing.T) {
 	if !retired {
 		t.Fatal("never retired")
 	}
+	stale := write(t, "stale.json", string(before))
+	want(t, append(env(0), "RENEWD_KEYS_FILE="+stale), exitUsage, "which was retired", "serve")
 	give()
 	for end := time.Now().Add(time.Minute); has(t, url, old) && time.Now().Before(end); <-time.After(100 * time.Millisecond) {
 	}

@@ -229,9 +229,19 @@ func brakedOnly(plan stream.Changes) bool {
 	return true
 }
 
-// publishKeys puts the public key where publishers find it, unless another keyring's is there: then
-// this process could not open what the others seal, nor they what it does.
+// publishKeys puts the public key where publishers find it, unless another keyring's is there, or
+// this one is of before a key was retired: then this process could not open what the others seal, nor
+// they what it does.
 func (p *plant) publishKeys(ctx context.Context) error {
+	for _, id := range sealing(p.keys.ring.Load()) {
+		retired, err := p.engine.Retired(ctx, id)
+		if err != nil {
+			return err
+		}
+		if retired {
+			return usageError{fmt.Errorf("%s is an old keyring: it seals with key %s, which was retired: give it the file that the other workers have", p.conf.keysFile(), id)}
+		}
+	}
 	there, err := p.engine.Keys(ctx)
 	if err != nil {
 		return err
