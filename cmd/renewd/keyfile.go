@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -161,6 +162,8 @@ func (c command) pipe(ctx context.Context, in []byte, limit time.Duration) ([]by
 		return out.kept.Bytes(), nil
 	case errors.Is(context.Cause(ctx), context.DeadlineExceeded):
 		err = fmt.Errorf("it took longer than %v", limit)
+	case errors.Is(err, exec.ErrNotFound), errors.Is(err, fs.ErrNotExist): // which is not said of the keyring
+		return nil, fmt.Errorf("%s: no such program", c[0])
 	case out.over:
 		err = fmt.Errorf("it gave more than %d bytes", maxKeyring)
 	}

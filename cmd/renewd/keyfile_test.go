@@ -131,7 +131,8 @@ func TestWrappingThatFails(t *testing.T) {
 		{sh("exit 1"), plain, "it said nothing"},
 		{sh("cat >/dev/null; echo out"), plain, "malformed keyring"},
 		{sh("cat >/dev/null; cat /dev/zero"), plain, "more than 1048576 bytes"},
-		{command{"renewd-no-such-program"}, plain, "executable file not found"},
+		{command{"renewd-no-such-program"}, plain, "keys_unwrap: renewd-no-such-program: no such program\n"},
+		{command{"/no/such/program"}, plain, "keys_unwrap: /no/such/program: no such program\n"},
 	} {
 		env := append(wrapping{c.unwrap, c.wrap}.env(t), "RENEWD_KEYS_FILE="+path)
 		code, out, errs := runIn(t, env, "keys", "rotate")

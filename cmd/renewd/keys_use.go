@@ -185,12 +185,13 @@ func printKeys(to io.Writer, keys []listedKey) error {
 	return w.Flush()
 }
 
-// openInstallation is openPlant for where the settings' own renewd is to be met, no other.
+// openInstallation is openPlant without the keyring, which nothing is opened with, and for where the
+// settings' own renewd is to be met, no other.
 func (f clientFlags) openInstallation(ctx context.Context, a *app, conf *configuration) (*plant, error) {
 	if conf.alone() && f.Server == "" {
 		return nil, errors.New("NATS is inside renewd and nothing else reaches it: set RENEWD_NATS_LISTEN for it")
 	}
-	return a.openPlant(ctx, conf, f.Server)
+	return a.openPlantWith(ctx, conf, f.Server, nil)
 }
 
 type keysRetire struct {
