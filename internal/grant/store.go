@@ -94,6 +94,11 @@ type Store interface {
 	// ListSealed is ListDue with the first bytes of each grant's sealed tokens, which say what key
 	// they are sealed with. It opens none. Cursors are ListDue's.
 	ListSealed(ctx context.Context, cursor string, limit int) (page []Sealed, next string, err error)
+
+	// Reseal seals the record's tokens anew, as they are, if its revision is still the given one. It
+	// changes nothing else of the record but the revision, and keeps what a later version of renewd
+	// may have put there. Errors: ErrConflict, ErrNotFound, ErrUnreadable.
+	Reseal(ctx context.Context, k Key, revision uint64) error
 }
 
 // SealedHead is how many bytes of the sealed tokens a ListSealed returns, at most.
@@ -102,7 +107,8 @@ const SealedHead = 16
 // Sealed says what a grant's tokens are sealed with.
 type Sealed struct {
 	Due
-	Head []byte // of the sealed tokens, SealedHead bytes; empty: the record is damaged
+	Revision uint64
+	Head     []byte // of the sealed tokens, SealedHead bytes; empty: the record is damaged
 }
 
 // HeadOf is the Head of sealed tokens, as a copy.

@@ -50,7 +50,7 @@ func sealed(k grant.Key, m *jetstream.RawStreamMsg, err error) grant.Sealed {
 	if err == nil && json.Unmarshal(m.Data, &r) != nil {
 		r = record{}
 	}
-	l := grant.Sealed{Due: r.Grant.Due(), Head: grant.HeadOf(r.Sealed)}
+	l := grant.Sealed{Due: r.Grant.Due(), Revision: m.Sequence, Head: grant.HeadOf(r.Sealed)}
 	l.Key = k
 	return l
 }

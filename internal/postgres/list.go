@@ -56,10 +56,10 @@ func (s *Store) ListDue(ctx context.Context, cursor string, limit int) (page []g
 // ListSealed implements grant.Store. The cursor is the last key.
 func (s *Store) ListSealed(ctx context.Context, cursor string, limit int) (page []grant.Sealed, next string, err error) {
 	var last grant.Key
-	columns := fmt.Sprintf("%s, substring(g.tokens FROM 1 FOR %d)", dueColumns, grant.SealedHead)
+	columns := fmt.Sprintf("%s, g.revision, substring(g.tokens FROM 1 FOR %d)", dueColumns, grant.SealedHead)
 	err = s.page(ctx, columns, cursor, limit, func(rows pgx.Rows) (err error) {
 		var l grant.Sealed
-		if l.Due, err = scanDue(rows, &l.Head); err != nil {
+		if l.Due, err = scanDue(rows, &l.Revision, &l.Head); err != nil {
 			return err
 		}
 		page, last = append(page, l), l.Key

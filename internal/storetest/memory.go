@@ -155,9 +155,27 @@ func (m *Memory) ListSealed(ctx context.Context, cursor string, limit int) (page
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, l := range all {
-		page = append(page, grant.Sealed{Due: l.Due(), Head: m.heads[l.Key]})
+		page = append(page, grant.Sealed{Due: l.Due(), Revision: l.Revision, Head: m.heads[l.Key]})
 	}
 	return page, next, err
+}
+
+// Reseal implements grant.Store.
+func (m *Memory) Reseal(ctx context.Context, k grant.Key, revision uint64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	g, err := m.read(k)
+	if err == nil && g.Revision != revision {
+		err = grant.ErrConflict
+	}
+	if err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("seal grant %s anew: %w", k, err)
+	}
+	m.put(&g)
+	return nil
 }
 
 // List implements grant.Store; the cursor is the last key.

@@ -35,6 +35,11 @@ func testUnreadable(t *testing.T, f Fixture, d Damage) {
 	}
 	testUnreadableListed(t, f, well)
 	testUnreadableSealed(t, f, well, d)
+	if err := f.Reseal(t.Context(), jane, got.Revision); d == LostKey {
+		wantErr(t, err, grant.ErrUnreadable)
+	}
+	got, err = f.Load(t.Context(), jane) // of a broken record the tokens may be whole
+	wantErr(t, err, grant.ErrUnreadable)
 
 	healed := want
 	healed.Revision, healed.Version, healed.Claim = got.Revision, want.Version+1, nil

@@ -183,7 +183,7 @@ func (w *resealing) walk(ctx context.Context, l *lease, old []string) (found Res
 			switch {
 			case errors.Is(err, grant.ErrNotFound):
 			case err != nil:
-				return found, fmt.Errorf("seal %s anew: %w", s.Key, err)
+				return found, err
 			case done:
 				found.Sealed++
 			default:
@@ -203,7 +203,7 @@ func (w *resealing) walk(ctx context.Context, l *lease, old []string) (found Res
 	}
 }
 
-// reseal writes one record as it is, which seals its tokens with the key of now.
+// reseal seals one record anew, as it was listed: with another revision it may be in use by now.
 func (w *resealing) reseal(ctx context.Context, l *lease, s grant.Sealed) (done bool, err error) {
 	if inUse(s.Due, w.Engine.Now()) {
 		return false, nil
@@ -214,18 +214,9 @@ func (w *resealing) reseal(ctx context.Context, l *lease, s grant.Sealed) (done 
 	if err := l.extend(ctx); err != nil {
 		return false, err
 	}
-	g, err := w.Store.Load(ctx, s.Key)
+	err = w.Store.Reseal(ctx, s.Key, s.Revision)
 	switch {
-	case errors.Is(err, grant.ErrUnreadable):
-		return false, nil
-	case err != nil:
-		return false, err
-	case inUse(g.Due(), w.Engine.Now()):
-		return false, nil
-	}
-	_, err = w.Store.Save(ctx, g)
-	switch {
-	case errors.Is(err, grant.ErrConflict): // another worker has written it, and so sealed it anew
+	case errors.Is(err, grant.ErrUnreadable), errors.Is(err, grant.ErrConflict): // another worker wrote it
 		return false, nil
 	case errors.Is(err, grant.ErrRefused):
 		w.Logger.WarnContext(ctx, "the store refuses a record that is sealed anew", "grant", s.Key, "error", err)

@@ -196,15 +196,15 @@ func TestResealerYields(t *testing.T) {
 	}
 }
 
-// racing lets a worker in between a load and the save after it.
+// racing lets a worker in between the look at a record and the write after it.
 type racing struct {
 	grant.Store
 	between func()
 }
 
-func (s racing) Save(ctx context.Context, g grant.Grant) (uint64, error) {
+func (s racing) Reseal(ctx context.Context, k grant.Key, revision uint64) error {
 	s.between()
-	return s.Store.Save(ctx, g)
+	return s.Store.Reseal(ctx, k, revision)
 }
 
 // Without an old key nothing is walked; a key that becomes old is not kept waiting by the walk
