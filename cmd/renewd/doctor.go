@@ -154,7 +154,8 @@ func (x *examination) keyring(ctx context.Context) finding {
 	}
 	x.plant.keys = newLiveKeys(file, ring)
 	if len(file.unwrap) > 0 {
-		return finding{State: fine, Found: fmt.Sprintf("%d keys in %s, encrypted", len(ring.Keys()), path)}
+		found := fmt.Sprintf("%d keys in %s, encrypted", len(ring.Keys()), path)
+		return finding{State: fine, Found: found}
 	}
 	if info, err := os.Stat(path); err == nil && runtime.GOOS != "windows" && info.Mode().Perm()&0o004 != 0 {
 		return finding{State: warning, Found: "everybody on this machine may read " + path, Advice: "chmod o-r, and its folder too if others are in it"}

@@ -45,8 +45,8 @@ func (c *configuration) keyFile() keyFile {
 
 // load reads the keyring.
 func (f keyFile) load(ctx context.Context) (*seal.Keyring, error) {
-	if info, err := os.Stat(f.path); err == nil && runtime.GOOS != "windows" && info.Mode().Perm()&0o022 != 0 {
-		return nil, fmt.Errorf("load keyring %s: others than its owner may write to it (mode %04o), and so read every token: chmod go-w", f.path, info.Mode().Perm())
+	if err := f.guarded(); err != nil {
+		return nil, fmt.Errorf("load keyring %s: %w", f.path, err)
 	}
 	raw, err := f.read()
 	if err != nil {
@@ -57,6 +57,16 @@ func (f keyFile) load(ctx context.Context) (*seal.Keyring, error) {
 		return nil, fmt.Errorf("load keyring %s: %w", f.path, err)
 	}
 	return ring, nil
+}
+
+// guarded refuses a file that others may write to: their keys would read every token.
+func (f keyFile) guarded() error {
+	info, err := os.Stat(f.path)
+	if err != nil || runtime.GOOS == "windows" || info.Mode().Perm()&0o022 == 0 {
+		return nil // one that is not there is not read either
+	}
+	return fmt.Errorf("others than its owner may write to it (mode %04o), and so read every token: "+
+		"chmod go-w", info.Mode().Perm())
 }
 
 // read returns the file as it is.
@@ -96,16 +106,19 @@ func (f keyFile) encode(ctx context.Context, ring *seal.Keyring) ([]byte, error)
 		return raw, err
 	}
 	if len(f.wrap) == 0 {
-		return nil, errors.New("set RENEWD_KEYS_WRAP to the inverse of RENEWD_KEYS_UNWRAP: the keyring is not written in clear")
+		return nil, errors.New("set RENEWD_KEYS_WRAP to the inverse of RENEWD_KEYS_UNWRAP: " +
+			"the keyring is not written in clear")
 	}
 	wrapped, err := f.wrap.pipe(ctx, raw, wrapLimit)
 	if err != nil {
 		return nil, fmt.Errorf("keys_wrap: %w", err)
 	}
-	if again, err := f.decode(ctx, wrapped); err != nil {
-		return nil, fmt.Errorf("what keys_wrap gives cannot be read back, and nothing is written: %w", err)
-	} else if !sameRing(again, ring) {
-		return nil, errors.New("what keys_wrap gives is another keyring when it is read back: nothing is written")
+	again, err := f.decode(ctx, wrapped)
+	if err == nil && !sameRing(again, ring) {
+		err = errors.New("it is another keyring then")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("what keys_wrap gives cannot be read back, and is not kept: %w", err)
 	}
 	return wrapped, nil
 }
@@ -154,7 +167,8 @@ func (c command) pipe(ctx context.Context, in []byte, limit time.Duration) ([]by
 	out, complaint := capped{most: maxKeyring}, capped{most: maxComplaint, cut: true}
 	x := exec.CommandContext(ctx, c[0], c[1:]...)
 	x.Stdin, x.Stdout, x.Stderr = bytes.NewReader(in), &out, &complaint
-	x.Env = slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "RENEWD_") })
+	ours := func(variable string) bool { return strings.HasPrefix(variable, "RENEWD_") }
+	x.Env = slices.DeleteFunc(os.Environ(), ours)
 	x.WaitDelay = time.Second // for what it started and left behind
 	err := x.Run()
 	switch {
@@ -162,7 +176,8 @@ func (c command) pipe(ctx context.Context, in []byte, limit time.Duration) ([]by
 		return out.kept.Bytes(), nil
 	case errors.Is(context.Cause(ctx), context.DeadlineExceeded):
 		err = fmt.Errorf("it took longer than %v", limit)
-	case errors.Is(err, exec.ErrNotFound), errors.Is(err, fs.ErrNotExist): // which is not said of the keyring
+	case errors.Is(err, exec.ErrNotFound), errors.Is(err, fs.ErrNotExist):
+		// Not wrapped: it is not the keyring that is not there.
 		return nil, fmt.Errorf("%s: no such program", c[0])
 	case out.over:
 		err = fmt.Errorf("it gave more than %d bytes", maxKeyring)
@@ -171,8 +186,8 @@ func (c command) pipe(ctx context.Context, in []byte, limit time.Duration) ([]by
 	return nil, fmt.Errorf("%s: %w: %s", c[0], err, cmp.Or(said, "it said nothing on standard error"))
 }
 
-// capped keeps no more than most bytes. Beyond that it refuses, or cuts what comes. The buffer has a
-// name, since io.Copy would go around Write by the methods of one that is embedded.
+// capped keeps no more than most bytes. Beyond that it refuses, or cuts what comes. The buffer has
+// a name, since io.Copy would go around Write by the methods of one that is embedded.
 type capped struct {
 	kept bytes.Buffer
 	most int

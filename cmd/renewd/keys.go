@@ -132,7 +132,9 @@ func (k keysPromote) everyWorkerHas(ctx context.Context, a *app, conf *configura
 
 // lackingWorkers counts the workers, and names those that cannot open with all of these keys, or
 // seal with others than seals, unless that is nil.
-func lackingWorkers(ctx context.Context, engine *stream.Engine, opens, seals []string) (n int, lacking []string, err error) {
+func lackingWorkers(
+	ctx context.Context, engine *stream.Engine, opens, seals []string,
+) (n int, lacking []string, err error) {
 	if err := engine.SyncClock(ctx); err != nil {
 		return 0, nil, err
 	}
@@ -148,7 +150,8 @@ func lackingWorkers(ctx context.Context, engine *stream.Engine, opens, seals []s
 		if id, ok := missing(opens, w.Keys); ok {
 			lacking = append(lacking, fmt.Sprintf("the worker on %s lacks key %s", w.Host, id))
 		} else if id, ok := missing(seals, w.Seals); ok {
-			lacking = append(lacking, fmt.Sprintf("the worker on %s does not say that it seals with key %s", w.Host, id))
+			lacking = append(lacking,
+				fmt.Sprintf("the worker on %s does not say that it seals with key %s", w.Host, id))
 		}
 	}
 	return len(workers), lacking, nil

@@ -70,7 +70,9 @@ func (p *plant) keyUses(ctx context.Context, tell func(n int)) (keyUses, error) 
 		met(id, keyUse{Logins: 1})
 	})
 	if err == nil {
-		err = p.engine.EachParked(ctx, func(sealed []byte) { met(seal.StoreKeyOf(sealed), keyUse{Parked: 1}) })
+		err = p.engine.EachParked(ctx, func(sealed []byte) {
+			met(seal.StoreKeyOf(sealed), keyUse{Parked: 1})
+		})
 	}
 	for cursor, more := "", true; more && err == nil; more = cursor != "" {
 		page, next, listed := p.store.ListSealed(ctx, cursor, 1000)
@@ -158,7 +160,8 @@ func listed(ring *seal.Keyring, uses keyUses) (keys []listedKey) {
 		if use.Logins > 0 {
 			kind = seal.UseLogin
 		}
-		keys = append(keys, listedKey{KeyInfo: seal.KeyInfo{ID: id, Use: kind}, Missing: true, NeededBy: &use})
+		lost := seal.KeyInfo{ID: id, Use: kind}
+		keys = append(keys, listedKey{KeyInfo: lost, Missing: true, NeededBy: &use})
 	}
 	return keys
 }
@@ -180,24 +183,32 @@ func printKeys(to io.Writer, keys []listedKey) error {
 		if key.NeededBy != nil {
 			needed = key.NeededBy.String()
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(printable(key.ID), "unknown"), key.Use, clock(key.Created), seals, needed, key.Thumbprint)
+		id, made := cmp.Or(printable(key.ID), "unknown"), clock(key.Created)
+		row := []string{id, key.Use, made, seals, needed, key.Thumbprint}
+		fmt.Fprintln(w, strings.Join(row, "\t"))
 	}
 	return w.Flush()
 }
 
-// openInstallation is openPlant without the keyring, which nothing is opened with, and for where the
-// settings' own renewd is to be met, no other.
-func (f clientFlags) openInstallation(ctx context.Context, a *app, conf *configuration) (*plant, error) {
+// openInstallation is openPlant without the keyring, which nothing is opened with, and for where
+// the settings' own renewd is to be met, no other.
+func (f clientFlags) openInstallation(
+	ctx context.Context, a *app, conf *configuration,
+) (*plant, error) {
 	if conf.alone() && f.Server == "" {
-		return nil, errors.New("NATS is inside renewd and nothing else reaches it: set RENEWD_NATS_LISTEN for it")
+		return nil, errors.New("NATS is inside renewd and nothing else reaches it: " +
+			"set RENEWD_NATS_LISTEN for it")
 	}
 	return a.openPlantWith(ctx, conf, f.Server, nil)
 }
 
 type keysRetire struct {
 	clientFlags
-	IDs []string `arg:"" name:"id" help:"Ids of the keys, as keys list shows them; after -- if one begins with a dash."`
+	IDs []string `arg:"" name:"id" help:"Ids of keys list; after -- if one begins with a dash."`
 }
+
+// names reports whether the key of this id is to be retired.
+func (k keysRetire) names(id string) bool { return slices.Contains(k.IDs, id) }
 
 // Run takes keys out of the keyring, unless something may need them.
 func (k keysRetire) Run(ctx context.Context, a *app, c *cli) error {
@@ -213,7 +224,7 @@ func (k keysRetire) Run(ctx context.Context, a *app, c *cli) error {
 	next, err := ring.Retire(k.IDs...)
 	switch {
 	case errors.Is(err, seal.ErrCurrent):
-		return fmt.Errorf("retire keys: %w: %s keys rotate adds one that can take its place", err, a.name)
+		return fmt.Errorf("retire keys: %w: %s keys rotate adds one to take its place", err, a.name)
 	case err != nil:
 		return fmt.Errorf("retire keys: %w: see: %s keys list", err, a.name)
 	}
@@ -234,12 +245,13 @@ func (k keysRetire) Run(ctx context.Context, a *app, c *cli) error {
 	if err := file.write(ctx, next); err != nil {
 		return fmt.Errorf("retire keys: %w", err)
 	}
-	fmt.Fprintf(a.stdout, "%s no longer has %s: give the file to every renewd again, and destroy the copies and backups of before\n", file.path, strings.Join(k.IDs, ", "))
+	fmt.Fprintf(a.stdout, "%s no longer has %s: give the file to every renewd again, "+
+		"and destroy the copies and backups of before\n", file.path, strings.Join(k.IDs, ", "))
 	return nil
 }
 
-// nothingNeeds refuses while something is sealed with one of the keys, or may still come sealed with
-// it. Nothing can once no worker seals with it, which is looked at before and after the walk.
+// nothingNeeds refuses while something is sealed with one of the keys, or may still come sealed
+// with it. Nothing can once no worker seals with it, which is looked at before and after the walk.
 func (k keysRetire) nothingNeeds(ctx context.Context, a *app, p *plant, ring *seal.Keyring) error {
 	if err := k.noWorkerSeals(ctx, p, ring); err != nil {
 		return streamHint(err, a)
@@ -265,29 +277,33 @@ func (k keysRetire) nothingIsLeft(ctx context.Context, a *app, p *plant, ring *s
 		if key.Use == seal.UseLogin {
 			use.Logins += uses[""].Logins // those may be sealed to any of them
 		}
-		if slices.Contains(k.IDs, key.ID) && use != (keyUse{}) {
+		if k.names(key.ID) && use != (keyUse{}) {
 			left = append(left, fmt.Sprintf("%s is needed by %s", key.ID, use))
 		}
 	}
 	if len(left) > 0 {
-		return fmt.Errorf("%s: running workers seal grants anew, those in use when they are renewed; see renewd_grants_old_key, and: %s keys list", strings.Join(left, "; "), a.name)
+		return fmt.Errorf("%s: running workers seal grants anew, those in use when they are renewed; "+
+			"see renewd_grants_old_key, and: %s keys list", strings.Join(left, "; "), a.name)
 	}
 	return nil
 }
 
 // noWorkerSeals refuses unless every worker has read the keyring as it is.
 func (k keysRetire) noWorkerSeals(ctx context.Context, p *plant, ring *seal.Keyring) error {
-	keep := slices.DeleteFunc(idsOf(ring), func(id string) bool { return slices.Contains(k.IDs, id) })
+	keep := slices.DeleteFunc(idsOf(ring), k.names)
 	_, lacking, err := lackingWorkers(ctx, p.engine, keep, sealing(ring))
 	if err == nil && len(lacking) > 0 {
-		err = fmt.Errorf("%s: give %s to it, which it reads within seconds, or the present version of renewd; a worker that is gone is forgotten after two minutes", strings.Join(lacking, "; "), p.conf.keysFile())
+		err = fmt.Errorf("%s: give %s to it, which it reads within seconds, or the present version of "+
+			"renewd; a worker that is gone is forgotten after two minutes",
+			strings.Join(lacking, "; "), p.conf.keysFile())
 	}
 	return err
 }
 
 // noLoginComes refuses while a login may come, or wait, that was sealed to a key of the past.
 func (k keysRetire) noLoginComes(ctx context.Context, a *app, p *plant, ring *seal.Keyring) error {
-	if !slices.ContainsFunc(ring.Keys(), func(key seal.KeyInfo) bool { return key.Use == seal.UseLogin && slices.Contains(k.IDs, key.ID) }) {
+	login := func(key seal.KeyInfo) bool { return key.Use == seal.UseLogin && k.names(key.ID) }
+	if !slices.ContainsFunc(ring.Keys(), login) {
 		return nil
 	}
 	jwks, since, err := p.engine.KeysSince(ctx)
@@ -295,7 +311,8 @@ func (k keysRetire) noLoginComes(ctx context.Context, a *app, p *plant, ring *se
 		return err
 	}
 	if !bytes.Equal(jwks, ring.JWKS()) {
-		return fmt.Errorf("the published public key is not this keyring's: start renewd with it; see: %s doctor", a.name)
+		return fmt.Errorf("the published public key is not this keyring's: start renewd with it; "+
+			"see: %s doctor", a.name)
 	}
 	kept, err := p.engine.LoginsKept(ctx)
 	if err != nil {
@@ -303,7 +320,8 @@ func (k keysRetire) noLoginComes(ctx context.Context, a *app, p *plant, ring *se
 	}
 	// A publisher uses a key that it has fetched for minutes, and may send what it sealed later.
 	if until := since.Add(kept + p.conf.LoginMaxAge + time.Hour); p.engine.Now().Before(until) {
-		return fmt.Errorf("logins sealed to a login key of before may come until %s: try again then", clock(until))
+		return fmt.Errorf("logins sealed to a login key of before may come until %s: try again then",
+			clock(until))
 	}
 	return nil
 }

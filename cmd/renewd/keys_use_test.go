@@ -29,14 +29,15 @@ func startRetiring(t *testing.T, more ...string) *retiring {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "keys.json")
 	env := append([]string{
-		"RENEWD_NATS_URL=" + natsServer(t), "RENEWD_KEYS_FILE=" + file, "RENEWD_AUTH_URL=http://127.0.0.1:1", "RENEWD_CLIENT_ID=c", "RENEWD_ALLOW_HTTP_LOOPBACK=true",
+		"RENEWD_NATS_URL=" + natsServer(t), "RENEWD_KEYS_FILE=" + file, "RENEWD_CLIENT_ID=c",
+		"RENEWD_AUTH_URL=http://127.0.0.1:1", "RENEWD_ALLOW_HTTP_LOOPBACK=true",
 	}, more...)
 	want(t, env, exitDone, "", "keys", "new")
 	want(t, env, exitDone, "", "streams", "apply")
 	ring, err := keyFile{path: file}.load(t.Context())
 	r := &retiring{env: env, old: mustRing(t, ring, err)}
-	for _, args := range [][]string{{"keys", "publish"}, {"keys", "rotate"}, {"keys", "promote"}, {"keys", "publish"}} {
-		want(t, env, exitDone, "", args...)
+	for _, step := range []string{"publish", "rotate", "promote", "publish"} {
+		want(t, env, exitDone, "", "keys", step)
 	}
 	a := &app{name: "renewd", environ: env}
 	conf, err := a.load(&cli{})
@@ -57,7 +58,8 @@ func startRetiring(t *testing.T, more ...string) *retiring {
 func (r *retiring) uses(t *testing.T) map[string]string {
 	t.Helper()
 	var keys []listedKey
-	if err := json.Unmarshal([]byte(want(t, r.env, exitDone, "", "keys", "list", "-o", "json")), &keys); err != nil {
+	out := want(t, r.env, exitDone, "", "keys", "list", "-o", "json")
+	if err := json.Unmarshal([]byte(out), &keys); err != nil {
 		t.Fatal(err)
 	}
 	uses := map[string]string{}
@@ -93,7 +95,8 @@ func (r *retiring) reseal(t *testing.T) (found stream.Resealed) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	s := stream.Resealer{
-		Store: r.store, Engine: r.engine, Old: r.plant.keys.old, KeyOf: seal.StoreKeyOf, PerSecond: 1000, Every: time.Millisecond, Rest: time.Millisecond,
+		Store: r.store, Engine: r.engine, Old: r.plant.keys.old, KeyOf: seal.StoreKeyOf,
+		PerSecond: 1000, Every: time.Millisecond, Rest: time.Millisecond,
 		OnWalk: func(w stream.Resealed) { found = w; cancel() },
 	}
 	if err := s.Run(ctx); err != nil || errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
@@ -105,8 +108,10 @@ func (r *retiring) reseal(t *testing.T) (found stream.Resealed) {
 // A store key leaves once nothing stored or parked is under it, and everything is still there then.
 func TestAStoreKeyIsRetiredOnceNothingNeedsIt(t *testing.T) {
 	for name, more := range map[string]func(*testing.T) []string{
-		"NATS KV":    func(*testing.T) []string { return nil },
-		"PostgreSQL": func(t *testing.T) []string { return []string{"RENEWD_DATABASE_URL=" + databases.URL(t)} },
+		"NATS KV": func(*testing.T) []string { return nil },
+		"PostgreSQL": func(t *testing.T) []string {
+			return []string{"RENEWD_DATABASE_URL=" + databases.URL(t)}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := startRetiring(t, more(t)...)
@@ -114,17 +119,19 @@ func TestAStoreKeyIsRetiredOnceNothingNeedsIt(t *testing.T) {
 			r.save(t, "candidate", func(g *grant.Grant) {
 				g.Status = grant.ReauthRequired
 				g.Pair = grant.Pair{Parent: "p"}
-				g.Candidate = &grant.Candidate{Pair: grant.Pair{Access: grant.NewSecret("ca"), Refresh: grant.NewSecret("cr")}}
+				pair := grant.Pair{Access: grant.NewSecret("ca"), Refresh: grant.NewSecret("cr")}
+				g.Candidate = &grant.Candidate{Pair: pair}
 			})
 			r.save(t, "claimed", func(g *grant.Grant) {
 				g.Claim = &grant.Claim{Nonce: "n", Until: time.Now().Add(time.Hour), For: time.Hour}
 			})
 			k := grant.Key{Provider: "propelauth", User: "parked"}
-			sealed, err := grant.SealPair(r.plant.keys, grant.PurposePark, k, 7, grant.Pair{Refresh: grant.NewSecret("p")})
-			if err != nil {
-				t.Fatal(err)
+			pair := grant.Pair{Refresh: grant.NewSecret("p")}
+			sealed, err := grant.SealPair(r.plant.keys, grant.PurposePark, k, 7, pair)
+			if err == nil {
+				_, err = r.engine.Park(t.Context(), k, grant.Parcel{Version: 7, Sealed: sealed})
 			}
-			if _, err := r.engine.Park(t.Context(), k, grant.Parcel{Version: 7, Sealed: sealed}); err != nil {
+			if err != nil {
 				t.Fatal(err)
 			}
 			old, current := r.keys[2].ID, r.keys[3].ID
@@ -159,7 +166,8 @@ func TestAStoreKeyIsRetiredOnceNothingNeedsIt(t *testing.T) {
 				t.Errorf("noted: %v, %v", retired, err)
 			}
 			r.plant.keys.ring.Store(ring)
-			for user, token := range map[string]string{"suspended": "r-suspended", "candidate": "", "claimed": "r-claimed"} {
+			tokens := map[string]string{"suspended": "r-suspended", "candidate": "", "claimed": "r-claimed"}
+			for user, token := range tokens {
 				g, err := r.store.Load(t.Context(), grant.Key{Provider: "propelauth", User: user})
 				if err != nil || g.Pair.Refresh.Reveal() != token || g.Version != 7 {
 					t.Errorf("%s: version %d, %v", user, g.Version, err)
@@ -180,19 +188,22 @@ func TestALoginKeyIsRetiredOnceNoLoginCanCome(t *testing.T) {
 	r := startRetiring(t)
 	old := r.keys[0].ID
 	want(t, r.env, exitFailed, "may come until", "keys", "retire", old)
-	jwe, err := seal.SealLogin(r.old.JWKS(), "propelauth", "u", time.Now(), seal.Tokens{Access: seal.NewToken("a")})
+	tokens := seal.Tokens{Access: seal.NewToken("a")}
+	jwe, err := seal.SealLogin(r.old.JWKS(), "propelauth", "u", time.Now(), tokens)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ahead := func() time.Time { return time.Now().Add(8 * 24 * time.Hour) }
-	at := stream.Config{Subjects: r.conf.subjects(), Clock: stream.Clock{Wall: ahead, Mono: func() time.Duration { return 0 }}}
-	later, err := stream.NewEngine(r.js, at)
+	clock := stream.Clock{Wall: ahead, Mono: func() time.Duration { return 0 }}
+	later, err := stream.NewEngine(r.js, stream.Config{Subjects: r.conf.subjects(), Clock: clock})
 	if err != nil {
 		t.Fatal(err)
 	}
 	k := grant.Key{Provider: "propelauth", User: "u"}
 	header := schema.Header{"Content-Type": {"application/json"}}
-	if err := later.DeferLogin(t.Context(), k, time.Now().Add(time.Hour), grant.Order{Sequence: 1}, 1, header, fmt.Appendf(nil, `{"tokens":%q}`, jwe)); err != nil {
+	body, at := fmt.Appendf(nil, `{"tokens":%q}`, jwe), time.Now().Add(time.Hour)
+	err = later.DeferLogin(t.Context(), k, at, grant.Order{Sequence: 1}, 1, header, body)
+	if err != nil {
 		t.Fatal(err)
 	}
 	if uses := r.uses(t); uses[old] != "1 login" {
@@ -206,10 +217,12 @@ func TestALoginKeyIsRetiredOnceNoLoginCanCome(t *testing.T) {
 	if err := retire.noLoginComes(t.Context(), a, r.plant, ring); err != nil {
 		t.Errorf("eight days later: %v", err)
 	}
-	if err := retire.noLoginComes(t.Context(), a, r.plant, r.old); err == nil || !strings.Contains(err.Error(), "not this keyring's") {
+	err = retire.noLoginComes(t.Context(), a, r.plant, r.old)
+	if err == nil || !strings.Contains(err.Error(), "not this keyring's") {
 		t.Errorf("with another key published: %v", err)
 	}
-	if err := retire.nothingIsLeft(t.Context(), a, r.plant, ring); err == nil || !strings.Contains(err.Error(), "1 login") {
+	err = retire.nothingIsLeft(t.Context(), a, r.plant, ring)
+	if err == nil || !strings.Contains(err.Error(), "1 login") {
 		t.Errorf("with a login that waits: %v", err)
 	}
 	if err := later.Erase(t.Context(), k, grant.Order{}); err != nil {
@@ -232,7 +245,8 @@ func TestAKeyIsKeptWhileAWorkerSealsWithIt(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		changed, ended := make(chan struct{}), make(chan error, 1)
 		go func() {
-			ended <- r.engine.Announce(ctx, "w", "host-w", func() ([]string, []string) { return opens, seals }, changed, func(err error) { t.Error(err) })
+			keys := func() ([]string, []string) { return opens, seals }
+			ended <- r.engine.Announce(ctx, "w", "host-w", keys, changed, func(err error) { t.Error(err) })
 		}()
 		changed <- struct{}{}
 		return func() {
@@ -269,5 +283,6 @@ func TestKeysListShowsWhatIsLost(t *testing.T) {
 		t.Errorf("needed by %q", uses)
 	}
 	want(t, r.env, exitDone, "not in the keyring", "keys", "list")
-	want(t, append(r.env, "RENEWD_NATS_URL=nats://127.0.0.1:1"), exitDone, "is not shown", "keys", "list")
+	away := append(r.env, "RENEWD_NATS_URL=nats://127.0.0.1:1")
+	want(t, away, exitDone, "is not shown", "keys", "list")
 }

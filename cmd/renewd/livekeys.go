@@ -86,11 +86,14 @@ const (
 	unwrapEvery = time.Minute
 )
 
+// retiredKeys reports whether the key of this id was retired.
+type retiredKeys func(ctx context.Context, id string) (bool, error)
+
 // watch reads the file again when it changed, until ctx ends, and has a new public key published. A
 // file that cannot be read, or lacks a key that was there before, changes nothing: what waits may
-// need that key. But for one that was retired, by what retired says.
+// need that key. A key that was retired may be gone.
 func (k *liveKeys) watch(
-	ctx context.Context, log *slog.Logger, publish func(context.Context) error, retired func(context.Context, string) (bool, error),
+	ctx context.Context, log *slog.Logger, publish func(context.Context) error, retired retiredKeys,
 ) error {
 	tick := time.NewTicker(keysEvery)
 	defer tick.Stop()
@@ -128,7 +131,7 @@ func (k *liveKeys) watch(
 }
 
 // read takes up what the file has; nil where that is nothing new.
-func (k *liveKeys) read(ctx context.Context, retired func(context.Context, string) (bool, error)) (*seal.Keyring, error) {
+func (k *liveKeys) read(ctx context.Context, retired retiredKeys) (*seal.Keyring, error) {
 	again, err := k.decode(ctx)
 	if err != nil {
 		return nil, err
@@ -151,7 +154,8 @@ func (k *liveKeys) read(ctx context.Context, retired func(context.Context, strin
 			return nil, err
 		}
 		if !gone {
-			return nil, fmt.Errorf("key %s is no longer in it, and was not retired: put it back, and take it out with renewd keys retire", id)
+			return nil, fmt.Errorf("key %s is no longer in it, and was not retired: put it back, "+
+				"and take it out with renewd keys retire", id)
 		}
 	}
 	k.ring.Store(again)
@@ -169,7 +173,9 @@ func (k *liveKeys) decode(ctx context.Context) (*seal.Keyring, error) {
 	if err != nil {
 		return nil, err
 	}
-	if l := k.last; !bytes.Equal(raw, l.raw) || l.err != nil && time.Since(l.at) >= unwrapEvery || l.at.IsZero() {
+	l := k.last
+	again := l.err != nil && time.Since(l.at) >= unwrapEvery
+	if again || l.at.IsZero() || !bytes.Equal(raw, l.raw) {
 		ring, err := k.file.decode(ctx, raw)
 		k.last = decoded{raw, ring, err, time.Now()}
 	}

@@ -178,9 +178,10 @@ func TestKeysArePromotedOnceEveryWorkerHasThem(t *testing.T) {
 	}
 	old := keys[2].ID
 	retired := false
-	for end := time.Now().Add(2 * time.Minute); !retired && time.Now().Before(end); <-time.After(100 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); !retired && time.Now().Before(end); <-nextLook() {
 		code, _, errs := runIn(t, env(0), "keys", "retire", old)
-		if retired = code == exitDone; !retired && !strings.Contains(errs, "is needed by") && !strings.Contains(errs, "does not say") {
+		wait := strings.Contains(errs, "is needed by") || strings.Contains(errs, "does not say")
+		if retired = code == exitDone; !retired && !wait {
 			t.Fatalf("retire: %s", errs)
 		}
 	}
@@ -190,15 +191,19 @@ func TestKeysArePromotedOnceEveryWorkerHasThem(t *testing.T) {
 	stale := write(t, "stale.json", string(before))
 	want(t, append(env(0), "RENEWD_KEYS_FILE="+stale), exitUsage, "which was retired", "serve")
 	give()
-	for end := time.Now().Add(time.Minute); has(t, url, old) && time.Now().Before(end); <-time.After(100 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); has(t, url, old) && time.Now().Before(end); <-nextLook() {
 	}
 	if has(t, url, old) {
 		t.Error("a worker keeps the key that was retired")
 	}
 	for _, user := range []string{"u1", "u2", "u3", "u4"} {
-		want(t, env(0), exitDone, "user.synced", "publish", "refresh-due", "--user", user, "--want", "tokens", "--wait")
+		renew := []string{"publish", "refresh-due", "--user", user, "--want", "tokens", "--wait"}
+		want(t, env(0), exitDone, "user.synced", renew...)
 	}
 }
+
+// nextLook is when to look again.
+func nextLook() <-chan time.Time { return time.After(100 * time.Millisecond) }
 
 // has reports whether some worker says that it has the key.
 func has(t *testing.T, url, id string) bool {
@@ -216,5 +221,6 @@ func has(t *testing.T, url, id string) bool {
 	if err != nil || len(workers) != 2 {
 		t.Fatalf("%d workers, %v", len(workers), err)
 	}
-	return slices.ContainsFunc(workers, func(w stream.Worker) bool { return slices.Contains(w.Keys, id) })
+	knows := func(w stream.Worker) bool { return slices.Contains(w.Keys, id) }
+	return slices.ContainsFunc(workers, knows)
 }

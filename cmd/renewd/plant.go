@@ -230,8 +230,8 @@ func brakedOnly(plan stream.Changes) bool {
 }
 
 // publishKeys puts the public key where publishers find it, unless another keyring's is there, or
-// this one is of before a key was retired: then this process could not open what the others seal, nor
-// they what it does.
+// this one is of before a key was retired: then this process could not open what the others seal,
+// nor they what it does.
 func (p *plant) publishKeys(ctx context.Context) error {
 	for _, id := range sealing(p.keys.ring.Load()) {
 		retired, err := p.engine.Retired(ctx, id)
@@ -239,7 +239,8 @@ func (p *plant) publishKeys(ctx context.Context) error {
 			return err
 		}
 		if retired {
-			return usageError{fmt.Errorf("%s is an old keyring: it seals with key %s, which was retired: give it the file that the other workers have", p.conf.keysFile(), id)}
+			return usageError{fmt.Errorf("%s is an old keyring: it seals with key %s, which was retired: "+
+				"take the file that the other workers have", p.conf.keysFile(), id)}
 		}
 	}
 	there, err := p.engine.Keys(ctx)

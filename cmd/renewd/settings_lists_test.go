@@ -73,7 +73,8 @@ func TestListsAndMappings(t *testing.T) {
 	}
 }
 
-// A command is a list, or words, in the file and in the environment, and its arguments are not shown.
+// A command is a list, or words, in the file and in the environment, and its arguments are not
+// shown.
 func TestCommands(t *testing.T) {
 	t.Parallel()
 	want := command{"age", "-d", "-i", "hunter2.key"}
@@ -95,8 +96,9 @@ func TestCommands(t *testing.T) {
 		}
 		var out bytes.Buffer
 		conf.print(&out)
-		if !strings.Contains(out.String(), `keys_unwrap: ["age", "[redacted]"]`) || strings.Contains(out.String(), "hunter2") {
-			t.Errorf("%s", out.String())
+		text := out.String()
+		if !strings.Contains(text, `keys_unwrap: ["age", "[redacted]"]`) || strings.Contains(text, "hunter2") {
+			t.Error(text)
 		}
 	}
 	for file, says := range map[string]string{
@@ -105,7 +107,8 @@ func TestCommands(t *testing.T) {
 		"keys_wrap: cat\n":                 "needs keys_unwrap",
 		"keys_unwrap: '[\"hunter2\", 5'\n": "a JSON list",
 	} {
-		if _, err := load(write(t, "renewd.yaml", file), nil); err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "hunter2") {
+		_, err := load(write(t, "renewd.yaml", file), nil)
+		if err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s: %v", file, err)
 		}
 	}

@@ -30,14 +30,18 @@ func (p *plant) openStore(ctx context.Context) error {
 		cipher = p.keys
 	}
 	if p.conf.DatabaseURL.IsZero() {
-		s, err := natskv.Open(ctx, p.js, natskv.Config{Bucket: p.conf.subjects().Name(stream.BucketGrants), Cipher: cipher, Now: p.engine.Now})
+		s, err := natskv.Open(ctx, p.js, natskv.Config{
+			Bucket: p.conf.subjects().Name(stream.BucketGrants), Cipher: cipher, Now: p.engine.Now,
+		})
 		if err != nil {
 			return err
 		}
 		p.store = store{Store: s, close: func() {}}
 		return nil
 	}
-	s, err := postgres.Open(ctx, postgres.Config{URL: p.conf.DatabaseURL, Cipher: cipher, Tracers: p.tel.tracers, MaxConns: databaseConns})
+	s, err := postgres.Open(ctx, postgres.Config{
+		URL: p.conf.DatabaseURL, Cipher: cipher, Tracers: p.tel.tracers, MaxConns: databaseConns,
+	})
 	if err != nil {
 		return err
 	}

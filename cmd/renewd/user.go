@@ -33,7 +33,9 @@ type userFlags struct {
 
 // open connects to the store and the streams, and names the user. Without a keyring it goes on if
 // keyless, and no tokens can be opened then.
-func (f userFlags) open(ctx context.Context, a *app, c *cli, keyless bool) (*plant, grant.Key, error) {
+func (f userFlags) open(
+	ctx context.Context, a *app, c *cli, keyless bool,
+) (*plant, grant.Key, error) {
 	conf, err := a.load(c)
 	if err != nil {
 		return nil, grant.Key{}, err
@@ -62,7 +64,9 @@ func (a *app) openPlant(ctx context.Context, conf *configuration, server string)
 }
 
 // openPlantWith is openPlant with these keys, or without any: nil.
-func (a *app) openPlantWith(ctx context.Context, conf *configuration, server string, keys *liveKeys) (*plant, error) {
+func (a *app) openPlantWith(
+	ctx context.Context, conf *configuration, server string, keys *liveKeys,
+) (*plant, error) {
 	tel, err := newTelemetry(ctx, nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return nil, err

@@ -61,19 +61,21 @@ func inHand(t *testing.T, p *plant, base, durable string) jetstream.Msg {
 func TestAUserIsShownWithoutTheKeyring(t *testing.T) {
 	p := openedPlant(t)
 	g := grant.Grant{
-		Key: grant.Key{Provider: "propelauth", User: "u"}, Version: 7, Status: grant.Suspended, LastError: "too_many",
-		Pair: grant.Pair{Access: grant.NewSecret("a"), Refresh: grant.NewSecret("r")},
+		Key: grant.Key{Provider: "propelauth", User: "u"}, Version: 7, Status: grant.Suspended,
+		LastError: "too_many",
+		Pair:      grant.Pair{Access: grant.NewSecret("a"), Refresh: grant.NewSecret("r")},
 	}
 	if _, err := p.store.Save(t.Context(), g); err != nil {
 		t.Fatal(err)
 	}
 	env := []string{"RENEWD_NATS_URL=" + p.conf.NATSURL, "RENEWD_KEYS_FILE=" + p.conf.keysFile()}
-	if out := want(t, env, exitDone, "too_many", "user", "show", "u"); !strings.Contains(out, g.Fingerprint()) {
+	out := want(t, env, exitDone, "too_many", "user", "show", "u")
+	if !strings.Contains(out, g.Fingerprint()) {
 		t.Errorf("with the keyring: %s", out)
 	}
 	env[1] = "RENEWD_KEYS_FILE=/nowhere/keys.json"
 	want(t, env, exitDone, "too_many", "user", "show", "u")
-	out := want(t, env, exitDone, "not shown", "user", "show", "u")
+	out = want(t, env, exitDone, "not shown", "user", "show", "u")
 	if strings.Contains(out, g.Fingerprint()) || !strings.Contains(out, "suspended") {
 		t.Errorf("without: %s", out)
 	}

@@ -398,7 +398,9 @@ func (s storeAt) ListDue(ctx context.Context, cursor string, limit int) ([]grant
 	return s.w.store.ListDue(ctx, cursor, limit)
 }
 
-func (s storeAt) ListSealed(ctx context.Context, cursor string, limit int) ([]grant.Sealed, string, error) {
+func (s storeAt) ListSealed(
+	ctx context.Context, cursor string, limit int,
+) ([]grant.Sealed, string, error) {
 	return s.w.store.ListSealed(ctx, cursor, limit)
 }
 

@@ -154,7 +154,9 @@ func (s *Store) Save(ctx context.Context, g grant.Grant) (uint64, error) {
 // replace writes the record if its revision is still this one. A replicated bucket also refuses a
 // write while somebody else's is being looked at that will be refused itself. Only another revision
 // is a conflict.
-func (s *Store) replace(ctx context.Context, k grant.Key, revision uint64, raw []byte) (uint64, error) {
+func (s *Store) replace(
+	ctx context.Context, k grant.Key, revision uint64, raw []byte,
+) (uint64, error) {
 	rev, err := s.write(ctx, k, revision, raw)
 	for tries := 0; conflict(err) && tries < claimTries; tries++ {
 		now, err := s.revision(ctx, k)
@@ -171,7 +173,9 @@ func (s *Store) replace(ctx context.Context, k grant.Key, revision uint64, raw [
 	return rev, told(err)
 }
 
-func (s *Store) write(ctx context.Context, k grant.Key, revision uint64, raw []byte) (uint64, error) {
+func (s *Store) write(
+	ctx context.Context, k grant.Key, revision uint64, raw []byte,
+) (uint64, error) {
 	if revision == 0 {
 		return s.kv.Create(ctx, keyOf(k), raw)
 	}
@@ -198,7 +202,8 @@ func (s *Store) reseal(ctx context.Context, k grant.Key, revision uint64) error 
 	}
 	var r record
 	var all map[string]json.RawMessage // so that what is not known here stays too
-	if err := errors.Join(json.Unmarshal(entry.Value(), &r), json.Unmarshal(entry.Value(), &all)); err != nil {
+	err = errors.Join(json.Unmarshal(entry.Value(), &r), json.Unmarshal(entry.Value(), &all))
+	if err != nil {
 		return fmt.Errorf("%w: it is damaged: %w", grant.ErrUnreadable, err)
 	}
 	sealed, err := grant.ResealTokens(s.config.Cipher, k, r.Version, r.Sealed)

@@ -343,7 +343,8 @@ func TestResealKeepsWhatItDoesNotKnow(t *testing.T) {
 		entry, err = kv.Get(t.Context(), "p.u")
 	}
 	var was, is map[string]json.RawMessage
-	if err := errors.Join(err, json.Unmarshal(later, &was), json.Unmarshal(entry.Value(), &is)); err != nil {
+	err = errors.Join(err, json.Unmarshal(later, &was), json.Unmarshal(entry.Value(), &is))
+	if err != nil {
 		t.Fatal(err)
 	}
 	delete(was, "sealed")

@@ -37,7 +37,9 @@ func (s *Store) ListDue(ctx context.Context, cursor string, limit int) (page []g
 }
 
 // ListSealed implements grant.Store. The cursor is a place in the bucket's stream.
-func (s *Store) ListSealed(ctx context.Context, cursor string, limit int) (page []grant.Sealed, next string, err error) {
+func (s *Store) ListSealed(
+	ctx context.Context, cursor string, limit int,
+) (page []grant.Sealed, next string, err error) {
 	next, err = s.each(ctx, cursor, limit, func(k grant.Key, m *jetstream.RawStreamMsg, err error) {
 		page = append(page, sealed(k, m, err))
 	})

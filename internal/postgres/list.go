@@ -54,9 +54,12 @@ func (s *Store) ListDue(ctx context.Context, cursor string, limit int) (page []g
 }
 
 // ListSealed implements grant.Store. The cursor is the last key.
-func (s *Store) ListSealed(ctx context.Context, cursor string, limit int) (page []grant.Sealed, next string, err error) {
+func (s *Store) ListSealed(
+	ctx context.Context, cursor string, limit int,
+) (page []grant.Sealed, next string, err error) {
 	var last grant.Key
-	columns := fmt.Sprintf("%s, g.revision, substring(g.tokens FROM 1 FOR %d)", dueColumns, grant.SealedHead)
+	head := fmt.Sprintf("substring(g.tokens FROM 1 FOR %d)", grant.SealedHead)
+	columns := dueColumns + ", g.revision, " + head
 	err = s.page(ctx, columns, cursor, limit, func(rows pgx.Rows) (err error) {
 		var l grant.Sealed
 		if l.Due, err = scanDue(rows, &l.Revision, &l.Head); err != nil {

@@ -213,7 +213,8 @@ func (s *Store) Reseal(ctx context.Context, k grant.Key, revision uint64) error 
 	return nil
 }
 
-const resealSQL = `UPDATE renewd.grants SET revision = revision + 1, tokens = $4 WHERE provider = $1 AND user_id = $2 AND revision = $3`
+const resealSQL = `UPDATE renewd.grants SET revision = revision + 1, tokens = $4
+	WHERE provider = $1 AND user_id = $2 AND revision = $3`
 
 func (s *Store) reseal(ctx context.Context, k grant.Key, revision int64) error {
 	r, err := s.loads.do(ctx, k)

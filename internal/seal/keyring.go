@@ -121,8 +121,8 @@ func (k *Keyring) Promote() (*Keyring, error) {
 	return next, nil
 }
 
-// Retire returns a copy of k without the keys of these ids. Nothing that they sealed opens any more.
-// Errors: ErrNoKey, ErrCurrent.
+// Retire returns a copy of k without the keys of these ids. Nothing that they sealed opens any
+// more. Errors: ErrNoKey, ErrCurrent.
 func (k *Keyring) Retire(ids ...string) (*Keyring, error) {
 	keys := k.Keys()
 	for _, id := range ids {
@@ -133,9 +133,11 @@ func (k *Keyring) Retire(ids ...string) (*Keyring, error) {
 			return nil, fmt.Errorf("%s: %w", id, ErrCurrent)
 		}
 	}
+	goes := func(l loginKey) bool { return slices.Contains(ids, l.id) }
+	leaves := func(s storeKey) bool { return slices.Contains(ids, s.name()) }
 	return &Keyring{
-		login: slices.DeleteFunc(slices.Clone(k.login), func(l loginKey) bool { return slices.Contains(ids, l.id) }),
-		store: slices.DeleteFunc(slices.Clone(k.store), func(s storeKey) bool { return slices.Contains(ids, s.name()) }),
+		login: slices.DeleteFunc(slices.Clone(k.login), goes),
+		store: slices.DeleteFunc(slices.Clone(k.store), leaves),
 	}, nil
 }
 

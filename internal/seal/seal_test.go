@@ -182,8 +182,13 @@ func TestAKeyCanBeRetired(t *testing.T) {
 	if id := seal.LoginKeyOf(jwe); id != keys[0].ID {
 		t.Errorf("sealed to %q, want %q", id, keys[0].ID)
 	}
-	if seal.StoreKeyOf(blob[:8]) != "" || seal.StoreKeyOf(append([]byte{9}, blob...)) != "" || seal.LoginKeyOf("a.b.c.d.e") != "" {
-		t.Error("a key for what nobody sealed")
+	for _, no := range [][]byte{nil, blob[:8], append([]byte{9}, blob...)} {
+		if id := seal.StoreKeyOf(no); id != "" {
+			t.Errorf("%q for what no key sealed", id)
+		}
+	}
+	if id := seal.LoginKeyOf("a.b.c.d.e"); id != "" {
+		t.Errorf("%q for what no key sealed", id)
 	}
 	for _, id := range []string{keys[1].ID, keys[3].ID} {
 		if _, err := k.Retire(keys[0].ID, id); !errors.Is(err, seal.ErrCurrent) {
@@ -194,7 +199,8 @@ func TestAKeyCanBeRetired(t *testing.T) {
 		t.Errorf("retired what is not there: %v", err)
 	}
 	rest, err := k.Retire(keys[0].ID, keys[2].ID)
-	if err != nil || len(rest.Keys()) != 2 || len(k.Keys()) != 4 || !bytes.Equal(rest.JWKS(), k.JWKS()) {
+	if err != nil || len(rest.Keys()) != 2 || len(k.Keys()) != 4 ||
+		!bytes.Equal(rest.JWKS(), k.JWKS()) {
 		t.Fatalf("left %v of %v, %v", rest.Keys(), k.Keys(), err)
 	}
 	if _, err := rest.Open(blob, nil); !errors.Is(err, seal.ErrUnknownKey) {

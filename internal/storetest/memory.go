@@ -34,7 +34,10 @@ func NewMemory(now func() time.Time) *Memory {
 
 // NewMemoryWith is NewMemory with the cipher that records are said to be sealed with.
 func NewMemoryWith(c grant.Cipher, now func() time.Time) *Memory {
-	return &Memory{now: now, cipher: c, grants: map[grant.Key]grant.Grant{}, damaged: map[grant.Key]Damage{}, heads: map[grant.Key][]byte{}}
+	return &Memory{
+		now: now, cipher: c, grants: map[grant.Key]grant.Grant{}, damaged: map[grant.Key]Damage{},
+		heads: map[grant.Key][]byte{},
+	}
 }
 
 // Damage makes the record of k unreadable until it is saved or deleted.
@@ -150,7 +153,9 @@ func (m *Memory) ListDue(ctx context.Context, cursor string, limit int) (page []
 }
 
 // ListSealed implements grant.Store; the cursor is the last key.
-func (m *Memory) ListSealed(ctx context.Context, cursor string, limit int) (page []grant.Sealed, next string, err error) {
+func (m *Memory) ListSealed(
+	ctx context.Context, cursor string, limit int,
+) (page []grant.Sealed, next string, err error) {
 	all, next, err := m.List(ctx, cursor, limit)
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -117,7 +117,8 @@ func testUnreadableSealed(t *testing.T, f Fixture, well grant.Key, d Damage) {
 		}
 		cursor = next
 	}
-	if len(heads) != 2 || heads[well] == "" || d == LostKey && heads[jane] != string(grant.HeadOf(LostPair)) {
+	lost := string(grant.HeadOf(LostPair))
+	if len(heads) != 2 || heads[well] == "" || d == LostKey && heads[jane] != lost {
 		t.Errorf("listed as sealed: %q", heads)
 	}
 }

@@ -45,7 +45,8 @@ func (e *Engine) Keys(ctx context.Context) ([]byte, error) {
 func (e *Engine) KeysSince(ctx context.Context) (jwks []byte, since time.Time, err error) {
 	kv, err := e.js.KeyValue(ctx, e.config.Subjects.Name(BucketKeys))
 	if err != nil {
-		return nil, time.Time{}, fmt.Errorf("read public keys: bucket %s: %w", e.config.Subjects.Name(BucketKeys), err)
+		name := e.config.Subjects.Name(BucketKeys)
+		return nil, time.Time{}, fmt.Errorf("read public keys: bucket %s: %w", name, err)
 	}
 	entry, err := kv.Get(ctx, keysKey)
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
@@ -68,8 +69,9 @@ func (e *Engine) NoteRetired(ctx context.Context, ids ...string) error {
 	if err != nil {
 		return err
 	}
+	now := []byte(e.Now().UTC().Format(time.RFC3339))
 	for _, id := range ids {
-		if _, err := kv.Put(ctx, retiredKey+schema.EscapeUser(id), []byte(e.Now().UTC().Format(time.RFC3339))); err != nil {
+		if _, err := kv.Put(ctx, retiredKey+schema.EscapeUser(id), now); err != nil {
 			return fmt.Errorf("note that key %s is retired: %w", id, err)
 		}
 	}

@@ -18,12 +18,12 @@ import (
 )
 
 // Resealer seals stored records anew that are sealed with a key of before, so that the key can
-// leave. It changes nothing of a record but the sealed tokens and the revision, by compare-and-swap,
-// and leaves those alone that a worker has claimed or is about to look at. Any number of workers run
-// one; a lease lets one of them walk at a time.
+// leave. It changes nothing of a record but the sealed tokens and the revision, by
+// compare-and-swap, and leaves those alone that a worker has claimed or is about to look at. Any
+// number of workers run one; a lease lets one of them walk at a time.
 //
-// The zero value of a field but Store, Engine, Old and KeyOf stands for its default. Do not change a
-// field after Run was called.
+// The zero value of a field but Store, Engine, Old and KeyOf stands for its default. Do not change
+// a field after Run was called.
 type Resealer struct {
 	Store  grant.Store
 	Engine *Engine
@@ -41,8 +41,8 @@ type Resealer struct {
 	Poll time.Duration
 	// Lease is how long a walker that died keeps the others waiting. Default 30 s.
 	Lease time.Duration
-	// Page is how many records one ListSealed asks for, Pause the wait between two of them. Defaults
-	// 500, 100 ms; a negative Pause means none.
+	// Page is how many records one ListSealed asks for, Pause the wait between two of them.
+	// Defaults 500, 100 ms; a negative Pause means none.
 	Page  int
 	Pause time.Duration
 	// PerSecond is how many records are sealed anew in a second, at most. Default 200.
@@ -101,7 +101,8 @@ func (r Resealer) Run(ctx context.Context) error {
 	defer poll.Stop()
 	for {
 		if err := w.turn(ctx); err != nil && ctx.Err() == nil {
-			r.Logger.WarnContext(ctx, "sealing records anew stopped before the end of the store; it will be tried again", "error", err)
+			r.Logger.WarnContext(ctx, "sealing records anew stopped before the end of the store; "+
+				"it will be tried again", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -120,8 +121,9 @@ type resealing struct {
 }
 
 func (w *resealing) instruments() (err error) {
-	if w.resealed, err = w.Meter.Int64Counter("renewd.grants.resealed", metric.WithUnit("{grant}"),
-		metric.WithDescription("Records whose tokens were sealed anew, because their key is an old one.")); err != nil {
+	w.resealed, err = w.Meter.Int64Counter("renewd.grants.resealed", metric.WithUnit("{grant}"),
+		metric.WithDescription("Records whose tokens were sealed anew: their key is an old one."))
+	if err != nil {
 		return err
 	}
 	w.left, err = w.Meter.Int64Gauge("renewd.grants.old_key", metric.WithUnit("{grant}"),
@@ -160,7 +162,8 @@ func (w *resealing) turn(ctx context.Context) error {
 	}
 	w.left.Record(ctx, int64(found.Left))
 	if found.Sealed > 0 {
-		w.Logger.InfoContext(ctx, "sealed records anew whose key is an old one", "sealed", found.Sealed, "left", found.Left)
+		w.Logger.InfoContext(ctx, "sealed records anew whose key is an old one",
+			"sealed", found.Sealed, "left", found.Left)
 	}
 	if w.OnWalk != nil {
 		w.OnWalk(found)
@@ -216,10 +219,11 @@ func (w *resealing) reseal(ctx context.Context, l *lease, s grant.Sealed) (done 
 	}
 	err = w.Store.Reseal(ctx, s.Key, s.Revision)
 	switch {
-	case errors.Is(err, grant.ErrUnreadable), errors.Is(err, grant.ErrConflict): // another worker wrote it
-		return false, nil
+	case errors.Is(err, grant.ErrConflict), errors.Is(err, grant.ErrUnreadable):
+		return false, nil // another worker wrote it, or none can
 	case errors.Is(err, grant.ErrRefused):
-		w.Logger.WarnContext(ctx, "the store refuses a record that is sealed anew", "grant", s.Key, "error", err)
+		w.Logger.WarnContext(ctx, "the store refuses a record that is sealed anew",
+			"grant", s.Key, "error", err)
 		return false, nil
 	case err != nil:
 		return false, err

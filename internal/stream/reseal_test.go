@@ -69,7 +69,8 @@ func reseals(t *testing.T, r stream.Resealer, n int) (got []stream.Resealed) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	r.KeyOf, r.Every, r.Rest, r.Poll, r.Pause = seal.StoreKeyOf, time.Millisecond, time.Millisecond, 5*time.Millisecond, -1
+	r.KeyOf, r.Every, r.Rest = seal.StoreKeyOf, time.Millisecond, time.Millisecond
+	r.Poll, r.Pause = 5*time.Millisecond, -1
 	r.OnWalk = func(w stream.Resealed) {
 		if got = append(got, w); len(got) == n {
 			cancel()
@@ -105,9 +106,15 @@ func TestResealerTakesRecordsFromOldKeys(t *testing.T) {
 		}
 	}
 	add("live", func(*grant.Grant) {})
-	add("suspended", func(g *grant.Grant) { g.Status, g.NextDueAt, g.Candidate = grant.Suspended, time.Time{}, nil })
-	add("signed-out", func(g *grant.Grant) { g.Status, g.Pair, g.NextDueAt = grant.ReauthRequired, grant.Pair{}, time.Time{} })
-	add("erased", func(g *grant.Grant) { g.Status, g.Pair, g.Candidate = grant.Forgotten, grant.Pair{}, nil })
+	add("suspended", func(g *grant.Grant) {
+		g.Status, g.NextDueAt, g.Candidate = grant.Suspended, time.Time{}, nil
+	})
+	add("signed-out", func(g *grant.Grant) {
+		g.Status, g.Pair, g.NextDueAt = grant.ReauthRequired, grant.Pair{}, time.Time{}
+	})
+	add("erased", func(g *grant.Grant) {
+		g.Status, g.Pair, g.Candidate = grant.Forgotten, grant.Pair{}, nil
+	})
 	add("paused", func(g *grant.Grant) { g.NextDueAt = now.Add(-time.Hour) })
 	add("dead-claim", claimed(now.Add(-time.Hour)))
 	left := []string{"claimed", "lately-claimed", "due-soon", "due", "lost"}
@@ -123,7 +130,10 @@ func TestResealerTakesRecordsFromOldKeys(t *testing.T) {
 	keys.turn(t)
 
 	reader := sdk.NewManualReader()
-	r := stream.Resealer{Store: unheaded{store, head}, Engine: e, Old: keys.old, Page: 4, PerSecond: 1000, Meter: sdk.NewMeterProvider(sdk.WithReader(reader)).Meter("test")}
+	r := stream.Resealer{
+		Store: unheaded{store, head}, Engine: e, Old: keys.old, Page: 4, PerSecond: 1000,
+		Meter: sdk.NewMeterProvider(sdk.WithReader(reader)).Meter("test"),
+	}
 	got := reseals(t, r, 2)
 	if want := []stream.Resealed{{Sealed: 6, Left: 5}, {Left: 5}}; !slices.Equal(got, want) {
 		t.Errorf("walks %+v, want %+v", got, want)
@@ -162,7 +172,9 @@ type unheaded struct {
 	head []byte
 }
 
-func (s unheaded) ListSealed(ctx context.Context, cursor string, limit int) ([]grant.Sealed, string, error) {
+func (s unheaded) ListSealed(
+	ctx context.Context, cursor string, limit int,
+) ([]grant.Sealed, string, error) {
 	page, next, err := s.Store.ListSealed(ctx, cursor, limit)
 	for i := range page {
 		if page[i].Head == nil {
@@ -187,7 +199,8 @@ func TestResealerYields(t *testing.T) {
 		_, _, err := memory.Claim(t.Context(), k, grant.ClaimRequest{Nonce: "worker", For: time.Hour})
 		must(t, err)
 	}}
-	if got := reseals(t, stream.Resealer{Store: race, Engine: e, Old: keys.old}, 1)[0]; got != (stream.Resealed{Left: 1}) {
+	got := reseals(t, stream.Resealer{Store: race, Engine: e, Old: keys.old}, 1)[0]
+	if got != (stream.Resealed{Left: 1}) {
 		t.Errorf("walk %+v", got)
 	}
 	g, err = memory.Load(t.Context(), k)

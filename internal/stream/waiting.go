@@ -14,14 +14,13 @@ import (
 
 // EachParked shows what is sealed in each parcel of PARKED, whatever is parked meanwhile included.
 func (e *Engine) EachParked(ctx context.Context, see func(sealed []byte)) error {
-	return e.each(ctx, Parked, prefixed(e.config.Subjects, parkedSubject)+".>", func(m *jetstream.RawStreamMsg) {
-		see(m.Data)
-	})
+	subjects := prefixed(e.config.Subjects, parkedSubject) + ".>"
+	return e.each(ctx, Parked, subjects, func(m *jetstream.RawStreamMsg) { see(m.Data) })
 }
 
-// EachLogin shows each login that was accepted and is not settled: in LOGINS, or put off. What is no
-// login that can be understood comes with an error. A login that is put off meanwhile may be shown
-// twice, and none is missed.
+// EachLogin shows each login that was accepted and is not settled: in LOGINS, or put off. What is
+// no login that can be understood comes with an error. A login that is put off meanwhile may be
+// shown twice, and none is missed.
 func (e *Engine) EachLogin(ctx context.Context, see func(schema.Event, error)) error {
 	decode := func(subject string, m *jetstream.RawStreamMsg) {
 		see(e.config.Subjects.Decode(own(schema.Header(m.Header)), m.Data, schema.Arrival{
@@ -30,7 +29,8 @@ func (e *Engine) EachLogin(ctx context.Context, see func(schema.Event, error)) e
 	}
 	login := prefixed(e.config.Subjects, string(schema.UserLogin))
 	// First LOGINS, since a login that is put off goes from there to RENEWALS.
-	if err := e.each(ctx, Logins, login+".>", func(m *jetstream.RawStreamMsg) { decode(m.Subject, m) }); err != nil {
+	err := e.each(ctx, Logins, login+".>", func(m *jetstream.RawStreamMsg) { decode(m.Subject, m) })
+	if err != nil {
 		return err
 	}
 	deferred := prefixed(e.config.Subjects, deferredSubject)
@@ -51,7 +51,9 @@ func (e *Engine) LoginsKept(ctx context.Context) (time.Duration, error) {
 }
 
 // each shows the messages of a stream that have one of these subjects, in order.
-func (e *Engine) each(ctx context.Context, base, subjects string, see func(*jetstream.RawStreamMsg)) error {
+func (e *Engine) each(
+	ctx context.Context, base, subjects string, see func(*jetstream.RawStreamMsg),
+) error {
 	for next := uint64(1); ; {
 		m, err := e.read(ctx, base, query{Next: subjects, From: next})
 		if errors.Is(err, jetstream.ErrMsgNotFound) {

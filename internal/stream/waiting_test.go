@@ -22,13 +22,16 @@ func TestWhatWaitsIsShown(t *testing.T) {
 		ctx := t.Context()
 		body := func(jwe string) []byte { return []byte(`{"tokens":"` + jwe + `"}`) }
 		header := schema.Header{
-			"ce-specversion": {"1.0"}, "ce-id": {"1"}, "ce-source": {"/x"}, "ce-type": {"user.login"}, "ce-subject": {"bob"}, "ce-time": {"2026-01-01T00:00:00Z"},
+			"ce-specversion": {"1.0"}, "ce-id": {"1"}, "ce-source": {"/x"}, "ce-type": {"user.login"},
+			"ce-subject": {"bob"}, "ce-time": {"2026-01-01T00:00:00Z"},
 		}
-		_, err := js.Publish(ctx, want.Subjects.Of(schema.Address{Type: schema.UserLogin, Provider: "propelauth", User: "alice"}), body("fresh"))
+		login := schema.Address{Type: schema.UserLogin, Provider: "propelauth", User: "alice"}
+		_, err := js.Publish(ctx, want.Subjects.Of(login), body("fresh"))
 		must(t, err)
 		_, err = js.Publish(ctx, strings.TrimPrefix(prefix+".user.login.no.user.at.all", "."), nil)
 		must(t, err)
-		bob, eve := grant.Key{Provider: "propelauth", User: "bob"}, grant.Key{Provider: "propelauth", User: "eve"}
+		bob := grant.Key{Provider: "propelauth", User: "bob"}
+		eve := grant.Key{Provider: "propelauth", User: "eve"}
 		must(t, e.DeferLogin(ctx, bob, time.Now().Add(time.Hour), place(1), 1, header, body("put off")))
 		header.Set("ce-subject", "eve")
 		must(t, e.DeferLogin(ctx, eve, time.Now().Add(-time.Second), place(2), 1, header, body("due")))

@@ -40,7 +40,8 @@ type Worker struct {
 // minute, until ctx ends; then it takes the word back. What cannot be said is said the next time:
 // its error is for told.
 func (e *Engine) Announce(
-	ctx context.Context, id, host string, keys func() (opens, seals []string), changed <-chan struct{}, told func(error),
+	ctx context.Context, id, host string, keys func() (opens, seals []string),
+	changed <-chan struct{}, told func(error),
 ) error {
 	beat := time.NewTicker(workerBeat)
 	defer beat.Stop()
