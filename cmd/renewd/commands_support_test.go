@@ -5,11 +5,18 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/renewd/renewd/internal/pgtest"
 )
+
+var databases pgtest.Pool
+
+func TestMain(m *testing.M) { os.Exit(databases.Main(m)) }
 
 // background runs a command until the test is over, and waits until it has said what pattern
 // matches; it returns the first group.

@@ -52,6 +52,7 @@ func TestKeys(t *testing.T) {
 	}
 	want(t, env, exitFailed, "keys rotate adds some", "keys", "promote")
 	want(t, env, exitDone, "only open for now", "keys", "rotate")
+	want(t, env, exitFailed, "RENEWD_NATS_LISTEN", "keys", "retire", keyIDs(t, path)[1])
 	want(t, env, exitDone, "not yet", "keys", "list")
 	want(t, env, exitFailed, "keys promote", "keys", "rotate")
 	want(t, env, exitDone, "seal from now on", "keys", "promote")
@@ -90,6 +91,13 @@ func TestKeys(t *testing.T) {
 	if _, _, errs := runIn(t, env, "keys", "list"); strings.Contains(errs, "hunter2") || !strings.Contains(errs, path) {
 		t.Errorf("a damaged keyring: %s", errs)
 	}
+}
+
+// keyIDs are of the keyring's keys, as keys list shows them.
+func keyIDs(t *testing.T, path string) []string {
+	t.Helper()
+	ring, err := keyFile{path: path}.load(t.Context())
+	return idsOf(mustRing(t, ring, err))
 }
 
 func TestStreams(t *testing.T) {

@@ -147,13 +147,18 @@ func failed(err error, advice string) finding {
 	return finding{State: broken, Found: strings.ReplaceAll(err.Error(), "\n", " "), Advice: advice}
 }
 
-func (x *examination) keyring(context.Context) finding {
-	path := x.plant.conf.keysFile()
-	ring, err := loadKeys(path)
+func (x *examination) keyring(ctx context.Context) finding {
+	file := x.plant.conf.keyFile()
+	path := file.path
+	ring, err := file.load(ctx)
 	if err != nil {
 		return failed(err, "without the keyring nothing can be opened: restore it from its backup, or set RENEWD_KEYS_FILE to where it is")
 	}
-	x.plant.keys = newLiveKeys(path, ring)
+	x.plant.keys = newLiveKeys(file, ring)
+	if len(file.unwrap) > 0 {
+		found := fmt.Sprintf("%d keys in %s, encrypted", len(ring.Keys()), path)
+		return finding{State: fine, Found: found}
+	}
 	if info, err := os.Stat(path); err == nil && runtime.GOOS != "windows" && info.Mode().Perm()&0o004 != 0 {
 		return finding{State: warning, Found: "everybody on this machine may read " + path, Advice: "chmod o-r, and its folder too if others are in it"}
 	}

@@ -6,12 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -25,6 +21,7 @@ type keysCommand struct {
 	List    keysList    `cmd:"" help:"List the keys, without their secrets."`
 	Rotate  keysRotate  `cmd:"" help:"Add fresh keys, which only open at first."`
 	Promote keysPromote `cmd:"" help:"Let the fresh keys seal, once every worker has them. The old ones still open what they sealed."`
+	Retire  keysRetire  `cmd:"" help:"Take old keys out of the keyring, once nothing needs them any more."`
 	Publish keysPublish `cmd:"" help:"Put this keyring's public key in place of one that another keyring published."`
 }
 
@@ -33,67 +30,35 @@ type keysNew struct {
 }
 
 // Run makes a keyring.
-func (k keysNew) Run(a *app, c *cli) error {
+func (k keysNew) Run(ctx context.Context, a *app, c *cli) error {
 	conf, err := a.load(c)
 	if err != nil {
 		return err
 	}
-	path := conf.keysFile()
-	if _, err := loadKeys(path); err == nil && k.IfMissing {
+	file := conf.keyFile()
+	if _, err := file.load(ctx); err == nil && k.IfMissing {
 		return nil
 	}
-	if _, err := makeKeys(path, time.Now()); err != nil {
+	if _, err := file.make(ctx, time.Now()); err != nil {
 		if errors.Is(err, fs.ErrExist) {
-			return fmt.Errorf("%s is there already, and what it sealed would be lost with it: %s keys rotate adds keys", path, a.name)
+			return fmt.Errorf("%s is there already, and what it sealed would be lost with it: %s keys rotate adds keys", file.path, a.name)
 		}
 		return err
 	}
-	fmt.Fprintf(a.stdout, "made %s: keep it secret, back it up, and give every renewd of this installation the same\n", path)
+	fmt.Fprintf(a.stdout, "made %s: keep it secret, back it up, and give every renewd of this installation the same\n", file.path)
 	return nil
-}
-
-type keysList struct {
-	Output string `short:"o" enum:"text,json" default:"text" help:"text or json."`
-}
-
-// Run lists the keys.
-func (k keysList) Run(a *app, c *cli) error {
-	conf, err := a.load(c)
-	if err != nil {
-		return err
-	}
-	ring, err := loadKeys(conf.keysFile())
-	if err != nil {
-		return a.keysHint(err)
-	}
-	if k.Output == "json" {
-		return json.NewEncoder(a.stdout).Encode(ring.Keys())
-	}
-	w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(w, "ID\tUSE\tMADE\tSEALS\tTO PIN")
-	for _, key := range ring.Keys() {
-		seals := "no, opens only"
-		switch {
-		case key.Current:
-			seals = "yes"
-		case key.Next:
-			seals = "not yet: keys promote"
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", key.ID, key.Use, clock(key.Created), seals, key.Thumbprint)
-	}
-	return w.Flush()
 }
 
 type keysRotate struct{}
 
 // Run adds keys.
-func (keysRotate) Run(a *app, c *cli) error {
+func (keysRotate) Run(ctx context.Context, a *app, c *cli) error {
 	conf, err := a.load(c)
 	if err != nil {
 		return err
 	}
-	path := conf.keysFile()
-	ring, err := loadKeys(path)
+	file := conf.keyFile()
+	ring, err := file.load(ctx)
 	if err != nil {
 		return a.keysHint(err)
 	}
@@ -102,10 +67,10 @@ func (keysRotate) Run(a *app, c *cli) error {
 	} else if err != nil {
 		return err
 	}
-	if err := writeKeys(path, ring); err != nil {
+	if err := file.write(ctx, ring); err != nil {
 		return fmt.Errorf("rotate keys: %w", err)
 	}
-	fmt.Fprintf(a.stdout, "%s has fresh keys, which only open for now: give it to every renewd of this installation, which reads it by itself; then: %s keys promote\n", path, a.name)
+	fmt.Fprintf(a.stdout, "%s has fresh keys, which only open for now: give it to every renewd of this installation, which reads it by itself; then: %s keys promote\n", file.path, a.name)
 	return nil
 }
 
@@ -119,8 +84,8 @@ func (k keysPromote) Run(ctx context.Context, a *app, c *cli) error {
 	if err != nil {
 		return err
 	}
-	path := conf.keysFile()
-	ring, err := loadKeys(path)
+	file := conf.keyFile()
+	ring, err := file.load(ctx)
 	if err != nil {
 		return a.keysHint(err)
 	}
@@ -132,15 +97,15 @@ func (k keysPromote) Run(ctx context.Context, a *app, c *cli) error {
 	}
 	// An embedded server that nobody else reaches has one worker, which reads this file whole.
 	workers := 1
-	if !conf.embedded() || conf.NATSListen != "" || k.Server != "" {
+	if !conf.alone() || k.Server != "" {
 		if workers, err = k.everyWorkerHas(ctx, a, conf, idsOf(ring)); err != nil {
 			return err
 		}
 	}
-	if err := writeKeys(path, next); err != nil {
+	if err := file.write(ctx, next); err != nil {
 		return fmt.Errorf("promote keys: %w", err)
 	}
-	fmt.Fprintf(a.stdout, "the fresh keys of %s seal from now on, at %s: give the file to every renewd again\n", path, counted(workers, "worker", "workers"))
+	fmt.Fprintf(a.stdout, "the fresh keys of %s seal from now on, at %s: give the file to every renewd again\n", file.path, counted(workers, "worker", "workers"))
 	return nil
 }
 
@@ -152,37 +117,44 @@ func (k keysPromote) everyWorkerHas(ctx context.Context, a *app, conf *configura
 	}
 	defer nc.Close()
 	engine, err := clientEngine(nc, conf)
-	if err == nil {
-		err = engine.SyncClock(ctx)
-	}
 	if err != nil {
 		return 0, streamHint(err, a)
 	}
-	workers, err := engine.Workers(ctx)
+	n, lacking, err := lackingWorkers(ctx, engine, ids, nil)
 	if err != nil {
 		return 0, streamHint(err, a)
-	}
-	var lacking []string
-	for _, w := range workers {
-		for _, id := range ids {
-			if !slices.Contains(w.Keys, id) {
-				lacking = append(lacking, fmt.Sprintf("the worker on %s lacks key %s", w.Host, id))
-				break
-			}
-		}
 	}
 	if len(lacking) > 0 {
 		return 0, fmt.Errorf("promote keys: %s: give %s to it, which it reads within seconds; a worker that is gone is forgotten after two minutes", strings.Join(lacking, "; "), conf.keysFile())
 	}
-	return len(workers), nil
+	return n, nil
 }
 
-func writeKeys(path string, ring *seal.Keyring) error {
-	raw, err := ring.Marshal()
-	if err != nil {
-		return err
+// lackingWorkers counts the workers, and names those that cannot open with all of these keys, or
+// seal with others than seals, unless that is nil.
+func lackingWorkers(
+	ctx context.Context, engine *stream.Engine, opens, seals []string,
+) (n int, lacking []string, err error) {
+	if err := engine.SyncClock(ctx); err != nil {
+		return 0, nil, err
 	}
-	return replaceFile(path, raw)
+	workers, err := engine.Workers(ctx)
+	if err != nil {
+		return 0, nil, err
+	}
+	missing := func(ids []string, has []string) (string, bool) {
+		i := slices.IndexFunc(ids, func(id string) bool { return !slices.Contains(has, id) })
+		return append(slices.Clone(ids), "")[max(i, 0)], i >= 0
+	}
+	for _, w := range workers {
+		if id, ok := missing(opens, w.Keys); ok {
+			lacking = append(lacking, fmt.Sprintf("the worker on %s lacks key %s", w.Host, id))
+		} else if id, ok := missing(seals, w.Seals); ok {
+			lacking = append(lacking,
+				fmt.Sprintf("the worker on %s does not say that it seals with key %s", w.Host, id))
+		}
+	}
+	return len(workers), lacking, nil
 }
 
 type keysPublish struct {
@@ -195,7 +167,7 @@ func (k keysPublish) Run(ctx context.Context, a *app, c *cli) error {
 	if err != nil {
 		return err
 	}
-	ring, err := loadKeys(conf.keysFile())
+	ring, err := conf.keyFile().load(ctx)
 	if err != nil {
 		return a.keysHint(err)
 	}
@@ -216,75 +188,6 @@ func (a *app) keysHint(err error) error {
 		return fmt.Errorf("%w: make it with: %s keys new (or set RENEWD_KEYS_FILE to where it is)", err, a.name)
 	}
 	return err
-}
-
-func loadKeys(path string) (*seal.Keyring, error) {
-	if info, err := os.Stat(path); err == nil && runtime.GOOS != "windows" && info.Mode().Perm()&0o022 != 0 {
-		return nil, fmt.Errorf("load keyring %s: others than its owner may write to it (mode %04o), and so read every token: chmod go-w", path, info.Mode().Perm())
-	}
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("load keyring: %w", err)
-	}
-	ring, err := seal.ParseKeyring(raw)
-	if err != nil {
-		return nil, fmt.Errorf("load keyring %s: %w", path, err)
-	}
-	return ring, nil
-}
-
-// makeKeys writes a new keyring to path, which must not exist.
-func makeKeys(path string, now time.Time) (*seal.Keyring, error) {
-	ring, err := seal.NewKeyring(now)
-	if err != nil {
-		return nil, fmt.Errorf("make keyring: %w", err)
-	}
-	raw, err := ring.Marshal()
-	if err != nil {
-		return nil, fmt.Errorf("make keyring: %w", err)
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("make keyring: %w", err)
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("make keyring: %w", err)
-	}
-	if err := finish(f, raw); err != nil {
-		return nil, fmt.Errorf("make keyring: %w", errors.Join(err, os.Remove(path)))
-	}
-	if err := syncFolder(filepath.Dir(path)); err != nil {
-		return nil, fmt.Errorf("make keyring: %w", err)
-	}
-	return ring, nil
-}
-
-// finish writes raw to f and closes it, with all on the disk.
-func finish(f *os.File, raw []byte) error {
-	_, err := f.Write(raw)
-	return errors.Join(err, f.Sync(), f.Close())
-}
-
-// replaceFile writes a file that only its owner may read so that either the old or the new content
-// is there at any time, a power cut included. Its owner stays who it was.
-func replaceFile(path string, raw []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	if was, err := os.Stat(path); err == nil {
-		if err := giveTo(f, was); err != nil {
-			return errors.Join(err, f.Close())
-		}
-	}
-	if err := finish(f, raw); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncFolder(filepath.Dir(path))
 }
 
 // knows reports whether the keyring has the private part of a key in this key set.

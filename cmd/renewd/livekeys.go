@@ -18,13 +18,23 @@ import (
 // liveKeys is the keyring of a process as its file has it now, so that a fresh key needs no
 // restart. Safe for concurrent use.
 type liveKeys struct {
-	path    string
+	file    keyFile
 	ring    atomic.Pointer[seal.Keyring]
 	changed chan struct{} // a keyring was read
+
+	last decoded // of watch alone
 }
 
-func newLiveKeys(path string, ring *seal.Keyring) *liveKeys {
-	k := &liveKeys{path: path, changed: make(chan struct{}, 1)}
+// decoded is what was in the file when it was last looked at.
+type decoded struct {
+	raw  []byte
+	ring *seal.Keyring
+	err  error
+	at   time.Time
+}
+
+func newLiveKeys(file keyFile, ring *seal.Keyring) *liveKeys {
+	k := &liveKeys{file: file, changed: make(chan struct{}, 1)}
 	k.ring.Store(ring)
 	return k
 }
@@ -44,8 +54,23 @@ func (k *liveKeys) OpenLogin(jwe string) (seal.Login, error) { return k.ring.Loa
 // JWKS is the keyring's.
 func (k *liveKeys) JWKS() []byte { return k.ring.Load().JWKS() }
 
-// ids are of all keys that open.
-func (k *liveKeys) ids() []string { return idsOf(k.ring.Load()) }
+// old are the store keys that records are to leave.
+func (k *liveKeys) old() []string { return k.ring.Load().Old() }
+
+// ids are of all keys that open, and of those that seal.
+func (k *liveKeys) ids() (opens, seals []string) {
+	ring := k.ring.Load()
+	return idsOf(ring), sealing(ring)
+}
+
+func sealing(ring *seal.Keyring) (ids []string) {
+	for _, key := range ring.Keys() {
+		if key.Current {
+			ids = append(ids, key.ID)
+		}
+	}
+	return ids
+}
 
 func idsOf(ring *seal.Keyring) (ids []string) {
 	for _, key := range ring.Keys() {
@@ -54,18 +79,28 @@ func idsOf(ring *seal.Keyring) (ids []string) {
 	return ids
 }
 
-// keysEvery is how often the file is looked at.
-const keysEvery = 2 * time.Second
+const (
+	// keysEvery is how often the file is looked at.
+	keysEvery = 2 * time.Second
+	// unwrapEvery is how often a file that did not change and could not be read is unwrapped.
+	unwrapEvery = time.Minute
+)
 
-// watch reads the file again when it changed, until ctx ends. A file that cannot be read, or lacks
-// a key that was there before, changes nothing: what waits may need that key.
-func (k *liveKeys) watch(ctx context.Context, log *slog.Logger, publish func(context.Context) error) error {
+// retiredKeys reports whether the key of this id was retired.
+type retiredKeys func(ctx context.Context, id string) (bool, error)
+
+// watch reads the file again when it changed, until ctx ends, and has a new public key published. A
+// file that cannot be read, or lacks a key that was there before, changes nothing: what waits may
+// need that key. A key that was retired may be gone.
+func (k *liveKeys) watch(
+	ctx context.Context, log *slog.Logger, publish func(context.Context) error, retired retiredKeys,
+) error {
 	tick := time.NewTicker(keysEvery)
 	defer tick.Stop()
 	var said string
 	say := func(text string, err error) {
 		if said != text+err.Error() {
-			log.Error(text, "file", k.path, "error", err)
+			log.Error(text, "file", k.file.path, "error", err)
 		}
 		said = text + err.Error()
 	}
@@ -77,12 +112,12 @@ func (k *liveKeys) watch(ctx context.Context, log *slog.Logger, publish func(con
 		case <-tick.C:
 		}
 		before := k.ring.Load()
-		switch again, err := k.read(); {
+		switch again, err := k.read(ctx, retired); {
 		case err != nil:
 			say("the keyring cannot be read again, and stays as it was", err)
 		case again != nil:
 			said = ""
-			log.Info("read the keyring again", "file", k.path, "keys", len(again.Keys()))
+			log.Info("read the keyring again", "file", k.file.path, "keys", len(again.Keys()))
 			unpublished = unpublished || !bytes.Equal(before.JWKS(), again.JWKS())
 		}
 		if unpublished {
@@ -96,12 +131,8 @@ func (k *liveKeys) watch(ctx context.Context, log *slog.Logger, publish func(con
 }
 
 // read takes up what the file has; nil where that is nothing new.
-func (k *liveKeys) read() (*seal.Keyring, error) {
-	raw, err := os.ReadFile(k.path)
-	if err != nil {
-		return nil, err
-	}
-	again, err := seal.ParseKeyring(raw)
+func (k *liveKeys) read(ctx context.Context, retired retiredKeys) (*seal.Keyring, error) {
+	again, err := k.decode(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -115,8 +146,16 @@ func (k *liveKeys) read() (*seal.Keyring, error) {
 	}
 	ids := idsOf(again)
 	for _, id := range idsOf(have) {
-		if !slices.Contains(ids, id) {
-			return nil, fmt.Errorf("key %s is no longer in it: put it back, or restart renewd if nothing is sealed with it any more", id)
+		if slices.Contains(ids, id) {
+			continue
+		}
+		gone, err := retired(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		if !gone {
+			return nil, fmt.Errorf("key %s is no longer in it, and was not retired: put it back, "+
+				"and take it out with renewd keys retire", id)
 		}
 	}
 	k.ring.Store(again)
@@ -125,6 +164,22 @@ func (k *liveKeys) read() (*seal.Keyring, error) {
 	default:
 	}
 	return again, nil
+}
+
+// decode is what the file has. A program that unwraps it, which may call a service, is run for a
+// file that changed alone.
+func (k *liveKeys) decode(ctx context.Context) (*seal.Keyring, error) {
+	raw, err := k.file.read()
+	if err != nil {
+		return nil, err
+	}
+	l := k.last
+	again := l.err != nil && time.Since(l.at) >= unwrapEvery
+	if again || l.at.IsZero() || !bytes.Equal(raw, l.raw) {
+		ring, err := k.file.decode(ctx, raw)
+		k.last = decoded{raw, ring, err, time.Now()}
+	}
+	return k.last.ring, k.last.err
 }
 
 // announce lets the others know which keys this process has.

@@ -13,7 +13,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/renewd/renewd/internal/seal"
+	"github.com/renewd/renewd/internal/stream"
 )
 
 func mustRing(t *testing.T, ring *seal.Keyring, err error) *seal.Keyring {
@@ -28,18 +31,19 @@ func mustRing(t *testing.T, ring *seal.Keyring, err error) *seal.Keyring {
 func TestLiveKeysFollowTheirFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "keys.json")
 	noon := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
-	first, err := makeKeys(path, noon)
+	first, err := keyFile{path: path}.make(t.Context(), noon)
 	first = mustRing(t, first, err)
 	put := func(ring *seal.Keyring) {
 		t.Helper()
-		if err := writeKeys(path, ring); err != nil {
+		if err := (keyFile{path: path}).write(context.Background(), ring); err != nil {
 			t.Fatal(err)
 		}
 	}
 	synctest.Test(t, func(t *testing.T) {
-		live := newLiveKeys(path, first)
+		live := newLiveKeys(keyFile{path: path}, first)
 		var published atomic.Int64
 		var down atomic.Bool
+		var retired atomic.Value // the id of a key
 		down.Store(true)
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
@@ -50,7 +54,7 @@ func TestLiveKeysFollowTheirFile(t *testing.T) {
 				}
 				published.Add(1)
 				return nil
-			})
+			}, func(_ context.Context, id string) (bool, error) { return id == retired.Load(), nil })
 		}()
 		look := func() {
 			<-time.After(keysEvery + time.Millisecond)
@@ -60,7 +64,7 @@ func TestLiveKeysFollowTheirFile(t *testing.T) {
 		added = mustRing(t, added, err)
 		put(added)
 		look()
-		if ids := live.ids(); len(ids) != 4 || published.Load() != 0 || len(live.changed) != 1 {
+		if ids, _ := live.ids(); len(ids) != 4 || published.Load() != 0 || len(live.changed) != 1 {
 			t.Errorf("after a rotation: keys %q, published %d times", ids, published.Load())
 		}
 		promoted, err := added.Promote()
@@ -79,15 +83,27 @@ func TestLiveKeysFollowTheirFile(t *testing.T) {
 		}
 		put(first) // the backup of before, by mistake
 		look()
-		if ids := live.ids(); len(ids) != 4 {
+		if ids, _ := live.ids(); len(ids) != 4 {
 			t.Errorf("keys were lost: %q are left", ids)
 		}
 		if err := os.WriteFile(path, []byte("half"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		look()
-		if ids := live.ids(); len(ids) != 4 {
+		if ids, _ := live.ids(); len(ids) != 4 {
 			t.Errorf("keys were lost: %q are left", ids)
+		}
+		login := first.Keys()[0].ID
+		rest, err := promoted.Retire(login)
+		put(mustRing(t, rest, err))
+		look()
+		if ids, seals := live.ids(); len(ids) != 4 || len(seals) != 2 {
+			t.Errorf("a key is gone that nobody retired: %q are left", ids)
+		}
+		retired.Store(login)
+		look()
+		if ids, seals := live.ids(); len(ids) != 3 || slices.Contains(ids, login) || len(seals) != 2 {
+			t.Errorf("a key that was retired is still among %q", ids)
 		}
 		stop()
 		if err := <-ended; err != nil {
@@ -96,7 +112,8 @@ func TestLiveKeysFollowTheirFile(t *testing.T) {
 	})
 }
 
-// Fresh keys seal only once each worker has them, and no login is lost meanwhile.
+// Fresh keys seal only once each worker has them, and no login is lost meanwhile. Then workers take
+// all records away from the old store key, and it can be retired.
 func TestKeysArePromotedOnceEveryWorkerHasThem(t *testing.T) {
 	t.Parallel()
 	standIn := startStandIn(t)
@@ -129,6 +146,10 @@ func TestKeysArePromotedOnceEveryWorkerHasThem(t *testing.T) {
 	start(t, env(0))
 	start(t, env(1))
 	signIn("u1")
+	before, err := os.ReadFile(file(0))
+	if err != nil {
+		t.Fatal(err)
+	}
 	want(t, env(0), exitDone, "", "keys", "rotate")
 	want(t, env(0), exitFailed, "lacks key", "keys", "promote")
 	signIn("u2")
@@ -149,9 +170,57 @@ func TestKeysArePromotedOnceEveryWorkerHasThem(t *testing.T) {
 	signIn("u3")
 	give()
 	signIn("u4")
-	ring, err := loadKeys(file(1))
+	ring, err := keyFile{path: file(1)}.load(t.Context())
 	ring = mustRing(t, ring, err)
-	if keys := ring.Keys(); len(keys) != 4 || slices.ContainsFunc(keys, func(k seal.KeyInfo) bool { return k.Next }) {
+	keys := ring.Keys() // login, login, store, store; the older first
+	if len(keys) != 4 || slices.ContainsFunc(keys, func(k seal.KeyInfo) bool { return k.Next }) {
 		t.Errorf("got %+v", keys)
 	}
+	old := keys[2].ID
+	retired := false
+	for end := time.Now().Add(2 * time.Minute); !retired && time.Now().Before(end); <-nextLook() {
+		code, _, errs := runIn(t, env(0), "keys", "retire", old)
+		wait := strings.Contains(errs, "is needed by") || strings.Contains(errs, "does not say")
+		if retired = code == exitDone; !retired && !wait {
+			t.Fatalf("retire: %s", errs)
+		}
+	}
+	if !retired {
+		t.Fatal("never retired")
+	}
+	stale := write(t, "stale.json", string(before))
+	want(t, append(env(0), "RENEWD_KEYS_FILE="+stale), exitUsage, "which was retired", "serve")
+	give()
+	for end := time.Now().Add(time.Minute); has(t, url, old) && time.Now().Before(end); <-nextLook() {
+	}
+	if has(t, url, old) {
+		t.Error("a worker keeps the key that was retired")
+	}
+	for _, user := range []string{"u1", "u2", "u3", "u4"} {
+		renew := []string{"publish", "refresh-due", "--user", user, "--want", "tokens", "--wait"}
+		want(t, env(0), exitDone, "user.synced", renew...)
+	}
+}
+
+// nextLook is when to look again.
+func nextLook() <-chan time.Time { return time.After(100 * time.Millisecond) }
+
+// has reports whether some worker says that it has the key.
+func has(t *testing.T, url, id string) bool {
+	t.Helper()
+	nc, err := nats.Connect(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	engine, err := clientEngine(nc, new(configuration))
+	if err != nil {
+		t.Fatal(err)
+	}
+	workers, err := engine.Workers(t.Context())
+	if err != nil || len(workers) != 2 {
+		t.Fatalf("%d workers, %v", len(workers), err)
+	}
+	knows := func(w stream.Worker) bool { return slices.Contains(w.Keys, id) }
+	return slices.ContainsFunc(workers, knows)
 }

@@ -52,11 +52,11 @@ func build(ctx context.Context, conf *configuration, environ []string, log *slog
 		}
 	}()
 	say("the keyring")
-	ring, err := p.loadKeys()
+	ring, err := p.loadKeys(ctx)
 	if err != nil {
 		return p, err
 	}
-	p.keys = newLiveKeys(conf.keysFile(), ring)
+	p.keys = newLiveKeys(conf.keyFile(), ring)
 	say(conf.natsText())
 	if err = p.connect(ctx, environ); err != nil {
 		return p, err
@@ -90,13 +90,13 @@ func (p *plant) close() {
 
 // loadKeys reads the keyring. Only where NATS is embedded, and so this process alone, may it make
 // one: two processes that each made their own could not read each other's grants.
-func (p *plant) loadKeys() (*seal.Keyring, error) {
-	path := p.conf.keysFile()
-	ring, err := loadKeys(path)
+func (p *plant) loadKeys(ctx context.Context) (*seal.Keyring, error) {
+	file := p.conf.keyFile()
+	ring, err := file.load(ctx)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && p.conf.embedded():
-		p.log.Info("made a keyring: back it up, without it the stored tokens are lost", "file", path)
-		return makeKeys(path, time.Now())
+		p.log.Info("made a keyring: back it up, without it the stored tokens are lost", "file", file.path)
+		return file.make(ctx, time.Now())
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, usageError{fmt.Errorf("%w: make it once with `renewd keys new`, and give every renewd of this installation the same (RENEWD_KEYS_FILE)", err)}
 	case err != nil:
@@ -241,9 +241,20 @@ func unbraked(plan stream.Changes) stream.Changes {
 	return plan
 }
 
-// publishKeys puts the public key where publishers find it, unless another keyring's is there: then
-// this process could not open what the others seal, nor they what it does.
+// publishKeys puts the public key where publishers find it, unless another keyring's is there, or
+// this one is of before a key was retired: then this process could not open what the others seal,
+// nor they what it does.
 func (p *plant) publishKeys(ctx context.Context) error {
+	for _, id := range sealing(p.keys.ring.Load()) {
+		retired, err := p.engine.Retired(ctx, id)
+		if err != nil {
+			return err
+		}
+		if retired {
+			return usageError{fmt.Errorf("%s is an old keyring: it seals with key %s, which was retired: "+
+				"take the file that the other workers have", p.conf.keysFile(), id)}
+		}
+	}
 	there, err := p.engine.Keys(ctx)
 	if err != nil {
 		return err

@@ -43,6 +43,9 @@ type settings struct {
 	DatabaseURL grant.Secret `key:"database_url" show:"url" doc:"PostgreSQL that stores the grants; empty: they are stored in NATS KV"`
 	KeysFile    string       `key:"keys_file" doc:"the keyring; empty: keys.json in data_dir. Made at the first start if NATS is embedded, else by: renewd keys new"`
 
+	KeysUnwrap command `key:"keys_unwrap" doc:"command that decrypts keys_file, its content on standard input, the keyring on standard output: a list of the program and its arguments, in the environment a JSON list or words between blanks; no shell. Empty: keys_file is not encrypted"`
+	KeysWrap   command `key:"keys_wrap" doc:"its inverse, for renewd keys new, rotate, promote and retire"`
+
 	HTTPAddr  string       `key:"http_addr" default:"127.0.0.1:7460" doc:"host:port of /livez, /readyz, /metrics, /.well-known/jwks.json and /schemas/"`
 	HTTPCert  string       `key:"http_cert" doc:"file with the TLS certificate of http_addr, read again when it changes; empty: plain HTTP"`
 	HTTPKey   string       `key:"http_key" doc:"file with the private key of http_cert"`
@@ -175,6 +178,9 @@ func (s *settings) senders() senders.List {
 
 // embedded reports whether NATS runs inside this process.
 func (s *settings) embedded() bool { return s.NATSURL == "" && s.NATSContext == "" }
+
+// alone reports whether NATS runs inside this process and is reached by nothing else.
+func (s *settings) alone() bool { return s.embedded() && s.NATSListen == "" }
 
 // keysFile is where the keyring is.
 func (s *settings) keysFile() string {

@@ -59,6 +59,11 @@ func (c *configuration) check() []misfit {
 		say("nats_replicas", errors.New("more than 1 needs a NATS cluster: set RENEWD_NATS_URL"))
 	}
 	say("database_url", checkDatabaseURL(c.DatabaseURL.Reveal()))
+	say("keys_unwrap", c.KeysUnwrap.check())
+	say("keys_wrap", c.KeysWrap.check())
+	if len(c.KeysWrap) > 0 && len(c.KeysUnwrap) == 0 {
+		say("keys_wrap", errors.New("needs keys_unwrap, its inverse"))
+	}
 	say("http_addr", checkAddr(c.HTTPAddr))
 	say("http_cert", both(c.HTTPCert, "http_key", c.HTTPKey))
 	c.checkLinks(say)
@@ -67,6 +72,13 @@ func (c *configuration) check() []misfit {
 	}
 	found = append(found, c.checkSenders()...)
 	return append(found, c.checkProviders()...)
+}
+
+func (c command) check() error {
+	if len(c) > 0 && strings.TrimSpace(c[0]) == "" {
+		return errors.New("want the name of a program first")
+	}
+	return nil
 }
 
 // checkSenders wants names that can be in a subject, and providers that there are.

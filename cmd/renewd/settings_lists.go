@@ -33,6 +33,12 @@ func (l *loader) structure(n *yaml.Node, into any, name string) {
 	switch v := into.(type) {
 	case *[]string:
 		*v = l.texts(n, name)
+	case *command:
+		if *v = l.texts(n, name); n.Kind == yaml.ScalarNode {
+			if err := v.parse(n.Value); err != nil {
+				l.mistake(l.line(n), "%s: %w", name, err)
+			}
+		}
 	case *map[string]string:
 		*v = map[string]string{}
 		l.entries(n, name, func(key, name string, value *yaml.Node) { (*v)[key] = l.oneText(value, name) })
@@ -137,6 +143,11 @@ func (l *loader) namedSecret(into map[string]grant.Secret, key, name string, val
 func structured(value any) string {
 	switch v := value.(type) {
 	case []string:
+		return "[" + strings.Join(quoted(v), ", ") + "]"
+	case command:
+		if len(v) > 1 {
+			v = command{v[0], hidden} // an argument may be a password
+		}
 		return "[" + strings.Join(quoted(v), ", ") + "]"
 	case map[string]string:
 		return flow(v, strconv.Quote)

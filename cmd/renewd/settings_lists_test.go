@@ -74,6 +74,47 @@ func TestListsAndMappings(t *testing.T) {
 	}
 }
 
+// A command is a list, or words, in the file and in the environment, and its arguments are not
+// shown.
+func TestCommands(t *testing.T) {
+	t.Parallel()
+	want := command{"age", "-d", "-i", "hunter2.key"}
+	for _, c := range []struct {
+		file string
+		env  []string
+	}{
+		{"keys_unwrap: [age, -d, -i, hunter2.key]\n", nil},
+		{"keys_unwrap: age -d -i hunter2.key\n", nil},
+		{"keys_unwrap: [other]\n", []string{"RENEWD_KEYS_UNWRAP=age -d  -i hunter2.key"}},
+		{"", []string{`RENEWD_KEYS_UNWRAP=["age", "-d", "-i", "hunter2.key"]`}},
+	} {
+		conf, err := load(write(t, "renewd.yaml", c.file), c.env)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(conf.KeysUnwrap, want) || conf.KeysWrap != nil {
+			t.Errorf("%q, %q: got %q", c.file, c.env, conf.KeysUnwrap)
+		}
+		var out bytes.Buffer
+		conf.print(&out)
+		text := out.String()
+		if !strings.Contains(text, `keys_unwrap: ["age", "[redacted]"]`) || strings.Contains(text, "hunter2") {
+			t.Error(text)
+		}
+	}
+	for file, says := range map[string]string{
+		"keys_unwrap: {a: b}\n":            "keys_unwrap: want one value, or a list",
+		"keys_unwrap: [\"\", hunter2]\n":   "the name of a program",
+		"keys_wrap: cat\n":                 "needs keys_unwrap",
+		"keys_unwrap: '[\"hunter2\", 5'\n": "a JSON list",
+	} {
+		_, err := load(write(t, "renewd.yaml", file), nil)
+		if err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: %v", file, err)
+		}
+	}
+}
+
 func TestListsAndMappingsNameTheMistake(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

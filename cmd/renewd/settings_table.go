@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"encoding/json"
 	"fmt"
 	"reflect"
 	"slices"
@@ -22,7 +24,7 @@ type setting struct {
 	lo, hi string
 	index  int // of the field
 	secret bool
-	nested bool // a list or a mapping
+	nested bool // a list or a mapping, which the file need not write as one value
 }
 
 // table lists the settings of a struct: settings, providerSettings or policySettings. Without an
@@ -42,6 +44,8 @@ func table(of reflect.Type, envPrefix string) []setting {
 		switch {
 		case row.env == "-":
 			row.env, row.nested = "", true
+		case f.Type == reflect.TypeFor[command]():
+			row.env, row.nested = cmp.Or(row.env, envPrefix+strings.ToUpper(key)), true
 		case row.env == "" && envPrefix != "":
 			row.env = envPrefix + strings.ToUpper(key)
 		}
@@ -82,6 +86,8 @@ func (r setting) put(target reflect.Value, text string) error {
 	case *grant.Secret:
 		*v = grant.NewSecret(text)
 		return nil
+	case *command:
+		return v.parse(text)
 	case *bool:
 		b, err := strconv.ParseBool(text)
 		if err != nil {
@@ -116,6 +122,18 @@ func putNumber[T int | float64 | time.Duration](r setting, v *T, text string, pa
 		return fmt.Errorf("%s: want %s or less", text, r.hi)
 	}
 	*v = n
+	return nil
+}
+
+// parse reads a JSON list, or words between blanks.
+func (c *command) parse(text string) error {
+	if text = strings.TrimSpace(text); !strings.HasPrefix(text, "[") {
+		*c = strings.Fields(text)
+		return nil
+	}
+	if err := json.Unmarshal([]byte(text), (*[]string)(c)); err != nil {
+		return fmt.Errorf("want a JSON list of texts, or words between blanks")
+	}
 	return nil
 }
 

@@ -80,7 +80,7 @@ func TestStartNamesWhatIsMissing(t *testing.T) {
 			dir := t.TempDir()
 			environ := append([]string{"RENEWD_DATA_DIR=" + dir}, tt.environ...)
 			if name == "NATS" {
-				if _, err := makeKeys(dir+"/keys.json", time.Now()); err != nil {
+				if _, err := (keyFile{path: dir + "/keys.json"}).make(t.Context(), time.Now()); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -14,17 +15,33 @@ import (
 	"github.com/renewd/renewd/internal/stream"
 )
 
+// noKeys opens and seals nothing, for commands that can do without.
+type noKeys struct{}
+
+var errNoKeys = errors.New("there is no keyring")
+
+func (noKeys) Seal([]byte, []byte) ([]byte, error) { return nil, errNoKeys }
+func (noKeys) Open([]byte, []byte) ([]byte, error) { return nil, errNoKeys }
+
 // openStore opens the store of the settings.
 func (p *plant) openStore(ctx context.Context) error {
+	var cipher grant.Cipher = noKeys{}
+	if p.keys != nil {
+		cipher = p.keys
+	}
 	if p.conf.DatabaseURL.IsZero() {
-		s, err := natskv.Open(ctx, p.js, natskv.Config{Bucket: p.conf.subjects().Name(stream.BucketGrants), Cipher: p.keys, Now: p.engine.Now})
+		s, err := natskv.Open(ctx, p.js, natskv.Config{
+			Bucket: p.conf.subjects().Name(stream.BucketGrants), Cipher: cipher, Now: p.engine.Now,
+		})
 		if err != nil {
 			return err
 		}
 		p.store = store{Store: s, close: func() {}}
 		return nil
 	}
-	s, err := postgres.Open(ctx, postgres.Config{URL: p.conf.DatabaseURL, Cipher: p.keys, Tracers: p.tel.tracers, MaxConns: databaseConns})
+	s, err := postgres.Open(ctx, postgres.Config{
+		URL: p.conf.DatabaseURL, Cipher: cipher, Tracers: p.tel.tracers, MaxConns: databaseConns,
+	})
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"strings"
 	"text/tabwriter"
@@ -31,8 +32,11 @@ type userFlags struct {
 	Provider string `placeholder:"ID" help:"Provider's id in renewd's settings. Default: the first there, else propelauth."`
 }
 
-// open connects to the store and the streams, and names the user.
-func (f userFlags) open(ctx context.Context, a *app, c *cli) (*plant, grant.Key, error) {
+// open connects to the store and the streams, and names the user. Without a keyring it goes on if
+// keyless, and no tokens can be opened then.
+func (f userFlags) open(
+	ctx context.Context, a *app, c *cli, keyless bool,
+) (*plant, grant.Key, error) {
 	conf, err := a.load(c)
 	if err != nil {
 		return nil, grant.Key{}, err
@@ -44,6 +48,9 @@ func (f userFlags) open(ctx context.Context, a *app, c *cli) (*plant, grant.Key,
 		return nil, grant.Key{}, err
 	}
 	p, err := a.openPlant(ctx, conf, f.Server)
+	if keyless && errors.Is(err, fs.ErrNotExist) {
+		p, err = a.openPlantWith(ctx, conf, f.Server, nil)
+	}
 	if err == nil {
 		a.doubt(ctx, conf, p.nc, f.Provider)
 	}
@@ -53,16 +60,22 @@ func (f userFlags) open(ctx context.Context, a *app, c *cli) (*plant, grant.Key,
 // openPlant connects to the store and the streams of the settings, as serve does, but changes
 // nothing.
 func (a *app) openPlant(ctx context.Context, conf *configuration, server string) (*plant, error) {
+	ring, err := conf.keyFile().load(ctx)
+	if err != nil {
+		return nil, a.keysHint(err)
+	}
+	return a.openPlantWith(ctx, conf, server, newLiveKeys(conf.keyFile(), ring))
+}
+
+// openPlantWith is openPlant with these keys, or without any: nil.
+func (a *app) openPlantWith(
+	ctx context.Context, conf *configuration, server string, keys *liveKeys,
+) (*plant, error) {
 	tel, err := newTelemetry(ctx, nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return nil, err
 	}
-	p := &plant{conf: conf, log: slog.New(slog.DiscardHandler), tel: tel}
-	ring, err := loadKeys(conf.keysFile())
-	if err != nil {
-		return nil, a.keysHint(err)
-	}
-	p.keys = newLiveKeys(conf.keysFile(), ring)
+	p := &plant{conf: conf, log: slog.New(slog.DiscardHandler), tel: tel, keys: keys}
 	if p.nc, err = a.connect(conf, server); err != nil {
 		return nil, err
 	}
@@ -105,16 +118,22 @@ type shown struct {
 	Verdict      *grant.Verdict  `json:"verdict,omitempty"`
 	ClaimedTill  time.Time       `json:"claimed_until,omitzero"`
 	Profile      *schema.Profile `json:"profile,omitempty"`
+	unopened     bool            // there was no keyring to open the tokens with
 }
 
 // Run shows a user.
 func (u userShow) Run(ctx context.Context, a *app, c *cli) error {
-	p, k, err := u.open(ctx, a, c)
+	p, k, err := u.open(ctx, a, c, true)
 	if err != nil {
 		return err
 	}
 	defer p.close()
 	g, err := p.store.Load(ctx, k)
+	unopened := errors.Is(err, errNoKeys)
+	if unopened {
+		err = nil
+		fmt.Fprintln(a.stderr, "without the keyring the token's fingerprint and expiry are not shown")
+	}
 	if errors.Is(err, grant.ErrNotFound) || err == nil && g.Status == grant.Forgotten {
 		return fmt.Errorf("%s: no such user is stored: did a user.login of theirs ever arrive? See: %s replay --user %s", k, a.name, k.User)
 	}
@@ -127,7 +146,7 @@ func (u userShow) Run(ctx context.Context, a *app, c *cli) error {
 	}
 	s := shown{
 		g.Provider, g.User, g.Status, g.Version, g.Fingerprint(), g.Pair.ExpiresAt, g.NextDueAt, g.LoginAt, g.RefreshedAt, g.SyncedAt, g.FailedAt,
-		g.ActiveAt, g.LastError, g.Attempts, g.Outages, g.FailingSince, g.Verdict, time.Time{}, profile,
+		g.ActiveAt, g.LastError, g.Attempts, g.Outages, g.FailingSince, g.Verdict, time.Time{}, profile, unopened,
 	}
 	if g.Claim != nil {
 		s.ClaimedTill = g.Claim.Until
@@ -148,11 +167,12 @@ func (s shown) print(to io.Writer) error {
 	row("user", s.Provider+"/"+s.User)
 	row("status", string(s.Status))
 	row("version", fmt.Sprint(s.Version))
-	token := "none"
-	if s.Fingerprint != "" {
-		token = s.Fingerprint + " (fingerprint)"
+	switch {
+	case s.Fingerprint != "":
+		row("refresh token", s.Fingerprint+" (fingerprint)")
+	case !s.unopened:
+		row("refresh token", "none")
 	}
-	row("refresh token", token)
 	for _, t := range []struct {
 		name string
 		at   time.Time
@@ -204,7 +224,7 @@ const (
 
 // Run erases a user: revoke, leave a tombstone, settle, purge, tell.
 func (u userForget) Run(ctx context.Context, a *app, c *cli) error {
-	p, k, err := u.open(ctx, a, c)
+	p, k, err := u.open(ctx, a, c, false)
 	if err != nil {
 		return err
 	}

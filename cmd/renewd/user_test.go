@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -53,6 +55,37 @@ func inHand(t *testing.T, p *plant, base, durable string) jetstream.Msg {
 		t.Fatal(err)
 	}
 	return m
+}
+
+// What is stored of a user is shown without the keyring too, but for what only the tokens say.
+func TestAUserIsShownWithoutTheKeyring(t *testing.T) {
+	p := openedPlant(t)
+	g := grant.Grant{
+		Key: grant.Key{Provider: "propelauth", User: "u"}, Version: 7, Status: grant.Suspended,
+		LastError: "too_many",
+		Pair:      grant.Pair{Access: grant.NewSecret("a"), Refresh: grant.NewSecret("r")},
+	}
+	if _, err := p.store.Save(t.Context(), g); err != nil {
+		t.Fatal(err)
+	}
+	env := []string{"RENEWD_NATS_URL=" + p.conf.NATSURL, "RENEWD_KEYS_FILE=" + p.conf.keysFile()}
+	out := want(t, env, exitDone, "too_many", "user", "show", "u")
+	if !strings.Contains(out, g.Fingerprint()) {
+		t.Errorf("with the keyring: %s", out)
+	}
+	env[1] = "RENEWD_KEYS_FILE=/nowhere/keys.json"
+	want(t, env, exitDone, "too_many", "user", "show", "u")
+	out = want(t, env, exitDone, "not shown", "user", "show", "u")
+	if strings.Contains(out, g.Fingerprint()) || !strings.Contains(out, "suspended") {
+		t.Errorf("without: %s", out)
+	}
+	want(t, env, exitFailed, "no such user", "user", "show", "other")
+	want(t, env, exitFailed, "renewd keys new", "user", "forget", "u", "--yes")
+	if err := os.WriteFile(p.conf.keysFile(), []byte("damaged"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	env[1] = "RENEWD_KEYS_FILE=" + p.conf.keysFile()
+	want(t, env, exitFailed, "malformed keyring", "user", "show", "u")
 }
 
 // A login that a worker has in hand while its user is erased does not bring the user back, and the

@@ -31,8 +31,14 @@ func (p *plant) layers() ([][]part, error) {
 	}
 	support := []part{
 		p.engine.Run, p.announce, p.watchPublished,
-		func(ctx context.Context) error { return p.keys.watch(ctx, p.log, p.publishKeys) },
+		func(ctx context.Context) error {
+			return p.keys.watch(ctx, p.log, p.publishKeys, p.engine.Retired)
+		},
 		stream.Reconciler{Store: p.store, Engine: p.engine, Meter: p.tel.meter, Logger: p.log}.Run,
+		stream.Resealer{
+			Store: p.store, Engine: p.engine, Old: p.keys.old, KeyOf: seal.StoreKeyOf,
+			Meter: p.tel.meter, Logger: p.log,
+		}.Run,
 	}
 	for _, g := range guards {
 		support = append(support, g.Run)

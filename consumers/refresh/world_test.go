@@ -398,6 +398,16 @@ func (s storeAt) ListDue(ctx context.Context, cursor string, limit int) ([]grant
 	return s.w.store.ListDue(ctx, cursor, limit)
 }
 
+func (s storeAt) ListSealed(
+	ctx context.Context, cursor string, limit int,
+) ([]grant.Sealed, string, error) {
+	return s.w.store.ListSealed(ctx, cursor, limit)
+}
+
+func (s storeAt) Reseal(ctx context.Context, k grant.Key, rev uint64) error {
+	return s.w.store.Reseal(ctx, k, rev)
+}
+
 type streamAt struct{ w *world }
 
 func (s streamAt) Now() time.Time { return s.w.now() }

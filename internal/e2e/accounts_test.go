@@ -174,13 +174,23 @@ func TestUserRenewdSuffices(t *testing.T) {
 		"keys":    func() error { return engine.PublishKeys(ctx, []byte(`{"keys":[]}`)) },
 		"publish": func() error { return engine.Publish(ctx, event) },
 		"arm":     func() error { return engine.Arm(ctx, key, time.Now().Add(time.Hour), grant.Work{}) },
+		"retire": func() error {
+			_, _, published := engine.KeysSince(ctx)
+			_, kept := engine.LoginsKept(ctx)
+			_, noted := engine.Retired(ctx, "k1")
+			return errors.Join(
+				published, kept, noted, engine.NoteRetired(ctx, "k1"),
+				engine.EachLogin(ctx, func(schema.Event, error) {}), engine.EachParked(ctx, func([]byte) {}),
+			)
+		},
 		"announce": func() error {
 			here, leave := context.WithCancel(ctx)
 			said := make(chan error, 1)
 			left := make(chan error, 1)
 			changed := make(chan struct{})
 			go func() {
-				left <- engine.Announce(here, "w1", "host", func() []string { return []string{"k1"} }, changed, func(err error) { said <- err })
+				keys := func() (opens, seals []string) { return []string{"k1"}, []string{"k1"} }
+				left <- engine.Announce(here, "w1", "host", keys, changed, func(err error) { said <- err })
 			}()
 			changed <- struct{}{} // what was said first is stored by now
 			workers, err := engine.Workers(ctx)

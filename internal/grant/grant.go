@@ -320,6 +320,17 @@ func storedGrant(p Pair, next *Candidate) storedPair {
 	return s
 }
 
+// ResealTokens seals anew, as they are, what SealTokens sealed of the grant k at version. Its error
+// wraps ErrUnreadable if they do not open.
+func ResealTokens(c Cipher, k Key, version int64, sealed []byte) ([]byte, error) {
+	bound := associated(PurposeStore, k, version)
+	plain, err := c.Open(sealed, bound)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnreadable, err)
+	}
+	return c.Seal(plain, bound)
+}
+
 // OpenTokens is the inverse of SealTokens: it puts the tokens into g, which has everything else.
 // Its error wraps ErrUnreadable.
 func OpenTokens(c Cipher, g *Grant, sealed []byte) error {

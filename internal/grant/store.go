@@ -1,6 +1,7 @@
 package grant
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"time"
@@ -89,6 +90,30 @@ type Store interface {
 	// ListDue is List with no more of each grant than says when it is due: it reads and opens no
 	// tokens, which makes it many times as cheap. Cursors of the two are not exchangeable.
 	ListDue(ctx context.Context, cursor string, limit int) (page []Due, next string, err error)
+
+	// ListSealed is ListDue with the first bytes of each grant's sealed tokens, which say what key
+	// they are sealed with. It opens none. Cursors are ListDue's.
+	ListSealed(ctx context.Context, cursor string, limit int) (page []Sealed, next string, err error)
+
+	// Reseal seals the record's tokens anew, as they are, if its revision is still the given one. It
+	// changes nothing else of the record but the revision, and keeps what a later version of renewd
+	// may have put there. Errors: ErrConflict, ErrNotFound, ErrUnreadable.
+	Reseal(ctx context.Context, k Key, revision uint64) error
+}
+
+// SealedHead is how many bytes of the sealed tokens a ListSealed returns, at most.
+const SealedHead = 16
+
+// Sealed says what a grant's tokens are sealed with.
+type Sealed struct {
+	Due
+	Revision uint64
+	Head     []byte // of the sealed tokens, SealedHead bytes; empty: the record is damaged
+}
+
+// HeadOf is the Head of sealed tokens, as a copy.
+func HeadOf(sealed []byte) []byte {
+	return bytes.Clone(sealed[:min(len(sealed), SealedHead)])
 }
 
 // Due says when a grant is to be renewed next.

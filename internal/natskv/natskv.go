@@ -15,6 +15,7 @@ package natskv
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -143,30 +144,81 @@ func (s *Store) Save(ctx context.Context, g grant.Grant) (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("save grant %s: %w", g.Key, err)
 	}
-	rev, err := s.write(ctx, g, raw)
-	// A replicated bucket also refuses a write while somebody else's is being looked at that will
-	// be refused itself. Only another revision is a conflict.
-	for tries := 0; conflict(err) && tries < claimTries; tries++ {
-		now, lookErr := s.revision(ctx, g.Key)
-		if lookErr != nil {
-			return 0, fmt.Errorf("save grant %s: %w", g.Key, lookErr)
-		}
-		if now != g.Revision {
-			break
-		}
-		rev, err = s.write(ctx, g, raw)
-	}
-	if err = told(err); err != nil {
+	rev, err := s.replace(ctx, g.Key, g.Revision, raw)
+	if err != nil {
 		return 0, fmt.Errorf("save grant %s: %w", g.Key, err)
 	}
 	return rev, nil
 }
 
-func (s *Store) write(ctx context.Context, g grant.Grant, raw []byte) (uint64, error) {
-	if g.Revision == 0 {
-		return s.kv.Create(ctx, keyOf(g.Key), raw)
+// replace writes the record if its revision is still this one. A replicated bucket also refuses a
+// write while somebody else's is being looked at that will be refused itself. Only another revision
+// is a conflict.
+func (s *Store) replace(
+	ctx context.Context, k grant.Key, revision uint64, raw []byte,
+) (uint64, error) {
+	rev, err := s.write(ctx, k, revision, raw)
+	for tries := 0; conflict(err) && tries < claimTries; tries++ {
+		now, err := s.revision(ctx, k)
+		if err != nil {
+			return 0, err
+		}
+		if now != revision {
+			return 0, grant.ErrConflict
+		}
+		if rev, err = s.write(ctx, k, revision, raw); !conflict(err) {
+			return rev, told(err)
+		}
 	}
-	return s.kv.Update(ctx, keyOf(g.Key), raw, g.Revision)
+	return rev, told(err)
+}
+
+func (s *Store) write(
+	ctx context.Context, k grant.Key, revision uint64, raw []byte,
+) (uint64, error) {
+	if revision == 0 {
+		return s.kv.Create(ctx, keyOf(k), raw)
+	}
+	return s.kv.Update(ctx, keyOf(k), raw, revision)
+}
+
+// Reseal implements grant.Store.
+func (s *Store) Reseal(ctx context.Context, k grant.Key, revision uint64) error {
+	if err := s.reseal(ctx, k, revision); err != nil {
+		return fmt.Errorf("seal grant %s anew: %w", k, err)
+	}
+	return nil
+}
+
+func (s *Store) reseal(ctx context.Context, k grant.Key, revision uint64) error {
+	entry, err := s.kv.Get(ctx, keyOf(k))
+	switch {
+	case errors.Is(err, jetstream.ErrKeyNotFound):
+		return grant.ErrNotFound
+	case err != nil:
+		return err
+	case entry.Revision() != revision:
+		return grant.ErrConflict
+	}
+	var r record
+	var all map[string]json.RawMessage // so that what is not known here stays too
+	err = errors.Join(json.Unmarshal(entry.Value(), &r), json.Unmarshal(entry.Value(), &all))
+	if err != nil {
+		return fmt.Errorf("%w: it is damaged: %w", grant.ErrUnreadable, err)
+	}
+	sealed, err := grant.ResealTokens(s.config.Cipher, k, r.Version, r.Sealed)
+	if err != nil {
+		return err
+	}
+	if all[sealedMember], err = json.Marshal(sealed); err != nil {
+		return err
+	}
+	raw, err := json.Marshal(all)
+	if err != nil {
+		return err
+	}
+	_, err = s.replace(ctx, k, revision, raw)
+	return err
 }
 
 // revision is that of the stored record, 0 if there is none.
@@ -244,3 +296,6 @@ func told(err error) error {
 	}
 	return err
 }
+
+// sealedMember is the name of record's Sealed.
+const sealedMember = "sealed"

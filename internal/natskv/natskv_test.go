@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -314,5 +315,41 @@ func TestErasureCutShortIsEnded(t *testing.T) {
 	}
 	if err := f.Delete(t.Context(), k, rev); !errors.Is(err, grant.ErrNotFound) || f.Traces(t, k) != 0 {
 		t.Errorf("%v, and %d traces", err, f.Traces(t, k))
+	}
+}
+
+// What a later version put into a record stays when it is sealed anew.
+func TestResealKeepsWhatItDoesNotKnow(t *testing.T) {
+	js := server(t)
+	s := open(t, js, 1)
+	k := grant.Key{Provider: "p", User: "u"}
+	if _, err := s.Save(t.Context(), storetest.Full(k)); err != nil {
+		t.Fatal(err)
+	}
+	kv, err := js.KeyValue(t.Context(), stream.BucketGrants)
+	if err != nil {
+		t.Fatal(err)
+	}
+	entry, err := kv.Get(t.Context(), "p.u")
+	if err != nil {
+		t.Fatal(err)
+	}
+	later := append([]byte(`{"Later":{"n":1.50},`), entry.Value()[1:]...)
+	revision, err := kv.Put(t.Context(), "p.u", later)
+	if err == nil {
+		err = s.Reseal(t.Context(), k, revision)
+	}
+	if err == nil {
+		entry, err = kv.Get(t.Context(), "p.u")
+	}
+	var was, is map[string]json.RawMessage
+	err = errors.Join(err, json.Unmarshal(later, &was), json.Unmarshal(entry.Value(), &is))
+	if err != nil {
+		t.Fatal(err)
+	}
+	delete(was, "sealed")
+	delete(is, "sealed")
+	if entry.Revision() == revision || !reflect.DeepEqual(is, was) {
+		t.Errorf("sealed anew at revision %d it is\n%s\nwas\n%s", entry.Revision(), is, was)
 	}
 }

@@ -31,15 +31,30 @@ func (s *Store) List(ctx context.Context, cursor string, limit int) (page []gran
 // ListDue implements grant.Store. The cursor is a place in the bucket's stream.
 func (s *Store) ListDue(ctx context.Context, cursor string, limit int) (page []grant.Due, next string, err error) {
 	next, err = s.each(ctx, cursor, limit, func(k grant.Key, m *jetstream.RawStreamMsg, err error) {
-		var r record
-		if err == nil && json.Unmarshal(m.Data, &r) != nil {
-			r = record{}
-		}
-		d := r.grant().Due()
-		d.Key = k
-		page = append(page, d)
+		page = append(page, sealed(k, m, err).Due)
 	})
 	return page, next, err
+}
+
+// ListSealed implements grant.Store. The cursor is a place in the bucket's stream.
+func (s *Store) ListSealed(
+	ctx context.Context, cursor string, limit int,
+) (page []grant.Sealed, next string, err error) {
+	next, err = s.each(ctx, cursor, limit, func(k grant.Key, m *jetstream.RawStreamMsg, err error) {
+		page = append(page, sealed(k, m, err))
+	})
+	return page, next, err
+}
+
+// sealed is what a record shows without being opened.
+func sealed(k grant.Key, m *jetstream.RawStreamMsg, err error) grant.Sealed {
+	var r record
+	if err == nil && json.Unmarshal(m.Data, &r) != nil {
+		r = record{}
+	}
+	l := grant.Sealed{Due: r.grant().Due(), Revision: m.Sequence, Head: grant.HeadOf(r.Sealed)}
+	l.Key = k
+	return l
 }
 
 func (s *Store) keyOf(subject string) (grant.Key, error) {

@@ -28,18 +28,44 @@ func (s *Store) List(ctx context.Context, cursor string, limit int) (page []gran
 	return page, after(last, len(page) == limit), err
 }
 
+// dueColumns are those that scanDue reads, before more.
+const dueColumns = `g.provider, g.user_id, g.version, g.status, g.next_due_at, g.claim_until`
+
+func scanDue(rows pgx.Rows, more ...any) (d grant.Due, err error) {
+	var due, claimed pgtype.Timestamptz
+	into := []any{&d.Provider, &d.User, &d.Version, &d.Status, &due, &claimed}
+	err = rows.Scan(append(into, more...)...)
+	d.At, d.ClaimedUntil = at(due), at(claimed)
+	return d, err
+}
+
 // ListDue implements grant.Store. The cursor is the last key.
 func (s *Store) ListDue(ctx context.Context, cursor string, limit int) (page []grant.Due, next string, err error) {
 	var last grant.Key
-	const columns = `g.provider, g.user_id, g.version, g.status, g.next_due_at, g.claim_until`
-	err = s.page(ctx, columns, cursor, limit, func(rows pgx.Rows) error {
-		var d grant.Due
-		var due, claimed pgtype.Timestamptz
-		if err := rows.Scan(&d.Provider, &d.User, &d.Version, &d.Status, &due, &claimed); err != nil {
+	err = s.page(ctx, dueColumns, cursor, limit, func(rows pgx.Rows) error {
+		d, err := scanDue(rows)
+		if err != nil {
 			return err
 		}
-		d.At, d.ClaimedUntil = at(due), at(claimed)
 		page, last = append(page, d), d.Key
+		return nil
+	})
+	return page, after(last, len(page) == limit), err
+}
+
+// ListSealed implements grant.Store. The cursor is the last key.
+func (s *Store) ListSealed(
+	ctx context.Context, cursor string, limit int,
+) (page []grant.Sealed, next string, err error) {
+	var last grant.Key
+	head := fmt.Sprintf("substring(g.tokens FROM 1 FOR %d)", grant.SealedHead)
+	columns := dueColumns + ", g.revision, " + head
+	err = s.page(ctx, columns, cursor, limit, func(rows pgx.Rows) (err error) {
+		var l grant.Sealed
+		if l.Due, err = scanDue(rows, &l.Revision, &l.Head); err != nil {
+			return err
+		}
+		page, last = append(page, l), l.Key
 		return nil
 	})
 	return page, after(last, len(page) == limit), err

@@ -204,3 +204,35 @@ func (s *Store) Delete(ctx context.Context, k grant.Key, revision uint64) error 
 	}
 	return nil
 }
+
+// Reseal implements grant.Store.
+func (s *Store) Reseal(ctx context.Context, k grant.Key, revision uint64) error {
+	if err := s.reseal(ctx, k, int64(revision)); err != nil {
+		return fmt.Errorf("seal grant %s anew: %w", k, told(err))
+	}
+	return nil
+}
+
+const resealSQL = `UPDATE renewd.grants SET revision = revision + 1, tokens = $4
+	WHERE provider = $1 AND user_id = $2 AND revision = $3`
+
+func (s *Store) reseal(ctx context.Context, k grant.Key, revision int64) error {
+	r, err := s.loads.do(ctx, k)
+	switch {
+	case err != nil:
+		return err
+	case r == nil:
+		return grant.ErrNotFound
+	case r.revision != revision:
+		return grant.ErrConflict
+	}
+	sealed, err := grant.ResealTokens(s.cipher, k, r.version, r.tokens)
+	if err != nil {
+		return err
+	}
+	tag, err := s.pool.Exec(ctx, resealSQL, k.Provider, k.User, revision, sealed)
+	if err == nil && tag.RowsAffected() == 0 {
+		err = grant.ErrConflict
+	}
+	return err
+}

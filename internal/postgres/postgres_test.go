@@ -3,6 +3,7 @@ package postgres_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/url"
 	"os"
 	"strings"
@@ -165,5 +166,30 @@ func TestCopiedRowDoesNotOpen(t *testing.T) {
 	page, _, err := s.List(t.Context(), "", 10)
 	if err != nil || len(page) != 2 || page[1].Err == nil || page[1].User != "b" {
 		t.Errorf("list: %v, %v", page, err)
+	}
+}
+
+// What a later version put into a record stays when it is sealed anew.
+func TestResealKeepsWhatItDoesNotKnow(t *testing.T) {
+	url := databases.URL(t)
+	s := open(t, url)
+	g := storetest.Full(grant.Key{Provider: "p", User: "u"})
+	if _, err := s.Save(t.Context(), g); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, url, `UPDATE renewd.grants SET state = '{"later": 1.50}'`)
+	const whole = "SELECT g::text FROM renewd.grants g"
+	was := query(t, url, whole)
+	page, _, err := s.ListSealed(t.Context(), "", 1)
+	if err == nil {
+		err = s.Reseal(t.Context(), g.Key, page[0].Revision)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	// This cipher seals the same to the same.
+	want := strings.Replace(was[0], fmt.Sprint(page[0].Revision), fmt.Sprint(page[0].Revision+1), 1)
+	if is := query(t, url, whole); len(is) != 1 || is[0] != want {
+		t.Errorf("sealed anew it is\n%s\nwas\n%s", is, was)
 	}
 }

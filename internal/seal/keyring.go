@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -31,12 +32,22 @@ var (
 	ErrNotPromoted = errors.New("the keyring has fresh keys that wait to be promoted")
 	// ErrNothingToPromote: the newest keys of the keyring are those that seal.
 	ErrNothingToPromote = errors.New("the keyring has no fresh keys: the newest ones seal already")
+	// ErrNoKey: the keyring has no key of this id.
+	ErrNoKey = errors.New("no such key in the keyring")
+	// ErrCurrent: the key seals, so that it cannot be retired.
+	ErrCurrent = errors.New("the key is the one that seals")
+)
+
+// What a key is for.
+const (
+	UseLogin = "login" // logins are sealed to it
+	UseStore = "store" // stored and parked tokens are sealed with it
 )
 
 // KeyInfo describes a key without its secret.
 type KeyInfo struct {
 	ID      string    `json:"id"`
-	Use     string    `json:"use"` // "login" or "store"
+	Use     string    `json:"use"` // UseLogin or UseStore
 	Created time.Time `json:"created"`
 	Current bool      `json:"current"` // it is the one that seals
 	// Thumbprint is the public key's (RFC 7638, SHA-256), for publishers to pin; of login keys only.
@@ -62,6 +73,11 @@ type storeKey struct {
 	created time.Time
 	master  []byte
 }
+
+// name is the key's id as people see it.
+func (s storeKey) name() string { return storeKeyName(s.id) }
+
+func storeKeyName(id string) string { return base64.RawURLEncoding.EncodeToString([]byte(id)) }
 
 // NewKeyring returns a keyring with one fresh key of each kind.
 func NewKeyring(now time.Time) (*Keyring, error) { return new(Keyring).fresh(now) }
@@ -105,6 +121,36 @@ func (k *Keyring) Promote() (*Keyring, error) {
 	return next, nil
 }
 
+// Retire returns a copy of k without the keys of these ids. Nothing that they sealed opens any
+// more. Errors: ErrNoKey, ErrCurrent.
+func (k *Keyring) Retire(ids ...string) (*Keyring, error) {
+	keys := k.Keys()
+	for _, id := range ids {
+		switch {
+		case !slices.ContainsFunc(keys, func(key KeyInfo) bool { return key.ID == id }):
+			return nil, fmt.Errorf("%s: %w", id, ErrNoKey)
+		case slices.ContainsFunc(keys, func(key KeyInfo) bool { return key.ID == id && key.Current }):
+			return nil, fmt.Errorf("%s: %w", id, ErrCurrent)
+		}
+	}
+	goes := func(l loginKey) bool { return slices.Contains(ids, l.id) }
+	leaves := func(s storeKey) bool { return slices.Contains(ids, s.name()) }
+	return &Keyring{
+		login: slices.DeleteFunc(slices.Clone(k.login), goes),
+		store: slices.DeleteFunc(slices.Clone(k.store), leaves),
+	}, nil
+}
+
+// Old lists the ids of the store keys that sealed before the present one did.
+func (k *Keyring) Old() (ids []string) {
+	for _, key := range k.Keys() {
+		if key.Use == UseStore && !key.Current && !key.Next {
+			ids = append(ids, key.ID)
+		}
+	}
+	return ids
+}
+
 // waiting reports whether there are keys that are newer than those that seal.
 func (k *Keyring) waiting() bool {
 	return slices.ContainsFunc(k.Keys(), func(i KeyInfo) bool { return i.Next })
@@ -117,17 +163,30 @@ func (k *Keyring) fresh(now time.Time) (*Keyring, error) {
 		return nil, fmt.Errorf("generate login key: %w", err)
 	}
 	master := make([]byte, masterSize)
-	id := make([]byte, keyIDSize)
-	for _, b := range [][]byte{master, id} {
-		if _, err := rand.Read(b); err != nil {
-			return nil, fmt.Errorf("generate store key: %w", err)
-		}
+	if _, err := rand.Read(master); err != nil {
+		return nil, fmt.Errorf("generate store key: %w", err)
 	}
-	name := base64.RawURLEncoding.EncodeToString(id)
+	id, err := newKeyID()
+	if err != nil {
+		return nil, err
+	}
+	name := storeKeyName(id)
 	return &Keyring{
 		login: append(slices.Clone(k.login), loginKey{"login-" + name, now.UTC(), private}),
-		store: append(slices.Clone(k.store), storeKey{string(id), now.UTC(), master}),
+		store: append(slices.Clone(k.store), storeKey{id, now.UTC(), master}),
 	}, nil
+}
+
+// newKeyID is random. Its name does not begin with a dash, which a command would take for a flag.
+func newKeyID() (string, error) {
+	for id := make([]byte, keyIDSize); ; {
+		if _, err := rand.Read(id); err != nil {
+			return "", fmt.Errorf("generate key id: %w", err)
+		}
+		if !strings.HasPrefix(storeKeyName(string(id)), "-") {
+			return string(id), nil
+		}
+	}
 }
 
 // Keys lists what is in the keyring, by kind and the oldest first.
@@ -138,10 +197,10 @@ func (k *Keyring) Keys() []KeyInfo {
 		if err != nil {
 			panic("seal: thumbprint of a public key: " + err.Error()) // a P-256 key: cannot happen
 		}
-		login = append(login, KeyInfo{ID: l.id, Use: "login", Created: l.created, Thumbprint: sum})
+		login = append(login, KeyInfo{ID: l.id, Use: UseLogin, Created: l.created, Thumbprint: sum})
 	}
 	for _, s := range k.store {
-		store = append(store, KeyInfo{ID: base64.RawURLEncoding.EncodeToString([]byte(s.id)), Use: "store", Created: s.created})
+		store = append(store, KeyInfo{ID: s.name(), Use: UseStore, Created: s.created})
 	}
 	for _, kind := range [][]KeyInfo{login, store} {
 		if len(kind) == 0 {

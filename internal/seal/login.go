@@ -161,7 +161,7 @@ func (k *Keyring) OpenLogin(jwe string) (Login, error) {
 	if len(jwe) > MaxJWE {
 		return Login{}, fmt.Errorf("%w: %d bytes, at most %d", ErrSealed, len(jwe), MaxJWE)
 	}
-	sealed, err := jose.ParseEncryptedCompact(jwe, []jose.KeyAlgorithm{jose.ECDH_ES}, []jose.ContentEncryption{jose.A256GCM})
+	sealed, err := parse(jwe)
 	if err != nil {
 		return Login{}, fmt.Errorf("%w: no compact JWE with ECDH-ES and A256GCM", ErrSealed)
 	}
@@ -182,6 +182,26 @@ func (k *Keyring) OpenLogin(jwe string) (Login, error) {
 	}
 	l.Tokens, err = parseClaims(plain)
 	return l, err
+}
+
+// parse takes a JWE in the one form that logins have.
+func parse(jwe string) (*jose.JSONWebEncryption, error) {
+	return jose.ParseEncryptedCompact(
+		jwe, []jose.KeyAlgorithm{jose.ECDH_ES}, []jose.ContentEncryption{jose.A256GCM},
+	)
+}
+
+// LoginKeyOf returns the id of the login key that a login was sealed to, as its header says, which
+// nothing proves before it was opened. It is empty for what is no sealed login.
+func LoginKeyOf(jwe string) (id string) {
+	if len(jwe) > MaxJWE {
+		return ""
+	}
+	sealed, err := parse(jwe)
+	if err != nil {
+		return ""
+	}
+	return sealed.Header.KeyID
 }
 
 func (k *Keyring) loginKey(id string) (loginKey, error) {

@@ -77,3 +77,13 @@ func derive(master, salt []byte) (cipher.AEAD, []byte, error) {
 func bind(header, associated []byte) []byte {
 	return append(append(make([]byte, 0, len(header)+len(associated)), header...), associated...)
 }
+
+// StoreKeyOf returns the id of the store key that a blob was sealed with, as KeyInfo has it, from
+// the first 9 bytes or more of the blob. It is empty for what Seal did not write. Nothing proves it
+// before the blob was opened.
+func StoreKeyOf(blob []byte) (id string) {
+	if len(blob) < 1+keyIDSize || blob[0] != blobVersion {
+		return ""
+	}
+	return storeKeyName(string(blob[1 : 1+keyIDSize]))
+}

@@ -146,6 +146,103 @@ func TestAFreshKeySealsOnceItIsPromoted(t *testing.T) {
 	}
 }
 
+// What is sealed says with which key, and a key that is retired is gone, unless it seals.
+func TestAKeyCanBeRetired(t *testing.T) {
+	old := ring(t)
+	added, err := old.Rotate(noon.Add(time.Hour))
+	if err != nil || len(added.Old()) != 0 {
+		t.Fatalf("old keys %q, %v", added.Old(), err)
+	}
+	k, err := added.Promote()
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob, err := old.Seal([]byte("canary"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fresh, err := k.Seal([]byte("canary"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	jwe, err := seal.SealLogin(old.JWKS(), "p", "u", noon, seal.Tokens{Access: seal.NewToken("a")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := k.Keys() // login, login, store, store; the older first
+	if got := k.Old(); len(got) != 1 || got[0] != keys[2].ID {
+		t.Errorf("old keys %q, want %s", got, keys[2].ID)
+	}
+	if id := seal.StoreKeyOf(blob[:9]); id != keys[2].ID {
+		t.Errorf("sealed with %q, want %q", id, keys[2].ID)
+	}
+	if id := seal.StoreKeyOf(fresh); id != keys[3].ID {
+		t.Errorf("sealed with %q, want %q", id, keys[3].ID)
+	}
+	if id := seal.LoginKeyOf(jwe); id != keys[0].ID {
+		t.Errorf("sealed to %q, want %q", id, keys[0].ID)
+	}
+	for _, no := range [][]byte{nil, blob[:8], append([]byte{9}, blob...)} {
+		if id := seal.StoreKeyOf(no); id != "" {
+			t.Errorf("%q for what no key sealed", id)
+		}
+	}
+	if id := seal.LoginKeyOf("a.b.c.d.e"); id != "" {
+		t.Errorf("%q for what no key sealed", id)
+	}
+	for _, id := range []string{keys[1].ID, keys[3].ID} {
+		if _, err := k.Retire(keys[0].ID, id); !errors.Is(err, seal.ErrCurrent) {
+			t.Errorf("retired %s, which seals: %v", id, err)
+		}
+	}
+	if _, err := k.Retire("x"); !errors.Is(err, seal.ErrNoKey) {
+		t.Errorf("retired what is not there: %v", err)
+	}
+	rest, err := k.Retire(keys[0].ID, keys[2].ID)
+	if err != nil || len(rest.Keys()) != 2 || len(k.Keys()) != 4 ||
+		!bytes.Equal(rest.JWKS(), k.JWKS()) {
+		t.Fatalf("left %v of %v, %v", rest.Keys(), k.Keys(), err)
+	}
+	if _, err := rest.Open(blob, nil); !errors.Is(err, seal.ErrUnknownKey) {
+		t.Errorf("a retired key opens: %v", err)
+	}
+	if _, err := rest.OpenLogin(jwe); !errors.Is(err, seal.ErrUnknownKey) {
+		t.Errorf("a retired key opens a login: %v", err)
+	}
+	if _, err := rest.Open(fresh, nil); err != nil {
+		t.Error(err)
+	}
+	raw, err := rest.Marshal()
+	if err == nil {
+		_, err = seal.ParseKeyring(raw)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// An id is given to commands, which must not take it for a flag: one of 64 would begin with a dash.
+func TestKeyIDsAreNoFlags(t *testing.T) {
+	k := ring(t)
+	for i := range 300 {
+		for _, key := range k.Keys() {
+			if strings.HasPrefix(key.ID, "-") {
+				t.Fatalf("key %s after %d rotations", key.ID, i)
+			}
+		}
+		next, err := k.Rotate(noon)
+		if err == nil {
+			k, err = next.Promote()
+		}
+		if err == nil {
+			k, err = k.Retire(k.Keys()[0].ID, k.Keys()[2].ID)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestKeyringRoundTrip(t *testing.T) {
 	k := ring(t)
 	raw, err := k.Marshal()

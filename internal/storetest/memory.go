@@ -21,20 +21,33 @@ type Memory struct {
 	revision uint64
 	grants   map[grant.Key]grant.Grant
 	damaged  map[grant.Key]Damage
+	heads    map[grant.Key][]byte
+	cipher   grant.Cipher
 }
 
 var _ grant.Store = (*Memory)(nil)
 
 // NewMemory returns an empty store on the given clock.
 func NewMemory(now func() time.Time) *Memory {
-	return &Memory{now: now, grants: map[grant.Key]grant.Grant{}, damaged: map[grant.Key]Damage{}}
+	return NewMemoryWith(Cipher{}, now)
+}
+
+// NewMemoryWith is NewMemory with the cipher that records are said to be sealed with.
+func NewMemoryWith(c grant.Cipher, now func() time.Time) *Memory {
+	return &Memory{
+		now: now, cipher: c, grants: map[grant.Key]grant.Grant{}, damaged: map[grant.Key]Damage{},
+		heads: map[grant.Key][]byte{},
+	}
 }
 
 // Damage makes the record of k unreadable until it is saved or deleted.
 func (m *Memory) Damage(k grant.Key, d Damage) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.damaged[k] = d
+	m.damaged[k], m.heads[k] = d, nil
+	if d == LostKey {
+		m.heads[k] = grant.HeadOf(LostPair)
+	}
 }
 
 // Traces counts what is kept of k.
@@ -126,6 +139,7 @@ func (m *Memory) Delete(_ context.Context, k grant.Key, revision uint64) error {
 	}
 	delete(m.grants, k)
 	delete(m.damaged, k)
+	delete(m.heads, k)
 	return nil
 }
 
@@ -136,6 +150,37 @@ func (m *Memory) ListDue(ctx context.Context, cursor string, limit int) (page []
 		page = append(page, l.Due())
 	}
 	return page, next, err
+}
+
+// ListSealed implements grant.Store; the cursor is the last key.
+func (m *Memory) ListSealed(
+	ctx context.Context, cursor string, limit int,
+) (page []grant.Sealed, next string, err error) {
+	all, next, err := m.List(ctx, cursor, limit)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, l := range all {
+		page = append(page, grant.Sealed{Due: l.Due(), Revision: l.Revision, Head: m.heads[l.Key]})
+	}
+	return page, next, err
+}
+
+// Reseal implements grant.Store.
+func (m *Memory) Reseal(ctx context.Context, k grant.Key, revision uint64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	g, err := m.read(k)
+	if err == nil && g.Revision != revision {
+		err = grant.ErrConflict
+	}
+	if err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("seal grant %s anew: %w", k, err)
+	}
+	m.put(&g)
+	return nil
 }
 
 // List implements grant.Store; the cursor is the last key.
@@ -167,6 +212,11 @@ func (m *Memory) put(g *grant.Grant) {
 	g.Revision = m.revision
 	m.grants[g.Key] = copied(*g)
 	delete(m.damaged, g.Key)
+	sealed, err := grant.SealTokens(m.cipher, *g)
+	if err != nil {
+		panic("storetest: " + err.Error()) // a cipher of tests
+	}
+	m.heads[g.Key] = grant.HeadOf(sealed)
 }
 
 // copied keeps what a caller does to its record out of the store.

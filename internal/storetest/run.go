@@ -146,6 +146,8 @@ func Run(t *testing.T, open func(t *testing.T) Fixture) {
 		"one of many inserts wins":                     testInsertRace,
 		"a walk meets every grant":                     testList,
 		"a walk tells when every grant is due":         testListDue,
+		"a walk tells what every grant is sealed with": testListSealed,
+		"sealing anew changes nothing else":            testReseal,
 		"an ended context ends the call":               testContext,
 		"a second delete says so, a stale one refuses": testDelete,
 	} {
@@ -394,6 +396,44 @@ func testListDue(t *testing.T, s grant.Store) {
 		}
 		return keys, next, err
 	})
+}
+
+func testListSealed(t *testing.T, s grant.Store) {
+	testWalk(t, s, func(cursor string) (keys []grant.Key, next string, err error) {
+		page, next, err := s.ListSealed(t.Context(), cursor, 10)
+		for _, l := range page {
+			g, err := s.Load(t.Context(), l.Key)
+			must(t, err)
+			whole, err := grant.SealTokens(Cipher{}, g)
+			must(t, err)
+			want := grant.Sealed{Due: g.Due(), Revision: g.Revision, Head: whole[:grant.SealedHead]}
+			if !reflect.DeepEqual(l, want) {
+				t.Errorf("listed %+v, want %+v", l, want)
+			}
+			keys = append(keys, l.Key)
+		}
+		return keys, next, err
+	})
+}
+
+func testReseal(t *testing.T, s grant.Store) {
+	wantErr(t, s.Reseal(t.Context(), jane, 1), grant.ErrNotFound)
+	was := insert(t, s, Full(jane))
+	wantErr(t, s.Reseal(t.Context(), jane, was.Revision+1), grant.ErrConflict)
+	must(t, s.Reseal(t.Context(), jane, was.Revision))
+	got, err := s.Load(t.Context(), jane)
+	must(t, err)
+	if got.Revision == was.Revision {
+		t.Error("the revision stays, so that another write does not notice")
+	}
+	wantErr(t, s.Reseal(t.Context(), jane, was.Revision), grant.ErrConflict)
+	_, err = s.Save(t.Context(), was)
+	wantErr(t, err, grant.ErrConflict)
+	want := Full(jane)
+	want.Revision, want.Kept = got.Revision, got.Kept
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("sealed anew it is\n%+v\nwas\n%+v", got, want)
+	}
 }
 
 // testWalk has list meet every grant, ten at a time, while somebody writes.

@@ -34,6 +34,12 @@ func testUnreadable(t *testing.T, f Fixture, d Damage) {
 		t.Errorf("the claim before it is %+v, was %+v", got.Claim, want.Claim)
 	}
 	testUnreadableListed(t, f, well)
+	testUnreadableSealed(t, f, well, d)
+	if err := f.Reseal(t.Context(), jane, got.Revision); d == LostKey {
+		wantErr(t, err, grant.ErrUnreadable)
+	}
+	got, err = f.Load(t.Context(), jane) // of a broken record the tokens may be whole
+	wantErr(t, err, grant.ErrUnreadable)
 
 	healed := want
 	healed.Revision, healed.Version, healed.Claim = got.Revision, want.Version+1, nil
@@ -95,5 +101,24 @@ func testUnreadableListed(t *testing.T, f Fixture, well grant.Key) {
 	}
 	if len(due) != 2 || !due[jane] || !due[well] {
 		t.Errorf("listed as due: %v", due)
+	}
+}
+
+// testUnreadableSealed wants jane's record in the list of what records are sealed with, with the
+// key that is lost if it is the key, and that of well beside it.
+func testUnreadableSealed(t *testing.T, f Fixture, well grant.Key, d Damage) {
+	t.Helper()
+	heads := map[grant.Key]string{}
+	for cursor, more := "", true; more; more = cursor != "" {
+		page, next, err := f.ListSealed(t.Context(), cursor, 10)
+		must(t, err)
+		for _, l := range page {
+			heads[l.Key] = string(l.Head)
+		}
+		cursor = next
+	}
+	lost := string(grant.HeadOf(LostPair))
+	if len(heads) != 2 || heads[well] == "" || d == LostKey && heads[jane] != lost {
+		t.Errorf("listed as sealed: %q", heads)
 	}
 }

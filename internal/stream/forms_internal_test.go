@@ -58,9 +58,10 @@ func TestFormsStayReadable(t *testing.T) {
 	t.Run("lease", func(t *testing.T) {
 		l := lease{
 			Holder: "worker-1", Until: at, NextAt: at, Created: at, Stuck: map[string]uint64{"propelauth/jane": 7},
+			Old: []string{"a-key"}, Left: 1,
 			Last: Walk{Live: 1, Due: 2, Overdue: 3, Woken: 4, Fired: 5, Armed: 6, Expired: 7, Parked: 8, Unparked: 9, Foreign: 10},
 		}
-		filled(t, l, "kv", "revision")
+		filled(t, l, "kv", "revision", "key", "lasts", "now")
 		filled(t, l.Last)
 		golden.Check(t, "testdata/lease", encoded(t, l), func(t *testing.T, kept []byte) []byte { return encoded(t, decoded[lease](t, kept)) })
 	})

@@ -10,8 +10,12 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// leaseKey is in BucketProviders. A provider's id has no underscore, so it is none of them.
-const leaseKey = "_reconciler"
+// The keys of the leases in BucketProviders. A provider's id has no underscore, so they are none of
+// them.
+const (
+	leaseKey       = "_reconciler"
+	leaseResealing = "_resealer"
+)
 
 // lease says who walks the store, and what the last walk found. Each change is a compare-and-swap
 // on the key's revision.
@@ -21,42 +25,51 @@ type lease struct {
 	NextAt time.Time `json:"next_at,omitzero"`
 	// Created is when RENEWALS was made that the last walk saw.
 	Created time.Time `json:"renewals_created,omitzero"`
-	Last    Walk      `json:"last"`
+	Last    Walk      `json:"last,omitzero"`
 	// Stuck is what the last walk found that stands in RENEWALS though its time is over, by grant
 	// and sequence: the next walk may be another worker's.
 	Stuck map[string]uint64 `json:"stuck,omitempty"`
+	// Old are the keys that the last walk took records away from, and Left how many it left there.
+	Old  []string `json:"old,omitempty"`
+	Left int      `json:"left,omitempty"`
 
 	kv       jetstream.KeyValue
+	key      string
+	lasts    time.Duration
+	now      func() time.Time
 	revision uint64
 }
 
-// take returns the lease; it is ours, for as long as Reconciler.Lease, if a walk is due and nobody
-// else is at it.
-func (w *walker) take(ctx context.Context) (*lease, error) {
-	bucket := w.Engine.config.Subjects.Name(BucketProviders)
-	kv, err := w.Engine.js.KeyValue(ctx, bucket)
+// take returns the lease of this key; it is the holder's, for as long as it lasts, if a walk is due
+// and no other worker is at it. sooner, if not nil, says that one is due before its time.
+func (e *Engine) take(
+	ctx context.Context, key, holder string, lasts time.Duration, sooner func(lease) bool,
+) (*lease, error) {
+	bucket := e.config.Subjects.Name(BucketProviders)
+	kv, err := e.js.KeyValue(ctx, bucket)
 	if err != nil {
-		return nil, fmt.Errorf("reconciler's lease: bucket %s: %w", bucket, err)
+		return nil, fmt.Errorf("lease %s: bucket %s: %w", key, bucket, err)
 	}
-	l := &lease{kv: kv}
-	entry, err := kv.Get(ctx, leaseKey)
+	l := &lease{kv: kv, key: key, lasts: lasts, now: e.Now}
+	entry, err := kv.Get(ctx, key)
 	switch {
 	case errors.Is(err, jetstream.ErrKeyNotFound):
 	case err != nil:
-		return nil, fmt.Errorf("reconciler's lease: %w", err)
+		return nil, fmt.Errorf("lease %s: %w", key, err)
 	default:
 		if err := json.Unmarshal(entry.Value(), l); err != nil {
-			return nil, fmt.Errorf("reconciler's lease: decode key %s of bucket %s: %w", leaseKey, bucket, err)
+			return nil, fmt.Errorf("lease %s: decode it in bucket %s: %w", key, bucket, err)
 		}
 		l.revision = entry.Revision()
 	}
-	now := w.Engine.Now()
-	if now.Before(l.NextAt) || l.Holder != "" && l.Holder != w.Holder && now.Before(l.Until) {
+	now := e.Now()
+	due := !now.Before(l.NextAt) || sooner != nil && sooner(*l)
+	if !due || l.Holder != "" && l.Holder != holder && now.Before(l.Until) {
 		l.Holder = ""
 		return l, nil
 	}
 	next := *l
-	next.Holder, next.Until = w.Holder, now.Add(w.Lease)
+	next.Holder, next.Until = holder, now.Add(lasts)
 	if err := next.write(ctx); errors.Is(err, errLeaseLost) {
 		l.Holder = ""
 		return l, nil
@@ -67,34 +80,36 @@ func (w *walker) take(ctx context.Context) (*lease, error) {
 }
 
 // extend keeps the lease while the walk goes on, once half of it is used up.
-func (w *walker) extend(ctx context.Context, l *lease) error {
-	now := w.Engine.Now()
-	if l.Until.Sub(now) > w.Lease/2 {
+func (l *lease) extend(ctx context.Context) error {
+	now := l.now()
+	if l.Until.Sub(now) > l.lasts/2 {
 		return nil
 	}
-	l.Until = now.Add(w.Lease)
+	l.Until = now.Add(l.lasts)
 	return l.write(ctx)
 }
 
-// release lets go and says when the next walk is due.
-func (w *walker) release(ctx context.Context, l *lease) error {
-	l.Holder, l.Until, l.NextAt = "", time.Time{}, w.Engine.Now().Add(w.Every)
+// release lets go and says after what time the next walk is due.
+func (l *lease) release(ctx context.Context, every time.Duration) error {
+	l.Holder, l.Until, l.NextAt = "", time.Time{}, l.now().Add(every)
 	return l.write(ctx)
 }
 
 func (l *lease) write(ctx context.Context) error {
 	value, err := json.Marshal(l)
 	if err != nil {
-		return fmt.Errorf("reconciler's lease: %w", err)
+		return fmt.Errorf("lease %s: %w", l.key, err)
 	}
 	// Revision 0 is "the key must not exist".
-	revision, err := l.kv.Update(ctx, leaseKey, value, l.revision)
+	revision, err := l.kv.Update(ctx, l.key, value, l.revision)
 	if errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
 		return errLeaseLost
 	}
 	if err != nil {
-		return fmt.Errorf("reconciler's lease: %w", err)
+		return fmt.Errorf("lease %s: %w", l.key, err)
 	}
 	l.revision = revision
 	return nil
 }
+
+var errLeaseLost = errors.New("another worker took the lease")

@@ -155,7 +155,7 @@ func (w *walker) instruments() (err error) {
 
 // turn does the walk if one is due and nobody else has the lease.
 func (w *walker) turn(ctx context.Context) error {
-	lease, err := w.take(ctx)
+	lease, err := w.Engine.take(ctx, leaseKey, w.Holder, w.Lease, nil)
 	if err != nil {
 		return err
 	}
@@ -181,7 +181,7 @@ func (w *walker) turn(ctx context.Context) error {
 		}
 	}
 	lease.Last, lease.Created, lease.Stuck = walk, created, stuck
-	if err := w.release(ctx, lease); err != nil {
+	if err := lease.release(ctx, w.Every); err != nil {
 		return err
 	}
 	w.grants.Record(ctx, int64(walk.Live))
@@ -233,7 +233,7 @@ func (w *walker) walk(ctx context.Context, l *lease, rebuild bool) (found Walk, 
 			break
 		}
 		cursor = next
-		if err := w.extend(ctx, l); err != nil {
+		if err := l.extend(ctx); err != nil {
 			return x.found, nil, err
 		}
 		if time.Since(looked) >= w.ParkedEvery {
@@ -480,5 +480,3 @@ func wait(ctx context.Context, d time.Duration) error {
 		return context.Cause(ctx)
 	}
 }
-
-var errLeaseLost = errors.New("another worker took the reconciler's lease")

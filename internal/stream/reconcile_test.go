@@ -245,8 +245,13 @@ func (blocking) Claim(context.Context, grant.Key, grant.ClaimRequest) (grant.Gra
 	panic("not asked")
 }
 func (blocking) Save(context.Context, grant.Grant) (uint64, error) { panic("not asked") }
+func (blocking) Reseal(context.Context, grant.Key, uint64) error   { panic("not asked") }
 func (blocking) Delete(context.Context, grant.Key, uint64) error   { panic("not asked") }
 func (blocking) List(context.Context, string, int) ([]grant.Listed, string, error) {
+	panic("not asked")
+}
+
+func (blocking) ListSealed(context.Context, string, int) ([]grant.Sealed, string, error) {
 	panic("not asked")
 }
 

@@ -29,6 +29,9 @@ type Worker struct {
 	ID   string   `json:"id"`   // random, of this run
 	Host string   `json:"host"` // where it runs
 	Keys []string `json:"keys"` // ids of the keys that it can open with
+	// Seals are the ids of those that it seals with, one of each kind. A worker of a version that
+	// does not say has none.
+	Seals []string `json:"seals,omitempty"`
 	// SeenAt is when it last said so, by the NATS server's clock.
 	SeenAt time.Time `json:"seen_at"`
 }
@@ -36,11 +39,16 @@ type Worker struct {
 // Announce says what keys returns now, again whenever changed is received from, and every half
 // minute, until ctx ends; then it takes the word back. What cannot be said is said the next time:
 // its error is for told.
-func (e *Engine) Announce(ctx context.Context, id, host string, keys func() []string, changed <-chan struct{}, told func(error)) error {
+func (e *Engine) Announce(
+	ctx context.Context, id, host string, keys func() (opens, seals []string),
+	changed <-chan struct{}, told func(error),
+) error {
 	beat := time.NewTicker(workerBeat)
 	defer beat.Stop()
 	for {
-		if err := e.announce(ctx, Worker{ID: id, Host: host, Keys: keys(), SeenAt: e.Now().UTC()}); err != nil && ctx.Err() == nil {
+		w := Worker{ID: id, Host: host, SeenAt: e.Now().UTC()}
+		w.Keys, w.Seals = keys()
+		if err := e.announce(ctx, w); err != nil && ctx.Err() == nil {
 			told(err)
 		}
 		select {

@@ -22,7 +22,8 @@ func TestWorkersThatSayNothingAreForgotten(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		changed, ended := make(chan struct{}), make(chan error, 1)
 		go func() {
-			ended <- e.Announce(ctx, id, "host-"+id, func() []string { return []string{"k1", "k2"} }, changed, func(err error) { t.Error(err) })
+			keys := func() (opens, seals []string) { return []string{"k1", "k2"}, []string{"k2"} }
+			ended <- e.Announce(ctx, id, "host-"+id, keys, changed, func(err error) { t.Error(err) })
 		}()
 		changed <- struct{}{} // what was said first is stored by now
 		return func() {
@@ -36,6 +37,9 @@ func TestWorkersThatSayNothingAreForgotten(t *testing.T) {
 		must(t, err)
 		for _, w := range workers {
 			ids = append(ids, w.ID)
+			if fmt.Sprint(w.Keys, w.Seals) != "[k1 k2] [k2]" {
+				t.Errorf("%s has %q and seals with %q", w.ID, w.Keys, w.Seals)
+			}
 		}
 		return ids
 	}
