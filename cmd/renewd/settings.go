@@ -37,9 +37,10 @@ type settings struct {
 	SyncedAge    time.Duration `key:"synced_age" default:"7d" min:"1m" doc:"how long user.synced is kept, the most frequent outcome by far; never longer than outcome_age"`
 	RejectedAge  time.Duration `key:"rejected_age" default:"1d" min:"1h" doc:"how long message.rejected is kept, and user.refresh_failed of users of whom nothing is stored: whoever may publish can make as many as they like; never longer than outcome_age"`
 
-	DataDir     string       `key:"data_dir" default:"renewd-data" doc:"folder of the embedded NATS server, and of keys_file"`
-	DatabaseURL grant.Secret `key:"database_url" show:"url" doc:"PostgreSQL that stores the grants; empty: they are stored in NATS KV"`
-	KeysFile    string       `key:"keys_file" doc:"the keyring; empty: keys.json in data_dir. Made at the first start if NATS is embedded, else by: renewd keys new"`
+	DataDir         string       `key:"data_dir" default:"renewd-data" doc:"folder of the embedded NATS server, and of keys_file"`
+	DatabaseURL     grant.Secret `key:"database_url" show:"url" doc:"PostgreSQL that stores the grants; empty: they are stored in NATS KV"`
+	DatabaseMigrate bool         `key:"database_migrate" default:"true" doc:"make and change renewd's tables at start; false: only check them, for a role that may not, and leave the rest to renewd migrate"`
+	KeysFile        string       `key:"keys_file" doc:"the keyring; empty: keys.json in data_dir. Made at the first start if NATS is embedded, else by: renewd keys new"`
 
 	HTTPAddr  string       `key:"http_addr" default:"127.0.0.1:7460" doc:"host:port of /livez, /readyz, /metrics, /.well-known/jwks.json and /schemas/"`
 	HTTPCert  string       `key:"http_cert" doc:"file with the TLS certificate of http_addr, read again when it changes; empty: plain HTTP"`

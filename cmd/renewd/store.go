@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -24,12 +25,28 @@ func (p *plant) openStore(ctx context.Context) error {
 		p.store = store{Store: s, close: func() {}}
 		return nil
 	}
-	s, err := postgres.Open(ctx, postgres.Config{URL: p.conf.DatabaseURL, Cipher: p.keys, Tracers: p.tel.tracers, MaxConns: databaseConns})
+	s, err := postgres.Open(ctx, postgres.Config{
+		URL: p.conf.DatabaseURL, Cipher: p.keys, Tracers: p.tel.tracers, MaxConns: databaseConns,
+		Migrated: !p.conf.DatabaseMigrate,
+	})
 	if err != nil {
-		return err
+		return schemaHint(err)
 	}
 	p.store = store{Store: s, close: s.Close}
 	return nil
+}
+
+// schemaHint adds the next step to an error about the schema's version, for which waiting is in
+// vain.
+func schemaHint(err error) error {
+	switch {
+	case errors.Is(err, postgres.ErrOlder):
+		return usageError{fmt.Errorf("%w: run `renewd migrate` with the role that owns the schema, "+
+			"or set RENEWD_DATABASE_MIGRATE=true to have it done at start", err)}
+	case errors.Is(err, postgres.ErrNewer):
+		return usageError{fmt.Errorf("%w: run the renewd that migrated it, or a later one", err)}
+	}
+	return err
 }
 
 // databaseConns is enough for the batches that are under way at a time; more would only wait for
