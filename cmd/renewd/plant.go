@@ -142,9 +142,12 @@ func (p *plant) connect(ctx context.Context, environ []string) (err error) {
 	})
 }
 
+// natsFolder is where in data_dir the embedded NATS server keeps its files.
+const natsFolder = "nats"
+
 func (p *plant) natsd() (natsd.Config, error) {
 	c := natsd.Config{
-		StoreDir: filepath.Join(p.conf.DataDir, "nats"), Listen: p.conf.NATSListen, Logger: p.log,
+		StoreDir: filepath.Join(p.conf.DataDir, natsFolder), Listen: p.conf.NATSListen, Logger: p.log,
 		// Where NATS holds the grants too, an acknowledged write must be on the disk.
 		SyncAlways: p.conf.DatabaseURL.IsZero(),
 		Auth:       natsd.Auth{User: p.conf.NATSUser, Password: p.conf.NATSPassword, Token: p.conf.NATSToken},
@@ -166,7 +169,7 @@ func (p *plant) streams(ctx context.Context) (err error) {
 		return err
 	}
 	if p.server != nil {
-		if err := stream.CheckFolder(ctx, p.js, filepath.Join(p.conf.DataDir, "nats")); err != nil {
+		if err := stream.CheckFolder(ctx, p.js, filepath.Join(p.conf.DataDir, natsFolder)); err != nil {
 			return err
 		}
 	}
