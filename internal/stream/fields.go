@@ -106,10 +106,12 @@ type consumerField struct {
 	copy  func(to *jetstream.ConsumerConfig, from jetstream.ConsumerConfig)
 }
 
+const filterField = "filter_subject"
+
 func consumerFields() []consumerField {
 	type cc = jetstream.ConsumerConfig
 	return []consumerField{
-		{"filter_subject", false, func(c *cc) string { return sorted(append([]string{c.FilterSubject}, c.FilterSubjects...)) },
+		{filterField, false, func(c *cc) string { return sorted(append([]string{c.FilterSubject}, c.FilterSubjects...)) },
 			func(to *cc, from cc) { to.FilterSubject, to.FilterSubjects = from.FilterSubject, from.FilterSubjects }},
 		{"ack_policy", true, func(c *cc) string { return c.AckPolicy.String() }, func(to *cc, from cc) { to.AckPolicy = from.AckPolicy }},
 		{"deliver_policy", true, func(c *cc) string { return c.DeliverPolicy.String() }, func(to *cc, from cc) { to.DeliverPolicy = from.DeliverPolicy }},
