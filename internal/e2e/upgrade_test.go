@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -262,8 +263,12 @@ func (u *upgrade) check(phase, binary string) {
 		}
 	}
 	u.mu.Unlock()
+	harm := []schema.Type{
+		schema.UserReauthRequired, schema.UserRefreshFailed, schema.MessageRejected,
+		schema.ProviderDegraded,
+	}
 	for _, e := range must(u.outcomes())(u.t) {
-		if e.Type != schema.UserSynced && e.Type != schema.UserForgotten {
+		if slices.Contains(harm, e.Type) {
 			u.t.Errorf("%s: %s of %s: %s", phase, e.Type, e.User, e.Data)
 		}
 	}
