@@ -48,6 +48,22 @@ func TestServeWithoutDDL(t *testing.T) {
 	want(t, env, exitDone, "live", "user", "show", "jane")
 }
 
+// Commands that only look make no tables, whatever the setting says.
+func TestOnlyServeAndMigrateMakeTables(t *testing.T) {
+	t.Parallel()
+	env := []string{
+		"RENEWD_NATS_URL=" + natsServer(t), "RENEWD_DATA_DIR=" + t.TempDir(),
+		"RENEWD_DATABASE_URL=" + databases.URL(t),
+	}
+	want(t, env, exitDone, "", "keys", "new")
+	want(t, env, exitDone, "", "streams", "apply")
+	want(t, env, exitFailed, "renewd migrate", "doctor")
+	want(t, env, exitUsage, "renewd migrate", "user", "show", "jane")
+	want(t, env, exitDone, "applied 00001_grants.sql", "migrate")
+	want(t, env, exitFailed, "ok      store", "doctor") // renewd has not started yet
+	want(t, env, exitFailed, "no such user", "user", "show", "jane")
+}
+
 func TestMigrateUsage(t *testing.T) {
 	t.Parallel()
 	far, near := "postgres://o:canary@db.example/renewd", "postgres://o:canary@127.0.0.1:1/renewd"

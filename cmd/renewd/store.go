@@ -41,8 +41,8 @@ func (p *plant) openStore(ctx context.Context) error {
 func schemaHint(err error) error {
 	switch {
 	case errors.Is(err, postgres.ErrOlder):
-		return usageError{fmt.Errorf("%w: run `renewd migrate` with the role that owns the schema, "+
-			"or set RENEWD_DATABASE_MIGRATE=true to have it done at start", err)}
+		return usageError{fmt.Errorf("%w: run `renewd migrate` with the role that owns the schema; "+
+			"renewd serve does the same at its start where database_migrate is true", err)}
 	case errors.Is(err, postgres.ErrNewer):
 		return usageError{fmt.Errorf("%w: run the renewd that migrated it, or a later one", err)}
 	}

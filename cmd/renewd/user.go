@@ -53,6 +53,7 @@ func (a *app) openPlant(ctx context.Context, conf *configuration, server string)
 	if err != nil {
 		return nil, err
 	}
+	conf.DatabaseMigrate = false
 	p := &plant{conf: conf, log: slog.New(slog.DiscardHandler), tel: tel}
 	ring, err := loadKeys(conf.keysFile())
 	if err != nil {
