@@ -32,6 +32,9 @@ type Config struct {
 	Bucket string // its name; it must exist
 	Cipher grant.Cipher
 	Now    func() time.Time // the server's time: claims say by it until when they last
+	// SealProfiles keeps profiles encrypted, with the tokens. What was stored otherwise is read, and
+	// written so with its next save.
+	SealProfiles bool
 }
 
 // Store is a grant.Store.
@@ -259,9 +262,12 @@ type record struct {
 }
 
 func (s *Store) encode(g grant.Grant) ([]byte, error) {
-	sealed, err := grant.SealTokens(s.config.Cipher, g)
+	sealed, err := grant.SealTokens(s.config.Cipher, g, s.config.SealProfiles)
 	if err != nil {
 		return nil, err
+	}
+	if s.config.SealProfiles {
+		g.Profile = ""
 	}
 	return json.Marshal(record{Sealed: sealed, Grant: g})
 }

@@ -29,12 +29,16 @@ type Config struct {
 	// Migrated leaves the schema as it is: Open only checks its version, so that the URL's role
 	// needs no right but to read and write rows. Default: Open brings the schema up to date.
 	Migrated bool
+	// SealProfiles keeps profiles encrypted, with the tokens. What was stored otherwise is read, and
+	// written so with its next save.
+	SealProfiles bool
 }
 
 // Store is a grant.Store.
 type Store struct {
 	pool    *pgxpool.Pool
 	cipher  grant.Cipher
+	private bool // profiles are sealed
 	timeout time.Duration
 	loads   batcher[grant.Key, *row]
 	claims  batcher[claim, claimed]
@@ -68,7 +72,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open database at %s: %w", config.ConnConfig.Host, err)
 	}
-	s := &Store{pool: pool, cipher: c.Cipher, timeout: c.Timeout}
+	s := &Store{pool: pool, cipher: c.Cipher, private: c.SealProfiles, timeout: c.Timeout}
 	// One of a kind at a time: what comes meanwhile shares the next statement, and a statement
 	// costs nearly the same whatever it carries. Saves have a second one, since a pair is lost with
 	// its process until it is saved.
@@ -154,7 +158,7 @@ func (s *Store) Claim(ctx context.Context, k grant.Key, r grant.ClaimRequest) (g
 
 // Save implements grant.Store.
 func (s *Store) Save(ctx context.Context, g grant.Grant) (uint64, error) {
-	row, err := rowOf(s.cipher, g)
+	row, err := s.rowOf(g)
 	if err == nil {
 		var refused error
 		if refused, err = s.saves.do(ctx, row); err == nil {

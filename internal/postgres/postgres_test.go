@@ -3,16 +3,19 @@ package postgres_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/url"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/internal/pgtest"
 	"github.com/renewd/renewd/internal/postgres"
+	"github.com/renewd/renewd/internal/seal"
 	"github.com/renewd/renewd/internal/storetest"
 )
 
@@ -104,6 +107,37 @@ func TestSaveWhoseReplyWasLost(t *testing.T) {
 	storetest.LostReply(t, open(t, address.String()), proxy)
 }
 
+func openPrivate(t *testing.T, url string) *postgres.Store {
+	t.Helper()
+	s, err := postgres.Open(t.Context(), postgres.Config{
+		URL: grant.NewSecret(url), Cipher: storetest.Cipher{}, SealProfiles: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+func TestStoreWithSealedProfiles(t *testing.T) {
+	storetest.Run(t, func(t *testing.T) storetest.Fixture {
+		url := databases.URL(t)
+		f := fixture(t, url)
+		f.Store, f.SealsProfiles = openPrivate(t, url), true
+		return f
+	})
+}
+
+// A profile is sealed, or no longer, with the next save, and read as it is until then.
+func TestProfilesChangeTheirForm(t *testing.T) {
+	url := databases.URL(t)
+	plain, private := open(t, url), openPrivate(t, url)
+	storetest.ProfilesChangeTheirForm(t, plain, private, func(k grant.Key) bool {
+		rows := query(t, url, "SELECT g::text FROM renewd.grants g WHERE user_id = $1", k.User)
+		return strings.Contains(strings.Join(rows, "\n"), "Döe")
+	})
+}
+
 func TestNewerSchemaIsRefused(t *testing.T) {
 	url := databases.URL(t)
 	open(t, url)
@@ -165,5 +199,24 @@ func TestCopiedRowDoesNotOpen(t *testing.T) {
 	page, _, err := s.List(t.Context(), "", 10)
 	if err != nil || len(page) != 2 || page[1].Err == nil || page[1].User != "b" {
 		t.Errorf("list: %v, %v", page, err)
+	}
+}
+
+func BenchmarkRenewals(b *testing.B) {
+	keys, err := seal.NewKeyring(time.Now())
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, private := range []bool{false, true} {
+		b.Run(fmt.Sprintf("sealed=%t", private), func(b *testing.B) {
+			s, err := postgres.Open(b.Context(), postgres.Config{
+				URL: grant.NewSecret(databases.URL(b)), Cipher: keys, SealProfiles: private,
+			})
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.Cleanup(s.Close)
+			storetest.Renewals(b, s)
+		})
 	}
 }

@@ -25,6 +25,8 @@ type Fixture struct {
 	// Traces counts what of k is left in the store's own files and tables, whatever the store says
 	// of it.
 	Traces func(t *testing.T, k grant.Key) int
+	// SealsProfiles: profiles are sealed with the tokens, and go where those go.
+	SealsProfiles bool
 }
 
 // Damage is a way in which a record cannot be read.
