@@ -40,6 +40,7 @@ type settings struct {
 	DataDir         string       `key:"data_dir" default:"renewd-data" doc:"folder of the embedded NATS server, and of keys_file"`
 	DatabaseURL     grant.Secret `key:"database_url" show:"url" doc:"PostgreSQL that stores the grants; empty: they are stored in NATS KV"`
 	DatabaseMigrate bool         `key:"database_migrate" default:"true" doc:"make and change renewd's tables at start; false: only check them, for a role that may not, and leave the rest to renewd migrate"`
+	SealProfiles    bool         `key:"seal_profiles" default:"false" doc:"keep profiles encrypted in PostgreSQL and NATS KV, as tokens are; what is stored otherwise is written so with each user's next renewal. What user.synced shows is policy.show_profile"`
 	KeysFile        string       `key:"keys_file" doc:"the keyring; empty: keys.json in data_dir. Made at the first start if NATS is embedded, else by: renewd keys new"`
 
 	HTTPAddr  string       `key:"http_addr" default:"127.0.0.1:7460" doc:"host:port of /livez, /readyz, /metrics, /.well-known/jwks.json and /schemas/"`

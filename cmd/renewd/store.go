@@ -18,7 +18,10 @@ import (
 // openStore opens the store of the settings.
 func (p *plant) openStore(ctx context.Context) error {
 	if p.conf.DatabaseURL.IsZero() {
-		s, err := natskv.Open(ctx, p.js, natskv.Config{Bucket: p.conf.subjects().Name(stream.BucketGrants), Cipher: p.keys, Now: p.engine.Now})
+		s, err := natskv.Open(ctx, p.js, natskv.Config{
+			Bucket: p.conf.subjects().Name(stream.BucketGrants), Cipher: p.keys, Now: p.engine.Now,
+			SealProfiles: p.conf.SealProfiles,
+		})
 		if err != nil {
 			return err
 		}
@@ -27,7 +30,7 @@ func (p *plant) openStore(ctx context.Context) error {
 	}
 	s, err := postgres.Open(ctx, postgres.Config{
 		URL: p.conf.DatabaseURL, Cipher: p.keys, Tracers: p.tel.tracers, MaxConns: databaseConns,
-		Migrated: !p.conf.DatabaseMigrate,
+		Migrated: !p.conf.DatabaseMigrate, SealProfiles: p.conf.SealProfiles,
 	})
 	if err != nil {
 		return schemaHint(err)

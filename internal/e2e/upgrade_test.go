@@ -70,6 +70,7 @@ type upgrade struct {
 	embedded bool // NATS runs inside the worker
 	folder   string
 	environ  []string
+	own      map[string][]string // settings that only one of the binaries knows
 	nc       *nats.Conn
 	app      *publishers.Publisher
 	users    []string
@@ -123,7 +124,7 @@ func (u *upgrade) observe(p idptest.Presentation) {
 // command is one of a version's, on the installation.
 func (u *upgrade) command(binary string, args ...string) *exec.Cmd {
 	u.t.Helper()
-	cmd := command(u.t, u.environ, args...)
+	cmd := command(u.t, slices.Concat(u.environ, u.own[binary]), args...)
 	cmd.Path, cmd.Args[0] = binary, binary
 	return cmd
 }
@@ -319,8 +320,10 @@ func TestUpgrade(t *testing.T) {
 		t.Fatal(err)
 	}
 	now := must(binary())(t)
-	for name, c := range map[string]struct{ embedded, postgres bool }{
-		"postgres": {postgres: true}, "natskv": {}, "embedded": {embedded: true},
+	for name, c := range map[string]struct{ embedded, postgres, private bool }{
+		"postgres": {postgres: true, private: true},
+		"natskv":   {},
+		"embedded": {embedded: true, private: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -329,6 +332,7 @@ func TestUpgrade(t *testing.T) {
 				database = startPostgres(t).URL("postgres")
 			}
 			u := newUpgrade(t, c.embedded, database)
+			u.own = map[string][]string{now: {fmt.Sprintf("RENEWD_SEAL_PROFILES=%t", c.private)}}
 			u.run(was, "keys", "new")
 			u.apply(was)
 			u.over(was, now)
