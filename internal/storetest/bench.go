@@ -10,7 +10,7 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// Renewals loads and saves records with a profile of 1.2 kB, as a renewal that changes nothing of
+// Renewals loads and saves records with a profile of 1.1 kB, as a renewal that changes nothing of
 // it does, from many goroutines.
 func Renewals(b *testing.B, s grant.Store) {
 	b.Helper()
