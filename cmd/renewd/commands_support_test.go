@@ -8,6 +8,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,27 +23,35 @@ func TestMain(m *testing.M) { os.Exit(databases.Main(m)) }
 // matches; it returns the first group.
 func background(t *testing.T, env []string, pattern string, args ...string) string {
 	t.Helper()
-	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	said, _ := stoppable(t, env, pattern, args...)
+	return said
+}
+
+// stoppable is background for a command that the test may end earlier, by stop.
+func stoppable(t *testing.T, env []string, pattern string, args ...string) (said string, stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	var out terminal
 	ended := make(chan int, 1)
 	go func() { ended <- run(ctx, append([]string{"renewd"}, args...), env, strings.NewReader(""), &out, &out) }()
-	t.Cleanup(func() {
-		stop()
+	stop = sync.OnceFunc(func() {
+		cancel()
 		if code := <-ended; code != exitDone {
 			t.Errorf("renewd %s ended with %d:\n%s", args[0], code, out.String())
 		}
 	})
+	t.Cleanup(stop)
 	want := regexp.MustCompile(pattern)
 	for end := time.Now().Add(time.Minute); time.Now().Before(end); <-time.After(10 * time.Millisecond) {
 		if m := want.FindStringSubmatch(out.String()); m != nil {
-			return m[1]
+			return m[1], stop
 		}
 		if len(ended) > 0 {
 			break
 		}
 	}
 	t.Fatalf("renewd %s never said %s:\n%s", args[0], pattern, out.String())
-	return ""
+	return "", nil
 }
 
 // start starts renewd and returns where its HTTP is.

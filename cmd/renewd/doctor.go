@@ -54,6 +54,7 @@ func (d doctorCommand) Run(ctx context.Context, a *app, c *cli) error {
 	if err != nil {
 		return err
 	}
+	conf.DatabaseMigrate = false // a look makes no tables
 	x := &examination{app: a, plant: &plant{conf: conf, log: slog.New(slog.DiscardHandler), tel: tel}, grants: d.Grants}
 	if d.Output == "text" {
 		x.tell = a.stdout

@@ -34,6 +34,9 @@ func startRetiring(t *testing.T, more ...string) *retiring {
 	}, more...)
 	want(t, env, exitDone, "", "keys", "new")
 	want(t, env, exitDone, "", "streams", "apply")
+	if len(more) > 0 {
+		want(t, env, exitDone, "", "migrate")
+	}
 	ring, err := keyFile{path: file}.load(t.Context())
 	r := &retiring{env: env, old: mustRing(t, ring, err)}
 	for _, step := range []string{"publish", "rotate", "promote", "publish"} {

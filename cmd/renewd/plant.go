@@ -143,9 +143,12 @@ func (p *plant) connect(ctx context.Context, environ []string) (err error) {
 	})
 }
 
+// natsFolder is where in data_dir the embedded NATS server keeps its files.
+const natsFolder = "nats"
+
 func (p *plant) natsd() (natsd.Config, error) {
 	c := natsd.Config{
-		StoreDir: filepath.Join(p.conf.DataDir, "nats"), Listen: p.conf.NATSListen, Logger: p.log,
+		StoreDir: filepath.Join(p.conf.DataDir, natsFolder), Listen: p.conf.NATSListen, Logger: p.log,
 		// Where NATS holds the grants too, an acknowledged write must be on the disk.
 		SyncAlways: p.conf.DatabaseURL.IsZero(),
 		Auth:       natsd.Auth{Accounts: p.conf.NATSAccounts},
@@ -170,7 +173,7 @@ func (p *plant) streams(ctx context.Context) (err error) {
 		return err
 	}
 	if p.server != nil {
-		err := stream.CheckFolder(ctx, p.js, filepath.Join(p.conf.DataDir, "nats"))
+		err := stream.CheckFolder(ctx, p.js, filepath.Join(p.conf.DataDir, natsFolder))
 		if errors.Is(err, stream.ErrUnreadable) {
 			return fmt.Errorf("%w. If nats_accounts was set or unset since: rename the account's folder "+
 				"there (jetstream/$G is that without accounts, jetstream/RENEWD that of renewd's account)", err)

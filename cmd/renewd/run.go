@@ -45,6 +45,8 @@ type cli struct {
 	Replay      replayCommand      `cmd:"" help:"Show outcomes of the past, for an audit."`
 	User        userCommand        `cmd:"" help:"Look at what is stored about a user, or erase it."`
 	Store       storeCommand       `cmd:"" help:"After a restore: compare the store with what was published, and decide about what is superseded."`
+	Migrate     migrateCommand     `cmd:"" help:"Make renewd's tables in PostgreSQL, or bring them up to date, with a role that may."`
+	Backup      backupCommand      `cmd:"" help:"Copy the folder of the embedded NATS server, without the keyring, while renewd is stopped."`
 	Streams     streamsCommand     `cmd:"" help:"Compare the NATS streams with the settings, and create or update them."`
 	Subscribers subscribersCommand `cmd:"" help:"Make, list and remove the places in the outcomes that services read from."`
 	NATS        natsCommand        `cmd:"" name:"nats" help:"Print the settings of a NATS server that keeps services apart."`

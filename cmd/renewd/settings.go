@@ -39,9 +39,11 @@ type settings struct {
 	SyncedAge    time.Duration `key:"synced_age" default:"7d" min:"1m" doc:"how long user.synced is kept, the most frequent outcome by far; never longer than outcome_age"`
 	RejectedAge  time.Duration `key:"rejected_age" default:"1d" min:"1h" doc:"how long message.rejected is kept, and user.refresh_failed of users of whom nothing is stored: whoever may publish can make as many as they like; never longer than outcome_age"`
 
-	DataDir     string       `key:"data_dir" default:"renewd-data" doc:"folder of the embedded NATS server, and of keys_file"`
-	DatabaseURL grant.Secret `key:"database_url" show:"url" doc:"PostgreSQL that stores the grants; empty: they are stored in NATS KV"`
-	KeysFile    string       `key:"keys_file" doc:"the keyring; empty: keys.json in data_dir. Made at the first start if NATS is embedded, else by: renewd keys new"`
+	DataDir         string       `key:"data_dir" default:"renewd-data" doc:"folder of the embedded NATS server, and of keys_file"`
+	DatabaseURL     grant.Secret `key:"database_url" show:"url" doc:"PostgreSQL that stores the grants; empty: they are stored in NATS KV"`
+	DatabaseMigrate bool         `key:"database_migrate" default:"true" doc:"make and change renewd's tables at start; false: only check them, for a role that may not, and leave the rest to renewd migrate"`
+	SealProfiles    bool         `key:"seal_profiles" default:"false" doc:"keep profiles encrypted in PostgreSQL and NATS KV, as tokens are; what is stored otherwise is written so with each user's next renewal. What user.synced shows is policy.show_profile"`
+	KeysFile        string       `key:"keys_file" doc:"the keyring; empty: keys.json in data_dir. Made at the first start if NATS is embedded, else by: renewd keys new"`
 
 	KeysUnwrap command `key:"keys_unwrap" doc:"command that decrypts keys_file, its content on standard input, the keyring on standard output: a list of the program and its arguments, in the environment a JSON list or words between blanks; no shell. Empty: keys_file is not encrypted"`
 	KeysWrap   command `key:"keys_wrap" doc:"its inverse, for renewd keys new, rotate, promote and retire"`

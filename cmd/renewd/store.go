@@ -32,6 +32,7 @@ func (p *plant) openStore(ctx context.Context) error {
 	if p.conf.DatabaseURL.IsZero() {
 		s, err := natskv.Open(ctx, p.js, natskv.Config{
 			Bucket: p.conf.subjects().Name(stream.BucketGrants), Cipher: cipher, Now: p.engine.Now,
+			SealProfiles: p.conf.SealProfiles,
 		})
 		if err != nil {
 			return err
@@ -41,12 +42,26 @@ func (p *plant) openStore(ctx context.Context) error {
 	}
 	s, err := postgres.Open(ctx, postgres.Config{
 		URL: p.conf.DatabaseURL, Cipher: cipher, Tracers: p.tel.tracers, MaxConns: databaseConns,
+		Migrated: !p.conf.DatabaseMigrate, SealProfiles: p.conf.SealProfiles,
 	})
 	if err != nil {
-		return err
+		return schemaHint(err)
 	}
 	p.store = store{Store: s, close: s.Close}
 	return nil
+}
+
+// schemaHint adds the next step to an error about the schema's version, for which waiting is in
+// vain.
+func schemaHint(err error) error {
+	switch {
+	case errors.Is(err, postgres.ErrOlder):
+		return usageError{fmt.Errorf("%w: run `renewd migrate` with the role that owns the schema; "+
+			"renewd serve does the same at its start where database_migrate is true", err)}
+	case errors.Is(err, postgres.ErrNewer):
+		return usageError{fmt.Errorf("%w: run the renewd that migrated it, or a later one", err)}
+	}
+	return err
 }
 
 // databaseConns is enough for the batches that are under way at a time; more would only wait for

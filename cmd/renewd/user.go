@@ -75,6 +75,7 @@ func (a *app) openPlantWith(
 	if err != nil {
 		return nil, err
 	}
+	conf.DatabaseMigrate = false
 	p := &plant{conf: conf, log: slog.New(slog.DiscardHandler), tel: tel, keys: keys}
 	if p.nc, err = a.connect(conf, server); err != nil {
 		return nil, err

@@ -371,7 +371,7 @@ func TestARefusedAccessTokenIsConfirmed(t *testing.T) {
 // The tokens of both sides are sealed in one blob, and nothing of them is in what else is stored.
 func TestSealedTokensHoldBothSides(t *testing.T) {
 	g := in(t, in(t, live(20*time.Minute), 0, 8), 1, 9)
-	sealed, err := grant.SealTokens(plain{}, g)
+	sealed, err := grant.SealTokens(plain{}, g, false)
 	if err != nil {
 		t.Fatal(err)
 	}

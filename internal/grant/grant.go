@@ -241,16 +241,19 @@ type Parcel struct {
 
 // storedPair is the plain form that is sealed. It is the only place where tokens become JSON.
 type storedPair struct {
-	Candidate *storedPair   `json:"c,omitempty"`
-	Access    string        `json:"a"`
-	Refresh   string        `json:"r,omitempty"`
-	ID        string        `json:"i,omitempty"`
-	Answered  bool          `json:"j,omitempty"`
-	Scope     string        `json:"s,omitempty"`
-	ExpiresAt time.Time     `json:"e,omitzero"`
-	Lifetime  time.Duration `json:"l,omitempty"`
-	SentAt    time.Time     `json:"t,omitzero"`
-	Parent    string        `json:"p,omitempty"`
+	Candidate *storedPair `json:"c,omitempty"`
+	// Profile is the grant's, where profiles are sealed. It costs no rollback: a renewd that does
+	// not know it takes the user for one whose profile was not synced yet.
+	Profile   json.RawMessage `json:"u,omitempty"`
+	Access    string          `json:"a"`
+	Refresh   string          `json:"r,omitempty"`
+	ID        string          `json:"i,omitempty"`
+	Answered  bool            `json:"j,omitempty"`
+	Scope     string          `json:"s,omitempty"`
+	ExpiresAt time.Time       `json:"e,omitzero"`
+	Lifetime  time.Duration   `json:"l,omitempty"`
+	SentAt    time.Time       `json:"t,omitzero"`
+	Parent    string          `json:"p,omitempty"`
 }
 
 // associated binds a sealed pair to its purpose, grant and version: a row copied to another user,
@@ -306,9 +309,13 @@ func openStored(c Cipher, purpose string, k Key, version int64, sealed []byte) (
 }
 
 // SealTokens encrypts all tokens of g, those of logins that are not proven too, as a store keeps
-// them.
-func SealTokens(c Cipher, g Grant) ([]byte, error) {
-	return storedGrant(g.Pair, g.Candidate).seal(c, PurposeStore, g.Key, g.Version)
+// them; with profile its profile as well, which then need be nowhere else.
+func SealTokens(c Cipher, g Grant, profile bool) ([]byte, error) {
+	s := storedGrant(g.Pair, g.Candidate)
+	if profile {
+		s.Profile = json.RawMessage(g.Profile)
+	}
+	return s.seal(c, PurposeStore, g.Key, g.Version)
 }
 
 func storedGrant(p Pair, next *Candidate) storedPair {
@@ -331,14 +338,17 @@ func ResealTokens(c Cipher, k Key, version int64, sealed []byte) ([]byte, error)
 	return c.Seal(plain, bound)
 }
 
-// OpenTokens is the inverse of SealTokens: it puts the tokens into g, which has everything else.
-// Its error wraps ErrUnreadable.
+// OpenTokens is the inverse of SealTokens: it puts the tokens into g, which has everything else,
+// and the profile if that was sealed with them. Its error wraps ErrUnreadable.
 func OpenTokens(c Cipher, g *Grant, sealed []byte) error {
 	s, err := openStored(c, PurposeStore, g.Key, g.Version, sealed)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnreadable, err)
 	}
 	g.Pair = s.pair()
+	if len(s.Profile) > 0 {
+		g.Profile = Profile(s.Profile)
+	}
 	all := g.Candidate.all()
 	for i := range all {
 		if s.Candidate == nil {

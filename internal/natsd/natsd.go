@@ -90,7 +90,7 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 	if err := os.MkdirAll(c.StoreDir, 0o700); err != nil {
 		return nil, fmt.Errorf("embedded NATS: %w", err)
 	}
-	held, err := lock(filepath.Join(c.StoreDir, "renewd.lock"))
+	held, err := lock(filepath.Join(c.StoreDir, lockFile))
 	if err != nil {
 		return nil, fmt.Errorf("embedded NATS: %s is in use by another renewd: stop that one, or set RENEWD_DATA_DIR to another folder: %w", c.StoreDir, err)
 	}
@@ -109,6 +109,27 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 	}
 	c.Logger.InfoContext(ctx, "embedded NATS server is ready", "store", c.StoreDir, "listen", c.Listen)
 	return s, nil
+}
+
+// lockFile is held by whichever process may change the store.
+const lockFile = "renewd.lock"
+
+// ErrInUse: a server runs on the store folder.
+var ErrInUse = errors.New("a renewd runs on it")
+
+// Hold keeps servers from a store folder until release is called, so that the folder can be copied:
+// what a running server has written is on the disk in no order that a copy could rely on. It returns
+// ErrInUse while one runs, and fs.ErrNotExist where there is no store. Where the system has no flock
+// it cannot tell.
+func Hold(storeDir string) (release func() error, err error) {
+	if _, err := os.Stat(storeDir); err != nil {
+		return nil, err
+	}
+	held, err := lock(filepath.Join(storeDir, lockFile))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w: %w", storeDir, ErrInUse, err)
+	}
+	return held.Close, nil
 }
 
 func (s *Server) ready(ctx context.Context, c Config, fatal <-chan string) error {

@@ -32,6 +32,9 @@ type Config struct {
 	Bucket string // its name; it must exist
 	Cipher grant.Cipher
 	Now    func() time.Time // the server's time: claims say by it until when they last
+	// SealProfiles keeps profiles encrypted, with the tokens. What was stored otherwise is read, and
+	// written so with its next save.
+	SealProfiles bool
 }
 
 // Store is a grant.Store.
@@ -140,7 +143,7 @@ func (s *Store) free(g grant.Grant, r grant.ClaimRequest) bool {
 
 // Save implements grant.Store.
 func (s *Store) Save(ctx context.Context, g grant.Grant) (uint64, error) {
-	raw, err := encode(s.config.Cipher, g)
+	raw, err := encode(s.config.Cipher, g, s.config.SealProfiles)
 	if err != nil {
 		return 0, fmt.Errorf("save grant %s: %w", g.Key, err)
 	}

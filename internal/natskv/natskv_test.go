@@ -18,6 +18,7 @@ import (
 	"github.com/renewd/renewd/internal/natsd"
 	"github.com/renewd/renewd/internal/natskv"
 	"github.com/renewd/renewd/internal/natstest"
+	"github.com/renewd/renewd/internal/seal"
 	"github.com/renewd/renewd/internal/storetest"
 	"github.com/renewd/renewd/internal/stream"
 	"github.com/renewd/renewd/schema"
@@ -45,14 +46,47 @@ func server(t testing.TB) jetstream.JetStream {
 
 func open(t testing.TB, js jetstream.JetStream, replicas int) *natskv.Store {
 	t.Helper()
+	return openWith(t, js, replicas, false)
+}
+
+func openWith(t testing.TB, js jetstream.JetStream, replicas int, private bool) *natskv.Store {
+	t.Helper()
 	if _, err := stream.Ensure(t.Context(), js, stream.Topology{Grants: true, Replicas: replicas}.WithDefaults()); err != nil {
 		t.Fatal(err)
 	}
-	s, err := natskv.Open(t.Context(), js, natskv.Config{Bucket: stream.BucketGrants, Cipher: storetest.Cipher{}, Now: time.Now})
+	s, err := natskv.Open(t.Context(), js, natskv.Config{
+		Bucket: stream.BucketGrants, Cipher: storetest.Cipher{}, Now: time.Now, SealProfiles: private,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return s
+}
+
+func TestStoreWithSealedProfiles(t *testing.T) {
+	storetest.Run(t, func(t *testing.T) storetest.Fixture {
+		js := server(t)
+		f := fixture(openWith(t, js, 1, true), js, stream.BucketGrants)
+		f.SealsProfiles = true
+		return f
+	})
+}
+
+// A profile is sealed, or no longer, with the next save, and read as it is until then.
+func TestProfilesChangeTheirForm(t *testing.T) {
+	js := server(t)
+	plain, private := open(t, js, 1), openWith(t, js, 1, true)
+	storetest.ProfilesChangeTheirForm(t, plain, private, func(k grant.Key) bool {
+		kv, err := js.KeyValue(t.Context(), stream.BucketGrants)
+		if err != nil {
+			t.Fatal(err)
+		}
+		entry, err := kv.Get(t.Context(), k.Provider+"."+schema.EscapeUser(k.User))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Contains(string(entry.Value()), "Döe")
+	})
 }
 
 func TestStore(t *testing.T) {
@@ -351,5 +385,25 @@ func TestResealKeepsWhatItDoesNotKnow(t *testing.T) {
 	delete(is, "sealed")
 	if entry.Revision() == revision || !reflect.DeepEqual(is, was) {
 		t.Errorf("sealed anew at revision %d it is\n%s\nwas\n%s", entry.Revision(), is, was)
+	}
+}
+
+func BenchmarkRenewals(b *testing.B) {
+	keys, err := seal.NewKeyring(time.Now())
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, private := range []bool{false, true} {
+		b.Run(fmt.Sprintf("sealed=%t", private), func(b *testing.B) {
+			js := server(b)
+			open(b, js, 1) // makes the bucket
+			s, err := natskv.Open(b.Context(), js, natskv.Config{
+				Bucket: stream.BucketGrants, Cipher: keys, Now: time.Now, SealProfiles: private,
+			})
+			if err != nil {
+				b.Fatal(err)
+			}
+			storetest.Renewals(b, s)
+		})
 	}
 }

@@ -54,10 +54,14 @@ func recordOf(g grant.Grant) record {
 	}
 }
 
-func encode(c grant.Cipher, g grant.Grant) (raw []byte, err error) {
+// encode writes a record; with profile that is sealed with the tokens.
+func encode(c grant.Cipher, g grant.Grant, profile bool) (raw []byte, err error) {
 	r := recordOf(g)
-	if r.Sealed, err = grant.SealTokens(c, g); err != nil {
+	if r.Sealed, err = grant.SealTokens(c, g, profile); err != nil {
 		return nil, err
+	}
+	if profile {
+		r.Profile = ""
 	}
 	return json.Marshal(r)
 }

@@ -13,7 +13,7 @@ func TestRecordsStayReadable(t *testing.T) {
 	k := grant.Key{Provider: "propelauth", User: "jane@example.com"}
 	written := func(t *testing.T, g grant.Grant) []byte {
 		t.Helper()
-		raw, err := encode(storetest.Cipher{}, g)
+		raw, err := encode(storetest.Cipher{}, g, false)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -298,3 +298,15 @@ func (p *Pool) Run(t testing.TB, name string, args ...string) {
 		t.Fatalf("%s: %v: %s", name, err, out)
 	}
 }
+
+// Script runs a file of SQL in a database, in one transaction, as the docs tell operators to.
+func (p *Pool) Script(t testing.TB, url, file string) {
+	t.Helper()
+	flags := []string{"--set", "ON_ERROR_STOP=1", "--single-transaction", "--quiet"}
+	p.Run(t, "psql", append(flags, "--file", file, url)...)
+}
+
+// As is the address of a database for another role. The server asks nobody for a password.
+func As(role, url string) string {
+	return strings.Replace(url, "://renewd@", "://"+role+"@", 1)
+}

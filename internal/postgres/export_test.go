@@ -44,7 +44,7 @@ func (s *Store) SaveTogether(grants []grant.Grant) ([]error, error) {
 	rows := make([]*row, len(grants))
 	for i, g := range grants {
 		var err error
-		if rows[i], err = rowOf(s.cipher, g); err != nil {
+		if rows[i], err = s.rowOf(g); err != nil {
 			return nil, err
 		}
 	}

@@ -2,25 +2,17 @@ package postgres
 
 import (
 	"context"
-	"embed"
 	"errors"
 	"fmt"
-	"io/fs"
 	"time"
 
 	"github.com/exaring/otelpgx"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/jackc/pgx/v5/stdlib"
-	"github.com/pressly/goose/v3"
-	"github.com/pressly/goose/v3/lock"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/renewd/renewd/internal/grant"
 )
-
-//go:embed migrations/*.sql
-var migrations embed.FS
 
 // Config is what a Store stands on.
 type Config struct {
@@ -34,12 +26,19 @@ type Config struct {
 	Tracers trace.TracerProvider
 	// Timeout of one statement. Default 10 s.
 	Timeout time.Duration
+	// Migrated leaves the schema as it is: Open only checks its version, so that the URL's role
+	// needs no right but to read and write rows. Default: Open brings the schema up to date.
+	Migrated bool
+	// SealProfiles keeps profiles encrypted, with the tokens. What was stored otherwise is read, and
+	// written so with its next save.
+	SealProfiles bool
 }
 
 // Store is a grant.Store.
 type Store struct {
 	pool    *pgxpool.Pool
 	cipher  grant.Cipher
+	private bool // profiles are sealed
 	timeout time.Duration
 	loads   batcher[grant.Key, *row]
 	claims  batcher[claim, claimed]
@@ -48,35 +47,32 @@ type Store struct {
 
 var _ grant.Store = (*Store)(nil)
 
-// ErrNewer: the database was migrated by a later renewd. Run that version.
-var ErrNewer = errors.New("the database's schema is newer than this renewd")
-
-// Open connects and brings the schema up to date; any number of processes may do so at a time. Its
-// errors never show the URL.
+// Open connects and brings the schema up to date, or checks it where c.Migrated says so; any number
+// of processes may do so at a time. It returns ErrNewer, or ErrOlder where it only checks. Its errors
+// never show the URL.
 func Open(ctx context.Context, c Config) (*Store, error) {
-	config, err := pgxpool.ParseConfig(c.URL.Reveal())
-	if err != nil {
-		return nil, errors.New("database_url: not a PostgreSQL URL: want postgres://user:password@host:5432/database")
-	}
 	if c.Timeout == 0 {
-		c.Timeout = 10 * time.Second
+		c.Timeout = defaultTimeout
+	}
+	config, err := parse(c.URL, c.Timeout)
+	if err != nil {
+		return nil, err
 	}
 	if c.MaxConns == 0 {
 		c.MaxConns = 16
 	}
 	config.MaxConns = int32(max(4, min(c.MaxConns, 1000)))
-	config.ConnConfig.ConnectTimeout = c.Timeout
 	if c.Tracers != nil {
 		config.ConnConfig.Tracer = otelpgx.NewTracer(otelpgx.WithTracerProvider(c.Tracers))
 	}
-	if err := migrate(ctx, config.ConnConfig); err != nil {
+	if err := prepare(ctx, config.ConnConfig, c.Migrated); err != nil {
 		return nil, fmt.Errorf("open database at %s: %w", config.ConnConfig.Host, err)
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("open database at %s: %w", config.ConnConfig.Host, err)
 	}
-	s := &Store{pool: pool, cipher: c.Cipher, timeout: c.Timeout}
+	s := &Store{pool: pool, cipher: c.Cipher, private: c.SealProfiles, timeout: c.Timeout}
 	// One of a kind at a time: what comes meanwhile shares the next statement, and a statement
 	// costs nearly the same whatever it carries. Saves have a second one, since a pair is lost with
 	// its process until it is saved.
@@ -87,40 +83,29 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	return s, nil
 }
 
+const defaultTimeout = 10 * time.Second
+
+// parse reads an address. Its error does not repeat it, as pgx's own would.
+func parse(address grant.Secret, timeout time.Duration) (*pgxpool.Config, error) {
+	config, err := pgxpool.ParseConfig(address.Reveal())
+	if err != nil {
+		return nil, errors.New("database_url: not a PostgreSQL URL: want postgres://user:password@host:5432/database")
+	}
+	config.ConnConfig.ConnectTimeout = timeout
+	return config, nil
+}
+
+// prepare has the schema as this version needs it.
+func prepare(ctx context.Context, config *pgx.ConnConfig, migrated bool) error {
+	if migrated {
+		return check(ctx, config)
+	}
+	_, err := migrate(ctx, config)
+	return err
+}
+
 // batchMost is the most rows in one statement: past a few hundred nothing more is gained.
 const batchMost = 256
-
-// migrate brings the schema up to date under a session lock, and refuses a newer one.
-func migrate(ctx context.Context, config *pgx.ConnConfig) error {
-	db := stdlib.OpenDB(*config)
-	defer db.Close()
-	if _, err := db.ExecContext(ctx, "CREATE SCHEMA IF NOT EXISTS renewd"); err != nil {
-		return err
-	}
-	files, err := fs.Sub(migrations, "migrations")
-	if err != nil {
-		return err
-	}
-	locker, err := lock.NewPostgresSessionLocker()
-	if err != nil {
-		return err
-	}
-	g, err := goose.NewProvider(goose.DialectPostgres, db, files, goose.WithSessionLocker(locker), goose.WithTableName("renewd.migrations"))
-	if err != nil {
-		return err
-	}
-	if _, err := g.Up(ctx); err != nil {
-		return err
-	}
-	have, err := g.GetDBVersion(ctx)
-	if err != nil {
-		return err
-	}
-	if known := g.ListSources(); have > known[len(known)-1].Version {
-		return fmt.Errorf("%w: it has version %d, this one knows %d", ErrNewer, have, known[len(known)-1].Version)
-	}
-	return nil
-}
 
 // Ping reports whether the database answers.
 func (s *Store) Ping(ctx context.Context) error { return s.pool.Ping(ctx) }
@@ -173,7 +158,7 @@ func (s *Store) Claim(ctx context.Context, k grant.Key, r grant.ClaimRequest) (g
 
 // Save implements grant.Store.
 func (s *Store) Save(ctx context.Context, g grant.Grant) (uint64, error) {
-	row, err := rowOf(s.cipher, g)
+	row, err := s.rowOf(g)
 	if err == nil {
 		var refused error
 		if refused, err = s.saves.do(ctx, row); err == nil {

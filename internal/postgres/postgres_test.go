@@ -8,12 +8,14 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/internal/pgtest"
 	"github.com/renewd/renewd/internal/postgres"
+	"github.com/renewd/renewd/internal/seal"
 	"github.com/renewd/renewd/internal/storetest"
 )
 
@@ -105,6 +107,37 @@ func TestSaveWhoseReplyWasLost(t *testing.T) {
 	storetest.LostReply(t, open(t, address.String()), proxy)
 }
 
+func openPrivate(t *testing.T, url string) *postgres.Store {
+	t.Helper()
+	s, err := postgres.Open(t.Context(), postgres.Config{
+		URL: grant.NewSecret(url), Cipher: storetest.Cipher{}, SealProfiles: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+func TestStoreWithSealedProfiles(t *testing.T) {
+	storetest.Run(t, func(t *testing.T) storetest.Fixture {
+		url := databases.URL(t)
+		f := fixture(t, url)
+		f.Store, f.SealsProfiles = openPrivate(t, url), true
+		return f
+	})
+}
+
+// A profile is sealed, or no longer, with the next save, and read as it is until then.
+func TestProfilesChangeTheirForm(t *testing.T) {
+	url := databases.URL(t)
+	plain, private := open(t, url), openPrivate(t, url)
+	storetest.ProfilesChangeTheirForm(t, plain, private, func(k grant.Key) bool {
+		rows := query(t, url, "SELECT g::text FROM renewd.grants g WHERE user_id = $1", k.User)
+		return strings.Contains(strings.Join(rows, "\n"), "Döe")
+	})
+}
+
 func TestNewerSchemaIsRefused(t *testing.T) {
 	url := databases.URL(t)
 	open(t, url)
@@ -191,5 +224,24 @@ func TestResealKeepsWhatItDoesNotKnow(t *testing.T) {
 	want := strings.Replace(was[0], fmt.Sprint(page[0].Revision), fmt.Sprint(page[0].Revision+1), 1)
 	if is := query(t, url, whole); len(is) != 1 || is[0] != want {
 		t.Errorf("sealed anew it is\n%s\nwas\n%s", is, was)
+	}
+}
+
+func BenchmarkRenewals(b *testing.B) {
+	keys, err := seal.NewKeyring(time.Now())
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, private := range []bool{false, true} {
+		b.Run(fmt.Sprintf("sealed=%t", private), func(b *testing.B) {
+			s, err := postgres.Open(b.Context(), postgres.Config{
+				URL: grant.NewSecret(databases.URL(b)), Cipher: keys, SealProfiles: private,
+			})
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.Cleanup(s.Close)
+			storetest.Renewals(b, s)
+		})
 	}
 }

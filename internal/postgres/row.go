@@ -67,18 +67,18 @@ type claimRest struct {
 	Presented   bool          `json:"presented"`
 }
 
-func rowOf(c grant.Cipher, g grant.Grant) (*row, error) {
-	tokens, err := grant.SealTokens(c, g)
+func (s *Store) rowOf(g grant.Grant) (*row, error) {
+	tokens, err := grant.SealTokens(s.cipher, g, s.private)
 	if err != nil {
 		return nil, err
 	}
-	s := state{
+	more := state{
 		g.SavedBy, g.Verdict, g.Doubt, g.Cause, g.BeganAt, g.Progress, g.Pending, g.Refreshed, g.Recovered, g.Login, g.Candidate, time.Time{}, g.Owed, g.FailingSince, g.ToldAlone,
 	}
 	if g.Candidate != nil {
-		s.NextDueAt = g.NextDueAt
+		more.NextDueAt = g.NextDueAt
 	}
-	rest, err := json.Marshal(s)
+	rest, err := json.Marshal(more)
 	if err != nil {
 		return nil, err
 	}
@@ -102,7 +102,7 @@ func rowOf(c grant.Cipher, g grant.Grant) (*row, error) {
 		r.claim = claimRow{&g.Claim.Nonce, stamp(g.Claim.Until), text(rest)}
 	}
 	switch {
-	case g.Profile == "":
+	case g.Profile == "" || s.private:
 	case g.Profile == g.Kept && g.Revision != 0:
 		r.profile = new(string) // as it is: it is by far the widest column
 	default:

@@ -33,7 +33,7 @@ func TestRowsStayReadable(t *testing.T) {
 	k := grant.Key{Provider: "propelauth", User: "jane@example.com"}
 	written := func(t *testing.T, g grant.Grant) []byte {
 		t.Helper()
-		r, err := rowOf(storetest.Cipher{}, g)
+		r, err := (&Store{cipher: storetest.Cipher{}}).rowOf(g)
 		if err != nil {
 			t.Fatal(err)
 		}

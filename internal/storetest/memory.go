@@ -212,7 +212,7 @@ func (m *Memory) put(g *grant.Grant) {
 	g.Revision = m.revision
 	m.grants[g.Key] = copied(*g)
 	delete(m.damaged, g.Key)
-	sealed, err := grant.SealTokens(m.cipher, *g)
+	sealed, err := grant.SealTokens(m.cipher, *g, false)
 	if err != nil {
 		panic("storetest: " + err.Error()) // a cipher of tests
 	}

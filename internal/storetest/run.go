@@ -25,6 +25,8 @@ type Fixture struct {
 	// Traces counts what of k is left in the store's own files and tables, whatever the store says
 	// of it.
 	Traces func(t *testing.T, k grant.Key) int
+	// SealsProfiles: profiles are sealed with the tokens, and go where those go.
+	SealsProfiles bool
 }
 
 // Damage is a way in which a record cannot be read.
@@ -404,7 +406,7 @@ func testListSealed(t *testing.T, s grant.Store) {
 		for _, l := range page {
 			g, err := s.Load(t.Context(), l.Key)
 			must(t, err)
-			whole, err := grant.SealTokens(Cipher{}, g)
+			whole, err := grant.SealTokens(Cipher{}, g, false)
 			must(t, err)
 			want := grant.Sealed{Due: g.Due(), Revision: g.Revision, Head: whole[:grant.SealedHead]}
 			if !reflect.DeepEqual(l, want) {

@@ -109,10 +109,12 @@ type consumerField struct {
 // allSubjects is what a consumer without a filter takes.
 const allSubjects = ">"
 
+const filterField = "filter_subject"
+
 func consumerFields() []consumerField {
 	type cc = jetstream.ConsumerConfig
 	return []consumerField{
-		{"filter_subject", false, func(c *cc) string {
+		{filterField, false, func(c *cc) string {
 			if c.FilterSubject == "" && len(c.FilterSubjects) == 0 {
 				return allSubjects
 			}

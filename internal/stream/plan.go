@@ -112,6 +112,11 @@ func planStream(ctx context.Context, js jetstream.JetStream, want jetstream.Stre
 	return c, nil
 }
 
+// atWork is why a durable that somebody reads from keeps its filter: it would hand to workers of
+// another version what only those of this one understand, and they reject what they do not.
+const atWork = "a renewd of another version is at work on it, and would reject what this one adds: " +
+	"stop it first, and do not run both side by side"
+
 func planConsumer(ctx context.Context, js jetstream.JetStream, want Consumer) (Change, error) {
 	c := Change{Kind: "consumer", Name: want.name(), Action: Create, consumer: want}
 	have, err := js.Consumer(ctx, want.Stream, want.Config.Durable)
@@ -126,6 +131,10 @@ func planConsumer(ctx context.Context, js jetstream.JetStream, want Consumer) (C
 	for _, f := range consumerFields() {
 		if has, wanted := f.get(&c.consumer.Config), f.get(&want.Config); has != wanted {
 			d := Difference{Field: f.name, Have: has, Want: wanted}
+			// All that the stream takes is for workers who read commands: see OnlySenders.
+			if f.name == filterField && wanted != allSubjects && have.CachedInfo().NumWaiting > 0 {
+				d.Refused, d.Forcible = atWork, true
+			}
 			if f.fixed {
 				d.Refused = fmt.Sprintf("a server cannot change it: delete the consumer (nats consumer rm %s %s), which loses no message, and apply again",
 					want.Stream, want.Config.Durable)
