@@ -49,6 +49,8 @@ func (c *configuration) check() []error {
 	if c.embedded() && c.NATSReplicas > 1 {
 		say("nats_replicas", errors.New("more than 1 needs a NATS cluster: set RENEWD_NATS_URL"))
 	}
+	say("outcome_bytes", checkBytes(c.OutcomeBytes))
+	say("command_bytes", checkBytes(c.CommandBytes))
 	say("database_url", checkDatabaseURL(c.DatabaseURL.Reveal()))
 	say("http_addr", checkAddr(c.HTTPAddr))
 	say("http_cert", both(c.HTTPCert, "http_key", c.HTTPKey))

@@ -91,6 +91,7 @@ func (c *configuration) subjects() schema.Subjects {
 func (c *configuration) topology() stream.Topology {
 	t := stream.Topology{
 		Subjects: c.subjects(), Grants: c.DatabaseURL.IsZero(), Replicas: c.NATSReplicas, OutcomeMaxAge: c.OutcomeAge,
+		OutcomeBytes: int64(c.OutcomeBytes), CommandBytes: int64(c.CommandBytes),
 	}
 	for _, p := range c.Providers {
 		t.Providers = append(t.Providers, stream.Provider{ID: p.ID, Concurrency: p.Concurrency})
