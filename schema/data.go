@@ -27,6 +27,8 @@ func dataOf(v any) []Type {
 		return []Type{MessageRejected}
 	case ProviderState:
 		return []Type{ProviderDegraded, ProviderRecovered}
+	case Acted:
+		return []Type{OperatorActed}
 	}
 	return nil
 }

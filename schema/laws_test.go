@@ -62,10 +62,15 @@ func FuzzSubjects(f *testing.F) {
 	f.Add("user.login", "-", "u", "provider.degraded.propelauth.u")
 	f.Add("provider.degraded", "p", "\xff", "user.synced.propelauth.=ff")
 	f.Add("user", "p", "u", "user.synced.user.synced.p.u")
+	f.Add("operator.acted", "", "", "operator.acted.propelauth")
+	f.Add("operator.acted", "", "", "operator.acted")
 	f.Fuzz(func(t *testing.T, typ, provider, user, subject string) {
 		a := Address{Type: Type(typ), Provider: provider, User: user}
 		if a.Type.perProvider() {
 			a.User = ""
+		}
+		if a.Type.overall() {
+			a.Provider, a.User = "", ""
 		}
 		for _, prefix := range prefixes {
 			s := subjectsUnder(t, prefix)
@@ -234,6 +239,8 @@ func TestFilter(t *testing.T) {
 		{UserReauthRequired, "propelauth", "a.b", "acme.user.reauth_required.propelauth.a=2Eb"},
 		{ProviderDegraded, "", "u", "acme.provider.degraded.*"},
 		{ProviderDegraded, "propelauth", "", "acme.provider.degraded.propelauth"},
+		{OperatorActed, "", "", "acme.operator.acted"},
+		{OperatorActed, "propelauth", "u", "acme.operator.acted"},
 		{MessageRejected, "", "", "acme.message.rejected.>"},
 		{MessageRejected, "propelauth", "", "acme.message.rejected.propelauth.*"},
 	} {
