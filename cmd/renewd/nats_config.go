@@ -76,8 +76,10 @@ type export struct {
 	Accounts      []string
 }
 
+// takenNames are those of renewd's own users and account, and of the server's.
+func takenNames() []string { return []string{"renewd", "operator", "sys"} }
+
 const (
-	renewdAccount = "RENEWD"
 	// importedAPI is the name of JetStream's API in a service's account: $JS.API is taken by the
 	// service's own account.
 	importedAPI = "$JS.renewd.API"
@@ -110,8 +112,8 @@ func (n natsConfig) config(t stream.Topology) (accountsConfig, error) {
 // services reads the flags.
 func (n natsConfig) services(c *accountsConfig, subjects schema.Subjects) error {
 	add := func(flag, name string) (*service, error) {
-		if !serviceName.MatchString(name) || accountName(name) == renewdAccount || accountName(name) == "SYS" {
-			return nil, fmt.Errorf("--%s %q: want 1 to 32 of a-z, 0-9 and -, and neither renewd nor sys", flag, name)
+		if !serviceName.MatchString(name) || slices.Contains(takenNames(), name) {
+			return nil, fmt.Errorf("--%s %q: want 1 to 32 of a-z, 0-9 and -, and none of %s", flag, name, strings.Join(takenNames(), ", "))
 		}
 		for i := range c.Services {
 			if c.Services[i].Name == name {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
@@ -49,6 +50,24 @@ func (e *Engine) Erase(ctx context.Context, k grant.Key, newest grant.Order) err
 		return fmt.Errorf("erase %s: %w", k, err)
 	}
 	return e.EraseTraces(ctx, k)
+}
+
+// ErrMayNotErase is wrapped by MayErase's error where the server forbids it.
+var ErrMayNotErase = errors.New("this NATS user may take nothing out of the outcomes")
+
+// mayEraseWait is how long MayErase waits for an answer: the server gives none where it forbids.
+const mayEraseWait = 5 * time.Second
+
+// MayErase asks the server whether this connection may erase outcomes. It removes nothing.
+func (e *Engine) MayErase(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, mayEraseWait)
+	defer cancel()
+	const noProvider = "-" // as no provider may be called
+	err := e.purge(ctx, Outcomes, []string{e.config.Subjects.Filter(schema.UserForgotten, noProvider, "")})
+	if err != nil && errors.Is(e.js.Conn().LastError(), nats.ErrPermissionViolation) {
+		return fmt.Errorf("%w: %w", ErrMayNotErase, err)
+	}
+	return err
 }
 
 // eraseDeferred removes logins that were put off, up to newest.
