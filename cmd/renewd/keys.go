@@ -18,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/renewd/renewd/internal/seal"
 	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/schema"
 )
 
 type keysCommand struct {
@@ -84,10 +85,13 @@ func (k keysList) Run(a *app, c *cli) error {
 	return w.Flush()
 }
 
-type keysRotate struct{}
+type keysRotate struct {
+	clientFlags
+	operatorFlags
+}
 
 // Run adds keys.
-func (keysRotate) Run(a *app, c *cli) error {
+func (k keysRotate) Run(ctx context.Context, a *app, c *cli) error {
 	conf, err := a.load(c)
 	if err != nil {
 		return err
@@ -102,6 +106,9 @@ func (keysRotate) Run(a *app, c *cli) error {
 	} else if err != nil {
 		return err
 	}
+	if err := k.record(ctx, a, conf, k.Server, schema.ActKeysRotate, freshIDs(ring)...); err != nil {
+		return fmt.Errorf("rotate keys: %w", err)
+	}
 	if err := writeKeys(path, ring); err != nil {
 		return fmt.Errorf("rotate keys: %w", err)
 	}
@@ -109,8 +116,19 @@ func (keysRotate) Run(a *app, c *cli) error {
 	return nil
 }
 
+// freshIDs are the keys that do not seal yet.
+func freshIDs(ring *seal.Keyring) (ids []string) {
+	for _, key := range ring.Keys() {
+		if key.Next {
+			ids = append(ids, key.ID)
+		}
+	}
+	return ids
+}
+
 type keysPromote struct {
 	clientFlags
+	operatorFlags
 }
 
 // Run promotes keys, unless some worker could not open what they seal.
@@ -132,10 +150,13 @@ func (k keysPromote) Run(ctx context.Context, a *app, c *cli) error {
 	}
 	// An embedded server that nobody else reaches has one worker, which reads this file whole.
 	workers := 1
-	if !conf.embedded() || conf.NATSListen != "" || k.Server != "" {
+	if conf.reachable(k.Server) {
 		if workers, err = k.everyWorkerHas(ctx, a, conf, idsOf(ring)); err != nil {
 			return err
 		}
+	}
+	if err := k.record(ctx, a, conf, k.Server, schema.ActKeysPromote, freshIDs(ring)...); err != nil {
+		return fmt.Errorf("promote keys: %w", err)
 	}
 	if err := writeKeys(path, next); err != nil {
 		return fmt.Errorf("promote keys: %w", err)
@@ -187,6 +208,7 @@ func writeKeys(path string, ring *seal.Keyring) error {
 
 type keysPublish struct {
 	clientFlags
+	operatorFlags
 }
 
 // Run replaces the published key.
@@ -208,7 +230,20 @@ func (k keysPublish) Run(ctx context.Context, a *app, c *cli) error {
 	if err != nil {
 		return err
 	}
+	if err := k.record(ctx, a, conf, k.Server, schema.ActKeysPublish, loginIDs(ring)...); err != nil {
+		return fmt.Errorf("publish keys: %w", err)
+	}
 	return streamHint(engine.PublishKeys(ctx, ring.JWKS()), a)
+}
+
+// loginIDs are the keys that logins are sealed to.
+func loginIDs(ring *seal.Keyring) (ids []string) {
+	for _, key := range ring.Keys() {
+		if key.Use == "login" && key.Current {
+			ids = append(ids, key.ID)
+		}
+	}
+	return ids
 }
 
 func (a *app) keysHint(err error) error {

@@ -211,7 +211,7 @@ func secretFile(path string) (string, error) {
 // unknownEnv refuses every RENEWD_ variable that is no setting: a mistyped one would else be a
 // default that nobody chose.
 func (l *loader) unknownEnv() {
-	known := []string{configEnv}
+	known := []string{configEnv, byEnv}
 	for _, r := range allSettings() {
 		if r.env == "" {
 			continue

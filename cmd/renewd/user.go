@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nuid"
 
 	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/stream"
 	"github.com/renewd/renewd/schema"
 )
 
@@ -180,6 +181,7 @@ func (s shown) print(to io.Writer) error {
 
 type userForget struct {
 	userFlags
+	byFlags
 	Yes      bool `help:"Do it. Without this flag nothing is erased."`
 	NoRevoke bool `help:"Leave the user's session at the provider as it is. Without this flag the refresh token is revoked first."`
 }
@@ -196,6 +198,10 @@ const (
 
 // Run erases a user: revoke, leave a tombstone, settle, purge, tell.
 func (u userForget) Run(ctx context.Context, a *app, c *cli) error {
+	by, err := u.who(a)
+	if err != nil {
+		return err
+	}
 	p, k, err := u.open(ctx, a, c)
 	if err != nil {
 		return err
@@ -203,6 +209,12 @@ func (u userForget) Run(ctx context.Context, a *app, c *cli) error {
 	defer p.close()
 	if !u.Yes {
 		return usageError{fmt.Errorf("this erases %s from the store, the streams and the audit log, for good: add --yes", k)}
+	}
+	if err := p.engine.MayErase(ctx); err != nil {
+		if errors.Is(err, stream.ErrMayNotErase) {
+			err = fmt.Errorf("%w: connect as the one who may, RENEWD_NATS_USER=operator as `%s nats config` has it", err, a.name)
+		}
+		return fmt.Errorf("nothing is erased: %w", streamHint(err, a))
 	}
 	began := time.Now().UTC()
 	cause := schema.Cause{ID: nuid.Next(), Type: "user.forget", Source: "/renewd/cli", Time: began}
@@ -214,7 +226,7 @@ func (u userForget) Run(ctx context.Context, a *app, c *cli) error {
 	if err != nil {
 		return fmt.Errorf("%w; some of it may be erased: run this again", err)
 	}
-	data, err := json.Marshal(schema.Forgotten{Cause: cause, BeganAt: began})
+	data, err := json.Marshal(schema.Forgotten{Cause: cause, BeganAt: began, By: by})
 	if err != nil {
 		return err
 	}
