@@ -62,10 +62,11 @@ func TestShippedNATSConfigIsTheOnePrinted(t *testing.T) {
 
 func TestNATSConfigNamesWhatIsWrong(t *testing.T) {
 	for says, args := range map[string][]string{
-		"--publisher and --subscriber": {},
-		"neither renewd":               {"--publisher", "renewd"},
-		"a-z":                          {"--subscriber", "Shop!"},
-		"no such outcome":              {"--subscriber", "shop=user.login"},
+		"--publisher and --subscriber":  {},
+		"none of renewd, operator, sys": {"--publisher", "renewd"},
+		"sys":                           {"--subscriber", "operator"},
+		"a-z":                           {"--subscriber", "Shop!"},
+		"no such outcome":               {"--subscriber", "shop=user.login"},
 	} {
 		want(t, nil, exitUsage, says, append([]string{"nats", "config"}, args...)...)
 	}
