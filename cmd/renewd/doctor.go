@@ -50,7 +50,7 @@ func (d doctorCommand) Run(ctx context.Context, a *app, c *cli) error {
 	if err != nil {
 		return err
 	}
-	tel, err := newTelemetry(ctx, nil, slog.New(slog.DiscardHandler))
+	tel, err := newTelemetry(ctx, nil, slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		return err
 	}

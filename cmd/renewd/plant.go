@@ -56,6 +56,7 @@ func build(ctx context.Context, conf *configuration, environ []string, log *slog
 		return p, err
 	}
 	p.keys = newLiveKeys(conf.keysFile(), ring)
+	conf.names.Use(ring.NamesKey())
 	say(conf.natsText())
 	if err = p.connect(ctx, environ); err != nil {
 		return p, err

@@ -58,6 +58,7 @@ type settings struct {
 	DrainTimeout time.Duration `key:"drain_timeout" default:"25s" min:"1s" doc:"how long work in hand may take to end at a stop"`
 	LogLevel     string        `key:"log_level" default:"info" oneof:"debug,info,warn,error" doc:"what is logged"`
 	LogFormat    string        `key:"log_format" default:"text" oneof:"text,json" doc:"how it is logged, on standard error"`
+	UserIDs      string        `key:"user_ids" default:"plain" oneof:"plain,hashed" doc:"how user ids stand in logs and traces; hashed: a keyed hash in their place, which renewd user hash prints for an id"`
 
 	// Providers come from the file's list. One of them can be described, or have settings replaced,
 	// by the environment.

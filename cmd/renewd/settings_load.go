@@ -11,6 +11,9 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/renewd/renewd/internal/pseudonym"
+	"github.com/renewd/renewd/internal/stream"
 )
 
 // configuration is the settings with where each came from.
@@ -18,6 +21,7 @@ type configuration struct {
 	settings
 	file    string            // the settings file; empty if there is none
 	origins map[string]string // path of a setting ("nats_url", "providers[0].client_id") to its origin; absent: the default
+	names   *pseudonym.Names  // for logs and traces; nil: ids stay as they are
 }
 
 // loader fills in a configuration layer by layer: defaults, file, environment. It gathers every
@@ -52,6 +56,9 @@ func load(file string, environ []string) (*configuration, error) {
 	}
 	if err := errors.Join(l.mistakes...); err != nil {
 		return nil, err
+	}
+	if l.c.UserIDs == "hashed" {
+		l.c.names = pseudonym.New(stream.Fronts(l.c.subjects()), l.c.providerIDs())
 	}
 	return l.c, nil
 }

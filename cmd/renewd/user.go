@@ -22,6 +22,7 @@ import (
 type userCommand struct {
 	Show   userShow   `cmd:"" help:"Show what is stored about a user, without secrets."`
 	Forget userForget `cmd:"" help:"Erase a user everywhere: store, streams, audit log."`
+	Hash   userHash   `cmd:"" help:"Print what stands for a user in logs and traces where user_ids is hashed."`
 }
 
 // userFlags name a user.
@@ -50,7 +51,7 @@ func (f userFlags) open(ctx context.Context, a *app, c *cli) (*plant, grant.Key,
 // openPlant connects to the store and the streams of the settings, as serve does, but changes
 // nothing.
 func (a *app) openPlant(ctx context.Context, conf *configuration, server string) (*plant, error) {
-	tel, err := newTelemetry(ctx, nil, slog.New(slog.DiscardHandler))
+	tel, err := newTelemetry(ctx, nil, slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		return nil, err
 	}

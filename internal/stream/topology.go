@@ -304,6 +304,14 @@ func (t Topology) consumer(base, name, filter string, inHand int) Consumer {
 	}}
 }
 
+// Fronts are what the subjects inside renewd that name a user begin with, without a prefix; "*.*"
+// begins filters for a user's outcomes.
+func Fronts(subjects schema.Subjects) []string {
+	return []string{
+		timerSubject, dueSubject, parkedSubject, deferredTimerSubject, deferredDueSubject, "*.*", "$KV." + subjects.Name(BucketGrants),
+	}
+}
+
 var errKey = errors.New("malformed renewal subject")
 
 // parseRenewal is the inverse of Engine.due, asked and later. A user may be called like the end of
