@@ -181,9 +181,10 @@ const (
 // Acted is the data of operator.acted: an operator changes something that is not one user's. What
 // an operator does to a user or a provider is told in that one's own outcomes.
 type Acted struct {
-	Act   string   `json:"act"`             // what, ActKeysRotate for instance
-	By    string   `json:"by"`              // who, in their own words: nothing proves it
-	About []string `json:"about,omitempty"` // to what: ids of keys, names of streams, a durable, a provider
+	Act string `json:"act"` // what, ActKeysRotate for instance
+	By  string `json:"by"`  // who, in their own words: nothing proves it
+	// About is to what: ids of keys, names of streams, a durable, a provider.
+	About []string `json:"about,omitempty"`
 }
 
 // Profile is a user as the provider shows it, in one shape for all providers. A nil pointer means

@@ -35,7 +35,10 @@ func Commands() []Type { return []Type{UserLogin, UserRefreshDue} }
 
 // Outcomes lists the types that renewd publishes.
 func Outcomes() []Type {
-	return []Type{UserSynced, UserReauthRequired, UserRefreshFailed, UserForgotten, MessageRejected, ProviderDegraded, ProviderRecovered, OperatorActed}
+	return []Type{
+		UserSynced, UserReauthRequired, UserRefreshFailed, UserForgotten, MessageRejected,
+		ProviderDegraded, ProviderRecovered, OperatorActed,
+	}
 }
 
 // Known reports whether t is one of this package's types.

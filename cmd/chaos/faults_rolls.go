@@ -48,7 +48,8 @@ func (k *worker) mine() error {
 // people sign in by apps that have just fetched the public key.
 func rotateKeys(ctx context.Context, x *strike) error {
 	x.unfelt = true
-	if err := eventually(ctx, time.Minute, func() error { // refused while no server can store that it happens
+	// Refused while no server can store that it happens.
+	if err := eventually(ctx, time.Minute, func() error {
 		_, err := output(x.world.command(nil, "keys", "rotate", "--by", "chaos"))
 		return err
 	}); err != nil {

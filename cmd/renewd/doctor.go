@@ -92,7 +92,10 @@ func (x *examination) examine(ctx context.Context, server string) {
 	for _, q := range []struct {
 		name string
 		ask  func(context.Context) finding
-	}{{"streams", x.streams}, {"clock", x.clock}, {"public key", x.publicKey}, {"queues", x.queues}, {"room", x.room}, {"parked pairs", x.parked}} {
+	}{
+		{"streams", x.streams}, {"clock", x.clock}, {"public key", x.publicKey},
+		{"queues", x.queues}, {"room", x.room}, {"parked pairs", x.parked},
+	} {
 		if !connected || q.name == "public key" && !keys {
 			x.skip(q.name)
 			continue

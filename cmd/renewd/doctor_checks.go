@@ -29,8 +29,13 @@ func (x *examination) streams(ctx context.Context) finding {
 	}
 	switch {
 	case differ == 0 && len(unbounded) > 0:
-		return finding{State: warning, Found: strings.Join(unbounded, ", ") + " without the limits of the settings (outcome_bytes, command_bytes)",
-			Advice: fmt.Sprintf("%s streams plan shows whether they would cut anything, %s streams apply sets them", x.app.name, x.app.name)}
+		return finding{
+			State: warning,
+			Found: strings.Join(unbounded, ", ") +
+				" without the limits of the settings (outcome_bytes, command_bytes)",
+			Advice: fmt.Sprintf("%s streams plan shows whether they would cut anything, "+
+				"%s streams apply sets them", x.app.name, x.app.name),
+		}
 	case differ == 0:
 		return finding{State: fine, Found: counted(len(plan.Items), "stream or consumer", "streams and consumers") + ", all as the settings want them"}
 	case brakedOnly(plan):
@@ -99,7 +104,8 @@ func (x *examination) room(ctx context.Context) finding {
 			found = append(found, fmt.Sprintf("%s %s", s.Stream, megabytes(s.Bytes)))
 			continue
 		}
-		found = append(found, fmt.Sprintf("%s %.0f %% of %s", s.Stream, 100*s.Full(), byteSize(s.Limit)))
+		of := byteSize(s.Limit)
+		found = append(found, fmt.Sprintf("%s %.0f %% of %s", s.Stream, 100*s.Full(), of))
 		if s.Crowded() && f.State == fine {
 			f.State, f.Advice = warning, s.Hint()
 		}
@@ -122,10 +128,12 @@ func (x *examination) behind(ctx context.Context) (names []string, err error) {
 		return nil, err
 	}
 	state := s.CachedInfo().State
+	middle := state.FirstSeq + (state.LastSeq-state.FirstSeq)/2
 	list := s.ListConsumers(ctx)
 	for c := range list.Info() {
-		if c.Config.Durable != "" && c.NumPending > 0 && c.AckFloor.Stream < state.FirstSeq+(state.LastSeq-state.FirstSeq)/2 {
-			names = append(names, fmt.Sprintf("subscriber %s has %d of them to read", c.Name, c.NumPending))
+		if c.Config.Durable != "" && c.NumPending > 0 && c.AckFloor.Stream < middle {
+			names = append(names,
+				fmt.Sprintf("subscriber %s has %d of them to read", c.Name, c.NumPending))
 		}
 	}
 	return names, list.Err()

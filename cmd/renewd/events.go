@@ -140,14 +140,17 @@ func describe(e schema.Event, now time.Time) string {
 			return text + because(d.Cause)
 		})
 	case schema.UserForgotten:
-		return describeAs(e, func(d schema.Forgotten) string { return "erased" + byOperator(d.By) + because(d.Cause) })
+		return describeAs(e, func(d schema.Forgotten) string {
+			return "erased" + byOperator(d.By) + because(d.Cause)
+		})
 	case schema.MessageRejected:
 		return describeAs(e, func(d schema.Rejected) string {
 			return d.Subject + ": " + d.Reason + inBrackets(d.Field) + ": " + d.Message
 		})
 	case schema.OperatorActed:
 		return describeAs(e, func(d schema.Acted) string {
-			return d.By + ": " + strings.ReplaceAll(d.Act, ".", " ") + inBrackets(strings.Join(d.About, ", "))
+			about := inBrackets(strings.Join(d.About, ", "))
+			return d.By + ": " + strings.ReplaceAll(d.Act, ".", " ") + about
 		})
 	case schema.ProviderDegraded, schema.ProviderRecovered:
 		return describeAs(e, func(d schema.ProviderState) string {

@@ -106,7 +106,8 @@ func (k keysRotate) Run(ctx context.Context, a *app, c *cli) error {
 	} else if err != nil {
 		return err
 	}
-	if err := k.record(ctx, a, conf, k.Server, schema.ActKeysRotate, freshIDs(ring)...); err != nil {
+	err = k.record(ctx, a, conf, k.Server, schema.ActKeysRotate, freshIDs(ring)...)
+	if err != nil {
 		return fmt.Errorf("rotate keys: %w", err)
 	}
 	if err := writeKeys(path, ring); err != nil {
@@ -155,7 +156,8 @@ func (k keysPromote) Run(ctx context.Context, a *app, c *cli) error {
 			return err
 		}
 	}
-	if err := k.record(ctx, a, conf, k.Server, schema.ActKeysPromote, freshIDs(ring)...); err != nil {
+	err = k.record(ctx, a, conf, k.Server, schema.ActKeysPromote, freshIDs(ring)...)
+	if err != nil {
 		return fmt.Errorf("promote keys: %w", err)
 	}
 	if err := writeKeys(path, next); err != nil {
@@ -230,7 +232,8 @@ func (k keysPublish) Run(ctx context.Context, a *app, c *cli) error {
 	if err != nil {
 		return err
 	}
-	if err := k.record(ctx, a, conf, k.Server, schema.ActKeysPublish, loginIDs(ring)...); err != nil {
+	err = k.record(ctx, a, conf, k.Server, schema.ActKeysPublish, loginIDs(ring)...)
+	if err != nil {
 		return fmt.Errorf("publish keys: %w", err)
 	}
 	return streamHint(engine.PublishKeys(ctx, ring.JWKS()), a)

@@ -62,7 +62,9 @@ type namelessSpan struct {
 
 func (s namelessSpan) Name() string { return s.names.Text(s.ReadOnlySpan.Name()) }
 
-func (s namelessSpan) Attributes() []attribute.KeyValue { return s.clean(s.ReadOnlySpan.Attributes()) }
+func (s namelessSpan) Attributes() []attribute.KeyValue {
+	return s.clean(s.ReadOnlySpan.Attributes())
+}
 
 func (s namelessSpan) Status() sdktrace.Status {
 	status := s.ReadOnlySpan.Status()
@@ -72,8 +74,8 @@ func (s namelessSpan) Status() sdktrace.Status {
 
 func (s namelessSpan) Events() []sdktrace.Event {
 	events := slices.Clone(s.ReadOnlySpan.Events())
-	for i := range events {
-		events[i].Name, events[i].Attributes = s.names.Text(events[i].Name), s.clean(events[i].Attributes)
+	for i, e := range events {
+		events[i].Name, events[i].Attributes = s.names.Text(e.Name), s.clean(e.Attributes)
 	}
 	return events
 }

@@ -47,7 +47,19 @@ func TestHashedIDsAreInNoLogAndNoSpan(t *testing.T) {
 
 	const user = "mallory@example.org"
 	tokens := write(t, "user.json", standIn.login(t, user))
-	want(t, env, exitDone, "user.synced", "publish", "login", "--user", user, "--tokens-file", tokens, "--wait")
+	want(
+		t,
+		env,
+		exitDone,
+		"user.synced",
+		"publish",
+		"login",
+		"--user",
+		user,
+		"--tokens-file",
+		tokens,
+		"--wait",
+	)
 	nc, err := nats.Connect(url)
 	if err != nil {
 		t.Fatal(err)
@@ -63,9 +75,33 @@ func TestHashedIDsAreInNoLogAndNoSpan(t *testing.T) {
 		}
 	}
 	// No refresh token, and an access token that the provider refuses; then the session ends.
-	want(t, env, exitFailed, "user.refresh_failed", "publish", "login", "--user", user, "--tokens-file", write(t, "short.json", `{"access_token":"of nobody","expires_in":1800}`), "--wait")
+	want(
+		t,
+		env,
+		exitFailed,
+		"user.refresh_failed",
+		"publish",
+		"login",
+		"--user",
+		user,
+		"--tokens-file",
+		write(t, "short.json", `{"access_token":"of nobody","expires_in":1800}`),
+		"--wait",
+	)
 	standIn.end(t, user)
-	want(t, env, exitFailed, "user.", "publish", "refresh-due", "--user", user, "--want", "tokens", "--wait")
+	want(
+		t,
+		env,
+		exitFailed,
+		"user.",
+		"publish",
+		"refresh-due",
+		"--user",
+		user,
+		"--want",
+		"tokens",
+		"--wait",
+	)
 	hash := strings.TrimSpace(want(t, env, exitDone, "u_", "user", "hash", user))
 	want(t, env, exitDone, "erased", "user", "forget", user, "--yes")
 	stop()

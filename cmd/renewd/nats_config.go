@@ -113,7 +113,8 @@ func (n natsConfig) config(t stream.Topology) (accountsConfig, error) {
 func (n natsConfig) services(c *accountsConfig, subjects schema.Subjects) error {
 	add := func(flag, name string) (*service, error) {
 		if !serviceName.MatchString(name) || slices.Contains(takenNames(), name) {
-			return nil, fmt.Errorf("--%s %q: want 1 to 32 of a-z, 0-9 and -, and none of %s", flag, name, strings.Join(takenNames(), ", "))
+			return nil, fmt.Errorf("--%s %q: want 1 to 32 of a-z, 0-9 and -, and none of %s",
+				flag, name, strings.Join(takenNames(), ", "))
 		}
 		for i := range c.Services {
 			if c.Services[i].Name == name {

@@ -18,7 +18,7 @@ const byEnv = "RENEWD_BY"
 
 // byFlags say who does what a command does.
 type byFlags struct {
-	By string `placeholder:"NAME" help:"Who does this: told in its outcome. Default: RENEWD_BY, else your login name."`
+	By string `placeholder:"NAME" help:"Who does this, for its outcome. Default: RENEWD_BY, else your login."`
 }
 
 // who is the operator. Nothing proves it: it is what an honest operator wants to have on record.
@@ -41,16 +41,19 @@ type operatorFlags struct {
 
 // record stores the outcome that tells of an act. It comes before the act, which its error forbids:
 // what cannot be told is not done, unless the operator says --unrecorded. An act that fails after
-// it is on record all the same.
+// it stays on record.
 //
 // An embedded NATS server that does not listen can be told nothing from here.
-func (f operatorFlags) record(ctx context.Context, a *app, conf *configuration, server, act string, about ...string) error {
+func (f operatorFlags) record(
+	ctx context.Context, a *app, conf *configuration, server, act string, about ...string,
+) error {
 	by, err := f.who(a)
 	if err != nil {
 		return err
 	}
 	if !conf.reachable(server) {
-		fmt.Fprintf(a.stderr, "renewd: not on record: the embedded NATS server does not listen (RENEWD_NATS_LISTEN)\n")
+		fmt.Fprintln(a.stderr,
+			"renewd: not on record: the embedded NATS server does not listen (RENEWD_NATS_LISTEN)")
 		return nil
 	}
 	data, err := json.Marshal(schema.Acted{Act: act, By: by, About: about})
@@ -61,15 +64,19 @@ func (f operatorFlags) record(ctx context.Context, a *app, conf *configuration, 
 		return nil
 	}
 	if f.Unrecorded {
-		fmt.Fprintf(a.stderr, "renewd: not on record, since %v: keep this elsewhere: %s\n", err, data)
+		fmt.Fprintf(a.stderr, "renewd: not on record: %v: keep this elsewhere: %s\n", err, data)
 		return nil
 	}
-	return fmt.Errorf("the outcome that tells of it could not be stored: %w; were the streams applied by this version of renewd "+
-		"(%s streams apply), and may this NATS user publish operator.acted? "+
-		"To do it all the same add --unrecorded, and keep this elsewhere: %s", streamHint(err, a), a.name, data)
+	return fmt.Errorf("the outcome that tells of it could not be stored: %w; "+
+		"were the streams applied by this version of renewd (%s streams apply), "+
+		"and may this NATS user publish operator.acted? "+
+		"To do it without add --unrecorded, and keep this elsewhere: %s",
+		streamHint(err, a), a.name, data)
 }
 
-func (a *app) publishAct(ctx context.Context, conf *configuration, server string, data []byte) error {
+func (a *app) publishAct(
+	ctx context.Context, conf *configuration, server string, data []byte,
+) error {
 	nc, err := a.connect(conf, server)
 	if err != nil {
 		return err
@@ -79,7 +86,10 @@ func (a *app) publishAct(ctx context.Context, conf *configuration, server string
 	if err != nil {
 		return err
 	}
-	return engine.Publish(ctx, schema.Event{ID: nuid.Next(), Source: source, Type: schema.OperatorActed, Time: time.Now().UTC(), Data: data})
+	return engine.Publish(ctx, schema.Event{
+		ID: nuid.Next(), Source: source, Type: schema.OperatorActed, Time: time.Now().UTC(),
+		Data: data,
+	})
 }
 
 // reachable reports whether commands reach the NATS server of the settings.

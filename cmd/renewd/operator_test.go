@@ -35,7 +35,9 @@ func TestOperatorsActsAreOutcomes(t *testing.T) {
 	t.Parallel()
 	standIn := startStandIn(t)
 	env := []string{
-		"RENEWD_NATS_URL=" + natsServer(t), "RENEWD_DATA_DIR=" + t.TempDir(), "RENEWD_AUTH_URL=http://" + standIn.addr, "RENEWD_CLIENT_ID=" + devClient,
+		"RENEWD_NATS_URL=" + natsServer(
+			t,
+		), "RENEWD_DATA_DIR=" + t.TempDir(), "RENEWD_AUTH_URL=http://" + standIn.addr, "RENEWD_CLIENT_ID=" + devClient,
 		"RENEWD_ALLOW_HTTP_LOOPBACK=true", "RENEWD_BY=kim",
 	}
 	want(t, env, exitDone, "", "keys", "new")
@@ -52,11 +54,24 @@ func TestOperatorsActsAreOutcomes(t *testing.T) {
 	}
 	want(t, env, exitDone, "", "subscribers", "add", "shop")
 	want(t, env, exitDone, "", "subscribers", "remove", "shop", "--by", "jo")
-	want(t, env, exitDone, "", "store", "accept", "--yes", "--provider", "propelauth", "--user", "jane")
+	want(
+		t,
+		env,
+		exitDone,
+		"",
+		"store",
+		"accept",
+		"--yes",
+		"--provider",
+		"propelauth",
+		"--user",
+		"jane",
+	)
 	want(t, env, exitDone, "", "keys", "publish")
 
 	got := acts(t, env)
-	if len(got) != 6 || !strings.HasPrefix(got[0], "kim streams.apply LOGINS,REQUESTS,RENEWALS,OUTCOMES,") {
+	if len(got) != 6 ||
+		!strings.HasPrefix(got[0], "kim streams.apply LOGINS,REQUESTS,RENEWALS,OUTCOMES,") {
 		t.Fatalf("on record is\n%s", strings.Join(got, "\n"))
 	}
 	fresh := keys[1].ID + "," + keys[len(keys)-1].ID
@@ -68,12 +83,27 @@ func TestOperatorsActsAreOutcomes(t *testing.T) {
 		}
 	}
 	want(t, env, exitDone, "jo: keys rotate", "replay", "--since", "1h", "--type", "operator.acted")
-	if out := want(t, env, exitDone, "", "replay", "--since", "1h", "--provider", "propelauth"); strings.Contains(out, "operator.acted") {
+	if out := want(t, env, exitDone, "", "replay", "--since", "1h", "--provider", "propelauth"); strings.Contains(
+		out,
+		"operator.acted",
+	) {
 		t.Errorf("among one provider's outcomes:\n%s", out)
 	}
 
 	tokens := write(t, "jane.json", standIn.login(t, "jane"))
-	want(t, env, exitDone, "user.synced", "publish", "login", "--user", "jane", "--tokens-file", tokens, "--wait")
+	want(
+		t,
+		env,
+		exitDone,
+		"user.synced",
+		"publish",
+		"login",
+		"--user",
+		"jane",
+		"--tokens-file",
+		tokens,
+		"--wait",
+	)
 	want(t, env, exitDone, "erased", "user", "forget", "jane", "--yes", "--by", "jo")
 	want(t, env, exitDone, "erased by jo", "replay", "--since", "1h", "--user", "jane")
 	if again := acts(t, env); len(again) != len(got) {
@@ -85,7 +115,12 @@ func TestOperatorsActsAreOutcomes(t *testing.T) {
 func TestActsThatCannotBeToldAreRefused(t *testing.T) {
 	t.Parallel()
 	url, folder := natsServer(t), t.TempDir()
-	env := []string{"RENEWD_NATS_URL=" + url, "RENEWD_DATA_DIR=" + folder, "RENEWD_AUTH_URL=https://auth.example.com", "RENEWD_CLIENT_ID=" + devClient}
+	env := []string{
+		"RENEWD_NATS_URL=" + url,
+		"RENEWD_DATA_DIR=" + folder,
+		"RENEWD_AUTH_URL=https://auth.example.com",
+		"RENEWD_CLIENT_ID=" + devClient,
+	}
 	want(t, env, exitDone, "", "keys", "new")
 	want(t, env, exitDone, "", "streams", "apply")
 	js := client(t, url)
@@ -110,8 +145,18 @@ func TestActsThatCannotBeToldAreRefused(t *testing.T) {
 	if !bytes.Equal(ring(), before) {
 		t.Error("the keys were rotated, and nothing tells of it")
 	}
-	want(t, env, exitFailed, `keep this elsewhere: {"act":"keys.publish","by":"jo"`, "keys", "publish", "--by", "jo")
-	if there, err := js.Stream(t.Context(), "KV_renewd_keys"); err != nil || there.CachedInfo().State.Msgs != 0 {
+	want(
+		t,
+		env,
+		exitFailed,
+		`keep this elsewhere: {"act":"keys.publish","by":"jo"`,
+		"keys",
+		"publish",
+		"--by",
+		"jo",
+	)
+	if there, err := js.Stream(t.Context(), "KV_renewd_keys"); err != nil ||
+		there.CachedInfo().State.Msgs != 0 {
 		t.Errorf("a key was published, and nothing tells of it: %v", err)
 	}
 	want(t, env, exitDone, `"by":"jo"`, "keys", "rotate", "--by", "jo", "--unrecorded")

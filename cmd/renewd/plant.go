@@ -203,8 +203,9 @@ func (p *plant) ensureStreams(ctx context.Context) error {
 	// A limit for a stream that is there is the operator's to apply.
 	plan, unbounded := plan.WithoutBounds(p.conf.StreamsApply)
 	if len(unbounded) > 0 {
-		p.log.Warn("streams have not the limits of the settings (outcome_bytes, command_bytes): see renewd streams plan, then renewd streams apply, "+
-			"or set RENEWD_STREAMS_APPLY=true", "streams", unbounded)
+		p.log.Warn("streams have not the limits of the settings (outcome_bytes, command_bytes): "+
+			"see renewd streams plan, then renewd streams apply, or set RENEWD_STREAMS_APPLY=true",
+			"streams", unbounded)
 	}
 	if err := plan.Refusal(); err != nil {
 		return usageError{fmt.Errorf("%w\nsee: renewd streams plan", err)}

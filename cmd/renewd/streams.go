@@ -66,7 +66,8 @@ func (s streamsApply) Run(ctx context.Context, a *app, c *cli) error {
 		return err
 	}
 	// Told after it: the stream of outcomes may be one that had to be made.
-	if err := s.record(ctx, a, conf, s.Server, schema.ActStreamsApply, changed(plan)...); err != nil {
+	err = s.record(ctx, a, conf, s.Server, schema.ActStreamsApply, changed(plan)...)
+	if err != nil {
 		return fmt.Errorf("the streams are applied, but %w", err)
 	}
 	return nil
@@ -81,7 +82,9 @@ func changed(plan stream.Changes) (names []string) {
 	return names
 }
 
-func (a *app) planStreams(ctx context.Context, conf *configuration, server string) (stream.Changes, jetstream.JetStream, func(), error) {
+func (a *app) planStreams(
+	ctx context.Context, conf *configuration, server string,
+) (stream.Changes, jetstream.JetStream, func(), error) {
 	if !conf.reachable(server) {
 		return stream.Changes{}, nil, nil, usageError{errors.New("the settings name no NATS server: set RENEWD_NATS_URL or --server. An embedded one gets its streams when renewd starts")}
 	}

@@ -192,7 +192,9 @@ func (s subscribersRemove) Run(ctx context.Context, a *app, c *cli) error {
 }
 
 // openOutcomes looks up the stream of outcomes.
-func (a *app) openOutcomes(ctx context.Context, conf *configuration, f clientFlags) (jetstream.Stream, func(), error) {
+func (a *app) openOutcomes(
+	ctx context.Context, conf *configuration, f clientFlags,
+) (jetstream.Stream, func(), error) {
 	nc, err := a.connect(conf, f.Server)
 	if err != nil {
 		return nil, nil, err

@@ -22,7 +22,7 @@ import (
 type userCommand struct {
 	Show   userShow   `cmd:"" help:"Show what is stored about a user, without secrets."`
 	Forget userForget `cmd:"" help:"Erase a user everywhere: store, streams, audit log."`
-	Hash   userHash   `cmd:"" help:"Print what stands for a user in logs and traces where user_ids is hashed."`
+	Hash   userHash   `cmd:"" help:"Print what stands for a user in logs where user_ids is hashed."`
 }
 
 // userFlags name a user.
@@ -213,7 +213,8 @@ func (u userForget) Run(ctx context.Context, a *app, c *cli) error {
 	}
 	if err := p.engine.MayErase(ctx); err != nil {
 		if errors.Is(err, stream.ErrMayNotErase) {
-			err = fmt.Errorf("%w: connect as the one who may, RENEWD_NATS_USER=operator as `%s nats config` has it", err, a.name)
+			err = fmt.Errorf("%w: connect as one who may, RENEWD_NATS_USER=operator "+
+				"as `%s nats config` has it", err, a.name)
 		}
 		return fmt.Errorf("nothing is erased: %w", streamHint(err, a))
 	}

@@ -31,8 +31,14 @@ func plainID(id string) bool {
 	}
 	for i := range len(id) {
 		c := id[i]
-		edge := i == 0 && !letter(c) || i == len(id)-1 && !letter(c) && !strings.ContainsRune("=~+-", rune(c))
-		if edge || !letter(c) && !strings.ContainsRune("@.|=~+-", rune(c)) {
+		if letter(c) {
+			continue
+		}
+		marks := "@.|=~+-"
+		if i == len(id)-1 {
+			marks = "=~+-"
+		}
+		if i == 0 || !strings.ContainsRune(marks, rune(c)) {
 			return false
 		}
 	}

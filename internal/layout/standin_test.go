@@ -24,7 +24,10 @@ func TestServeDoesNotReachTheStandIn(t *testing.T) {
 		if f.test {
 			continue
 		}
-		if slices.ContainsFunc(f.imports(), func(name string) bool { return strings.HasSuffix(name, "internal/idp/idptest") }) {
+		if slices.ContainsFunc(
+			f.imports(),
+			func(name string) bool { return strings.HasSuffix(name, "internal/idp/idptest") },
+		) {
 			if imports++; !of(f) {
 				t.Errorf("%s imports the stand-in", f.path)
 			}
@@ -63,7 +66,12 @@ func TestServeDoesNotReachTheStandIn(t *testing.T) {
 		}
 	}
 	if imports == 0 || admins == 0 || known < len(commands) {
-		t.Errorf("%d files import the stand-in, %d have its admin endpoints, %d commands: the test looks at the wrong place", imports, admins, known)
+		t.Errorf(
+			"%d files import the stand-in, %d have its admin endpoints, %d commands: the test looks at the wrong place",
+			imports,
+			admins,
+			known,
+		)
 	}
 }
 

@@ -1,9 +1,9 @@
-// Package pseudonym keeps user ids out of what people read of renewd's work, logs and spans: it puts
-// a keyed hash in the place of each.
+// Package pseudonym keeps user ids out of what people read of renewd's work, logs and spans: it
+// puts a keyed hash in the place of each.
 //
 // It owns how an id is found in a text, and what stands there for it. It relies on two things: that
-// grant.Key writes itself so that the end of the id can be told, and that subjects have known fronts.
-// It never changes an event, a record or an answer to a command. Safe for concurrent use.
+// grant.Key writes itself so that the end of the id can be told, and that subjects have known
+// fronts. It never changes an event, a record or an answer to a command. Safe for concurrent use.
 package pseudonym
 
 import (
@@ -40,7 +40,9 @@ func New(fronts, providers []string) *Names {
 	// malformed subject may have the user where the provider should be.
 	pattern += `|\b(?:user|user token|provider) (?P<quoted>"(?:[^"\\]|\\.)*"…?)`
 	if len(providers) > 0 {
-		pattern += `|\b(?:` + anyOf(providers) + `)/(?:(?P<key>"(?:[^"\\]|\\.)*")|(?P<plain>[A-Za-z0-9_](?:[A-Za-z0-9_@.|=~+-]*[A-Za-z0-9_=~+-])?))`
+		const quoted = `(?P<key>"(?:[^"\\]|\\.)*")`
+		const plain = `(?P<plain>[A-Za-z0-9_](?:[A-Za-z0-9_@.|=~+-]*[A-Za-z0-9_=~+-])?)`
+		pattern += `|\b(?:` + anyOf(providers) + `)/(?:` + quoted + `|` + plain + `)`
 	}
 	return &Names{text: regexp.MustCompile(pattern)}
 }
@@ -123,15 +125,15 @@ func (n *Names) instead(part, text string) string {
 	return n.Of(user)
 }
 
-// subject replaces the user in what follows the front of a subject. Of a malformed one, nobody can
-// say where the user begins, so all but the provider goes.
+// subject replaces the user in what follows the front of a subject. In a malformed one the user may
+// begin anywhere, so all but the provider goes.
 func (n *Names) subject(rest string) string {
 	text := strings.TrimRight(rest, "\"'`:.,;)]}…") // of the sentence that the subject stands in
 	after := rest[len(text):]
 	provider, token, two := strings.Cut(text, ".")
 	if !two || schema.CheckProvider(provider) != nil {
-		if strings.Trim(text, "*>.") == "" || text == "<provider>.<user>" { // a filter, or how a subject is written
-			return rest
+		if strings.Trim(text, "*>.") == "" || text == "<provider>.<user>" {
+			return rest // a filter, or how a subject is written
 		}
 		return n.Of(text) + after
 	}

@@ -17,7 +17,10 @@ var key = []byte("a key of 32 bytes, for the tests")
 
 func names(t testing.TB) *pseudonym.Names {
 	t.Helper()
-	n := pseudonym.New([]string{"renewal.due", "renewal.timer", "$KV.renewd_grants", "*.*"}, []string{"corp", "corp-eu"})
+	n := pseudonym.New(
+		[]string{"renewal.due", "renewal.timer", "$KV.renewd_grants", "*.*"},
+		[]string{"corp", "corp-eu"},
+	)
 	n.Use(key)
 	return n
 }
@@ -50,7 +53,12 @@ func TestIDsAreReplaced(t *testing.T) {
 				subject := front + ".corp." + schema.EscapeUser(user)
 				told(t, user, around[0]+subject+around[1], around[0]+front+".corp."+hash+around[1])
 			}
-			told(t, user, around[0]+"renewal.due.corp."+schema.EscapeUser(user)+".asked"+around[1], around[0]+"renewal.due.corp."+hash+".asked"+around[1])
+			told(
+				t,
+				user,
+				around[0]+"renewal.due.corp."+schema.EscapeUser(user)+".asked"+around[1],
+				around[0]+"renewal.due.corp."+hash+".asked"+around[1],
+			)
 		}
 	}
 }
@@ -66,7 +74,10 @@ func TestMalformedSubjectsAreReplaced(t *testing.T) {
 			t.Fatalf("%s is well-formed", subject)
 		}
 		for _, text := range []string{subject, err.Error(), "subject " + subject + ": " + err.Error()} {
-			if got := names(t).Text(text); strings.Contains(got, "jane") && !strings.Contains(got, "(jane@example.com is") || strings.Contains(got, "doe") || strings.Contains(got, "6Aane") {
+			if got := names(t).Text(text); strings.Contains(got, "jane") &&
+				!strings.Contains(got, "(jane@example.com is") ||
+				strings.Contains(got, "doe") ||
+				strings.Contains(got, "6Aane") {
 				t.Errorf("%q becomes %q", text, got)
 			}
 		}
@@ -105,8 +116,20 @@ func TestLogLinesHaveNoIDs(t *testing.T) {
 	} {
 		var out bytes.Buffer
 		log := names(t).Logger(slog.New(handler(&out)))
-		log.Warn("renewal of corp/jane@example.com put off", "grant", k, "error", fmt.Errorf("save grant %s: %w", grant.Key{Provider: "corp", User: k.User}, errors.New("refused")))
-		log.With("grant", k).WithGroup("g").Info("it says", "detail", "user jane@example.com is locked", slog.Group("in", "subject", "user.login.corp.jane=40example=2Ecom"))
+		log.Warn(
+			"renewal of corp/jane@example.com put off",
+			"grant",
+			k,
+			"error",
+			fmt.Errorf(
+				"save grant %s: %w",
+				grant.Key{Provider: "corp", User: k.User},
+				errors.New("refused"),
+			),
+		)
+		log.With("grant", k).
+			WithGroup("g").
+			Info("it says", "detail", "user jane@example.com is locked", slog.Group("in", "subject", "user.login.corp.jane=40example=2Ecom"))
 		log.Info("names", "all", []grant.Key{{Provider: "corp", User: k.User}})
 		hash := pseudonym.Hash(key, k.User)
 		if strings.Contains(out.String(), "jane") || strings.Count(out.String(), hash) != 7 {

@@ -69,7 +69,7 @@ func (k *Keyring) NamesKey() []byte {
 	})
 	key, err := hkdf.Key(sha256.New, oldest.master, nil, "renewd names v1", sha256.Size)
 	if err != nil {
-		panic("seal: derive the key of names: " + err.Error()) // only for sizes out of range: cannot happen
+		panic("seal: derive the key of names: " + err.Error()) // a size out of range: cannot happen
 	}
 	return key
 }

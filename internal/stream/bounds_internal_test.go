@@ -18,7 +18,8 @@ func TestACrowdedStreamIsToldOnce(t *testing.T) {
 	for _, used := range []uint64{0, 74, 75, 80, 100, 60, 76} {
 		e.alarm(t.Context(), []Size{{Outcomes, used, 100}, {Renewals, 1 << 40, 0}})
 	}
-	if n := strings.Count(log.String(), "a stream is filling up"); n != 2 || strings.Contains(log.String(), Renewals) {
+	if n := strings.Count(log.String(), "a stream is filling up"); n != 2 ||
+		strings.Contains(log.String(), Renewals) {
 		t.Errorf("told %d times, want 2:\n%s", n, log.String())
 	}
 	if n := strings.Count(log.String(), "room again"); n != 1 {

@@ -29,8 +29,13 @@ func bounded(t *testing.T) stream.Topology {
 func fill(t *testing.T, js jetstream.JetStream, front string, most uint64) uint64 {
 	t.Helper()
 	for n := range most {
-		_, err := js.Publish(t.Context(), fmt.Sprintf("%s.propelauth.u%d", front, n), make([]byte, 16<<10))
-		if api, ok := errors.AsType[*jetstream.APIError](err); ok && strings.Contains(api.Description, "maximum bytes exceeded") {
+		_, err := js.Publish(
+			t.Context(),
+			fmt.Sprintf("%s.propelauth.u%d", front, n),
+			make([]byte, 16<<10),
+		)
+		if api, ok := errors.AsType[*jetstream.APIError](err); ok &&
+			strings.Contains(api.Description, "maximum bytes exceeded") {
 			return n
 		}
 		must(t, err)
@@ -49,7 +54,12 @@ func TestFullStreams(t *testing.T) {
 	for base, front := range map[string]string{stream.Logins: "user.login", stream.Requests: "user.refresh_due"} {
 		n := fill(t, js, front, most)
 		if n == most || messages(t, js, base) != n {
-			t.Errorf("%s took %d messages of 16 KiB into 1 MiB, and holds %d", base, n, messages(t, js, base))
+			t.Errorf(
+				"%s took %d messages of 16 KiB into 1 MiB, and holds %d",
+				base,
+				n,
+				messages(t, js, base),
+			)
 		}
 	}
 	logins := messages(t, js, stream.Logins)
@@ -70,7 +80,8 @@ func TestFullStreams(t *testing.T) {
 	must(t, e.Publish(t.Context(), schema.Event{
 		ID: "last", Source: "/renewd", Type: schema.UserReauthRequired, Provider: alice.Provider, User: alice.User, Time: time.Now(), Data: []byte("{}"),
 	}))
-	if last, found, err := e.LastOutcome(t.Context(), alice); err != nil || !found || last.ID != "last" {
+	if last, found, err := e.LastOutcome(t.Context(), alice); err != nil || !found ||
+		last.ID != "last" {
 		t.Errorf("last outcome: %+v, %t, %v", last, found, err)
 	}
 	d, err := e.Depths(t.Context())
@@ -90,7 +101,8 @@ func TestBoundsAreApplied(t *testing.T) {
 	plan, err := stream.Plan(t.Context(), js, bounded(t))
 	must(t, err)
 	rest, left := plan.WithoutBounds(false)
-	if rest.Pending() || !slices.Equal(left, []string{stream.Logins, stream.Requests, stream.Outcomes}) {
+	if rest.Pending() ||
+		!slices.Equal(left, []string{stream.Logins, stream.Requests, stream.Outcomes}) {
 		t.Errorf("without the limits of %q:\n%s", left, rest)
 	}
 	if all, none := plan.WithoutBounds(true); len(none) > 0 || all.String() != plan.String() {
@@ -103,7 +115,9 @@ func TestBoundsAreApplied(t *testing.T) {
 	if n := messages(t, js, stream.Outcomes); n != kept {
 		t.Errorf("%d outcomes, before %d", n, kept)
 	}
-	if plan, err := stream.Plan(t.Context(), js, topology(t, "")); err != nil || plan.Refusal() != nil || !plan.Pending() {
+	if plan, err := stream.Plan(t.Context(), js, topology(t, "")); err != nil ||
+		plan.Refusal() != nil ||
+		!plan.Pending() {
 		t.Errorf("a limit cannot be taken back: %v\n%s", err, plan)
 	}
 }
@@ -114,7 +128,8 @@ func TestBoundsThatCutAreRefused(t *testing.T) {
 	kept := fill(t, js, "user.synced", 100)
 	plan, err := stream.Plan(t.Context(), js, bounded(t))
 	must(t, err)
-	if err := stream.Apply(t.Context(), js, plan); !errors.Is(err, stream.ErrDestructive) || !strings.Contains(err.Error(), "outcome_bytes") {
+	if err := stream.Apply(t.Context(), js, plan); !errors.Is(err, stream.ErrDestructive) ||
+		!strings.Contains(err.Error(), "outcome_bytes") {
 		t.Errorf("Apply = %v, want it refused", err)
 	}
 	rest, left := plan.WithoutBounds(true)

@@ -133,7 +133,8 @@ func (w *comparer) compare(ctx context.Context, g grant.Grant) (grant.Grant, gra
 	return whole, newest, err
 }
 
-// outcomes counts what OUTCOMES holds, but for the acts of operators, which tell nothing of a grant.
+// outcomes counts what OUTCOMES holds, but for the acts of operators, which tell nothing of a
+// grant.
 func (e *Engine) outcomes(ctx context.Context) (uint64, error) {
 	name := e.config.Subjects.Name(Outcomes)
 	s, err := e.js.Stream(ctx, name)

@@ -42,7 +42,8 @@ func (e *Engine) Depths(ctx context.Context) (Depths, error) {
 		}
 		info := s.CachedInfo()
 		messages := info.State.Msgs
-		d.Sizes = append(d.Sizes, Size{Stream: base, Bytes: info.State.Bytes, Limit: uint64(max(info.Config.MaxBytes, 0))})
+		limit := uint64(max(info.Config.MaxBytes, 0))
+		d.Sizes = append(d.Sizes, Size{Stream: base, Bytes: info.State.Bytes, Limit: limit})
 		switch base {
 		case Parked:
 			d.Parked = messages
@@ -146,7 +147,7 @@ func (e *Engine) gauges() (stop func(), err error) {
 	parked := gauge(3, "renewd.parked", "{pair}", "Rotated pairs that the store would not take.")
 	deferred := gauge(4, "renewd.logins.deferred", "{login}", "Logins that were put off and wait to be tried again.")
 	size := gauge(5, "renewd.stream.size", "By", "What a stream takes on disk.")
-	limit := gauge(6, "renewd.stream.limit", "By", "What a stream may take on disk; streams without a limit have none.")
+	limit := gauge(6, "renewd.stream.limit", "By", "What a stream may take on disk, if limited.")
 	skew, err := m.Float64ObservableGauge("renewd.clock.skew", metric.WithUnit("s"), metric.WithDescription("How far the NATS server's clock is ahead."))
 	errs[7] = err
 	for _, err := range errs {

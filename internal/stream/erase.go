@@ -63,7 +63,8 @@ func (e *Engine) MayErase(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, mayEraseWait)
 	defer cancel()
 	const noProvider = "-" // as no provider may be called
-	err := e.purge(ctx, Outcomes, []string{e.config.Subjects.Filter(schema.UserForgotten, noProvider, "")})
+	none := e.config.Subjects.Filter(schema.UserForgotten, noProvider, "")
+	err := e.purge(ctx, Outcomes, []string{none})
 	if err != nil && errors.Is(e.js.Conn().LastError(), nats.ErrPermissionViolation) {
 		return fmt.Errorf("%w: %w", ErrMayNotErase, err)
 	}

@@ -92,8 +92,9 @@ func lowered(of func(jetstream.StreamConfig) int64) judge {
 // cutting: a limit of bytes may come to a stream that is smaller.
 func cutting(d *Difference, have jetstream.StreamInfo, want jetstream.StreamConfig) {
 	if want.MaxBytes > 0 && have.State.Bytes > uint64(want.MaxBytes) {
-		d.Refused = fmt.Sprintf("%s has %d bytes, and the server would delete what is beyond the limit at once: "+
-			"set a higher one (outcome_bytes, command_bytes), or back the stream up, then apply with force", want.Name, have.State.Bytes)
+		d.Refused = fmt.Sprintf("%s has %d bytes, and the server would delete what is beyond the "+
+			"limit at once: set a higher one (outcome_bytes, command_bytes), or back the stream up, "+
+			"then apply with force", want.Name, have.State.Bytes)
 		d.Forcible = true
 	}
 }

@@ -58,8 +58,9 @@ const crowdedTTL = time.Hour
 // of which a publisher can have any number made, do not push the audit log out.
 func (e *Engine) rejectedTTL() time.Duration {
 	ttl := e.config.RejectedTTL
-	if d := e.depths.Load(); d != nil && slices.ContainsFunc(d.Sizes, func(s Size) bool { return s.Stream == Outcomes && s.Crowded() }) &&
-		(ttl <= 0 || ttl > crowdedTTL) {
+	crowded := func(s Size) bool { return s.Stream == Outcomes && s.Crowded() }
+	d := e.depths.Load()
+	if (ttl <= 0 || ttl > crowdedTTL) && d != nil && slices.ContainsFunc(d.Sizes, crowded) {
 		return crowdedTTL
 	}
 	return ttl

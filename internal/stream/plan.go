@@ -234,7 +234,8 @@ func explain(err error) error {
 	case ok && api.ErrorCode == codeReplicasAlone:
 		return fmt.Errorf("%w: this NATS server is no cluster: set replicas to 1", err)
 	case ok && api.ErrorCode == codeNoRoom:
-		return fmt.Errorf("%w: the NATS server may not use that much of its disk: lower outcome_bytes and command_bytes, or raise its max_file_store", err)
+		return fmt.Errorf("%w: the NATS server may not use that much of its disk: "+
+			"lower outcome_bytes and command_bytes, or raise its max_file_store", err)
 	case ok && api.ErrorCode == codeOverlap:
 		return fmt.Errorf("%w: another stream of this account has our subjects: set a prefix, or remove that stream", err)
 	}

@@ -120,9 +120,9 @@ func (t Topology) Validate() error {
 	case t.Duplicates < 100*time.Millisecond:
 		return fmt.Errorf("duplicates: %v: want 100ms or more", t.Duplicates)
 	case t.OutcomeBytes < 0 || t.OutcomeBytes > 0 && t.OutcomeBytes < leastBytes:
-		return fmt.Errorf("outcome_bytes: %d: want %d or more, or no limit", t.OutcomeBytes, leastBytes)
+		return fmt.Errorf("outcome_bytes: %d: want %d or more, or none", t.OutcomeBytes, leastBytes)
 	case t.CommandBytes < 0 || t.CommandBytes > 0 && t.CommandBytes < leastBytes:
-		return fmt.Errorf("command_bytes: %d: want %d or more, or no limit", t.CommandBytes, leastBytes)
+		return fmt.Errorf("command_bytes: %d: want %d or more, or none", t.CommandBytes, leastBytes)
 	}
 	seen := map[string]bool{}
 	for i, p := range t.Providers {
@@ -171,13 +171,13 @@ const leastBytes = 1 << 20
 
 // bound limits the bytes of a stream, and says what goes when they are used up.
 //
-// Commands refuse what is new: whoever published it gets an error and can try again. What was
+// Commands refuse what is new: its publisher gets an error and can try again. What was
 // accepted must be answered, so it may not be dropped to make room. A command of a user whose
 // earlier one still waits takes its place, also in a full stream, if it is no larger.
 //
-// Outcomes drop what is oldest. Refusing what is new would keep each renewal unfinished, with its
-// message in hand, until none of a provider's users is renewed any more. What is dropped is lost
-// only to a subscriber that is a whole stream behind, and Depths tells long before.
+// Outcomes drop what is oldest. Refusing what is new would keep each renewal unfinished, and its
+// message unacknowledged, until none of a provider's users is renewed any more. What is dropped is
+// lost only to a subscriber that is a whole stream behind, and Depths tells long before.
 //
 // RENEWALS, PARKED and the buckets have no limit. They hold a few messages for each grant, and a
 // timer, a rotated pair or a grant may neither be dropped nor refused.
@@ -308,7 +308,8 @@ func (t Topology) consumer(base, name, filter string, inHand int) Consumer {
 // begins filters for a user's outcomes.
 func Fronts(subjects schema.Subjects) []string {
 	return []string{
-		timerSubject, dueSubject, parkedSubject, deferredTimerSubject, deferredDueSubject, "*.*", "$KV." + subjects.Name(BucketGrants),
+		timerSubject, dueSubject, parkedSubject, deferredTimerSubject, deferredDueSubject,
+		"*.*", "$KV." + subjects.Name(BucketGrants),
 	}
 }
 
