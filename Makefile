@@ -50,7 +50,10 @@ build: ## Build a static ./renewd
 image: ## Build the container image renewd:<version>
 	docker build --build-arg VERSION='$(VERSION)' --tag 'renewd:$(VERSION)' .
 
+release: ## Build the archives of a release into dist, each binary twice; needs VERSION=v1.2.3
+	@scripts/release.sh '$(VERSION)' dist
+
 fmt: ## Format the code
 	gofmt -w .
 
-.PHONY: help test lint fuzz chaos bench realidp build image fmt
+.PHONY: help test lint fuzz chaos bench realidp build image release fmt

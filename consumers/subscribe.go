@@ -187,14 +187,15 @@ func checkFilter(types []schema.Type, provider, user string) error {
 	return nil
 }
 
-// filters returns a filter per type. Types without a user are left out when one is asked for.
+// filters returns a filter per type. Types without a user, or a provider, are left out when one is
+// asked for.
 func filters(subjects schema.Subjects, types []schema.Type, provider, user string) []string {
 	if len(types) == 0 {
 		types = schema.Outcomes()
 	}
 	var out []string
 	for _, t := range types {
-		if user != "" && (t == schema.ProviderDegraded || t == schema.ProviderRecovered) {
+		if user != "" && !t.PerUser() || provider != "" && t == schema.OperatorActed {
 			continue
 		}
 		if f := subjects.Filter(t, provider, user); !slices.Contains(out, f) {

@@ -64,12 +64,12 @@ func TestSubscribeFromNowOn(t *testing.T) {
 	subscribed(t, js, 1)
 	for i, of := range schema.Outcomes() {
 		user := "u17"
-		if strings.HasPrefix(string(of), "provider.") {
+		if !of.PerUser() {
 			user = ""
 		}
 		say(t, js, fmt.Sprint("e", i), of, user, struct{}{})
 	}
-	wantIDs(t, ids, "e0", "e1", "e2", "e3", "e4", "e5", "e6")
+	wantIDs(t, ids, "e0", "e1", "e2", "e3", "e4", "e5", "e6", "e7")
 	if err := stop(); err != nil {
 		t.Errorf("at its end: %v", err)
 	}

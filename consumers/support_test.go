@@ -276,7 +276,7 @@ func outcomes(t testing.TB, nc *nats.Conn) jetstream.JetStream {
 	js := stream(t, nc)
 	eventually(t, "OUTCOMES is made", func() bool { // a server may still be at removing one that was deleted
 		_, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "OUTCOMES", Subjects: []string{
-			"user.synced.>", "user.reauth_required.>", "user.refresh_failed.>", "user.forgotten.>", "message.rejected.>", "provider.*.*",
+			"user.synced.>", "user.reauth_required.>", "user.refresh_failed.>", "user.forgotten.>", "message.rejected.>", "provider.*.*", "operator.acted",
 		}})
 		return err == nil
 	})

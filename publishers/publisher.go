@@ -125,7 +125,8 @@ func WithID(id string) EventOption { return func(e *schema.Event) { e.ID = id } 
 // Login says that a user signed in, with fresh tokens. The newest login of a user wins over all
 // that renewd has or is doing. provider is renewd's id of the provider, user the provider's own id
 // of the user, verbatim. Errors: a
-// *schema.Malformed for what is wrong with the arguments; everything else is worth another try.
+// *schema.Malformed for what is wrong with the arguments; everything else is worth another try,
+// also that the stream has no room: workers are behind, and nothing was stored.
 func (p *Publisher) Login(ctx context.Context, provider, user string, t Tokens, opts ...EventOption) (Receipt, error) {
 	if t.AccessToken == "" {
 		return Receipt{}, malformed("AccessToken", "missing")

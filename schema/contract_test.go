@@ -34,6 +34,7 @@ var payloads = map[schema.Type]any{
 	schema.MessageRejected:    schema.Rejected{},
 	schema.ProviderDegraded:   schema.ProviderState{},
 	schema.ProviderRecovered:  schema.ProviderState{},
+	schema.OperatorActed:      schema.Acted{},
 }
 
 // readers pairs each type with what reads its data.
@@ -47,6 +48,7 @@ var readers = map[schema.Type]func(schema.Event) error{
 	schema.MessageRejected:    read[schema.Rejected],
 	schema.ProviderDegraded:   read[schema.ProviderState],
 	schema.ProviderRecovered:  read[schema.ProviderState],
+	schema.OperatorActed:      read[schema.Acted],
 }
 
 func read[T any](e schema.Event) error {

@@ -30,6 +30,8 @@ func dataOf(v any) []Type {
 		return []Type{MessageRejected}
 	case ProviderState:
 		return []Type{ProviderDegraded, ProviderRecovered}
+	case Acted:
+		return []Type{OperatorActed}
 	}
 	return nil
 }

@@ -139,6 +139,7 @@ type RefreshFailed struct {
 type Forgotten struct {
 	Cause   Cause     `json:"cause"`
 	BeganAt time.Time `json:"began_at"`
+	By      string    `json:"by,omitempty"` // the operator
 }
 
 // Reasons of a message.rejected. The list is open.
@@ -172,6 +173,27 @@ type ProviderState struct {
 	By    string    `json:"by,omitempty"`
 	Note  string    `json:"note,omitempty"`
 	Until time.Time `json:"until,omitzero"`
+}
+
+// What an operator did, in an operator.acted. The list is open.
+const (
+	ActKeysRotate        = "keys.rotate"
+	ActKeysPromote       = "keys.promote"
+	ActKeysPublish       = "keys.publish"
+	ActKeysRetire        = "keys.retire"
+	ActStoreAccept       = "store.accept"
+	ActSubscribersAdd    = "subscribers.add"
+	ActSubscribersRemove = "subscribers.remove"
+	ActStreamsApply      = "streams.apply"
+)
+
+// Acted is the data of operator.acted: an operator changes something that is not one user's. What
+// an operator does to a user or a provider is told in that one's own outcomes.
+type Acted struct {
+	Act string `json:"act"` // what, ActKeysRotate for instance
+	By  string `json:"by"`  // who, in their own words: nothing proves it
+	// About is to what: ids of keys, names of streams, a durable, a provider.
+	About []string `json:"about,omitempty"`
 }
 
 // Profile is a user as the provider shows it, in one shape for all providers. A nil pointer means

@@ -65,10 +65,15 @@ func FuzzSubjects(f *testing.F) {
 	f.Add("provider.degraded", "p", "\xff", "", "user.synced.propelauth.=ff")
 	f.Add("user", "p", "u", "", "user.synced.user.synced.p.u")
 	f.Add("user.login", "p", "u", "Shop", "from.shop")
+	f.Add("operator.acted", "", "", "", "operator.acted.propelauth")
+	f.Add("operator.acted", "", "", "", "operator.acted")
 	f.Fuzz(func(t *testing.T, typ, provider, user, sender, subject string) {
 		a := Address{Type: Type(typ), Provider: provider, User: user, Sender: sender}
 		if a.Type.perProvider() {
 			a.User = ""
+		}
+		if a.Type.overall() {
+			a.Provider, a.User = "", ""
 		}
 		for _, prefix := range prefixes {
 			s := subjectsUnder(t, prefix)
@@ -255,6 +260,8 @@ func TestFilter(t *testing.T) {
 		{UserReauthRequired, "propelauth", "a.b", "acme.user.reauth_required.propelauth.a=2Eb"},
 		{ProviderDegraded, "", "u", "acme.provider.degraded.*"},
 		{ProviderDegraded, "propelauth", "", "acme.provider.degraded.propelauth"},
+		{OperatorActed, "", "", "acme.operator.acted"},
+		{OperatorActed, "propelauth", "u", "acme.operator.acted"},
 		{MessageRejected, "", "", "acme.message.rejected.>"},
 		{MessageRejected, "propelauth", "", "acme.message.rejected.propelauth.*"},
 	} {

@@ -27,6 +27,7 @@ const (
 	MessageRejected    Type = "message.rejected"
 	ProviderDegraded   Type = "provider.degraded"
 	ProviderRecovered  Type = "provider.recovered"
+	OperatorActed      Type = "operator.acted"
 )
 
 // Commands lists the types that services publish.
@@ -34,7 +35,10 @@ func Commands() []Type { return []Type{UserLogin, UserRefreshDue} }
 
 // Outcomes lists the types that renewd publishes.
 func Outcomes() []Type {
-	return []Type{UserSynced, UserReauthRequired, UserRefreshFailed, UserForgotten, MessageRejected, ProviderDegraded, ProviderRecovered}
+	return []Type{
+		UserSynced, UserReauthRequired, UserRefreshFailed, UserForgotten, MessageRejected,
+		ProviderDegraded, ProviderRecovered, OperatorActed,
+	}
 }
 
 // Known reports whether t is one of this package's types.
@@ -45,8 +49,15 @@ func (t Type) command() bool { return t == UserLogin || t == UserRefreshDue }
 // perProvider reports whether t is about a whole provider: its subject then has no user.
 func (t Type) perProvider() bool { return t == ProviderDegraded || t == ProviderRecovered }
 
-// Address says what a subject is about: the type, the provider, and (but for provider events) the
-// user, unescaped.
+// PerUser reports whether events of type t are about one user each.
+func (t Type) PerUser() bool { return t.Known() && !t.perProvider() && !t.overall() }
+
+// overall reports whether t is about the whole installation: its subject has neither provider nor
+// user.
+func (t Type) overall() bool { return t == OperatorActed }
+
+// Address says what a subject is about: the type, the provider (but for operator.acted), and (but
+// for provider events) the user, unescaped.
 type Address struct {
 	Type     Type
 	Provider string
@@ -109,7 +120,10 @@ func (s Subjects) Of(a Address) string {
 		panic("schema: subject of " + string(a.Type) + ": " + err.Error())
 	}
 	front := s.front(a.Type, a.Sender)
-	if a.Type.perProvider() {
+	switch {
+	case a.Type.overall():
+		return front
+	case a.Type.perProvider():
 		return front + "." + a.Provider
 	}
 	return front + "." + a.Provider + "." + EscapeUser(a.User)
@@ -129,6 +143,9 @@ func (a Address) check() error {
 	}
 	if err := a.checkSender(); err != nil {
 		return err
+	}
+	if a.Type.overall() {
+		return nil
 	}
 	if err := CheckProvider(a.Provider); err != nil || a.Type.perProvider() {
 		return err
@@ -162,6 +179,9 @@ func (s Subjects) CommandsOf(t Type, provider, user string) []string {
 // sender; an empty provider or user matches all. The result carries the prefix. The provider goes in
 // as it is: check one that comes from outside.
 func (s Subjects) Filter(t Type, provider, user string) string {
+	if t.overall() {
+		return s.prefix + string(t)
+	}
 	if provider == "" {
 		provider = "*"
 	}
@@ -194,6 +214,9 @@ func (s Subjects) Parse(subject string) (Address, error) {
 	}
 	// One part more than the longest form is enough to see that there are too many.
 	parts := strings.SplitN(rest, ".", 5)
+	if t := Type(rest); t.overall() {
+		return Address{Type: t}, nil
+	}
 	if len(parts) < 3 {
 		return a, fmt.Errorf("%w: %s: want <type>.<provider>.<user>", ErrSubject, quote(subject))
 	}
@@ -203,6 +226,9 @@ func (s Subjects) Parse(subject string) (Address, error) {
 	}
 	if err := a.checkSender(); err != nil {
 		return a, err
+	}
+	if a.Type.overall() {
+		return Address{Type: a.Type}, fmt.Errorf("%w: want %s and nothing more", ErrSubject, a.Type)
 	}
 	if err := CheckProvider(a.Provider); err != nil {
 		return a, err

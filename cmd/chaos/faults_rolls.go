@@ -48,7 +48,11 @@ func (k *worker) mine() error {
 // people sign in by apps that have just fetched the public key.
 func rotateKeys(ctx context.Context, x *strike) error {
 	x.unfelt = true
-	if _, err := output(x.world.command(nil, "keys", "rotate")); err != nil {
+	// Refused while no server can store that it happens.
+	if err := eventually(ctx, time.Minute, func() error {
+		_, err := output(x.world.command(nil, "keys", "rotate", "--by", "chaos"))
+		return err
+	}); err != nil {
 		return err
 	}
 	rolled, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -56,7 +60,7 @@ func rotateKeys(ctx context.Context, x *strike) error {
 	wg.Go(func() { x.people.comeAndGo(rolled, rand.New(rand.NewPCG(x.rand.Uint64(), 0))) })
 	// Also where the run ends meanwhile: keys that are never promoted are in the way of the next ones.
 	err := eventually(context.WithoutCancel(ctx), 5*time.Minute, func() error {
-		_, err := output(x.world.command(nil, "keys", "promote"))
+		_, err := output(x.world.command(nil, "keys", "promote", "--by", "chaos"))
 		return err
 	})
 	err = errors.Join(err, x.roll(ctx))

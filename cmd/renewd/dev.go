@@ -86,7 +86,10 @@ func devSettings() []string {
 
 // settings are this command's own, with what the environment may change of them.
 func (d devCommand) settings(ctx context.Context, a *app, provider string) (*configuration, error) {
-	environ := []string{"RENEWD_LOG_LEVEL=warn"}
+	// A server sets aside what a limit allows, and this one should start on any disk.
+	environ := []string{
+		"RENEWD_LOG_LEVEL=warn", "RENEWD_OUTCOME_BYTES=none", "RENEWD_COMMAND_BYTES=none",
+	}
 	given := map[string]bool{}
 	for _, kv := range a.environ {
 		name, value, _ := strings.Cut(kv, "=")

@@ -50,7 +50,7 @@ func (d doctorCommand) Run(ctx context.Context, a *app, c *cli) error {
 	if err != nil {
 		return err
 	}
-	tel, err := newTelemetry(ctx, nil, slog.New(slog.DiscardHandler))
+	tel, err := newTelemetry(ctx, nil, slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		return err
 	}
@@ -95,7 +95,7 @@ func (x *examination) examine(ctx context.Context, server string) {
 	for _, q := range []struct {
 		name string
 		ask  func(context.Context) finding
-	}{{"streams", x.streams}, {"clock", x.clock}, {"public key", x.publicKey}, {"queues", x.queues}, {"workers", x.workers}, {"parked pairs", x.parked}} {
+	}{{"streams", x.streams}, {"clock", x.clock}, {"public key", x.publicKey}, {"queues", x.queues}, {"room", x.room}, {"workers", x.workers}, {"parked pairs", x.parked}} {
 		if !connected || q.name == "public key" && !keys {
 			x.skip(q.name)
 			continue

@@ -21,6 +21,7 @@ func (x *examination) streams(ctx context.Context) finding {
 	if err != nil {
 		return failed(err, "is JetStream on, and may this user ask about streams? On a cluster: has each stream a leader?")
 	}
+	plan, unbounded := plan.WithoutBounds(false)
 	differ := 0
 	for _, i := range plan.Items {
 		if i.Action == stream.Create || i.Action == stream.Update {
@@ -29,6 +30,14 @@ func (x *examination) streams(ctx context.Context) finding {
 	}
 	rest := unbraked(plan)
 	switch {
+	case differ == 0 && len(unbounded) > 0:
+		return finding{
+			State: warning,
+			Found: strings.Join(unbounded, ", ") +
+				" without the limits of the settings (outcome_bytes, command_bytes)",
+			Advice: fmt.Sprintf("%s streams plan shows whether they would cut anything, "+
+				"%s streams apply sets them", x.app.name, x.app.name),
+		}
 	case differ == 0:
 		return finding{State: fine, Found: counted(len(plan.Items), "stream or consumer", "streams and consumers") + ", all as the settings want them"}
 	case rest.OnlySenders():
@@ -117,6 +126,56 @@ func (x *examination) workers(ctx context.Context) finding {
 	}
 	return f
 }
+
+// room looks at how full the streams are, and at who would miss outcomes if the oldest went.
+func (x *examination) room(ctx context.Context) finding {
+	d, err := x.plant.engine.Depths(ctx)
+	if err != nil {
+		return failed(err, "the streams must be there: see above")
+	}
+	f := finding{State: fine}
+	var found []string
+	for _, s := range d.Sizes {
+		if s.Limit == 0 {
+			found = append(found, fmt.Sprintf("%s %s", s.Stream, megabytes(s.Bytes)))
+			continue
+		}
+		of := byteSize(s.Limit)
+		found = append(found, fmt.Sprintf("%s %.0f %% of %s", s.Stream, 100*s.Full(), of))
+		if s.Crowded() && f.State == fine {
+			f.State, f.Advice = warning, s.Hint()
+		}
+		if s.Crowded() && s.Stream == stream.Outcomes {
+			behind, err := x.behind(ctx)
+			if err != nil {
+				return failed(err, "the streams must be there: see above")
+			}
+			found = append(found, behind...)
+		}
+	}
+	f.Found = strings.Join(found, "; ")
+	return f
+}
+
+// behind names the subscribers that have not read some of the older half of the outcomes.
+func (x *examination) behind(ctx context.Context) (names []string, err error) {
+	s, err := x.plant.js.Stream(ctx, x.plant.conf.subjects().Name(stream.Outcomes))
+	if err != nil {
+		return nil, err
+	}
+	state := s.CachedInfo().State
+	middle := state.FirstSeq + (state.LastSeq-state.FirstSeq)/2
+	list := s.ListConsumers(ctx)
+	for c := range list.Info() {
+		if c.Config.Durable != "" && c.NumPending > 0 && c.AckFloor.Stream < middle {
+			names = append(names,
+				fmt.Sprintf("subscriber %s has %d of them to read", c.Name, c.NumPending))
+		}
+	}
+	return names, list.Err()
+}
+
+func megabytes(n uint64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 
 func (x *examination) parked(ctx context.Context) finding {
 	name := x.plant.conf.subjects().Name(stream.Parked)

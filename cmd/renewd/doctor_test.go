@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -199,4 +200,35 @@ func TestDoctorWarnsOfAKeyringBesideWhatItProtects(t *testing.T) {
 	elsewhere := append(env, "RENEWD_KEYS_FILE="+t.TempDir()+"/keys.json")
 	want(t, elsewhere, exitDone, "", "keys", "new")
 	diagnosis(t, elsewhere, exitFailed, "--server", "nats://127.0.0.1:1")["keyring"].is(t, fine, "")
+}
+
+// Streams of before there were limits are used as they are, which is told; an operator applies the
+// limits. A stream that fills up is told too, with who would miss what goes first.
+func TestDoctorLooksAtTheRoom(t *testing.T) {
+	t.Parallel()
+	url := natsServer(t)
+	env := []string{
+		"RENEWD_NATS_URL=" + url, "RENEWD_DATA_DIR=" + t.TempDir(), "RENEWD_AUTH_URL=https://auth.example.com", "RENEWD_CLIENT_ID=" + devClient,
+		"RENEWD_OUTCOME_BYTES=1MiB",
+	}
+	before := append(slices.Clone(env), "RENEWD_OUTCOME_BYTES=none", "RENEWD_COMMAND_BYTES=none")
+	want(t, env, exitDone, "", "keys", "new")
+	want(t, before, exitDone, "", "streams", "apply")
+	start(t, append(slices.Clone(env), "RENEWD_HTTP_ADDR=127.0.0.1:0"))
+	diagnosis(t, env, exitFailed)["streams"].is(t, warning, "OUTCOMES without the limits of the settings")
+	want(t, env, exitDone, "max_bytes: -1 -> 1048576", "streams", "apply")
+	well := diagnosis(t, env, exitFailed) // the provider does not answer
+	well["streams"].is(t, fine, "")
+	well["room"].is(t, fine, "OUTCOMES 0 % of 1MiB")
+
+	want(t, env, exitDone, "", "subscribers", "add", "shop")
+	js := client(t, url)
+	for range 13 {
+		if _, err := js.Publish(t.Context(), "user.synced.propelauth.u1", make([]byte, 64<<10)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ill := diagnosis(t, env, exitFailed)["room"]
+	ill.is(t, warning, "subscriber shop has 13 of them to read")
+	ill.is(t, warning, "raise outcome_bytes")
 }

@@ -140,10 +140,17 @@ func describe(e schema.Event, now time.Time) string {
 			return text + because(d.Cause)
 		})
 	case schema.UserForgotten:
-		return describeAs(e, func(d schema.Forgotten) string { return "erased" + because(d.Cause) })
+		return describeAs(e, func(d schema.Forgotten) string {
+			return "erased" + byOperator(d.By) + because(d.Cause)
+		})
 	case schema.MessageRejected:
 		return describeAs(e, func(d schema.Rejected) string {
 			return d.Subject + ": " + d.Reason + inBrackets(d.Field) + ": " + d.Message
+		})
+	case schema.OperatorActed:
+		return describeAs(e, func(d schema.Acted) string {
+			about := inBrackets(strings.Join(d.About, ", "))
+			return d.By + ": " + strings.ReplaceAll(d.Act, ".", " ") + about
 		})
 	case schema.ProviderDegraded, schema.ProviderRecovered:
 		return describeAs(e, func(d schema.ProviderState) string {
@@ -195,6 +202,13 @@ func because(c schema.Cause) string {
 		return ""
 	}
 	return " [" + string(c.Type) + strings.TrimRight(" "+c.Reason, " ") + "]"
+}
+
+func byOperator(name string) string {
+	if name == "" {
+		return ""
+	}
+	return " by " + name
 }
 
 // until is the time from now to at, rounded for reading.

@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/renewd/renewd/internal/seal"
 	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/schema"
 )
 
 type keysCommand struct {
@@ -49,10 +50,13 @@ func (k keysNew) Run(ctx context.Context, a *app, c *cli) error {
 	return nil
 }
 
-type keysRotate struct{}
+type keysRotate struct {
+	clientFlags
+	operatorFlags
+}
 
 // Run adds keys.
-func (keysRotate) Run(ctx context.Context, a *app, c *cli) error {
+func (k keysRotate) Run(ctx context.Context, a *app, c *cli) error {
 	conf, err := a.load(c)
 	if err != nil {
 		return err
@@ -67,6 +71,10 @@ func (keysRotate) Run(ctx context.Context, a *app, c *cli) error {
 	} else if err != nil {
 		return err
 	}
+	err = k.record(ctx, a, conf, k.Server, schema.ActKeysRotate, freshIDs(ring)...)
+	if err != nil {
+		return fmt.Errorf("rotate keys: %w", err)
+	}
 	if err := file.write(ctx, ring); err != nil {
 		return fmt.Errorf("rotate keys: %w", err)
 	}
@@ -74,8 +82,19 @@ func (keysRotate) Run(ctx context.Context, a *app, c *cli) error {
 	return nil
 }
 
+// freshIDs are the keys that do not seal yet.
+func freshIDs(ring *seal.Keyring) (ids []string) {
+	for _, key := range ring.Keys() {
+		if key.Next {
+			ids = append(ids, key.ID)
+		}
+	}
+	return ids
+}
+
 type keysPromote struct {
 	clientFlags
+	operatorFlags
 }
 
 // Run promotes keys, unless some worker could not open what they seal.
@@ -97,10 +116,14 @@ func (k keysPromote) Run(ctx context.Context, a *app, c *cli) error {
 	}
 	// An embedded server that nobody else reaches has one worker, which reads this file whole.
 	workers := 1
-	if !conf.alone() || k.Server != "" {
+	if conf.reachable(k.Server) {
 		if workers, err = k.everyWorkerHas(ctx, a, conf, idsOf(ring)); err != nil {
 			return err
 		}
+	}
+	err = k.record(ctx, a, conf, k.Server, schema.ActKeysPromote, freshIDs(ring)...)
+	if err != nil {
+		return fmt.Errorf("promote keys: %w", err)
 	}
 	if err := file.write(ctx, next); err != nil {
 		return fmt.Errorf("promote keys: %w", err)
@@ -159,6 +182,7 @@ func lackingWorkers(
 
 type keysPublish struct {
 	clientFlags
+	operatorFlags
 }
 
 // Run replaces the published key.
@@ -180,7 +204,21 @@ func (k keysPublish) Run(ctx context.Context, a *app, c *cli) error {
 	if err != nil {
 		return err
 	}
+	err = k.record(ctx, a, conf, k.Server, schema.ActKeysPublish, loginIDs(ring)...)
+	if err != nil {
+		return fmt.Errorf("publish keys: %w", err)
+	}
 	return streamHint(engine.PublishKeys(ctx, ring.JWKS()), a)
+}
+
+// loginIDs are the keys that logins are sealed to.
+func loginIDs(ring *seal.Keyring) (ids []string) {
+	for _, key := range ring.Keys() {
+		if key.Use == "login" && key.Current {
+			ids = append(ids, key.ID)
+		}
+	}
+	return ids
 }
 
 func (a *app) keysHint(err error) error {

@@ -204,6 +204,7 @@ func (f clientFlags) openInstallation(
 
 type keysRetire struct {
 	clientFlags
+	operatorFlags
 	IDs []string `arg:"" name:"id" help:"Ids of keys list; after -- if one begins with a dash."`
 }
 
@@ -238,6 +239,9 @@ func (k keysRetire) Run(ctx context.Context, a *app, c *cli) error {
 	}
 	if again, err := file.load(ctx); err != nil || !sameRing(again, ring) {
 		return fmt.Errorf("retire keys: %s was changed meanwhile: try again", file.path)
+	}
+	if err := k.record(ctx, a, conf, k.Server, schema.ActKeysRetire, k.IDs...); err != nil {
+		return fmt.Errorf("retire keys: %w", err)
 	}
 	if err := p.engine.NoteRetired(ctx, k.IDs...); err != nil {
 		return err

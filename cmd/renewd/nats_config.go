@@ -58,6 +58,7 @@ type boundary struct {
 	Name   string
 	Bucket bool
 	Direct bool
+	Audit  bool // it holds the outcomes: only the operator may take any of them out
 }
 
 // service is a NATS account beside renewd's.
@@ -80,8 +81,10 @@ type export struct {
 	Accounts      []string
 }
 
+// takenNames are those of renewd's own users and account, and of the server's.
+func takenNames() []string { return []string{"renewd", "operator", "sys"} }
+
 const (
-	renewdAccount = "RENEWD"
 	// importedAPI is the name of JetStream's API in a service's account: $JS.API is taken by the
 	// service's own account.
 	importedAPI = "$JS.renewd.API"
@@ -96,7 +99,9 @@ func (n natsConfig) config(t stream.Topology) (accountsConfig, error) {
 	}
 	t.Grants = true
 	for _, s := range t.WithDefaults().Streams() {
-		c.Streams = append(c.Streams, boundary{Name: s.Name, Bucket: strings.HasPrefix(s.Name, "KV_"), Direct: s.AllowDirect})
+		c.Streams = append(c.Streams, boundary{
+			Name: s.Name, Bucket: strings.HasPrefix(s.Name, "KV_"), Direct: s.AllowDirect, Audit: s.Name == c.Outcomes,
+		})
 		if s.Name != t.Subjects.Name(stream.Logins) && s.Name != t.Subjects.Name(stream.Requests) {
 			c.Own = append(c.Own, s.Subjects...)
 		}
@@ -111,8 +116,9 @@ func (n natsConfig) config(t stream.Topology) (accountsConfig, error) {
 // services reads the flags.
 func (n natsConfig) services(c *accountsConfig, subjects schema.Subjects) error {
 	add := func(flag, name string) (*service, error) {
-		if !serviceName.MatchString(name) || accountName(name) == renewdAccount || accountName(name) == "SYS" {
-			return nil, fmt.Errorf("--%s %q: want 1 to 32 of a-z, 0-9 and -, and neither renewd nor sys", flag, name)
+		if !serviceName.MatchString(name) || slices.Contains(takenNames(), name) {
+			return nil, fmt.Errorf("--%s %q: want 1 to 32 of a-z, 0-9 and -, and none of %s",
+				flag, name, strings.Join(takenNames(), ", "))
 		}
 		for i := range c.Services {
 			if c.Services[i].Name == name {
@@ -197,7 +203,12 @@ func (c accountsConfig) Imports(s service) []export {
 	})
 }
 
-// Publishes are the subjects that renewd's own user may publish to.
+// Operates are the subjects that the operator may publish to: all but commands.
+func (c accountsConfig) Operates() []string {
+	return append(slices.Clone(c.Own), "$JS.API.>", "$JS.ACK.>", "$JS.FC.>")
+}
+
+// Publishes are the subjects that the workers' user may publish to.
 func (c accountsConfig) Publishes() []string {
 	may := append(slices.Clone(c.Own), "$JS.API.INFO", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST")
 	for _, s := range c.Streams {
@@ -206,15 +217,19 @@ func (c accountsConfig) Publishes() []string {
 	return may
 }
 
-// publishes are the subjects of JetStream's API that renewd's own user needs for a stream. None
-// deletes the stream.
+// publishes are the subjects of JetStream's API that the workers' user needs for a stream. None
+// deletes the stream, or takes anything out of the outcomes.
 func (b boundary) publishes() []string {
 	subjects := []string{
-		"$JS.API.STREAM.CREATE.%s", "$JS.API.STREAM.UPDATE.%s", "$JS.API.STREAM.INFO.%s",
-		"$JS.API.STREAM.PURGE.%s", "$JS.API.STREAM.MSG.GET.%s", "$JS.API.STREAM.MSG.DELETE.%s",
-		"$JS.API.CONSUMER.CREATE.%s.>", "$JS.API.CONSUMER.INFO.%s.*", "$JS.API.CONSUMER.DELETE.%s.*",
-		"$JS.API.CONSUMER.MSG.NEXT.%s.*",
+		"$JS.API.STREAM.CREATE.%s", "$JS.API.STREAM.INFO.%s", "$JS.API.STREAM.MSG.GET.%s",
 	}
+	if !b.Audit {
+		subjects = append(subjects,
+			"$JS.API.STREAM.UPDATE.%s", "$JS.API.STREAM.PURGE.%s", "$JS.API.STREAM.MSG.DELETE.%s")
+	}
+	subjects = append(subjects,
+		"$JS.API.CONSUMER.CREATE.%s.>", "$JS.API.CONSUMER.INFO.%s.*", "$JS.API.CONSUMER.DELETE.%s.*",
+		"$JS.API.CONSUMER.MSG.NEXT.%s.*")
 	if b.Bucket {
 		subjects = append(subjects, "$JS.FC.%s.>")
 	} else {

@@ -57,6 +57,7 @@ func build(ctx context.Context, conf *configuration, environ []string, log *slog
 		return p, err
 	}
 	p.keys = newLiveKeys(conf.keyFile(), ring)
+	conf.names.Use(ring.NamesKey())
 	say(conf.natsText())
 	if err = p.connect(ctx, environ); err != nil {
 		return p, err
@@ -210,6 +211,13 @@ func (p *plant) ensureStreams(ctx context.Context) error {
 	plan, err := stream.Plan(ctx, p.js, p.conf.topology())
 	if err != nil {
 		return err
+	}
+	// A limit for a stream that is there is the operator's to apply.
+	plan, unbounded := plan.WithoutBounds(p.conf.StreamsApply)
+	if len(unbounded) > 0 {
+		p.log.Warn("streams have not the limits of the settings (outcome_bytes, command_bytes): "+
+			"see renewd streams plan, then renewd streams apply, or set RENEWD_STREAMS_APPLY=true",
+			"streams", unbounded)
 	}
 	if err := plan.Refusal(); err != nil {
 		return usageError{fmt.Errorf("%w\nsee: renewd streams plan", err)}

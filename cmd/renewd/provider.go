@@ -225,19 +225,22 @@ func (s shownProvider) print(to io.Writer) error {
 
 type providerPause struct {
 	providerFlags
-	By   string `required:"" placeholder:"NAME" help:"Who pauses it: told in provider.degraded."`
+	byFlags
 	Note string `help:"Why: told in provider.degraded."`
 	For  string `placeholder:"DURATION" help:"For how long, 2h or 1d for instance. Default: until it is resumed."`
 }
 
 // Run pauses a provider.
 func (p providerPause) Run(ctx context.Context, a *app, c *cli) error {
-	if err := checkWords(p.By, p.Note); err != nil {
+	by, err := p.who(a)
+	if err == nil {
+		err = checkWords(by, p.Note)
+	}
+	if err != nil {
 		return err
 	}
 	var lasts time.Duration
 	if p.For != "" {
-		var err error
 		if lasts, err = parseDuration(p.For); err != nil || lasts <= 0 {
 			return usageError{fmt.Errorf("--for: %q: want a duration such as 30m, 2h or 1d", p.For)}
 		}
@@ -247,7 +250,7 @@ func (p providerPause) Run(ctx context.Context, a *app, c *cli) error {
 		return err
 	}
 	defer h.nc.Close()
-	pause := guard.Pause{By: p.By, Note: p.Note, Since: h.now().UTC()}
+	pause := guard.Pause{By: by, Note: p.Note, Since: h.now().UTC()}
 	until := fmt.Sprintf("until %s provider resume %s", a.name, id)
 	if lasts > 0 {
 		pause.Until = pause.Since.Add(lasts)
@@ -262,12 +265,13 @@ func (p providerPause) Run(ctx context.Context, a *app, c *cli) error {
 
 type providerResume struct {
 	providerFlags
-	By string `required:"" placeholder:"NAME" help:"Who resumes it: told in provider.recovered."`
+	byFlags
 }
 
 // Run ends a pause.
 func (p providerResume) Run(ctx context.Context, a *app, c *cli) error {
-	if err := checkWords(p.By, ""); err != nil {
+	by, err := p.who(a)
+	if err != nil {
 		return err
 	}
 	h, id, err := p.open(ctx, a, c)
@@ -275,7 +279,7 @@ func (p providerResume) Run(ctx context.Context, a *app, c *cli) error {
 		return err
 	}
 	defer h.nc.Close()
-	switch err := guard.ResumeBy(ctx, h.bucket, id, p.By, h.now()); {
+	switch err := guard.ResumeBy(ctx, h.bucket, id, by, h.now()); {
 	case errors.Is(err, guard.ErrNotPaused):
 		_, err = fmt.Fprintf(a.stdout, "%s is not paused: nothing to do\n", id)
 		return err

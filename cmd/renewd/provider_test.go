@@ -33,9 +33,10 @@ func TestProviderPauseAndResume(t *testing.T) {
 	}
 	want(t, env, exitDone, "tried again at once", "provider", "resume", "propelauth", "--by", "kim")
 	want(t, env, exitDone, "untried", "provider", "list")
+	want(t, append(env, "RENEWD_BY=kim"), exitDone, "", "provider", "pause", "propelauth")
+	want(t, env, exitDone, "kim", "provider", "list")
 
 	for says, args := range map[string][]string{
-		"--by":               {"pause"},
 		"--for":              {"pause", "--by", "jo", "--for", "soon"},
 		"is not in the sett": {"pause", "nobody", "--by", "jo"},
 		"one line":           {"pause", "--by", "jo\n"},

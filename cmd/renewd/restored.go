@@ -85,6 +85,7 @@ type storeAccept struct {
 	User     string `placeholder:"ID" help:"Only this user. Default: everybody whose token is superseded."`
 	Provider string `placeholder:"ID" help:"Only users of this provider. Default: all."`
 	Yes      bool   `help:"Do it. Without this flag nothing is changed."`
+	operatorFlags
 }
 
 // Run makes superseded grants live again, and wakes them.
@@ -102,6 +103,13 @@ func (s storeAccept) Run(ctx context.Context, a *app, c *cli) error {
 		return err
 	}
 	defer p.close()
+	var about []string // no user: their own outcomes name the cause store.accept
+	if s.Provider != "" {
+		about = append(about, s.Provider)
+	}
+	if err := s.record(ctx, a, conf, s.Server, schema.ActStoreAccept, about...); err != nil {
+		return fmt.Errorf("accept tokens: %w", err)
+	}
 	var mu sync.Mutex
 	accepted := 0
 	_, err = stream.Compare(ctx, p.store, p.engine, func(ctx context.Context, g grant.Grant, newest grant.Mark) error {

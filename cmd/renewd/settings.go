@@ -39,6 +39,9 @@ type settings struct {
 	SyncedAge    time.Duration `key:"synced_age" default:"7d" min:"1m" doc:"how long user.synced is kept, the most frequent outcome by far; never longer than outcome_age"`
 	RejectedAge  time.Duration `key:"rejected_age" default:"1d" min:"1h" doc:"how long message.rejected is kept, and user.refresh_failed of users of whom nothing is stored: whoever may publish can make as many as they like; never longer than outcome_age"`
 
+	OutcomeBytes byteSize `key:"outcome_bytes" default:"4GiB" doc:"room for outcomes on disk, for each replica, or none for no limit; once it is full the oldest go, with an alarm from three quarters on. Streams that are there get it by: renewd streams apply"`
+	CommandBytes byteSize `key:"command_bytes" default:"512MiB" doc:"room on disk for logins, and as much for requests, that no worker has looked at yet, or none for no limit; once it is full their publishers get an error"`
+
 	DataDir         string       `key:"data_dir" default:"renewd-data" doc:"folder of the embedded NATS server, and of keys_file"`
 	DatabaseURL     grant.Secret `key:"database_url" show:"url" doc:"PostgreSQL that stores the grants; empty: they are stored in NATS KV"`
 	DatabaseMigrate bool         `key:"database_migrate" default:"true" doc:"make and change renewd's tables at start; false: only check them, for a role that may not, and leave the rest to renewd migrate"`
@@ -64,6 +67,7 @@ type settings struct {
 	DrainTimeout time.Duration `key:"drain_timeout" default:"25s" min:"1s" doc:"how long work in hand may take to end at a stop"`
 	LogLevel     string        `key:"log_level" default:"info" oneof:"debug,info,warn,error" doc:"what is logged"`
 	LogFormat    string        `key:"log_format" default:"text" oneof:"text,json" doc:"how it is logged, on standard error"`
+	UserIDs      string        `key:"user_ids" default:"plain" oneof:"plain,hashed" doc:"how user ids stand in logs and traces; hashed: a keyed hash in their place, which renewd user hash prints for an id"`
 
 	// Providers come from the file's list. One of them can be described, or have settings replaced,
 	// by the environment.

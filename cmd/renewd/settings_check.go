@@ -58,6 +58,8 @@ func (c *configuration) check() []misfit {
 	if c.embedded() && c.NATSReplicas > 1 {
 		say("nats_replicas", errors.New("more than 1 needs a NATS cluster: set RENEWD_NATS_URL"))
 	}
+	say("outcome_bytes", checkBytes(c.OutcomeBytes))
+	say("command_bytes", checkBytes(c.CommandBytes))
 	say("database_url", checkDatabaseURL(c.DatabaseURL.Reveal()))
 	say("keys_unwrap", c.KeysUnwrap.check())
 	say("keys_wrap", c.KeysWrap.check())

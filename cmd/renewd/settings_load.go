@@ -12,6 +12,9 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/renewd/renewd/internal/pseudonym"
+	"github.com/renewd/renewd/internal/stream"
 )
 
 // configuration is the settings with where each came from.
@@ -19,6 +22,7 @@ type configuration struct {
 	settings
 	file    string            // the settings file; empty if there is none
 	origins map[string]string // path of a setting ("nats_url", "providers[0].client_id") to its origin; absent: the default
+	names   *pseudonym.Names  // for logs and traces; nil: ids stay as they are
 }
 
 // loader fills in a configuration layer by layer: defaults, file, environment. It gathers every
@@ -52,6 +56,9 @@ func load(file string, environ []string) (*configuration, error) {
 	l.check()
 	if err := errors.Join(l.mistakes...); err != nil {
 		return nil, err
+	}
+	if l.c.UserIDs == "hashed" {
+		l.c.names = pseudonym.New(stream.Fronts(l.c.subjects()), l.c.providerIDs())
 	}
 	return l.c, nil
 }
@@ -251,7 +258,7 @@ func secretFile(path string) (string, error) {
 // unknownEnv refuses every RENEWD_ variable that is no setting: a mistyped one would else be a
 // default that nobody chose.
 func (l *loader) unknownEnv() {
-	known := []string{configEnv}
+	known := []string{configEnv, byEnv}
 	for _, r := range allSettings() {
 		if r.env == "" {
 			continue

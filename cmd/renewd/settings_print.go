@@ -57,6 +57,8 @@ func (r setting) text(from reflect.Value) string {
 		}
 	case time.Duration:
 		return formatDuration(v)
+	case byteSize:
+		return v.String()
 	case string:
 		if r.key == "nats_url" {
 			parts := strings.Split(v, ",")

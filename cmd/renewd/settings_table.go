@@ -99,6 +99,13 @@ func (r setting) put(target reflect.Value, text string) error {
 		return putNumber(r, v, text, strconv.Atoi, "a whole number")
 	case *float64:
 		return putNumber(r, v, text, func(s string) (float64, error) { return strconv.ParseFloat(s, 64) }, "a number such as 0.2")
+	case *byteSize:
+		n, err := parseBytes(text)
+		if err != nil {
+			return err
+		}
+		*v = n
+		return nil
 	case *time.Duration:
 		return putNumber(r, v, text, parseDuration, "a duration such as 500ms, 30s, 5m, 12h or 7d")
 	default:

@@ -49,6 +49,9 @@ func TestSettingsMistakesNameTheSetting(t *testing.T) {
 		"duration":              {"outcome_age: soon\n", nil, []string{"outcome_age", "want a duration"}},
 		"bare number":           {"drain_timeout: 30\n", nil, []string{"drain_timeout", "want a duration"}},
 		"too short":             {"outcome_age: 1s\n", nil, []string{"outcome_age", "1h or more"}},
+		"size":                  {"outcome_bytes: 4GB\n", nil, []string{"outcome_bytes", "want a size such as 512MiB"}},
+		"size of all":           {"command_bytes: 99999999TiB\n", nil, []string{"command_bytes", "want a size"}},
+		"too small":             {"command_bytes: 64KiB\n", nil, []string{"command_bytes", "64KiB: want 1MiB or more, or none"}},
 		"number":                {"", []string{"RENEWD_WORKERS=many"}, []string{"RENEWD_WORKERS", "whole number"}},
 		"too many":              {"", []string{"RENEWD_WORKERS=100000"}, []string{"RENEWD_WORKERS", "1024 or less"}},
 		"bool":                  {"streams_apply: perhaps\n", nil, []string{"streams_apply", "true or false"}},
@@ -339,5 +342,19 @@ providers:
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// A size is written as it is read.
+func TestSizes(t *testing.T) {
+	for text, want := range map[string]byteSize{"none": 0, "4GiB": 4 << 30, "1536KiB": 1536 << 10, "7B": 7, "2TiB": 2 << 40} {
+		if got, err := parseBytes(text); err != nil || got != want || got.String() != text {
+			t.Errorf("%s is read as %d and written %s, %v", text, got, got, err)
+		}
+	}
+	for _, text := range []string{"", "0", "0B", "-1GiB", "1.5GiB", "GiB", "4", "9223372036854775807KiB", "NONE"} {
+		if got, err := parseBytes(text); err == nil {
+			t.Errorf("%q is read as %d", text, got)
+		}
 	}
 }

@@ -23,7 +23,11 @@ type streamsPlan struct {
 
 // Run compares.
 func (s streamsPlan) Run(ctx context.Context, a *app, c *cli) error {
-	plan, _, done, err := a.planStreams(ctx, c, s.Server)
+	conf, err := a.load(c)
+	if err != nil {
+		return err
+	}
+	plan, _, done, err := a.planStreams(ctx, conf, s.Server)
 	if err != nil {
 		return err
 	}
@@ -46,27 +50,50 @@ func (s streamsPlan) Run(ctx context.Context, a *app, c *cli) error {
 
 type streamsApply struct {
 	clientFlags
+	operatorFlags
 	Force bool `help:"Also make the changes that lose messages; plan names them."`
 }
 
 // Run applies.
 func (s streamsApply) Run(ctx context.Context, a *app, c *cli) error {
-	plan, js, done, err := a.planStreams(ctx, c, s.Server)
+	conf, err := a.load(c)
+	if err == nil {
+		_, err = s.who(a)
+	}
+	if err != nil {
+		return err
+	}
+	plan, js, done, err := a.planStreams(ctx, conf, s.Server)
 	if err != nil {
 		return err
 	}
 	defer done()
 	plan.Force = s.Force
 	fmt.Fprint(a.stdout, plan)
-	return stream.Apply(ctx, js, plan)
+	if err := stream.Apply(ctx, js, plan); err != nil || !plan.Pending() {
+		return err
+	}
+	// Told after it: the stream of outcomes may be one that had to be made.
+	err = s.record(ctx, a, conf, s.Server, schema.ActStreamsApply, changed(plan)...)
+	if err != nil {
+		return fmt.Errorf("the streams are applied, but %w", err)
+	}
+	return nil
 }
 
-func (a *app) planStreams(ctx context.Context, c *cli, server string) (stream.Changes, jetstream.JetStream, func(), error) {
-	conf, err := a.load(c)
-	if err != nil {
-		return stream.Changes{}, nil, nil, err
+func changed(plan stream.Changes) (names []string) {
+	for _, i := range plan.Items {
+		if i.Action == stream.Create || i.Action == stream.Update {
+			names = append(names, i.Name)
+		}
 	}
-	if conf.embedded() && conf.NATSListen == "" && server == "" {
+	return names
+}
+
+func (a *app) planStreams(
+	ctx context.Context, conf *configuration, server string,
+) (stream.Changes, jetstream.JetStream, func(), error) {
+	if !conf.reachable(server) {
 		return stream.Changes{}, nil, nil, usageError{errors.New("the settings name no NATS server: set RENEWD_NATS_URL or --server. An embedded one gets its streams when renewd starts")}
 	}
 	nc, err := a.connect(conf, server)
@@ -99,6 +126,7 @@ func (c *configuration) subjects() schema.Subjects {
 func (c *configuration) topology() stream.Topology {
 	t := stream.Topology{
 		Subjects: c.subjects(), Grants: c.DatabaseURL.IsZero(), Replicas: c.NATSReplicas, OutcomeMaxAge: c.OutcomeAge,
+		OutcomeBytes: int64(c.OutcomeBytes), CommandBytes: int64(c.CommandBytes),
 	}
 	for _, p := range c.Providers {
 		t.Providers = append(t.Providers, stream.Provider{ID: p.ID, Concurrency: p.Concurrency})

@@ -17,6 +17,7 @@ import (
 
 	"github.com/renewd/renewd/consumers"
 	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/schema"
 )
 
 // subscribersCommand is for the operator: where services have NATS accounts of their own they may
@@ -36,6 +37,7 @@ type subscribersAdd struct {
 	From         uint64 `placeholder:"SEQUENCE" help:"Begin with this one in the stream: one after what a removed durable had handled."`
 	Concurrency  int    `default:"1" placeholder:"N" help:"How many outcomes may be in hand at a time. Default: 1, in their order."`
 	UpdateFilter bool   `help:"Let a durable that is there be for these outcomes from now on."`
+	operatorFlags
 }
 
 // Run makes a durable.
@@ -57,6 +59,9 @@ func (s subscribersAdd) Run(ctx context.Context, a *app, c *cli) error {
 	defer stop()
 	wanted.Durable, wanted.UpdateFilter, wanted.StartAll, wanted.StartAt, wanted.Concurrency = s.Name, s.UpdateFilter, s.All, s.From, s.Concurrency
 	wanted.Logger = newLogger(a.stderr, &conf.settings)
+	if err := s.record(ctx, a, conf, s.Server, schema.ActSubscribersAdd, s.Name); err != nil {
+		return fmt.Errorf("add subscriber: %w", err)
+	}
 	if err := consumers.Prepare(ctx, nc, wanted); err != nil {
 		return streamHint(err, a)
 	}
@@ -86,7 +91,11 @@ type subscribersList struct {
 
 // Run lists the durables.
 func (s subscribersList) Run(ctx context.Context, a *app, c *cli) error {
-	outcomes, done, err := a.openOutcomes(ctx, c, s.clientFlags)
+	conf, err := a.load(c)
+	if err != nil {
+		return err
+	}
+	outcomes, done, err := a.openOutcomes(ctx, conf, s.clientFlags)
 	if err != nil {
 		return err
 	}
@@ -149,12 +158,17 @@ func printSubscribers(w io.Writer, all []subscriber, now time.Time) error {
 
 type subscribersRemove struct {
 	clientFlags
+	operatorFlags
 	Name string `arg:"" help:"Name of the durable."`
 }
 
 // Run removes a durable.
 func (s subscribersRemove) Run(ctx context.Context, a *app, c *cli) error {
-	outcomes, done, err := a.openOutcomes(ctx, c, s.clientFlags)
+	conf, err := a.load(c)
+	if err != nil {
+		return err
+	}
+	outcomes, done, err := a.openOutcomes(ctx, conf, s.clientFlags)
 	if err != nil {
 		return err
 	}
@@ -162,6 +176,9 @@ func (s subscribersRemove) Run(ctx context.Context, a *app, c *cli) error {
 	durable, err := outcomes.Consumer(ctx, s.Name)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrInvalidConsumerName) {
 		return fmt.Errorf("%s: no such durable: see %s subscribers list", s.Name, a.name)
+	}
+	if err == nil {
+		err = s.record(ctx, a, conf, s.Server, schema.ActSubscribersRemove, s.Name)
 	}
 	if err == nil {
 		err = outcomes.DeleteConsumer(ctx, s.Name)
@@ -175,11 +192,9 @@ func (s subscribersRemove) Run(ctx context.Context, a *app, c *cli) error {
 }
 
 // openOutcomes looks up the stream of outcomes.
-func (a *app) openOutcomes(ctx context.Context, c *cli, f clientFlags) (jetstream.Stream, func(), error) {
-	conf, err := a.load(c)
-	if err != nil {
-		return nil, nil, err
-	}
+func (a *app) openOutcomes(
+	ctx context.Context, conf *configuration, f clientFlags,
+) (jetstream.Stream, func(), error) {
 	nc, err := a.connect(conf, f.Server)
 	if err != nil {
 		return nil, nil, err

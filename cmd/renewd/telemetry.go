@@ -25,6 +25,8 @@ import (
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
+
+	"github.com/renewd/renewd/internal/pseudonym"
 )
 
 const instrumentation = "github.com/renewd/renewd"
@@ -41,9 +43,11 @@ type telemetry struct {
 }
 
 // newTelemetry sets up metrics for Prometheus, and exports metrics and traces by OTLP where the
-// usual OTEL_ variables say so. Those that the SDK reads itself (endpoint, headers, sampler,
-// resource attributes) are not looked at here.
-func newTelemetry(ctx context.Context, environ []string, logger *slog.Logger) (*telemetry, error) {
+// usual OTEL_ variables say so, traces with users as names has them. Those that the SDK reads
+// itself (endpoint, headers, sampler, resource attributes) are not looked at here.
+func newTelemetry(
+	ctx context.Context, environ []string, logger *slog.Logger, names *pseudonym.Names,
+) (*telemetry, error) {
 	env := otelEnv(environ)
 	if p := env.get("OTEL_EXPORTER_OTLP_PROTOCOL"); p != "" && p != "http/protobuf" {
 		return nil, usageError{fmt.Errorf("OTEL_EXPORTER_OTLP_PROTOCOL: %q: renewd sends http/protobuf only: unset it, and point OTEL_EXPORTER_OTLP_ENDPOINT at port 4318 of the collector", p)}
@@ -85,7 +89,8 @@ func newTelemetry(ctx context.Context, environ []string, logger *slog.Logger) (*
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("set up OTLP traces: %w", err), meters.Shutdown(ctx))
 	}
-	tracers := sdktrace.NewTracerProvider(sdktrace.WithResource(res), sdktrace.WithBatcher(exporter))
+	tracers := sdktrace.NewTracerProvider(
+		sdktrace.WithResource(res), sdktrace.WithBatcher(spanExporter(exporter, names)))
 	t.tracer, t.tracers = tracers.Tracer(instrumentation), tracers
 	t.stop = func(ctx context.Context) error { return errors.Join(tracers.Shutdown(ctx), meters.Shutdown(ctx)) }
 	return t, nil

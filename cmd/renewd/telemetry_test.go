@@ -39,7 +39,7 @@ func TestOTLPIsOnWhereTheEnvironmentSaysSo(t *testing.T) {
 
 func TestTelemetryWithoutOTLP(t *testing.T) {
 	t.Parallel()
-	tel, err := newTelemetry(t.Context(), nil, slog.New(slog.DiscardHandler))
+	tel, err := newTelemetry(t.Context(), nil, slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +77,7 @@ func TestTelemetryExportsByOTLP(t *testing.T) {
 	}))
 	defer collector.Close()
 	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.URL)
-	tel, err := newTelemetry(t.Context(), []string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + collector.URL}, slog.New(slog.DiscardHandler))
+	tel, err := newTelemetry(t.Context(), []string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + collector.URL}, slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +96,7 @@ func TestTelemetryExportsByOTLP(t *testing.T) {
 
 func TestTelemetryRefusesWhatItCannotSpeak(t *testing.T) {
 	t.Parallel()
-	_, err := newTelemetry(t.Context(), []string{"OTEL_EXPORTER_OTLP_PROTOCOL=grpc"}, slog.New(slog.DiscardHandler))
+	_, err := newTelemetry(t.Context(), []string{"OTEL_EXPORTER_OTLP_PROTOCOL=grpc"}, slog.New(slog.DiscardHandler), nil)
 	if _, ok := errors.AsType[usageError](err); !ok || !strings.Contains(err.Error(), "http/protobuf") {
 		t.Errorf("got %v", err)
 	}

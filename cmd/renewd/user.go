@@ -17,12 +17,14 @@ import (
 	"github.com/nats-io/nuid"
 
 	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/stream"
 	"github.com/renewd/renewd/schema"
 )
 
 type userCommand struct {
 	Show   userShow   `cmd:"" help:"Show what is stored about a user, without secrets."`
 	Forget userForget `cmd:"" help:"Erase a user everywhere: store, streams, audit log."`
+	Hash   userHash   `cmd:"" help:"Print what stands for a user in logs where user_ids is hashed."`
 }
 
 // userFlags name a user.
@@ -71,7 +73,7 @@ func (a *app) openPlant(ctx context.Context, conf *configuration, server string)
 func (a *app) openPlantWith(
 	ctx context.Context, conf *configuration, server string, keys *liveKeys,
 ) (*plant, error) {
-	tel, err := newTelemetry(ctx, nil, slog.New(slog.DiscardHandler))
+	tel, err := newTelemetry(ctx, nil, slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -209,6 +211,7 @@ func (s shown) print(to io.Writer) error {
 
 type userForget struct {
 	userFlags
+	byFlags
 	Yes      bool `help:"Do it. Without this flag nothing is erased."`
 	NoRevoke bool `help:"Leave the user's session at the provider as it is. Without this flag the refresh token is revoked first."`
 }
@@ -225,6 +228,10 @@ const (
 
 // Run erases a user: revoke, leave a tombstone, settle, purge, tell.
 func (u userForget) Run(ctx context.Context, a *app, c *cli) error {
+	by, err := u.who(a)
+	if err != nil {
+		return err
+	}
 	p, k, err := u.open(ctx, a, c, false)
 	if err != nil {
 		return err
@@ -236,6 +243,13 @@ func (u userForget) Run(ctx context.Context, a *app, c *cli) error {
 	if known, err := p.knows(ctx, k); !known || err != nil {
 		return cmp.Or(err, fmt.Errorf("nothing is known of %s, so that nothing was erased: is the id as the provider writes it?", k))
 	}
+	if err := p.engine.MayErase(ctx); err != nil {
+		if errors.Is(err, stream.ErrMayNotErase) {
+			err = fmt.Errorf("%w: connect as one who may, RENEWD_NATS_USER=operator "+
+				"as `%s nats config` has it", err, a.name)
+		}
+		return fmt.Errorf("nothing is erased: %w", streamHint(err, a))
+	}
 	began := time.Now().UTC()
 	cause := schema.Cause{ID: nuid.Next(), Type: "user.forget", Source: "/renewd/cli", Time: began}
 	revoke := p.revoke
@@ -246,7 +260,7 @@ func (u userForget) Run(ctx context.Context, a *app, c *cli) error {
 	if err != nil {
 		return fmt.Errorf("%w; some of it may be erased: run this again", err)
 	}
-	data, err := json.Marshal(schema.Forgotten{Cause: cause, BeganAt: began})
+	data, err := json.Marshal(schema.Forgotten{Cause: cause, BeganAt: began, By: by})
 	if err != nil {
 		return err
 	}

@@ -59,7 +59,7 @@ func startNATSAccountsIn(t *testing.T, folder string) natsAccounts {
 	}
 	cmd := exec.Command(must(natsServer())(t), "--config", conf)
 	cmd.Env = os.Environ()
-	for _, user := range []string{"renewd", "signin", "shop"} {
+	for _, user := range []string{"renewd", "operator", "signin", "shop"} {
 		cmd.Env = append(cmd.Env, "RENEWD_NATS_"+strings.ToUpper(user)+"_PASSWORD="+passwordOf(user))
 	}
 	ports := t.TempDir()
@@ -74,7 +74,7 @@ func eachServer(t *testing.T, test func(t *testing.T, n natsAccounts)) {
 	t.Run("nats-server", func(t *testing.T) { test(t, startNATSAccounts(t)) })
 	t.Run("operator mode", func(t *testing.T) { test(t, startNATSOperator(t)) })
 	t.Run("embedded", func(t *testing.T) {
-		for _, user := range []string{"renewd", "signin", "shop"} {
+		for _, user := range []string{"renewd", "operator", "signin", "shop"} {
 			t.Setenv("RENEWD_NATS_"+strings.ToUpper(user)+"_PASSWORD", passwordOf(user))
 		}
 		s := must(natsd.Start(t.Context(), natsd.Config{
@@ -234,9 +234,8 @@ func TestUserRenewdSuffices(t *testing.T) {
 		t.Errorf("ack: %v", err)
 	}
 	must(js.PauseConsumer(ctx, stream.Renewals, stream.ConsumerRenew("acme"), time.Now().Add(time.Second)))(t)
-	newest := must(engine.NewestLogin(ctx))(t)
-	if err := errors.Join(engine.Unpark(ctx, key, 0), engine.Cancel(ctx, key), engine.Erase(ctx, key, newest), engine.Settle(ctx, "acme")); err != nil {
-		t.Errorf("erase: %v", err)
+	if err := errors.Join(engine.Unpark(ctx, key, 0), engine.Cancel(ctx, key), engine.Settle(ctx, "acme")); err != nil {
+		t.Errorf("take away: %v", err)
 	}
 	grants := must(js.KeyValue(ctx, stream.BucketGrants))(t)
 	revision := must(grants.Create(ctx, "acme.u1", []byte("sealed")))(t)
@@ -268,6 +267,7 @@ func renewdIsRefusedTheRest(t *testing.T, n natsAccounts) {
 	for _, subject := range []string{
 		"user.login.acme.u1", "user.refresh_due.acme.u1", "from.shop.user.login.acme.u1", "from.shop.user.refresh_due.acme.u1", "$JS.API.STREAM.DELETE.RENEWALS", "$JS.API.STREAM.DELETE.OUTCOMES", "$JS.API.STREAM.CREATE.MINE",
 		"$JS.API.STREAM.SNAPSHOT.LOGINS", "$JS.API.CONSUMER.DURABLE.CREATE.OTHER.LOGINS",
+		"$JS.API.STREAM.PURGE.OUTCOMES", "$JS.API.STREAM.MSG.DELETE.OUTCOMES", "$JS.API.STREAM.UPDATE.OUTCOMES",
 	} {
 		if !refused(func(nc *nats.Conn) error { return nc.Publish(subject, nil) }) {
 			t.Errorf("renewd may publish to %s", subject)
@@ -277,6 +277,81 @@ func renewdIsRefusedTheRest(t *testing.T, n natsAccounts) {
 		if !refused(func(nc *nats.Conn) error { _, err := nc.SubscribeSync(subject); return err }) {
 			t.Errorf("renewd may subscribe to %s", subject)
 		}
+	}
+}
+
+// The workers' user cannot take a single outcome away: not by a purge, not by a deletion, not by
+// narrower limits, and not by a new stream in the place of the old one. Erasures are the operator's.
+func TestOnlyTheOperatorErases(t *testing.T) {
+	n := startNATSAccounts(t)
+	ctx := t.Context()
+	_, js := n.asRenewd(t)
+	worker := must(stream.NewEngine(js, stream.Config{}))(t)
+	key := grant.Key{Provider: "acme", User: "u1"}
+	for _, typ := range []schema.Type{schema.UserSynced, schema.UserReauthRequired, schema.UserForgotten} {
+		if err := worker.Publish(ctx, outcomeOf(typ, string(typ))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	short := func() context.Context {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		t.Cleanup(cancel)
+		return ctx
+	}
+	outcomes := must(js.Stream(ctx, stream.Outcomes))(t)
+	narrow := outcomes.CachedInfo().Config
+	narrow.MaxMsgs = 1
+	newest := must(worker.NewestLogin(ctx))(t)
+	for name, do := range map[string]func() error{
+		"purge":     func() error { return outcomes.Purge(short()) },
+		"delete":    func() error { return outcomes.DeleteMsg(short(), 1) },
+		"overwrite": func() error { return outcomes.SecureDeleteMsg(short(), 1) },
+		"narrow":    func() error { _, err := js.UpdateStream(short(), narrow); return err },
+		"replace":   func() error { _, err := js.CreateStream(short(), narrow); return err },
+		"remove":    func() error { return js.DeleteStream(short(), stream.Outcomes) },
+		"rollup": func() error {
+			m := nats.NewMsg("user.synced.acme.u1")
+			m.Header.Set("Nats-Rollup", "all")
+			_, err := js.PublishMsg(short(), m)
+			return err
+		},
+		"erase": func() error { return worker.EraseTraces(short(), key) },
+	} {
+		if err := do(); err == nil {
+			t.Errorf("the workers' user may %s", name)
+		}
+	}
+	if err := worker.MayErase(ctx); !errors.Is(err, stream.ErrMayNotErase) {
+		t.Errorf("MayErase = %v", err)
+	}
+	held := func() int { return int(must(outcomes.Info(ctx))(t).State.Msgs) }
+	if held() != 3 {
+		t.Errorf("OUTCOMES holds %d, want the 3 that were stored", held())
+	}
+
+	nc := n.as(t, "operator")
+	operator := must(stream.NewEngine(must(jetstream.New(nc))(t), stream.Config{}))(t)
+	if err := operator.MayErase(ctx); err != nil || held() != 3 {
+		t.Errorf("MayErase = %v, %d outcomes are left", err, held())
+	}
+	grants := must(must(jetstream.New(nc))(t).KeyValue(ctx, stream.BucketGrants))(t)
+	must(grants.Create(ctx, "acme.u1", []byte("sealed")))(t)
+	err := errors.Join(
+		grants.Delete(ctx, "acme.u1"), operator.Settle(ctx, "acme"), operator.Erase(ctx, key, newest), operator.Wake(ctx, key, grant.Work{}),
+		operator.Publish(ctx, outcomeOf(schema.UserForgotten, "e2")),
+		operator.Publish(ctx, schema.Event{ID: "e3", Source: "/renewd", Type: schema.OperatorActed, Time: time.Now(), Data: []byte("{}")}),
+	)
+	if err != nil || held() != 2 {
+		t.Errorf("erase: %v, %d outcomes are left, want two", err, held())
+	}
+	narrow.MaxMsgs = -1
+	must(must(jetstream.New(nc))(t).UpdateStream(ctx, narrow))(t)
+	if err := nc.LastError(); err != nil {
+		t.Errorf("the server refused something: %v", err)
+	}
+	_ = nc.Publish("user.login.acme.u1", nil)
+	if err := nc.Flush(); err != nil || !errors.Is(nc.LastError(), nats.ErrPermissionViolation) {
+		t.Errorf("the operator may publish a login: %v", err)
 	}
 }
 

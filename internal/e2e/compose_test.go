@@ -212,7 +212,9 @@ func TestComposeNATSPasswords(t *testing.T) {
 	t.Parallel()
 	c := readCompose(t)
 	passwords := map[string]string{}
-	for user, secret := range map[string]string{"renewd": "nats_renewd_password", "demo": "nats_demo_password"} {
+	for user, secret := range map[string]string{
+		"renewd": "nats_renewd_password", "operator": "nats_operator_password", "demo": "nats_demo_password",
+	} {
 		password := strings.TrimSpace(readFile(t, c.Secrets[secret].File))
 		if other := passwords[password]; other != "" {
 			t.Errorf("%s and %s have the same password", user, other)

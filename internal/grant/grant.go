@@ -3,6 +3,8 @@ package grant
 import (
 	"encoding/json"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/renewd/renewd/schema"
@@ -14,7 +16,34 @@ type Key struct {
 	User     string
 }
 
-func (k Key) String() string { return k.Provider + "/" + k.User }
+// String is for people: provider/user. An id is quoted where its end could not be told in a text:
+// if it has anything but letters, digits and @._|=~+-, or begins or ends with a mark.
+func (k Key) String() string {
+	if plainID(k.User) {
+		return k.Provider + "/" + k.User
+	}
+	return k.Provider + "/" + strconv.Quote(k.User)
+}
+
+func plainID(id string) bool {
+	letter := func(c byte) bool {
+		return c == '_' || c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
+	}
+	for i := range len(id) {
+		c := id[i]
+		if letter(c) {
+			continue
+		}
+		marks := "@.|=~+-"
+		if i == len(id)-1 {
+			marks = "=~+-"
+		}
+		if i == 0 || !strings.ContainsRune(marks, rune(c)) {
+			return false
+		}
+	}
+	return id != ""
+}
 
 // Pair is what a provider issued: the access token and the refresh token that renews it.
 type Pair struct {

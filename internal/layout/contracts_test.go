@@ -22,6 +22,7 @@ type described struct {
 	Discard     string   `yaml:"discard"`
 	PerSubject  int64    `yaml:"max_msgs_per_subject"`
 	MaxAge      string   `yaml:"max_age"`
+	MaxBytes    string   `yaml:"max_bytes"`
 	MaxSize     int32    `yaml:"max_msg_size"`
 	AllowTTL    bool     `yaml:"allow_msg_ttl"`
 	AllowDirect bool     `yaml:"allow_direct"`
@@ -42,7 +43,8 @@ func TestDocumentedStreamsAreTheOnesMade(t *testing.T) {
 		t.Fatal(err)
 	}
 	made := map[string]described{}
-	for _, s := range (stream.Topology{}).WithDefaults().Streams() {
+	limited := stream.Topology{OutcomeBytes: 4 << 30, CommandBytes: 512 << 20} // the settings' defaults
+	for _, s := range limited.WithDefaults().Streams() {
 		made[s.Name] = describe(s)
 	}
 	for _, name := range []string{stream.Logins, stream.Requests, stream.Outcomes} {
@@ -62,6 +64,9 @@ func describe(s jetstream.StreamConfig) described {
 	d := described{
 		Subjects: s.Subjects, Retention: "limits", Discard: "old", PerSubject: max(s.MaxMsgsPerSubject, 0), MaxSize: max(s.MaxMsgSize, 0),
 		MaxAge: fmt.Sprintf("%dd", s.MaxAge/(24*time.Hour)), AllowTTL: s.AllowMsgTTL, AllowDirect: s.AllowDirect,
+	}
+	if s.MaxBytes > 0 {
+		d.MaxBytes = fmt.Sprintf("%dMiB", s.MaxBytes>>20)
 	}
 	if s.Retention == jetstream.WorkQueuePolicy {
 		d.Retention = "workqueue"

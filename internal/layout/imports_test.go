@@ -48,6 +48,7 @@ var allowed = map[string]entry{
 	"internal/natskv":         {ours: []string{"schema", "internal/grant"}, modules: []string{nats}},
 	"internal/postgres":       {ours: []string{"schema", "internal/grant"}, modules: []string{pgx, "github.com/pressly/goose/v3", "github.com/exaring/otelpgx", otelT}},
 	"internal/natsd":          {ours: []string{"internal/grant"}, modules: []string{nats, "github.com/nats-io/nats-server/v2", "github.com/nats-io/nkeys"}}, // grant.Secret alone
+	"internal/pseudonym":      {ours: []string{"schema", "internal/grant"}, pure: true},
 	"internal/storetest":      {ours: []string{"schema", "internal/grant", "internal/seal"}},
 	"internal/pgtest":         {modules: []string{pgx}},
 	"internal/testkit/golden": {},
@@ -89,6 +90,7 @@ var allowed = map[string]entry{
 		ours: []string{
 			"schema", "publishers", "consumers", "consumers/login", "consumers/request", "consumers/refresh", "internal/grant", "internal/seal",
 			"internal/idp", "internal/idp/idptest", "internal/guard", "internal/senders", "internal/stream", "internal/natskv", "internal/postgres", "internal/natsd",
+			"internal/pseudonym",
 		},
 		modules: []string{
 			nats, "github.com/nats-io/nats-server/v2", "github.com/nats-io/nkeys", nuid, pgx, otel, otelM, otelT, otelHTTP, errgroup, rate, backoff,

@@ -95,5 +95,5 @@ func after(last grant.Key, more bool) string {
 	if !more {
 		return ""
 	}
-	return last.String()
+	return last.Provider + "/" + last.User
 }

@@ -1,12 +1,14 @@
 package seal
 
 import (
+	"cmp"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
+	"slices"
 )
 
 // A blob at rest is: version (1 byte) | key id (8) | salt (32) | ciphertext and tag.
@@ -56,6 +58,20 @@ func (k *Keyring) Open(blob, associated []byte) ([]byte, error) {
 		return plain, nil
 	}
 	return nil, fmt.Errorf("open: %w", ErrUnknownKey)
+}
+
+// NamesKey is a key to hash user ids with, so that logs can tell users apart without naming them.
+// It comes from the oldest store key, so that it stays as it is when keys are added and promoted,
+// and is the same for all that have this keyring.
+func (k *Keyring) NamesKey() []byte {
+	oldest := slices.MinFunc(k.store, func(a, b storeKey) int {
+		return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.id, b.id))
+	})
+	key, err := hkdf.Key(sha256.New, oldest.master, nil, "renewd names v1", sha256.Size)
+	if err != nil {
+		panic("seal: derive the key of names: " + err.Error()) // a size out of range: cannot happen
+	}
+	return key
 }
 
 // derive makes the key and the nonce of one blob. Both come from a fresh salt, so no pair is ever

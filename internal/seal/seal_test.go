@@ -435,3 +435,37 @@ func BenchmarkOpenLogin(b *testing.B) {
 		}
 	}
 }
+
+// The key of names is that of the oldest store key: it stays through a rotation, and comes with the
+// file.
+func TestNamesKeyStays(t *testing.T) {
+	ring, err := seal.NewKeyring(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := ring.NamesKey()
+	rotated, err := ring.Rotate(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	promoted, err := rotated.Promote()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := promoted.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	read, err := seal.ParseKeyring(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, k := range map[string]*seal.Keyring{"rotated": rotated, "promoted": promoted, "read": read} {
+		if !bytes.Equal(k.NamesKey(), first) {
+			t.Errorf("%s: another key", what)
+		}
+	}
+	if other, err := seal.NewKeyring(time.Now()); err != nil || bytes.Equal(other.NamesKey(), first) || len(first) != 32 {
+		t.Errorf("%d bytes, %v", len(first), err)
+	}
+}

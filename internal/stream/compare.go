@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/schema"
 )
 
 // Comparison is how a store stands against what was published from it.
@@ -131,12 +133,18 @@ func (w *comparer) compare(ctx context.Context, g grant.Grant) (grant.Grant, gra
 	return whole, newest, err
 }
 
-// outcomes counts what OUTCOMES holds.
+// outcomes counts what OUTCOMES holds, but for the acts of operators, which tell nothing of a
+// grant.
 func (e *Engine) outcomes(ctx context.Context) (uint64, error) {
 	name := e.config.Subjects.Name(Outcomes)
 	s, err := e.js.Stream(ctx, name)
 	if err != nil {
 		return 0, fmt.Errorf("look at stream %s: %w", name, err)
 	}
-	return s.CachedInfo().State.Msgs, nil
+	acted := e.config.Subjects.Filter(schema.OperatorActed, "", "")
+	info, err := s.Info(ctx, jetstream.WithSubjectFilter(acted))
+	if err != nil {
+		return 0, fmt.Errorf("look at stream %s: %w", name, err)
+	}
+	return info.State.Msgs - min(info.State.Msgs, info.State.Subjects[acted]), nil
 }

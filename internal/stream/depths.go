@@ -18,6 +18,8 @@ type Depths struct {
 	// Timers is the number of grants that wait for their time, Deferred that of logins put off
 	// (waiting, due or in hand), Parked that of parked pairs, Outcomes that of the log.
 	Timers, Deferred, Parked, Outcomes uint64
+	// Sizes are those of the streams, in a fixed order.
+	Sizes []Size
 }
 
 // Queue is one durable.
@@ -38,7 +40,10 @@ func (e *Engine) Depths(ctx context.Context) (Depths, error) {
 		if err != nil {
 			return d, fmt.Errorf("measure stream %s: %w", name, err)
 		}
-		messages := s.CachedInfo().State.Msgs
+		info := s.CachedInfo()
+		messages := info.State.Msgs
+		limit := uint64(max(info.Config.MaxBytes, 0))
+		d.Sizes = append(d.Sizes, Size{Stream: base, Bytes: info.State.Bytes, Limit: limit})
 		switch base {
 		case Parked:
 			d.Parked = messages
@@ -123,13 +128,14 @@ func (e *Engine) measureDepths(ctx context.Context) error {
 		return err
 	}
 	e.depths.Store(&d)
+	e.alarm(ctx, d.Sizes)
 	return nil
 }
 
 // gauges serves the last measurement, so that a scrape waits for nothing.
 func (e *Engine) gauges() (stop func(), err error) {
 	m := e.config.Meter
-	var errs [6]error
+	var errs [8]error
 	gauge := func(i int, name, unit, what string) metric.Int64ObservableGauge {
 		g, err := m.Int64ObservableGauge(name, metric.WithUnit(unit), metric.WithDescription(what))
 		errs[i] = err
@@ -140,8 +146,10 @@ func (e *Engine) gauges() (stop func(), err error) {
 	timers := gauge(2, "renewd.timers", "{grant}", "Grants that wait for their time.")
 	parked := gauge(3, "renewd.parked", "{pair}", "Rotated pairs that the store would not take.")
 	deferred := gauge(4, "renewd.logins.deferred", "{login}", "Logins that were put off and wait to be tried again.")
+	size := gauge(5, "renewd.stream.size", "By", "What a stream takes on disk.")
+	limit := gauge(6, "renewd.stream.limit", "By", "What a stream may take on disk, if limited.")
 	skew, err := m.Float64ObservableGauge("renewd.clock.skew", metric.WithUnit("s"), metric.WithDescription("How far the NATS server's clock is ahead."))
-	errs[5] = err
+	errs[7] = err
 	for _, err := range errs {
 		if err != nil {
 			return nil, err
@@ -160,11 +168,18 @@ func (e *Engine) gauges() (stop func(), err error) {
 			o.ObserveInt64(waiting, int64(q.Waiting), at)
 			o.ObserveInt64(inHand, int64(q.InHand), at)
 		}
+		for _, s := range d.Sizes {
+			at := metric.WithAttributes(attribute.String("stream", s.Stream))
+			o.ObserveInt64(size, int64(s.Bytes), at)
+			if s.Limit > 0 {
+				o.ObserveInt64(limit, int64(s.Limit), at)
+			}
+		}
 		o.ObserveInt64(timers, int64(d.Timers))
 		o.ObserveInt64(parked, int64(d.Parked))
 		o.ObserveInt64(deferred, int64(d.Deferred))
 		return nil
-	}, waiting, inHand, timers, parked, deferred, skew)
+	}, waiting, inHand, timers, parked, deferred, size, limit, skew)
 	if err != nil {
 		return nil, err
 	}

@@ -84,6 +84,8 @@ type Engine struct {
 	depths atomic.Pointer[Depths]
 	logins logins
 	told   told
+	// crowded are the streams that Run has told of.
+	crowded []string
 }
 
 const (

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
@@ -71,6 +72,25 @@ func (e *Engine) Knows(ctx context.Context, k grant.Key) (bool, error) {
 		}
 	}
 	return false, nil
+}
+
+// ErrMayNotErase is wrapped by MayErase's error where the server forbids it.
+var ErrMayNotErase = errors.New("this NATS user may take nothing out of the outcomes")
+
+// mayEraseWait is how long MayErase waits for an answer: the server gives none where it forbids.
+const mayEraseWait = 5 * time.Second
+
+// MayErase asks the server whether this connection may erase outcomes. It removes nothing.
+func (e *Engine) MayErase(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, mayEraseWait)
+	defer cancel()
+	const noProvider = "-" // as no provider may be called
+	none := e.config.Subjects.Filter(schema.UserForgotten, noProvider, "")
+	err := e.purge(ctx, Outcomes, []string{none})
+	if err != nil && errors.Is(e.js.Conn().LastError(), nats.ErrPermissionViolation) {
+		return fmt.Errorf("%w: %w", ErrMayNotErase, err)
+	}
+	return err
 }
 
 // eraseDeferred removes logins that were put off, up to newest.

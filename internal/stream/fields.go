@@ -15,7 +15,7 @@ type streamField struct {
 	get  func(*jetstream.StreamConfig) string
 	copy func(to *jetstream.StreamConfig, from jetstream.StreamConfig)
 	// judge fills in why a change is refused, if it is.
-	judge func(d *Difference, name string, have, want jetstream.StreamConfig)
+	judge judge
 }
 
 func streamFields() []streamField {
@@ -28,7 +28,7 @@ func streamFields() []streamField {
 		{"discard", func(c *sc) string { return c.Discard.String() }, func(to *sc, from sc) { to.Discard = from.Discard }, fine},
 		field("discard_new_per_subject", func(c *sc) *bool { return &c.DiscardNewPerSubject }, fine),
 		field("max_msgs", func(c *sc) *int64 { return &c.MaxMsgs }, lowered(func(c sc) int64 { return c.MaxMsgs })),
-		field("max_bytes", func(c *sc) *int64 { return &c.MaxBytes }, lowered(func(c sc) int64 { return c.MaxBytes })),
+		field("max_bytes", func(c *sc) *int64 { return &c.MaxBytes }, cutting),
 		field("max_age", func(c *sc) *time.Duration { return &c.MaxAge }, lowered(func(c sc) int64 { return int64(c.MaxAge) })),
 		field("max_msgs_per_subject", func(c *sc) *int64 { return &c.MaxMsgsPerSubject },
 			lowered(func(c sc) int64 { return c.MaxMsgsPerSubject })),
@@ -45,7 +45,7 @@ func streamFields() []streamField {
 	}
 }
 
-type judge = func(d *Difference, name string, have, want jetstream.StreamConfig)
+type judge = func(d *Difference, have jetstream.StreamInfo, want jetstream.StreamConfig)
 
 // field is a setting that one pointer reaches.
 func field[T comparable](name string, at func(*jetstream.StreamConfig) *T, j judge) streamField {
@@ -63,15 +63,15 @@ func sorted(list []string) string {
 	return strings.Join(s, " ")
 }
 
-func fine(*Difference, string, jetstream.StreamConfig, jetstream.StreamConfig) {}
+func fine(*Difference, jetstream.StreamInfo, jetstream.StreamConfig) {}
 
-func impossible(d *Difference, name string, _, _ jetstream.StreamConfig) {
-	d.Refused = fmt.Sprintf("a server cannot change it: if its messages may go, delete the stream (nats stream rm %s) and apply again", name)
+func impossible(d *Difference, _ jetstream.StreamInfo, want jetstream.StreamConfig) {
+	d.Refused = fmt.Sprintf("a server cannot change it: if its messages may go, delete the stream (nats stream rm %s) and apply again", want.Name)
 }
 
 // subjectsGone: what was stored under a subject stays, but its publishers find nobody any more.
-func subjectsGone(d *Difference, _ string, have, want jetstream.StreamConfig) {
-	for _, s := range have.Subjects {
+func subjectsGone(d *Difference, have jetstream.StreamInfo, want jetstream.StreamConfig) {
+	for _, s := range have.Config.Subjects {
 		if !slices.Contains(want.Subjects, s) {
 			d.Refused, d.Forcible = "its publishers would find no stream: stop them first, then apply with force", true
 			return
@@ -82,17 +82,27 @@ func subjectsGone(d *Difference, _ string, have, want jetstream.StreamConfig) {
 // lowered: the server deletes at once what a lower limit does not allow. Nothing and -1 mean no
 // limit.
 func lowered(of func(jetstream.StreamConfig) int64) judge {
-	return func(d *Difference, name string, have, want jetstream.StreamConfig) {
-		if h, w := of(have), of(want); w > 0 && (h <= 0 || w < h) {
-			d.Refused, d.Forcible = fmt.Sprintf("the server would delete what is beyond it at once: back up %s if you need that, then apply with force", name), true
+	return func(d *Difference, have jetstream.StreamInfo, want jetstream.StreamConfig) {
+		if h, w := of(have.Config), of(want); w > 0 && (h <= 0 || w < h) {
+			d.Refused, d.Forcible = fmt.Sprintf("the server would delete what is beyond it at once: back up %s if you need that, then apply with force", want.Name), true
 		}
 	}
 }
 
+// cutting: a limit of bytes may come to a stream that is smaller.
+func cutting(d *Difference, have jetstream.StreamInfo, want jetstream.StreamConfig) {
+	if want.MaxBytes > 0 && have.State.Bytes > uint64(want.MaxBytes) {
+		d.Refused = fmt.Sprintf("%s has %d bytes, and the server would delete what is beyond the "+
+			"limit at once: set a higher one (outcome_bytes, command_bytes), or back the stream up, "+
+			"then apply with force", want.Name, have.State.Bytes)
+		d.Forcible = true
+	}
+}
+
 func switchedOff(of func(jetstream.StreamConfig) bool) judge {
-	return func(d *Difference, name string, have, want jetstream.StreamConfig) {
-		if of(have) && !of(want) {
-			impossible(d, name, have, want)
+	return func(d *Difference, have jetstream.StreamInfo, want jetstream.StreamConfig) {
+		if of(have.Config) && !of(want) {
+			impossible(d, have, want)
 		}
 	}
 }

@@ -46,9 +46,24 @@ func (e *Engine) life(of schema.Type, m grant.Mark) time.Duration {
 	case of == schema.UserSynced:
 		return e.config.SyncedTTL
 	case of == schema.MessageRejected, of == schema.UserRefreshFailed && m == grant.Mark{}:
-		return e.config.RejectedTTL
+		return e.rejectedTTL()
 	}
 	return 0
+}
+
+// crowdedTTL is how long answers about no record are kept in a crowded stream.
+const crowdedTTL = time.Hour
+
+// rejectedTTL is shorter while OUTCOMES is crowded, so that answers about users who do not exist,
+// of which a publisher can have any number made, do not push the audit log out.
+func (e *Engine) rejectedTTL() time.Duration {
+	ttl := e.config.RejectedTTL
+	crowded := func(s Size) bool { return s.Stream == Outcomes && s.Crowded() }
+	d := e.depths.Load()
+	if (ttl <= 0 || ttl > crowdedTTL) && d != nil && slices.ContainsFunc(d.Sizes, crowded) {
+		return crowdedTTL
+	}
+	return ttl
 }
 
 // Answered reports whether the outcome with this id is the user's last of its type, or the last

@@ -44,6 +44,7 @@ type Change struct {
 	Differences []Difference `json:"differences,omitempty"`
 	Note        string       `json:"note,omitempty"`
 
+	have     jetstream.StreamConfig // of a stream that is there
 	stream   jetstream.StreamConfig
 	consumer Consumer
 }
@@ -99,11 +100,12 @@ func planStream(ctx context.Context, js jetstream.JetStream, want jetstream.Stre
 		return c, err
 	}
 	// What we do not compare (placement, compression, metadata …) stays as the operator set it.
-	c.stream = s.CachedInfo().Config
+	c.have = s.CachedInfo().Config
+	c.stream = c.have
 	for _, f := range streamFields() {
 		if have, wanted := f.get(&c.stream), f.get(&want); have != wanted {
 			d := Difference{Field: f.name, Have: have, Want: wanted}
-			f.judge(&d, want.Name, c.stream, want)
+			f.judge(&d, *s.CachedInfo(), want)
 			c.Differences = append(c.Differences, d)
 			f.copy(&c.stream, want)
 		}
@@ -263,6 +265,7 @@ func (c Change) apply(ctx context.Context, js jetstream.JetStream) (err error) {
 const (
 	codeReplicasAlone jetstream.ErrorCode = 10074
 	codeOverlap       jetstream.ErrorCode = 10065
+	codeNoRoom        jetstream.ErrorCode = 10047
 )
 
 func explain(err error) error {
@@ -270,6 +273,9 @@ func explain(err error) error {
 	switch {
 	case ok && api.ErrorCode == codeReplicasAlone:
 		return fmt.Errorf("%w: this NATS server is no cluster: set replicas to 1", err)
+	case ok && api.ErrorCode == codeNoRoom:
+		return fmt.Errorf("%w: the NATS server may not use that much of its disk: "+
+			"lower outcome_bytes and command_bytes, or raise its max_file_store", err)
 	case ok && api.ErrorCode == codeOverlap:
 		return fmt.Errorf("%w: another stream of this account has our subjects: set a prefix, or remove that stream", err)
 	}

@@ -76,6 +76,9 @@ type Topology struct {
 	// Duplicates is the window in which a repeated event id is dropped. It costs memory: some 110
 	// bytes an id. Default 2 min.
 	Duplicates time.Duration
+	// OutcomeBytes bounds OUTCOMES, CommandBytes each of LOGINS and REQUESTS, in bytes on disk and
+	// for each replica. Default 0: no limit. See bound for what happens at a limit.
+	OutcomeBytes, CommandBytes int64
 }
 
 // Provider is one identity provider's share of RENEWALS.
@@ -116,6 +119,10 @@ func (t Topology) Validate() error {
 		return fmt.Errorf("outcome_max_age: %v: want more than the duplicate window, %v", t.OutcomeMaxAge, t.Duplicates)
 	case t.Duplicates < 100*time.Millisecond:
 		return fmt.Errorf("duplicates: %v: want 100ms or more", t.Duplicates)
+	case t.OutcomeBytes < 0 || t.OutcomeBytes > 0 && t.OutcomeBytes < leastBytes:
+		return fmt.Errorf("outcome_bytes: %d: want %d or more, or none", t.OutcomeBytes, leastBytes)
+	case t.CommandBytes < 0 || t.CommandBytes > 0 && t.CommandBytes < leastBytes:
+		return fmt.Errorf("command_bytes: %d: want %d or more, or none", t.CommandBytes, leastBytes)
 	}
 	seen := map[string]bool{}
 	for i, p := range t.Providers {
@@ -159,9 +166,29 @@ func (t Topology) stream(base, why string) jetstream.StreamConfig {
 	}
 }
 
+// leastBytes is the smallest limit that makes sense: a few of the largest messages.
+const leastBytes = 1 << 20
+
+// bound limits the bytes of a stream, and says what goes when they are used up.
+//
+// Commands refuse what is new: its publisher gets an error and can try again. What was
+// accepted must be answered, so it may not be dropped to make room. A command of a user whose
+// earlier one still waits takes its place, also in a full stream, if it is no larger.
+//
+// Outcomes drop what is oldest. Refusing what is new would keep each renewal unfinished, and its
+// message unacknowledged, until none of a provider's users is renewed any more. What is dropped is
+// lost only to a subscriber that is a whole stream behind, and Depths tells long before.
+//
+// RENEWALS, PARKED and the buckets have no limit. They hold a few messages for each grant, and a
+// timer, a rotated pair or a grant may neither be dropped nor refused.
+func bound(s *jetstream.StreamConfig, bytes int64, full jetstream.DiscardPolicy) {
+	if bytes > 0 {
+		s.MaxBytes, s.Discard = bytes, full
+	}
+}
+
 // commands takes everything below its type, malformed subjects too, so that they are rejected where
-// an operator sees it. Discard old rather than new: publishing always succeeds, and what counts is
-// the newest.
+// an operator sees it. Of one user's the oldest goes when a newer one comes: the newest counts.
 func (t Topology) commands(base string, of schema.Type, kept int64, why string) jetstream.StreamConfig {
 	s := t.stream(base, why)
 	s.Subjects = []string{t.Subjects.Commands(of, ""), t.Subjects.Commands(of, schema.AnySender)}
@@ -170,6 +197,7 @@ func (t Topology) commands(base string, of schema.Type, kept int64, why string) 
 	s.MaxAge = commandMaxAge
 	s.MaxMsgSize = commandMaxBytes
 	s.Duplicates = min(t.Duplicates, s.MaxAge)
+	bound(&s, t.CommandBytes, jetstream.DiscardNew)
 	return s
 }
 
@@ -201,6 +229,7 @@ func (t Topology) outcomes() jetstream.StreamConfig {
 	s.MaxAge = t.OutcomeMaxAge
 	s.AllowMsgTTL = true
 	s.AllowDirect = true
+	bound(&s, t.OutcomeBytes, jetstream.DiscardOld)
 	return s
 }
 
@@ -274,6 +303,15 @@ func (t Topology) consumer(base, name, filter string, inHand int) Consumer {
 	return Consumer{Stream: t.Subjects.Name(base), Config: jetstream.ConsumerConfig{
 		Durable: name, FilterSubject: filter, AckPolicy: jetstream.AckExplicitPolicy, AckWait: ackWait, MaxDeliver: -1, MaxAckPending: inHand,
 	}}
+}
+
+// Fronts are what the subjects inside renewd that name a user begin with, without a prefix; "*.*"
+// begins filters for a user's outcomes.
+func Fronts(subjects schema.Subjects) []string {
+	return []string{
+		timerSubject, dueSubject, parkedSubject, deferredTimerSubject, deferredDueSubject,
+		"*.*", "$KV." + subjects.Name(BucketGrants),
+	}
 }
 
 var errKey = errors.New("malformed renewal subject")
