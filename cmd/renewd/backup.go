@@ -32,7 +32,7 @@ type leftOut struct {
 }
 
 // Run copies what docs/backup.md says to copy where NATS runs inside renewd. The keyring stays out:
-// with both, whoever has the copy has every token.
+// a thief of a copy that holds both has every token.
 func (b backupCommand) Run(ctx context.Context, a *app, c *cli) error {
 	conf, err := a.load(c)
 	if err != nil {

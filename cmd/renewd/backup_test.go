@@ -138,7 +138,7 @@ func TestBackupUsage(t *testing.T) {
 	want(t, env, exitUsage, "inside data_dir", "backup", filepath.Join(folder, "copy"))
 	want(t, env, exitUsage, "is there already", "backup", folder)
 
-	// The keyring stays out also where somebody put it among what is copied, and PostgreSQL is named.
+	// The keyring stays out also where it lies among what is copied, and PostgreSQL is named.
 	ring := filepath.Join(folder, natsFolder, "jetstream", "ring.json")
 	if err := os.MkdirAll(filepath.Dir(ring), 0o700); err != nil {
 		t.Fatal(err)

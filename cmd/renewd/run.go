@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/renewd/renewd/internal/pseudonym"
 )
 
 // Exit codes.
@@ -34,6 +36,7 @@ type app struct {
 	stdout  io.Writer
 	stderr  io.Writer
 	dev     devOptions
+	names   *pseudonym.Names // for the error that ends serve; nil: ids stay as they are
 }
 
 // cli is the command line.
@@ -114,7 +117,7 @@ func (a *app) exit(err error) int {
 	case errors.Is(err, errSilent):
 		return exitFailed
 	}
-	fmt.Fprintln(a.stderr, "renewd: "+strings.ReplaceAll(err.Error(), "\n", "\n        "))
+	fmt.Fprintln(a.stderr, "renewd: "+strings.ReplaceAll(a.names.Text(err.Error()), "\n", "\n        "))
 	if _, ok := errors.AsType[usageError](err); ok {
 		return exitUsage
 	}

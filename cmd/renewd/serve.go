@@ -29,7 +29,7 @@ func (serveCommand) Run(ctx context.Context, a *app, c *cli) error {
 // serve brings everything up and runs it until ctx ends or a part fails. extra are parts of the
 // command that called: below what renewd stands on, and above what stands on it.
 func (a *app) serve(ctx context.Context, conf *configuration, log *slog.Logger, extra func(*plant, *front) (below, above []part)) error {
-	log = conf.names.Logger(log)
+	a.names, log = conf.names, conf.names.Logger(log)
 	tel, err := newTelemetry(ctx, a.environ, log, conf.names)
 	if err != nil {
 		return err

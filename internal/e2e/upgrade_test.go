@@ -106,7 +106,7 @@ func newUpgrade(t *testing.T, embedded bool, database string) *upgrade {
 	return u
 }
 
-// startNATS starts a NATS server of its own on a folder.
+// startNATS starts a NATS server on a folder.
 func (u *upgrade) startNATS(folder string) *natsd.Server {
 	u.t.Helper()
 	config := natsd.Config{StoreDir: folder, Listen: "127.0.0.1:0"}
@@ -365,7 +365,7 @@ func (u *upgrade) over(was, now string) {
 	}
 	worker.stop(u.t)
 	var waiting []string
-	if !u.embedded { // where nobody can publish meanwhile
+	if !u.embedded { // where no server takes commands meanwhile
 		waiting = append(u.publish(u.users[3:5]), u.login("between"))
 		u.users = append(u.users, "between")
 	}

@@ -117,10 +117,10 @@ const lockFile = "renewd.lock"
 // ErrInUse: a server runs on the store folder.
 var ErrInUse = errors.New("a renewd runs on it")
 
-// Hold keeps servers from a store folder until release is called, so that the folder can be copied:
-// what a running server has written is on the disk in no order that a copy could rely on. It returns
-// ErrInUse while one runs, and fs.ErrNotExist where there is no store. Where the system has no flock
-// it cannot tell.
+// Hold keeps servers from a store folder until release is called, so that the folder can be
+// copied: what a running server has written is on the disk in no order that a copy could rely on.
+// It returns ErrInUse while one runs, and fs.ErrNotExist where there is no store. Where the system
+// has no flock it cannot tell.
 func Hold(storeDir string) (release func() error, err error) {
 	if _, err := os.Stat(storeDir); err != nil {
 		return nil, err

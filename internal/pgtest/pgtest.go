@@ -306,7 +306,7 @@ func (p *Pool) Script(t testing.TB, url, file string) {
 	p.Run(t, "psql", append(flags, "--file", file, url)...)
 }
 
-// As is the address of a database for another role. The server asks nobody for a password.
+// As is the address of a database for another role. The server asks for no password.
 func As(role, url string) string {
 	return strings.Replace(url, "://renewd@", "://"+role+"@", 1)
 }

@@ -48,8 +48,8 @@ type Store struct {
 var _ grant.Store = (*Store)(nil)
 
 // Open connects and brings the schema up to date, or checks it where c.Migrated says so; any number
-// of processes may do so at a time. It returns ErrNewer, or ErrOlder where it only checks. Its errors
-// never show the URL.
+// of processes may do so at a time. It returns ErrNewer, or ErrOlder where it only checks. Its
+// errors never show the URL.
 func Open(ctx context.Context, c Config) (*Store, error) {
 	if c.Timeout == 0 {
 		c.Timeout = defaultTimeout

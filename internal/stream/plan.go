@@ -114,7 +114,7 @@ func planStream(ctx context.Context, js jetstream.JetStream, want jetstream.Stre
 	return c, nil
 }
 
-// atWork is why a durable that somebody reads from keeps its filter: it would hand to workers of
+// atWork is why a durable that workers read from keeps its filter: it would hand to workers of
 // another version what only those of this one understand, and they reject what they do not.
 const atWork = "a renewd of another version is at work on it, and would reject what this one adds: " +
 	"stop it first, and do not run both side by side"
