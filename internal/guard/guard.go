@@ -55,6 +55,8 @@ type Guard struct {
 	mu      sync.Mutex
 	tally   Tally
 	waiters []chan error
+	sharing bool // a tally is on its way into the record
+	trying  bool // a token was shown under untried settings, and its answer was not counted yet
 
 	// Of Run alone.
 	set        braking
@@ -86,6 +88,7 @@ func (g *Guard) Report(f *grant.Fault, again bool) {
 	t := tallied(f, again, g.Now())
 	g.mu.Lock()
 	g.tally = g.tally.add(t)
+	g.trying = false
 	sum := g.tally
 	g.mu.Unlock()
 	s := g.state.Load()
@@ -132,10 +135,26 @@ func (g *Guard) WaitToPresent(login time.Time, refused bool) time.Duration {
 		return 0
 	case d != nil:
 		return g.turn(*d, login, refused, now)
-	case g.untried(*s) && !next(&g.fresh, now, time.Time{}, firstPace):
+	case g.untried(*s) && !g.tries(now):
 		return time.Second
 	}
 	return 0
+}
+
+// tries reports whether one more token may be shown under settings with which nobody was renewed
+// yet: once all workers know what became of the one before, or that is not heard of for long.
+func (g *Guard) tries(now time.Time) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	pace := firstPace
+	if g.trying || g.sharing || g.tally != (Tally{}) {
+		pace = unheard
+	}
+	if !next(&g.fresh, now, time.Time{}, pace) {
+		return false
+	}
+	g.trying = true
+	return true
 }
 
 // quietUntil is until when the provider is not called at all.
@@ -157,6 +176,8 @@ const (
 	// firstPace is the time between two presentations of one worker under settings with which nobody
 	// was renewed yet.
 	firstPace = 250 * time.Millisecond
+	// unheard is that time where the one before was not answered, or not shown after all.
+	unheard = 5 * time.Second
 	// longestTurn bounds how long renewals are put off at a time, and with it how long after its end
 	// the last one goes on. They are many, and each putting off costs a message.
 	longestTurn = 5 * time.Minute
@@ -259,14 +280,15 @@ func (g *Guard) round(ctx context.Context) {
 func (g *Guard) share(ctx context.Context) error {
 	g.mu.Lock()
 	tally, waiters := g.tally, g.waiters
-	g.tally, g.waiters = Tally{}, nil
+	g.tally, g.waiters, g.sharing = Tally{}, nil, true
 	g.mu.Unlock()
 	err := g.change(ctx, func(s State) State { return s.Next(tally, g.Settings, g.Now(), g.Rules) })
+	g.mu.Lock()
+	g.sharing = false
 	if err != nil {
-		g.mu.Lock()
 		g.tally = g.tally.add(tally)
-		g.mu.Unlock()
 	}
+	g.mu.Unlock()
 	for _, w := range waiters {
 		w <- err
 	}

@@ -163,8 +163,20 @@ func TestUntriedSettingsShowOneTokenAtATime(t *testing.T) {
 		t.Error("a profile waits")
 	}
 	s.advance(firstPace)
+	if a.WaitToPresent(time.Time{}, true) == 0 {
+		t.Error("the next one does not wait for what becomes of the first")
+	}
+	a.Report(&grant.Fault{Class: grant.Ambiguous, Op: "refresh"}, false)
+	if a.WaitToPresent(time.Time{}, true) == 0 {
+		t.Error("the next one does not wait until the other workers know of it")
+	}
+	a.round(t.Context())
 	if a.WaitToPresent(time.Time{}, true) != 0 {
 		t.Error("the next one waits on")
+	}
+	s.advance(unheard)
+	if a.WaitToPresent(time.Time{}, true) != 0 {
+		t.Error("one that is not heard of holds the others for ever")
 	}
 	a.Report(nil, false)
 	a.round(t.Context())
