@@ -24,7 +24,7 @@ func TestEmbeddedAccounts(t *testing.T) { // not parallel: the server's file rea
 		"RENEWD_DATA_DIR=" + dir, "RENEWD_AUTH_URL=https://127.0.0.1:1", "RENEWD_CLIENT_ID=c", "RENEWD_NATS_ACCOUNTS=" + accounts,
 		"RENEWD_NATS_LISTEN=" + freeAddr(t), "RENEWD_HTTP_ADDR=127.0.0.1:0", "RENEWD_NATS_USER=renewd", "RENEWD_NATS_PASSWORD=of-renewd",
 	}
-	for _, user := range []string{"RENEWD", "SIGNIN", "SHOP"} {
+	for _, user := range []string{"RENEWD", "OPERATOR", "SIGNIN", "SHOP"} {
 		name := "RENEWD_NATS_" + user + "_PASSWORD"
 		want(t, env, exitFailed, name, "serve")
 		t.Setenv(name, map[bool]string{true: "of-renewd", false: "other"}[user == "RENEWD"])

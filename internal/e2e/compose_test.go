@@ -186,7 +186,7 @@ func TestComposeStandInIsOnLoopback(t *testing.T) {
 }
 
 func TestComposeNATSHasJetStreamOnItsVolume(t *testing.T) { // not parallel: the settings are read with an environment
-	for _, user := range []string{"RENEWD", "DEMO"} {
+	for _, user := range []string{"RENEWD", "OPERATOR", "DEMO"} {
 		t.Setenv("RENEWD_NATS_"+user+"_PASSWORD", "x")
 	}
 	opts := must(server.ProcessConfigFile(filepath.Join(root, "deploy/compose/nats.conf")))(t)

@@ -42,7 +42,7 @@ func TestTheServerNamesTheSender(t *testing.T) {
 	})
 	t.Run("embedded", func(t *testing.T) {
 		environ := []string{"RENEWD_NATS_ACCOUNTS=" + must(filepath.Abs(root+"/deploy/nats/nats.conf"))(t)}
-		for _, user := range []string{"renewd", "signin", "shop"} {
+		for _, user := range []string{"renewd", "operator", "signin", "shop"} {
 			environ = append(environ, "RENEWD_NATS_"+strings.ToUpper(user)+"_PASSWORD="+passwordOf(user))
 		}
 		theServerNamesTheSender(t, func(d *daemon) natsAccounts { return natsAccounts{url: "nats://" + d.nats} }, environ...)
