@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/coreos/go-oidc/v3/oidc"
 	"github.com/renewd/renewd/internal/grant"
@@ -23,14 +24,17 @@ type attempt struct {
 	err  error         // why there is nothing; nil also if its caller gave up, which says nothing of the provider
 }
 
-// discover returns the endpoints. They are asked for once; as long as that fails, by one call at a
-// time, and the others share its answer instead of waiting in line for a provider that does not
-// answer. Its error is a *grant.Fault, and no token has left the house.
+// discover returns the endpoints. They are asked for by one call at a time, and the others share its
+// answer instead of waiting in line for a provider that does not answer. Once they are known they
+// are asked for again each day, beside the calls: whoever could change the document once does not
+// get tokens for as long as the process lives. Its error is a *grant.Fault, and no token has left
+// the house.
 func (p *Provider) discover(ctx context.Context) (endpoints, error) {
 	for {
 		p.mu.Lock()
 		if p.found {
 			defer p.mu.Unlock()
+			p.askAgain()
 			return p.endpoints, nil
 		}
 		a := p.asking
@@ -52,15 +56,37 @@ func (p *Provider) discover(ctx context.Context) (endpoints, error) {
 	}
 }
 
+// How old a document may be, and how long after a failure it is asked for again.
+const (
+	documentAge   = 24 * time.Hour
+	documentRetry = time.Hour
+)
+
+// askAgain has the document read anew where it is old. What is known holds meanwhile, and also where
+// that fails. The caller holds p.mu.
+func (p *Provider) askAgain() {
+	if p.askedAt.IsZero() || p.asking != nil || p.now().Sub(p.askedAt) < documentAge {
+		return
+	}
+	a := &attempt{done: make(chan struct{})}
+	p.asking = a
+	p.asks.Go(func() { _, _ = p.lead(context.Background(), a) })
+}
+
 // lead makes the attempt that others wait for.
 func (p *Provider) lead(ctx context.Context, a *attempt) (endpoints, error) {
 	e, err := p.ask(ctx)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.asking = nil; err == nil {
+	p.asking = nil
+	switch {
+	case err == nil:
+		p.endpoints = p.given
 		p.endpoints.fill(e)
-		p.found = true
-	} else if ctx.Err() == nil {
+		p.found, p.askedAt = true, p.now()
+	case p.found:
+		p.askedAt = p.now().Add(documentRetry - documentAge)
+	case ctx.Err() == nil:
 		a.err = err
 	}
 	close(a.done)

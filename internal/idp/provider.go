@@ -34,10 +34,14 @@ type Provider struct {
 
 	credentials credentials
 
+	given endpoints // by the settings and the preset
+	asks  sync.WaitGroup
+
 	mu        sync.Mutex
 	endpoints endpoints
 	found     bool
-	asking    *attempt // the discovery under way, if any
+	askedAt   time.Time // when the document was read; zero: there is none
+	asking    *attempt  // the discovery under way, if any
 }
 
 // endpoints are where a provider is called, and how.
@@ -88,6 +92,7 @@ func New(c Config, t Telemetry) (*Provider, error) {
 	if c.BaseURL != "" {
 		p.endpoints.fill(endpoints{Token: below(c.BaseURL, preset.Token), UserInfo: below(c.BaseURL, preset.UserInfo)})
 	}
+	p.given = p.endpoints
 	p.found = p.endpoints.Token != "" && p.endpoints.UserInfo != "" && !c.NoUserInfo
 	return p, nil
 }
@@ -180,5 +185,9 @@ func (p *Provider) Settings() string {
 	return grant.NewSecret(strings.Join(all, "\x00")).Fingerprint()
 }
 
-// Close drops the connections that are idle. Calls under way end as they would.
-func (p *Provider) Close() { p.transport.CloseIdleConnections() }
+// Close drops the connections that are idle, and waits for a discovery that no call waits for. Calls
+// under way end as they would.
+func (p *Provider) Close() {
+	p.asks.Wait()
+	p.transport.CloseIdleConnections()
+}
