@@ -76,7 +76,7 @@ func TestSettingsRefuseSecretsInClear(t *testing.T) {
 	base := []string{"RENEWD_AUTH_URL=https://a.example", "RENEWD_CLIENT_ID=c"}
 	for setting, env := range map[string][]string{
 		"RENEWD_NATS_URL":     {"RENEWD_NATS_URL=nats://nats:4222", "RENEWD_NATS_USER=renewd", "RENEWD_NATS_PASSWORD=hunter2"},
-		"RENEWD_NATS_LISTEN":  {"RENEWD_NATS_LISTEN=0.0.0.0:4222", "RENEWD_NATS_TOKEN=hunter2"},
+		"RENEWD_NATS_LISTEN":  {"RENEWD_NATS_LISTEN=0.0.0.0:4222", "RENEWD_NATS_TOKEN=hunter2hunter2hunter2"},
 		"RENEWD_DATABASE_URL": {"RENEWD_DATABASE_URL=postgres://renewd:hunter2@db/renewd"},
 		"RENEWD_HTTP_ADDR":    {"RENEWD_HTTP_ADDR=0.0.0.0:7460", "RENEWD_HTTP_TOKEN=hunter2hunter2hunter2"},
 	} {

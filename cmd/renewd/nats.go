@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -78,6 +79,9 @@ func (a *app) connect(conf *configuration, server string) (*nats.Conn, error) {
 		}
 		if host := conf.natsInClear(server); host != "" && !conf.AllowPlaintext {
 			return nil, usageError{fmt.Errorf("--server: the password or token would cross the network to %s in clear text: write tls://%s%s", host, host, plaintextHint)}
+		}
+		if strings.Contains(server, "@") {
+			fmt.Fprintf(a.stderr, "%s: others on this machine can see a password in --server: set RENEWD_NATS_PASSWORD or RENEWD_NATS_TOKEN\n", a.name)
 		}
 		url = server
 	case url == "" && conf.NATSListen != "":

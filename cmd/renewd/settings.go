@@ -18,7 +18,7 @@ import (
 // env:"-" is a list or a mapping, which only a file can hold.
 type settings struct {
 	NATSURL      string       `key:"nats_url" doc:"NATS servers to use, separated by commas; empty runs one inside this process"`
-	NATSListen   string       `key:"nats_listen" doc:"host:port on which the embedded NATS server listens for other services; empty: nowhere. Beyond loopback it needs nats_accounts, nats_user and nats_password, or nats_token"`
+	NATSListen   string       `key:"nats_listen" doc:"host:port on which the embedded NATS server listens for other services; empty: nowhere. Beyond loopback it needs nats_accounts, nats_user and nats_password, or nats_token, of 16 bytes at least"`
 	NATSAccounts string       `key:"nats_accounts" doc:"for the embedded NATS server: file with an account for renewd and one for each service, as renewd nats config prints it; what else is in it does not count. RENEWD_NATS_NAME_PASSWORD in the environment is the password of the user NAME there; nats_user and nats_password are then what the commands connect with. Empty: nats_user, nats_password and nats_token are what everybody shows"`
 	NATSContext  string       `key:"nats_context" doc:"context of the nats CLI to connect with: its name, or the path of its file"`
 	NATSCreds    string       `key:"nats_creds" doc:"NATS credentials file (user JWT and seed)"`

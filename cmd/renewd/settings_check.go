@@ -15,6 +15,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go"
+	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/internal/idp"
 	"github.com/renewd/renewd/schema"
 )
@@ -69,8 +70,10 @@ func (c *configuration) check() []misfit {
 	say("http_addr", checkAddr(c.HTTPAddr))
 	say("http_cert", both(c.HTTPCert, "http_key", c.HTTPKey))
 	c.checkLinks(say)
-	if n := len(c.HTTPToken.Reveal()); n > 0 && n < 16 {
-		say("http_token", fmt.Errorf("%d bytes: want 16 or more, random; for instance from: openssl rand -hex 24", n))
+	say("http_token", guessable(c.HTTPToken))
+	if c.NATSListen != "" && !loopback(c.NATSListen) && c.NATSAccounts == "" {
+		say("nats_password", guessable(c.NATSPassword))
+		say("nats_token", guessable(c.NATSToken))
 	}
 	found = append(found, c.checkSenders()...)
 	return append(found, c.checkProviders()...)
@@ -211,6 +214,14 @@ func checkNATSURL(text string) error {
 		default:
 			return fmt.Errorf("%s://: want nats://, tls://, ws:// or wss://", u.Scheme)
 		}
+	}
+	return nil
+}
+
+// guessable refuses what guards a listener that anyone may try, and is too short for that.
+func guessable(secret grant.Secret) error {
+	if n := len(secret.Reveal()); n > 0 && n < 16 {
+		return fmt.Errorf("%d bytes: want 16 or more, random; for instance from: openssl rand -hex 24", n)
 	}
 	return nil
 }

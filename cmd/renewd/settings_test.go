@@ -72,6 +72,7 @@ func TestSettingsMistakesNameTheSetting(t *testing.T) {
 		"creds missing":         {"nats_creds: /nowhere/a.creds\n", nil, []string{"nats_creds", "/nowhere/a.creds"}},
 		"nkey":                  {"nats_nkey: " + secret + "\n", nil, []string{"nats_nkey", "no nkey seed"}},
 		"listen openly":         {"nats_listen: 0.0.0.0:4222\n", nil, []string{"nats_listen", "RENEWD_NATS_TOKEN"}},
+		"listen by a word":      {"nats_listen: 0.0.0.0:4222\nnats_token: hunter2\n", nil, []string{"nats_token", "16 or more"}},
 		"listen remotely":       {"nats_url: nats://a\nnats_listen: 127.0.0.1:4222\n", nil, []string{"nats_listen", "embedded"}},
 		"listen nowhere":        {"nats_listen: here\n", nil, []string{"nats_listen", "host:port"}},
 		"url and context":       {"nats_url: nats://a\nnats_context: b\n", nil, []string{"nats_context", "nats_url"}},
