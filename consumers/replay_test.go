@@ -182,10 +182,11 @@ func TestQueryNamesTheField(t *testing.T) {
 	t.Parallel()
 	nc := connect(t, start(t, false))
 	for field, q := range map[string]consumers.Query{
-		"Provider": {User: "u17"},
-		"Until":    {Since: time.Now(), Until: time.Now().Add(-time.Hour)},
-		"Types":    {Types: []schema.Type{"user.*"}},
-		"stream":   {}, // there is none
+		"Provider":    {User: "u17"},
+		"Until":       {Since: time.Now(), Until: time.Now().Add(-time.Hour)},
+		"Types":       {Types: []schema.Type{"user.*"}},
+		"Types: none": {Types: []schema.Type{schema.ProviderDegraded}, Provider: "propelauth", User: "u17"},
+		"stream":      {}, // there is none
 	} {
 		var last error
 		for _, err := range consumers.Replay(t.Context(), nc, q) {

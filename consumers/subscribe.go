@@ -184,11 +184,14 @@ func checkFilter(types []schema.Type, provider, user string) error {
 			return fmt.Errorf("User: %w", err)
 		}
 	}
+	if len(filters(schema.Subjects{}, types, provider, user)) == 0 {
+		return fmt.Errorf("Types: none of %v is about one provider or user: leave Provider and User empty, or name other types", types)
+	}
 	return nil
 }
 
 // filters returns a filter per type. Types without a user, or a provider, are left out when one is
-// asked for.
+// asked for. For JetStream no filter means everything: checkFilter refuses what would leave none.
 func filters(subjects schema.Subjects, types []schema.Type, provider, user string) []string {
 	if len(types) == 0 {
 		types = schema.Outcomes()

@@ -273,6 +273,7 @@ func TestSubscriptionNamesTheField(t *testing.T) {
 	for field, s := range map[string]consumers.Subscription{
 		"prefix":      {Prefix: "a b"},
 		"Types":       {Types: []schema.Type{schema.UserLogin}},
+		"Types: none": {Types: []schema.Type{schema.OperatorActed}, Provider: "propelauth", Durable: "place"},
 		"Provider":    {Provider: ">"},
 		"User":        {User: "a\nb"},
 		"Durable":     {Durable: "a.b"},
