@@ -10,6 +10,7 @@ import (
 	"path"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/database"
@@ -66,7 +67,8 @@ func migrate(ctx context.Context, config *pgx.ConnConfig) (m Migration, err erro
 		return m, err
 	}
 	if !there {
-		if _, err := db.ExecContext(ctx, "CREATE SCHEMA IF NOT EXISTS renewd"); err != nil {
+		_, err := db.ExecContext(ctx, "CREATE SCHEMA IF NOT EXISTS renewd")
+		if err != nil && !madeMeanwhile(err) {
 			return m, err
 		}
 	}
@@ -88,6 +90,19 @@ func migrate(ctx context.Context, config *pgx.ConnConfig) (m Migration, err erro
 		return m, err
 	}
 	return m, compare(m.To, newest)
+}
+
+// SQLSTATEs of PostgreSQL, appendix A.
+const (
+	uniqueViolation = "23505"
+	duplicateSchema = "42P06"
+)
+
+// madeMeanwhile reports that another process made the schema in the same moment, which IF NOT EXISTS
+// does not see: the catalogue's own index does.
+func madeMeanwhile(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && (pg.Code == uniqueViolation || pg.Code == duplicateSchema)
 }
 
 // check refuses a schema of another version than this one's, and changes nothing.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/internal/pgtest"
@@ -138,6 +139,33 @@ func TestMigrate(t *testing.T) {
 	}
 	if _, err := postgres.Migrate(t.Context(), address); !errors.Is(err, postgres.ErrNewer) {
 		t.Errorf("migrated a newer schema: %v", err)
+	}
+}
+
+// Another process makes the schema between the look and the statement, which IF NOT EXISTS does not
+// see.
+func TestMigrateMeetsAnother(t *testing.T) {
+	url := databases.URL(t)
+	other, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close(context.WithoutCancel(t.Context()))
+	for _, sql := range []string{"BEGIN", "CREATE SCHEMA renewd"} {
+		if _, err := other.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var group errgroup.Group
+	group.Go(func() error { _, err := postgres.Migrate(t.Context(), grant.NewSecret(url)); return err })
+	const waits = "SELECT pid::text FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+	for len(query(t, url, waits)) == 0 {
+	}
+	if _, err := other.Exec(t.Context(), "COMMIT"); err != nil {
+		t.Error(err)
+	}
+	if err := group.Wait(); err != nil {
+		t.Error(err)
 	}
 }
 
