@@ -39,13 +39,20 @@ func New(fronts, providers []string) *Names {
 	// What schema says of an id or a token that it refuses; it cuts them off and quotes them. A
 	// malformed subject may have the user where the provider should be.
 	pattern += `|\b(?:user|user token|provider) (?P<quoted>"(?:[^"\\]|\\.)*"…?)`
+	// A grant may be of a provider that has left the settings: renewd's errors have one of a few words
+	// before it.
+	provider := `\b(?:` + anyOf(beforeKey) + `) [a-z0-9][a-z0-9-]*`
 	if len(providers) > 0 {
-		const quoted = `(?P<key>"(?:[^"\\]|\\.)*")`
-		const plain = `(?P<plain>[A-Za-z0-9_](?:[A-Za-z0-9_@.|=~+-]*[A-Za-z0-9_=~+-])?)`
-		pattern += `|\b(?:` + anyOf(providers) + `)/(?:` + quoted + `|` + plain + `)`
+		provider += `|\b(?:` + anyOf(providers) + `)`
 	}
+	const quoted = `(?P<key>"(?:[^"\\]|\\.)*")`
+	const plain = `(?P<plain>[A-Za-z0-9_](?:[A-Za-z0-9_@.|=~+-]*[A-Za-z0-9_=~+-])?)`
+	pattern += `|(?:` + provider + `)/(?:` + quoted + `|` + plain + `)`
 	return &Names{text: regexp.MustCompile(pattern)}
 }
+
+// beforeKey are the words after which the errors of renewd's packages name a grant.
+var beforeKey = []string{"arm", "cancel", "erase", "grant", "of", "request", "wake", "whether"}
 
 // anyOf matches one of the words, the longest first.
 func anyOf(words []string) string {

@@ -95,7 +95,7 @@ func (e *Engine) ParseDeferred(subject string, h schema.Header) (
 		err = schema.CheckSender(of.Sender)
 	}
 	if err != nil {
-		return of, order, 0, nil, fmt.Errorf("parse deferred login of %s/%s: %w", provider, user, err)
+		return of, order, 0, nil, fmt.Errorf("parse deferred login of %s: %w", grant.Key{Provider: provider, User: user}, err)
 	}
 	return of, order, deferrals, own(h), nil
 }
