@@ -155,7 +155,7 @@ func (x *examination) keyring(ctx context.Context) finding {
 	if err != nil {
 		return failed(err, "without the keyring nothing can be opened: restore it from its backup, or set RENEWD_KEYS_FILE to where it is")
 	}
-	x.plant.keys = newLiveKeys(file, ring)
+	x.plant.keys = newLiveKeys(file, ring, nil)
 	if len(file.unwrap) > 0 {
 		found := fmt.Sprintf("%d keys in %s, encrypted", len(ring.Keys()), path)
 		return finding{State: fine, Found: found}

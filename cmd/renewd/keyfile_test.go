@@ -178,7 +178,7 @@ func TestAWorkerUnwrapsWhatChanged(t *testing.T) {
 		return bytes.Count(raw, []byte("x"))
 	}
 	ring, err := file.make(t.Context(), time.Now())
-	live := newLiveKeys(file, mustRing(t, ring, err))
+	live := newLiveKeys(file, mustRing(t, ring, err), nil)
 	look := func(more int, fails bool) {
 		t.Helper()
 		before := runs()

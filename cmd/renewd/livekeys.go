@@ -12,6 +12,7 @@ import (
 
 	"github.com/nats-io/nuid"
 
+	"github.com/renewd/renewd/internal/pseudonym"
 	"github.com/renewd/renewd/internal/seal"
 )
 
@@ -20,7 +21,8 @@ import (
 type liveKeys struct {
 	file    keyFile
 	ring    atomic.Pointer[seal.Keyring]
-	changed chan struct{} // a keyring was read
+	changed chan struct{}    // a keyring was read
+	names   *pseudonym.Names // hashes user ids under a key of the ring; nil: none does
 
 	last decoded // of watch alone
 }
@@ -33,10 +35,17 @@ type decoded struct {
 	at   time.Time
 }
 
-func newLiveKeys(file keyFile, ring *seal.Keyring) *liveKeys {
-	k := &liveKeys{file: file, changed: make(chan struct{}, 1)}
-	k.ring.Store(ring)
+func newLiveKeys(file keyFile, ring *seal.Keyring, names *pseudonym.Names) *liveKeys {
+	k := &liveKeys{file: file, changed: make(chan struct{}, 1), names: names}
+	k.use(ring)
 	return k
+}
+
+// use also gives the ring's key to the hashes of user ids: all workers must have the same, also after
+// the oldest store key was retired.
+func (k *liveKeys) use(ring *seal.Keyring) {
+	k.ring.Store(ring)
+	k.names.Use(ring.NamesKey())
 }
 
 // Seal and Open are the keyring's; Open of any key it has.
@@ -158,7 +167,7 @@ func (k *liveKeys) read(ctx context.Context, retired retiredKeys) (*seal.Keyring
 				"and take it out with renewd keys retire", id)
 		}
 	}
-	k.ring.Store(again)
+	k.use(again)
 	select {
 	case k.changed <- struct{}{}:
 	default:

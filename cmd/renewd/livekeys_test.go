@@ -15,6 +15,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/renewd/renewd/internal/pseudonym"
 	"github.com/renewd/renewd/internal/seal"
 	"github.com/renewd/renewd/internal/stream"
 )
@@ -40,7 +41,8 @@ func TestLiveKeysFollowTheirFile(t *testing.T) {
 		}
 	}
 	synctest.Test(t, func(t *testing.T) {
-		live := newLiveKeys(keyFile{path: path}, first)
+		names := pseudonym.New(nil, nil)
+		live := newLiveKeys(keyFile{path: path}, first, names)
 		var published atomic.Int64
 		var down atomic.Bool
 		var retired atomic.Value // the id of a key
@@ -104,6 +106,14 @@ func TestLiveKeysFollowTheirFile(t *testing.T) {
 		look()
 		if ids, seals := live.ids(); len(ids) != 3 || slices.Contains(ids, login) || len(seals) != 2 {
 			t.Errorf("a key that was retired is still among %q", ids)
+		}
+		store := first.Keys()[1].ID
+		rest, err = rest.Retire(store)
+		put(mustRing(t, rest, err))
+		retired.Store(store)
+		look()
+		if got, want := names.Of("jane"), pseudonym.Hash(rest.NamesKey(), "jane"); got != want || want == pseudonym.Hash(first.NamesKey(), "jane") {
+			t.Errorf("without the oldest store key a user is %s, and at a worker that starts now %s", got, want)
 		}
 		stop()
 		if err := <-ended; err != nil {

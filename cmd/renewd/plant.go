@@ -56,8 +56,7 @@ func build(ctx context.Context, conf *configuration, environ []string, log *slog
 	if err != nil {
 		return p, err
 	}
-	p.keys = newLiveKeys(conf.keyFile(), ring)
-	conf.names.Use(ring.NamesKey())
+	p.keys = newLiveKeys(conf.keyFile(), ring, conf.names)
 	say(conf.natsText())
 	if err = p.connect(ctx, environ); err != nil {
 		return p, err

@@ -41,7 +41,7 @@ func TestAForeignPublicKeyIsPutRight(t *testing.T) {
 	ring := func(ring *seal.Keyring, err error) *seal.Keyring { return mustRing(t, ring, err) }
 	old := ring(seal.NewKeyring(time.Now()))
 	own, other := ring(ring(old.Rotate(time.Now())).Promote()), ring(seal.NewKeyring(time.Now()))
-	p.keys = newLiveKeys(keyFile{}, own)
+	p.keys = newLiveKeys(keyFile{}, own, nil)
 	id := regexp.MustCompile(`"kid":"[^"]+"`)
 	disguised := id.ReplaceAll(other.JWKS(), id.Find(own.JWKS()))
 	beside := []byte(strings.Replace(string(own.JWKS()), `{"keys":[`, strings.TrimSuffix(string(other.JWKS()), "]}")+",", 1))

@@ -66,7 +66,7 @@ func (a *app) openPlant(ctx context.Context, conf *configuration, server string)
 	if err != nil {
 		return nil, a.keysHint(err)
 	}
-	return a.openPlantWith(ctx, conf, server, newLiveKeys(conf.keyFile(), ring))
+	return a.openPlantWith(ctx, conf, server, newLiveKeys(conf.keyFile(), ring, nil))
 }
 
 // openPlantWith is openPlant with these keys, or without any: nil.
