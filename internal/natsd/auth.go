@@ -133,6 +133,23 @@ func (a Auth) accounts(o *server.Options) ([]nats.Option, error) {
 	return []nats.Option{show}, nil
 }
 
+// checkPasswords refuses an empty password, which an unset variable leaves behind; where anyone may
+// try them, also one that can be guessed. How long a hashed one was nobody can tell.
+func checkPasswords(users []*server.User, open bool) error {
+	const enough = 16 // bytes
+	for _, u := range users {
+		n := len(u.Password)
+		if n == 0 {
+			return fmt.Errorf("user %s: its password is empty: set the variable that the file names", u.Username)
+		}
+		if open && n < enough && !strings.HasPrefix(u.Password, "$2") {
+			return fmt.Errorf("user %s: password of %d bytes: want %d or more, random; for instance from: openssl rand -hex 24",
+				u.Username, n, enough)
+		}
+	}
+	return nil
+}
+
 // ownKey is a public user key that lives in this process only, and how to show it.
 func ownKey() (public string, show nats.Option, err error) {
 	pair, err := nkeys.CreateUser()

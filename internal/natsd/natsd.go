@@ -227,7 +227,17 @@ func (c Config) options() (*server.Options, []nats.Option, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("embedded NATS: %w", err)
 	}
+	if c.Auth.Accounts != "" {
+		if err := checkPasswords(o.Users, c.Listen != "" && !loopback(o.Host)); err != nil {
+			return nil, nil, fmt.Errorf("embedded NATS: auth: accounts: %w", err)
+		}
+	}
 	return o, self, nil
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // tlsTimeout bounds a client's handshake.
@@ -242,8 +252,7 @@ func (c Config) listen(o *server.Options) error {
 	if err != nil {
 		return fmt.Errorf("embedded NATS: RENEWD_NATS_LISTEN %q: want a port from 0 to 65535", c.Listen)
 	}
-	ip := net.ParseIP(host)
-	if loopback := host == "localhost" || ip != nil && ip.IsLoopback(); !loopback && c.Auth.isZero() {
+	if !loopback(host) && c.Auth.isZero() {
 		return fmt.Errorf("embedded NATS: RENEWD_NATS_LISTEN %q reaches beyond this machine, so clients must authenticate: "+
 			"set accounts, a token, a user and password, or nkeys, or listen on 127.0.0.1", c.Listen)
 	}

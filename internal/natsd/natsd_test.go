@@ -3,6 +3,7 @@ package natsd_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -169,6 +170,13 @@ func TestStartRefuses(t *testing.T) {
 	if err := os.WriteFile(nobody, []byte(`accounts { APP: { users: [{ user: "app", password: "b" }] } }`), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	unset, short := filepath.Join(t.TempDir(), "nats.conf"), filepath.Join(t.TempDir(), "nats.conf")
+	for file, password := range map[string]string{unset: "", short: "hunter2"} {
+		text := fmt.Sprintf(`accounts { RENEWD: { users: [{ user: "renewd", password: %q }] } }`, password)
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -193,6 +201,8 @@ func TestStartRefuses(t *testing.T) {
 		"two kinds of auth": {natsd.Config{StoreDir: t.TempDir(), Auth: natsd.Auth{Token: token, Nkeys: []string{"U"}}}, "not several"},
 		"no accounts":       {natsd.Config{StoreDir: t.TempDir(), Auth: natsd.Auth{Accounts: "/nowhere/nats.conf"}}, "/nowhere/nats.conf"},
 		"not our accounts":  {natsd.Config{StoreDir: t.TempDir(), Auth: natsd.Auth{Accounts: nobody}}, "no account has the user renewd"},
+		"accounts, no word": {natsd.Config{StoreDir: t.TempDir(), Listen: "127.0.0.1:0", Auth: natsd.Auth{Accounts: unset}}, "user renewd: its password is empty"},
+		"accounts, a word":  {natsd.Config{StoreDir: t.TempDir(), Listen: "0.0.0.0:0", Auth: natsd.Auth{Accounts: short}}, "want 16 or more"},
 		"user, no password": {natsd.Config{StoreDir: t.TempDir(), Auth: natsd.Auth{User: "u"}}, "go together"},
 		"JetStream blocked": {natsd.Config{StoreDir: blocked(t)}, "storage directory"},
 		"not ready in time": {natsd.Config{StoreDir: t.TempDir(), ReadyTimeout: -1}, "give it longer"},
