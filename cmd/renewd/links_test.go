@@ -90,6 +90,8 @@ func TestSettingsRefuseSecretsInClear(t *testing.T) {
 		}
 	}
 	want(t, append(base, "RENEWD_NATS_TOKEN=hunter2"), exitUsage, "RENEWD_ALLOW_PLAINTEXT", "replay", "--server", "nats://nats:4222")
+	from := write(t, "context.json", `{"url": "nats://127.0.0.1:4222", "user": "jo", "password": "hunter2"}`)
+	want(t, append(base, "RENEWD_NATS_CONTEXT="+from), exitUsage, "RENEWD_ALLOW_PLAINTEXT", "replay", "--server", "nats://nats:4222")
 }
 
 // selfSigned writes a certificate for this machine, and its key.

@@ -77,7 +77,7 @@ func (a *app) connect(conf *configuration, server string) (*nats.Conn, error) {
 		if err := checkNATSURL(server); err != nil {
 			return nil, usageError{fmt.Errorf("--server: %w", err)}
 		}
-		if host := conf.natsInClear(server); host != "" && !conf.AllowPlaintext {
+		if host := natsInClear(server, showsSecret(opts), insistsOnTLS(opts)); host != "" && !conf.AllowPlaintext {
 			return nil, usageError{fmt.Errorf("--server: the password or token would cross the network to %s in clear text: write tls://%s%s", host, host, plaintextHint)}
 		}
 		if strings.Contains(server, "@") {
@@ -94,6 +94,26 @@ func (a *app) connect(conf *configuration, server string) (*nats.Conn, error) {
 		return nil, fmt.Errorf("connect to NATS at %s: %w: is it running? Set RENEWD_NATS_URL or --server to another, or try it with: %s dev", hostOf(url), err, a.name)
 	}
 	return nc, nil
+}
+
+// showsSecret reports whether a client with these options shows a password or token, wherever it is from: the
+// settings, or a NATS context.
+func showsSecret(opts []nats.Option) bool {
+	o := applied(opts)
+	return o.Password != "" || o.Token != ""
+}
+
+// insistsOnTLS reports whether such a client insists on TLS.
+func insistsOnTLS(opts []nats.Option) bool {
+	o := applied(opts)
+	return o.Secure || o.TLSConfig != nil || o.RootCAsCB != nil || o.TLSCertCB != nil || o.TLSHandshakeFirst
+}
+
+func applied(opts []nats.Option) (o nats.Options) {
+	for _, set := range opts {
+		_ = set(&o) // Connect says what is wrong
+	}
+	return o
 }
 
 // patiently calls try until it succeeds, with a line in the log for each failure, for at most
