@@ -42,6 +42,7 @@ func (b backupCommand) Run(ctx context.Context, a *app, c *cli) error {
 		return usageError{errors.New("NATS does not run inside renewd here: back its streams up " +
 			"with the nats command, and PostgreSQL with pg_dump: see docs/backup.md")}
 	}
+	b.Folder = filepath.Clean(b.Folder) // a slash at its end would be a folder inside itself
 	if err := b.check(conf); err != nil {
 		return usageError{err}
 	}

@@ -146,7 +146,7 @@ func TestBackupUsage(t *testing.T) {
 	env = append(env, "RENEWD_KEYS_FILE="+ring, "RENEWD_DATABASE_URL=postgres://r:canary@127.0.0.1/x")
 	want(t, env, exitDone, "", "keys", "new")
 	copied := filepath.Join(t.TempDir(), "copy")
-	out := want(t, env, exitDone, "pg_dump", "backup", copied)
+	out := want(t, env, exitDone, "pg_dump", "backup", copied+string(filepath.Separator))
 	if strings.Contains(out, "canary") {
 		t.Errorf("the password got out: %s", out)
 	}
