@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -160,9 +161,9 @@ func TestDoctorOfWhatIsDown(t *testing.T) {
 func TestDoctorFindsAnotherKeyring(t *testing.T) {
 	t.Parallel()
 	standIn := startStandIn(t)
-	url := natsServer(t)
+	url, dir := natsServer(t), t.TempDir()
 	env := []string{
-		"RENEWD_NATS_URL=" + url, "RENEWD_DATA_DIR=" + t.TempDir(), "RENEWD_AUTH_URL=http://" + standIn.addr, "RENEWD_CLIENT_ID=" + devClient,
+		"RENEWD_NATS_URL=" + url, "RENEWD_DATA_DIR=" + dir, "RENEWD_AUTH_URL=http://" + standIn.addr, "RENEWD_CLIENT_ID=" + devClient,
 		"RENEWD_ALLOW_HTTP_LOOPBACK=true",
 	}
 	want(t, env, exitDone, "", "keys", "new")
@@ -175,6 +176,23 @@ func TestDoctorFindsAnotherKeyring(t *testing.T) {
 	found := diagnosis(t, other, exitFailed)
 	found["public key"].is(t, broken, "another keyring's")
 	found["grants"].is(t, broken, "1 cannot be opened")
+
+	// The file that was just promoted is not at the workers yet.
+	ring, err := (keyFile{path: filepath.Join(dir, "keys.json")}).load(t.Context())
+	if err == nil {
+		ring, err = ring.Rotate(time.Now())
+	}
+	if err == nil {
+		ring, err = ring.Promote()
+	}
+	if err == nil {
+		err = keyFile{path: filepath.Join(dir, "promoted.json")}.write(t.Context(), ring)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	found = diagnosis(t, append(env, "RENEWD_KEYS_FILE="+filepath.Join(dir, "promoted.json")), exitDone)
+	found["public key"].is(t, fine, "once they read it")
 }
 
 func client(t *testing.T, url string) jetstream.JetStream {

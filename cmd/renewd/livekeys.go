@@ -60,6 +60,9 @@ func (k *liveKeys) Open(blob, associated []byte) ([]byte, error) {
 // OpenLogin is the keyring's.
 func (k *liveKeys) OpenLogin(jwe string) (seal.Login, error) { return k.ring.Load().OpenLogin(jwe) }
 
+// published is Keyring.Published.
+func (k *liveKeys) published(jwks []byte) bool { return k.ring.Load().Published(jwks) }
+
 // JWKS is the keyring's.
 func (k *liveKeys) JWKS() []byte { return k.ring.Load().JWKS() }
 
