@@ -270,7 +270,7 @@ func (l *loader) unknownEnv() {
 	}
 	var unknown []string
 	for name, value := range l.env {
-		forAccounts := l.c.NATSAccounts != "" && accountPassword.MatchString(name)
+		forAccounts := slices.Contains(ownPasswords, name) || l.c.NATSAccounts != "" && accountPassword.MatchString(name)
 		if !slices.Contains(known, name) && !serviceLink(name, value) && !forAccounts {
 			unknown = append(unknown, name)
 		}
@@ -280,6 +280,10 @@ func (l *loader) unknownEnv() {
 		l.mistake(name, "no such setting%s", didYouMean(name, known))
 	}
 }
+
+// ownPasswords are of the users of renewd's account. A NATS server of its own may have them from the
+// same environment.
+var ownPasswords = []string{"RENEWD_NATS_RENEWD_PASSWORD", "RENEWD_NATS_OPERATOR_PASSWORD"}
 
 // accountPassword is the name of a password in the file nats_accounts, as nats config prints it.
 var accountPassword = regexp.MustCompile(`^RENEWD_NATS_[A-Z0-9_]+_PASSWORD$`)

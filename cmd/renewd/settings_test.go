@@ -359,3 +359,15 @@ func TestSizes(t *testing.T) {
 		}
 	}
 }
+
+// The environment of a NATS server with accounts may be renewd's too.
+func TestPasswordsOfOurUsersAreNoMistake(t *testing.T) {
+	t.Parallel()
+	_, err := load("", []string{
+		"RENEWD_AUTH_URL=https://a.example", "RENEWD_CLIENT_ID=c", "RENEWD_NATS_URL=nats://127.0.0.1",
+		"RENEWD_NATS_OPERATOR_PASSWORD=p", "RENEWD_NATS_RENEWD_PASSWORD=p",
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
