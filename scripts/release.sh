@@ -87,9 +87,9 @@ for target in "${targets[@]}"; do
 	name=renewd-$version-$os-$arch
 	mkdir -p "$work/$name/deploy"
 	cp "$binary" "$work/$name/renewd"
-	cp README.md LICENSE SECURITY.md "$work/$name/"
+	cp README.md LICENSE SECURITY.md ARCHITECTURE.md "$work/$name/"
 	cp -R docs "$work/$name/docs"
-	cp -R deploy/nats "$work/$name/deploy/nats"
+	cp -R deploy/nats deploy/postgres "$work/$name/deploy/"
 	find "$work/$name" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 	chmod -R u=rwX,go=rX "$work/$name"
 	tar --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner --format=gnu -C "$work" -c "$name" |

@@ -13,7 +13,7 @@ import (
 )
 
 type migrateCommand struct {
-	DatabaseURL string `placeholder:"URL" help:"With the role that owns the schema. Else database_url."`
+	DatabaseURL string `placeholder:"URL" help:"With the role that owns the schema. Else database_url; others on this machine can see a password here: RENEWD_DATABASE_URL or PGPASSWORD keep it out of sight."`
 	Output      string `short:"o" enum:"text,json" default:"text" help:"text or json."`
 }
 
