@@ -280,8 +280,31 @@ func renewdIsRefusedTheRest(t *testing.T, n natsAccounts) {
 	}
 }
 
-// The workers' user cannot take a single outcome away: not by a purge, not by a deletion, not by
-// narrower limits, and not by a new stream in the place of the old one. Erasures are the operator's.
+// What docs/security.md says of a thief of the workers' password: NATS checks no reply subject, so the
+// server's own answer purges the outcomes, and is a command in a service's name. Where this test fails
+// NATS has learned to: promise more then.
+func TestTheWorkersPasswordIsNoWall(t *testing.T) {
+	n := startNATSAccounts(t)
+	ctx := t.Context()
+	nc, js := n.asRenewd(t)
+	must(js.Publish(ctx, "user.synced.acme.u1", []byte("{}")))(t)
+	if err := nc.PublishRequest("$JS.API.DIRECT.GET.OUTCOMES", "$JS.API.STREAM.PURGE.OUTCOMES", []byte(`{"seq":1}`)); err != nil {
+		t.Fatal(err)
+	}
+	outcomes := must(js.Stream(ctx, stream.Outcomes))(t)
+	for must(outcomes.Info(ctx))(t).State.Msgs > 0 {
+	}
+	if err := nc.PublishRequest("user.synced.acme.u1", "from.shop.user.refresh_due.acme.u7", nil); err != nil {
+		t.Fatal(err)
+	}
+	requests := must(js.Stream(ctx, stream.Requests))(t)
+	for must(requests.Info(ctx))(t).State.Msgs == 0 {
+	}
+}
+
+// The workers' user cannot take a single outcome away by what it is made for: not by a purge, not by a
+// deletion, not by narrower limits, and not by a new stream in the place of the old one. Erasures are
+// the operator's.
 func TestOnlyTheOperatorErases(t *testing.T) {
 	n := startNATSAccounts(t)
 	ctx := t.Context()
