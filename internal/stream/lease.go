@@ -113,3 +113,20 @@ func (l *lease) write(ctx context.Context) error {
 }
 
 var errLeaseLost = errors.New("another worker took the lease")
+
+// pollTurns calls turn now and every so often until ctx ends. An error goes to fail, and the next turn
+// comes all the same.
+func pollTurns(ctx context.Context, every time.Duration, turn func(context.Context) error, fail func(error)) {
+	poll := time.NewTicker(every)
+	defer poll.Stop()
+	for {
+		if err := turn(ctx); err != nil && ctx.Err() == nil {
+			fail(err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-poll.C:
+		}
+	}
+}

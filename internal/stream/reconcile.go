@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -79,26 +80,15 @@ type Walk struct {
 }
 
 func (r Reconciler) withDefaults() Reconciler {
-	set := func(d *time.Duration, v time.Duration) {
-		if *d == 0 {
-			*d = v
-		}
-	}
-	set(&r.Every, time.Minute)
-	set(&r.Poll, 15*time.Second)
-	set(&r.Lease, 30*time.Second)
-	set(&r.Overdue, 60*time.Second)
-	set(&r.ParkedEvery, time.Minute)
-	set(&r.Pause, 100*time.Millisecond)
-	if r.Holder == "" {
-		r.Holder = rand.Text()
-	}
-	if r.Page == 0 {
-		r.Page = 500
-	}
-	if r.WakesPerSecond == 0 {
-		r.WakesPerSecond = 1000
-	}
+	r.Every = cmp.Or(r.Every, time.Minute)
+	r.Poll = cmp.Or(r.Poll, 15*time.Second)
+	r.Lease = cmp.Or(r.Lease, 30*time.Second)
+	r.Overdue = cmp.Or(r.Overdue, 60*time.Second)
+	r.ParkedEvery = cmp.Or(r.ParkedEvery, time.Minute)
+	r.Pause = cmp.Or(r.Pause, 100*time.Millisecond)
+	r.Holder = cmp.Or(r.Holder, rand.Text())
+	r.Page = cmp.Or(r.Page, 500)
+	r.WakesPerSecond = cmp.Or(r.WakesPerSecond, 1000)
 	if r.Meter == nil {
 		r.Meter = metricnoop.NewMeterProvider().Meter("")
 	}
@@ -116,18 +106,10 @@ func (r Reconciler) Run(ctx context.Context) error {
 	if err := w.instruments(); err != nil {
 		return fmt.Errorf("reconciler: register metrics: %w", err)
 	}
-	poll := time.NewTicker(r.Poll)
-	defer poll.Stop()
-	for {
-		if err := w.turn(ctx); err != nil && ctx.Err() == nil {
-			r.Logger.WarnContext(ctx, "reconciler stopped before the end of its walk; it will try again", "error", err)
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-poll.C:
-		}
-	}
+	pollTurns(ctx, r.Poll, w.turn, func(err error) {
+		r.Logger.WarnContext(ctx, "reconciler stopped before the end of its walk; it will try again", "error", err)
+	})
+	return nil
 }
 
 // walker is one Run.

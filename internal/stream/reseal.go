@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -61,25 +62,14 @@ type Resealed struct {
 }
 
 func (r Resealer) withDefaults() Resealer {
-	set := func(d *time.Duration, v time.Duration) {
-		if *d == 0 {
-			*d = v
-		}
-	}
-	set(&r.Every, 10*time.Minute)
-	set(&r.Rest, time.Hour)
-	set(&r.Poll, 15*time.Second)
-	set(&r.Lease, 30*time.Second)
-	set(&r.Pause, 100*time.Millisecond)
-	if r.Holder == "" {
-		r.Holder = rand.Text()
-	}
-	if r.Page == 0 {
-		r.Page = 500
-	}
-	if r.PerSecond == 0 {
-		r.PerSecond = 200
-	}
+	r.Every = cmp.Or(r.Every, 10*time.Minute)
+	r.Rest = cmp.Or(r.Rest, time.Hour)
+	r.Poll = cmp.Or(r.Poll, 15*time.Second)
+	r.Lease = cmp.Or(r.Lease, 30*time.Second)
+	r.Pause = cmp.Or(r.Pause, 100*time.Millisecond)
+	r.Holder = cmp.Or(r.Holder, rand.Text())
+	r.Page = cmp.Or(r.Page, 500)
+	r.PerSecond = cmp.Or(r.PerSecond, 200)
 	if r.Meter == nil {
 		r.Meter = metricnoop.NewMeterProvider().Meter("")
 	}
@@ -97,19 +87,11 @@ func (r Resealer) Run(ctx context.Context) error {
 	if err := w.instruments(); err != nil {
 		return fmt.Errorf("resealer: register metrics: %w", err)
 	}
-	poll := time.NewTicker(r.Poll)
-	defer poll.Stop()
-	for {
-		if err := w.turn(ctx); err != nil && ctx.Err() == nil {
-			r.Logger.WarnContext(ctx, "sealing records anew stopped before the end of the store; "+
-				"it will be tried again", "error", err)
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-poll.C:
-		}
-	}
+	pollTurns(ctx, r.Poll, w.turn, func(err error) {
+		r.Logger.WarnContext(ctx, "sealing records anew stopped before the end of the store; "+
+			"it will be tried again", "error", err)
+	})
+	return nil
 }
 
 // resealing is one Run.
