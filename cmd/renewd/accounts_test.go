@@ -1,7 +1,6 @@
 package main
 
 import (
-	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -22,7 +21,7 @@ func TestEmbeddedAccounts(t *testing.T) { // not parallel: the server's file rea
 	dir := t.TempDir()
 	env := []string{
 		"RENEWD_DATA_DIR=" + dir, "RENEWD_AUTH_URL=https://127.0.0.1:1", "RENEWD_CLIENT_ID=c", "RENEWD_NATS_ACCOUNTS=" + accounts,
-		"RENEWD_NATS_LISTEN=" + freeAddr(t), "RENEWD_HTTP_ADDR=127.0.0.1:0", "RENEWD_NATS_USER=renewd", "RENEWD_NATS_PASSWORD=of-renewd",
+		"RENEWD_NATS_LISTEN=" + freePort(t), "RENEWD_HTTP_ADDR=127.0.0.1:0", "RENEWD_NATS_USER=renewd", "RENEWD_NATS_PASSWORD=of-renewd",
 	}
 	for _, user := range []string{"RENEWD", "OPERATOR", "SIGNIN", "SHOP"} {
 		name := "RENEWD_NATS_" + user + "_PASSWORD"
@@ -42,16 +41,6 @@ func TestEmbeddedAccounts(t *testing.T) { // not parallel: the server's file rea
 	want(t, append(env, "RENEWD_NATS_PASSWORD=of-nobody"), exitFailed, "Authorization Violation", "subscribers", "list")
 	shop := append(env, "RENEWD_NATS_USER=shop", "RENEWD_NATS_PASSWORD=other")
 	want(t, shop, exitFailed, "", "streams", "plan") // it has what it is let have, and no more
-}
-
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // storedBefore leaves an outcome in the folder of an embedded server without accounts.

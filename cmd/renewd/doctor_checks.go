@@ -73,15 +73,13 @@ func (x *examination) publicKey(ctx context.Context) finding {
 		return failed(err, "the bucket of public keys must be there: see the streams above")
 	case published == nil:
 		return finding{State: broken, Found: "no public key is published, so no service can seal a login", Advice: "start renewd, which publishes it"}
+	case bytes.Equal(published, x.plant.keys.JWKS()):
+		return finding{State: fine, Found: "published, and of this keyring"}
 	case x.plant.keys.published(published):
-	default:
-		return finding{State: broken, Found: "the published public key is another keyring's: logins are sealed so that this one cannot open them",
-			Advice: fmt.Sprintf("give every renewd the same keyring; if this is the right one: %s keys publish", x.app.name)}
-	}
-	if !bytes.Equal(published, x.plant.keys.JWKS()) {
 		return finding{State: fine, Found: "published, and of this keyring: workers publish the key that this file seals with once they read it"}
 	}
-	return finding{State: fine, Found: "published, and of this keyring"}
+	return finding{State: broken, Found: "the published public key is another keyring's: logins are sealed so that this one cannot open them",
+		Advice: fmt.Sprintf("give every renewd the same keyring; if this is the right one: %s keys publish", x.app.name)}
 }
 
 // backlog is how many messages may wait before that is worth a word.

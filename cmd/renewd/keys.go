@@ -50,6 +50,20 @@ func (k keysNew) Run(ctx context.Context, a *app, c *cli) error {
 	return nil
 }
 
+// loadRing is what a command begins with that changes the keyring.
+func (a *app) loadRing(ctx context.Context, c *cli) (*configuration, keyFile, *seal.Keyring, error) {
+	conf, err := a.load(c)
+	if err != nil {
+		return nil, keyFile{}, nil, err
+	}
+	file := conf.keyFile()
+	ring, err := file.load(ctx)
+	if err != nil {
+		return nil, keyFile{}, nil, a.keysHint(err)
+	}
+	return conf, file, ring, nil
+}
+
 type keysRotate struct {
 	clientFlags
 	operatorFlags
@@ -57,14 +71,9 @@ type keysRotate struct {
 
 // Run adds keys.
 func (k keysRotate) Run(ctx context.Context, a *app, c *cli) error {
-	conf, err := a.load(c)
+	conf, file, ring, err := a.loadRing(ctx, c)
 	if err != nil {
 		return err
-	}
-	file := conf.keyFile()
-	ring, err := file.load(ctx)
-	if err != nil {
-		return a.keysHint(err)
 	}
 	if ring, err = ring.Rotate(time.Now()); errors.Is(err, seal.ErrNotPromoted) {
 		return fmt.Errorf("rotate keys: %w: %s keys promote", err, a.name)
@@ -99,14 +108,9 @@ type keysPromote struct {
 
 // Run promotes keys, unless some worker could not open what they seal.
 func (k keysPromote) Run(ctx context.Context, a *app, c *cli) error {
-	conf, err := a.load(c)
+	conf, file, ring, err := a.loadRing(ctx, c)
 	if err != nil {
 		return err
-	}
-	file := conf.keyFile()
-	ring, err := file.load(ctx)
-	if err != nil {
-		return a.keysHint(err)
 	}
 	next, err := ring.Promote()
 	if errors.Is(err, seal.ErrNothingToPromote) {

@@ -213,14 +213,9 @@ func (k keysRetire) names(id string) bool { return slices.Contains(k.IDs, id) }
 
 // Run takes keys out of the keyring, unless something may need them.
 func (k keysRetire) Run(ctx context.Context, a *app, c *cli) error {
-	conf, err := a.load(c)
+	conf, file, ring, err := a.loadRing(ctx, c)
 	if err != nil {
 		return err
-	}
-	file := conf.keyFile()
-	ring, err := file.load(ctx)
-	if err != nil {
-		return a.keysHint(err)
 	}
 	next, err := ring.Retire(k.IDs...)
 	switch {
