@@ -1,7 +1,8 @@
-# renewd as one static binary in an otherwise empty image: CA certificates, time zones and a user without rights.
+# renewd as one static binary in an otherwise empty image, with CA certificates, time zones and a
+# user without rights.
 # Build with `make image`, which passes the version.
 
-FROM --platform=$BUILDPLATFORM golang:1.26.8-bookworm AS build
+FROM --platform=$BUILDPLATFORM golang:1.27.3-bookworm AS build
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN --mount=type=cache,target=/go/pkg/mod go mod download

@@ -1,12 +1,18 @@
 #!/usr/bin/env bash
-# Checks format, go vet and staticcheck, and that everything builds, the benchmark's module too, or the given modules only.
-# Usage: scripts/lint.sh FOLDER-OF-TOOLS [FOLDER-OF-A-MODULE...]
+# Checks format, go vet, staticcheck and errcheck, and that everything builds, the benchmark's
+# module too, or the given modules only. The versions of the tools are in scripts/tools/go.mod.
+# Usage: scripts/lint.sh [FOLDER-OF-A-MODULE...]
 set -euo pipefail
-tools=$1
-modules=("${@:2}")
+modules=("$@")
 ((${#modules[@]})) || modules=(. bench)
+scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 say() { printf '==> %s\n' "$*"; }
+tool() { go tool -modfile="$scripts/tools/go.mod" "$@"; }
+
+for module in "${modules[@]}"; do
+	[[ -f $module/go.mod ]] || { echo "lint: $module has no go.mod" >&2; exit 1; }
+done
 
 say 'format'
 unformatted=$(gofmt -l .)
@@ -20,5 +26,7 @@ for module in "${modules[@]}"; do
 	say "vet $module"
 	go -C "$module" vet ./...
 	say "staticcheck $module"
-	(cd "$module" && "$tools/staticcheck" ./...)
+	(cd "$module" && tool staticcheck ./...)
+	say "errcheck $module"
+	(cd "$module" && tool errcheck -ignoretests -exclude "$scripts/errcheck.txt" ./...)
 done

@@ -1,20 +1,27 @@
 #!/usr/bin/env bash
-# Installs what the tests need and the machine lacks: PostgreSQL's server programs, Node with npm, make, a C compiler for
-# the race detector (all from Debian's packages), and staticcheck. Asks for nothing; needs root or sudo only if a package
-# is missing.
-# Usage: scripts/setup.sh FOLDER-FOR-TOOLS
+# Installs what the tests need and the machine lacks, all from Debian's packages: PostgreSQL's,
+# MariaDB's and Redis's server programs, Node with npm, Python and PHP for the programs of docs/examples, make, openssl,
+# and a C compiler for the race detector. Asks for nothing; needs root or sudo only if a package is
+# missing. What is written in Go, go builds by itself (scripts/tools).
+# Usage: scripts/setup.sh
 set -euo pipefail
-tools=$1
-staticcheck_version=0.8.2
 
 say() { printf '==> %s\n' "$*"; }
 have() { command -v "$1" >/dev/null; }
 
 packages=()
 compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || have postgres || packages+=(postgresql)
+have mariadbd || [[ -x /usr/sbin/mariadbd ]] || packages+=(mariadb-server-core)
+have redis-server || packages+=(redis-server)
 have node || packages+=(nodejs)
 have npm || packages+=(npm)
+have python3 || packages+=(python3)
+have php && php -m | grep -qix curl || packages+=(php-cli php-curl)
+have php && php -m | grep -qix pdo_mysql || packages+=(php-mysql)
+have php && php -m | grep -qix pdo_pgsql || packages+=(php-pgsql)
+have my_print_defaults || packages+=(mariadb-client-core)
 have make || packages+=(make)
+have openssl || packages+=(openssl)
 have gcc || packages+=(gcc libc6-dev)
 
 if ((${#packages[@]})); then
@@ -27,20 +34,12 @@ if ((${#packages[@]})); then
 		"${sudo[@]}" mkdir -p /etc/postgresql-common
 		"${sudo[@]}" tee /etc/postgresql-common/createcluster.conf >/dev/null <<<'create_main_cluster = false'
 	fi
+	if [[ " ${packages[*]} " == *" redis-server "* && ! -e /usr/sbin/policy-rc.d ]]; then
+		"${sudo[@]}" tee /usr/sbin/policy-rc.d >/dev/null <<<$'#!/bin/sh\nexit 101'
+		"${sudo[@]}" chmod +x /usr/sbin/policy-rc.d
+		trap '"${sudo[@]}" rm /usr/sbin/policy-rc.d' EXIT
+	fi
 	"${sudo[@]}" apt-get update -qq
 	"${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 		-o Dpkg::Options::=--force-confold -o Dpkg::Use-Pty=0 "${packages[@]}" </dev/null >/dev/null
-fi
-
-is_pinned() { [[ -x $1 && $("$1" -version) == *"($staticcheck_version)"* ]]; }
-mkdir -p "$tools"
-if ! is_pinned "$tools/staticcheck"; then
-	gobin=$(go env GOBIN)
-	own=${gobin:-$(go env GOPATH)/bin}/staticcheck
-	if is_pinned "$own"; then
-		ln -sf "$own" "$tools/staticcheck"
-	else
-		say "building staticcheck $staticcheck_version"
-		GOBIN=$tools go install "honnef.co/go/tools/cmd/staticcheck@v$staticcheck_version"
-	fi
 fi

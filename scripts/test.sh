@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs all tests with the race detector. The tests of the built binary come last and alone: they want both cores.
+# Runs all tests with the race detector. The tests of the built binary come last and alone, since
+# they want both cores.
 # Usage: scripts/test.sh [more flags for go test]
 set -euo pipefail
 
@@ -10,10 +11,11 @@ fi
 
 e2e=$(go list ./internal/e2e)
 chaos=$(go list ./cmd/chaos)
-mapfile -t others < <(go list ./... | grep -vxF -e "$e2e" -e "$chaos")
+mapfile -t long < <(go list ./internal/systemtest ./cmd/renewd) # they begin first, beside the others
+mapfile -t others < <(go list ./... | grep -vxF -e "$e2e" -e "$chaos" -e "${long[0]}" -e "${long[1]}")
 
 echo '==> tests'
-go test -race -short -vet=off -timeout 8m -parallel 4 "$@" "${others[@]}" # what runs side by side waits for most of its time
+go test -race -short -vet=off -timeout 8m -parallel 4 "$@" "${long[@]}" "${others[@]}" # what runs side by side waits for most of its time
 echo '==> 20,000 grants due at once, and 2,500 bad ones beside others, without the race detector'
 go test -vet=off -timeout 8m -run '^(TestHerd|TestTwoThousandBadOnesStopNobody)$' ./internal/systemtest
 echo '==> each fault once, on processes of their own'
