@@ -12,8 +12,11 @@ import (
 func benchEvents(b *testing.B) map[string]golden {
 	all := readGoldens(b)
 	return map[string]golden{
-		"request": all["user.refresh_due-reason"], "bare": all["user.refresh_due-empty"], "structured": all["user.refresh_due-structured"],
-		"synced": all["user.synced-first"], "login": all["user.login"],
+		"request":    all["user.refresh_due-reason"],
+		"bare":       all["user.refresh_due-empty"],
+		"structured": all["user.refresh_due-structured"],
+		"synced":     all["user.synced-first"],
+		"login":      all["user.login"],
 	}
 }
 
@@ -34,7 +37,8 @@ func BenchmarkEncode(b *testing.B) {
 
 func BenchmarkDecode(b *testing.B) {
 	for name, g := range benchEvents(b) {
-		h, at := g.header(), schema.Arrival{Subject: g.Subject, Stream: "REQUESTS", Sequence: 4711, Time: instant}
+		h, at := g.header(),
+			schema.Arrival{Subject: g.Subject, Stream: "REQUESTS", Sequence: 4711, Time: instant}
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			b.SetBytes(int64(len(g.Body)))
@@ -61,7 +65,11 @@ func BenchmarkData(b *testing.B) {
 }
 
 func BenchmarkUser(b *testing.B) {
-	for name, user := range map[string]string{"uuid": "31c41c16-c281-44ae-9602-8a047e3bf33d", "email": "jane@example.com", "long": strings.Repeat("é", 128)} {
+	for name, user := range map[string]string{
+		"uuid":  "31c41c16-c281-44ae-9602-8a047e3bf33d",
+		"email": "jane@example.com",
+		"long":  strings.Repeat("é", 128),
+	} {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {

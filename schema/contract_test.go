@@ -30,11 +30,17 @@ var payloads = map[schema.Type]any{
 	schema.UserSynced:         schema.Synced{},
 	schema.UserReauthRequired: schema.ReauthRequired{},
 	schema.UserRefreshFailed:  schema.RefreshFailed{},
+	schema.UserLogout:         schema.Logout{},
+	schema.UserSignedOut:      schema.SignedOut{},
+	schema.UserSuspend:        schema.Suspend{},
+	schema.UserResume:         schema.Resume{},
+	schema.UserSuspended:      schema.Suspended{},
 	schema.UserForgotten:      schema.Forgotten{},
 	schema.MessageRejected:    schema.Rejected{},
 	schema.ProviderDegraded:   schema.ProviderState{},
 	schema.ProviderRecovered:  schema.ProviderState{},
 	schema.OperatorActed:      schema.Acted{},
+	schema.TokenRead:          schema.Reading{},
 }
 
 // readers pairs each type with what reads its data.
@@ -44,11 +50,17 @@ var readers = map[schema.Type]func(schema.Event) error{
 	schema.UserSynced:         read[schema.Synced],
 	schema.UserReauthRequired: read[schema.ReauthRequired],
 	schema.UserRefreshFailed:  read[schema.RefreshFailed],
+	schema.UserLogout:         read[schema.Logout],
+	schema.UserSignedOut:      read[schema.SignedOut],
+	schema.UserSuspend:        read[schema.Suspend],
+	schema.UserResume:         read[schema.Resume],
+	schema.UserSuspended:      read[schema.Suspended],
 	schema.UserForgotten:      read[schema.Forgotten],
 	schema.MessageRejected:    read[schema.Rejected],
 	schema.ProviderDegraded:   read[schema.ProviderState],
 	schema.ProviderRecovered:  read[schema.ProviderState],
 	schema.OperatorActed:      read[schema.Acted],
+	schema.TokenRead:          read[schema.Reading],
 }
 
 func read[T any](e schema.Event) error {
@@ -56,22 +68,26 @@ func read[T any](e schema.Event) error {
 	return err
 }
 
-// Nobody is signed out by the data of another event: each struct takes the data of its own types
-// only.
+// The data of another event signs no user out: each struct takes only data of the types it is for.
 func TestDataIsOfItsType(t *testing.T) {
-	for _, of := range append(allTypes(), "", "user.signed_out") {
-		e := schema.Event{Type: of, Data: json.RawMessage(`{"tokens":"t","version":7,"reason":"revoked"}`)}
+	for _, of := range append(allTypes(), "", "user.unheard_of") {
+		e := schema.Event{
+			Type: of,
+			Data: json.RawMessage(`{"tokens":"t","version":7,"reason":"revoked"}`),
+		}
 		for _, as := range allTypes() {
 			reader := readers[as]
 			if reader == nil {
 				t.Fatalf("%s has no reader in this test", as)
 			}
-			own := payloads[of] != nil && reflect.TypeOf(payloads[of]) == reflect.TypeOf(payloads[as])
+			own := payloads[of] != nil &&
+				reflect.TypeOf(payloads[of]) == reflect.TypeOf(payloads[as])
 			err := reader(e)
 			if own != (err == nil) {
 				t.Errorf("%s read as that of %s: %v", of, as, err)
 			}
-			if bad, ok := errors.AsType[*schema.Malformed](err); err != nil && (!ok || bad.Field != "type" || !strings.Contains(bad.Message, string(of))) {
+			if bad, ok := errors.AsType[*schema.Malformed](err); err != nil &&
+				(!ok || bad.Field != "type" || !strings.Contains(bad.Message, string(of))) {
 				t.Errorf("%s read as that of %s: %v", of, as, err)
 			}
 		}
@@ -183,7 +199,9 @@ func TestTypesAreComplete(t *testing.T) {
 			t.Errorf("%s has no payload in this test", typ)
 		}
 	}
-	for _, typ := range []schema.Type{"", "user", "user.synced.", "USER.LOGIN", schema.CauseTimer, schema.CauseRepair} {
+	for _, typ := range []schema.Type{
+		"", "user", "user.synced.", "USER.LOGIN", schema.CauseTimer, schema.CauseRepair,
+	} {
 		if typ.Known() || schema.JSONSchema(typ) != nil || schema.DataSchema(typ) != "" {
 			t.Errorf("%q passes for a type", typ)
 		}
@@ -226,7 +244,8 @@ func TestFilesAndTypesMatch(t *testing.T) {
 // The keywords that mean the same in draft-07 and in 2020-12. A $ref stands alone, because draft-07
 // ignores its neighbours.
 var keywords = []string{
-	"$schema", "$id", "$ref", "$defs", "title", "description", "type", "format", "properties", "required", "additionalProperties",
+	"$schema", "$id", "$ref", "$defs", "title", "description", "type", "format", "properties",
+	"required", "additionalProperties",
 	"items", "const", "pattern", "minimum", "maximum", "minLength", "maxLength",
 }
 

@@ -15,10 +15,10 @@ import (
 	"unicode/utf8"
 )
 
-// Malformed says why a message is no event of ours. Reason is one of the Reject constants, Field
-// names the part at fault (an attribute, a data field as a path, or "subject"), Message is for
-// people. It shows a few bytes of a stranger's subject or attribute at most and nothing of the
-// data, so it may be logged and published.
+// Malformed says why a message is no event of renewd's. Reason is one of the Reject constants.
+// Field names the part at fault (an attribute, a data field as a path, or "subject"). Message is
+// for people. A Malformed shows a few bytes of a stranger's subject or attribute at most and
+// nothing of the data, so it may be logged and published.
 type Malformed struct {
 	Reason  string
 	Field   string
@@ -27,31 +27,30 @@ type Malformed struct {
 
 func (m *Malformed) Error() string { return m.Reason + ": " + m.Field + ": " + m.Message }
 
-// Arrival is what the transport knows about a message: it fills in what a bare message does not
-// say.
+// Arrival is the transport's knowledge of a message. Arrival fills in what a bare message lacks.
 type Arrival struct {
 	Subject  string
 	Stream   string
 	Sequence uint64
-	Time     time.Time // when the stream stored it
+	Time     time.Time // when the stream stored the message
 }
 
-// MaxID is the longest event id, in bytes: ids are kept in causes. It bounds Source too.
+// MaxID is the longest event id, in bytes: ids are kept in causes. MaxID bounds Source too.
 const MaxID = 256
 
-// maxDataSchema bounds an address that we only hand on.
+// maxDataSchema bounds an address that renewd only hands on.
 const maxDataSchema = 1024
 
 const (
 	specVersion = "1.0"
 	jsonType    = "application/json"
-	bareSource  = "/nats" // of a bare message: nobody says who sent it
+	bareSource  = "/nats" // of a bare message, which does not name its sender
 )
 
 // Encode writes e, which needs an ID and a Source, as a NATS message in CloudEvents binary mode:
 // attributes in lower-case headers, data as the body (not copied). Its MessageID becomes the
 // Nats-Msg-Id, so that the stream drops an event published twice within its duplicate window. An
-// empty DataSchema stands for that of the type.
+// empty DataSchema stands for the type's DataSchema.
 func Encode(e Event) (Header, []byte) {
 	const most = 10
 	values := make([]string, 0, most)
@@ -75,7 +74,7 @@ func Encode(e Event) (Header, []byte) {
 		set("ce-dataschema", percentEncode(s))
 	}
 	if len(e.Data) > 0 {
-		// The binding wants the first; libraries written after the HTTP binding look for the
+		// The binding wants the first header. Libraries written after the HTTP binding look for the
 		// second.
 		set("ce-datacontenttype", jsonType)
 		set("content-type", jsonType)
@@ -83,23 +82,24 @@ func Encode(e Event) (Header, []byte) {
 	return h, e.Data
 }
 
-// MessageID tells events apart in a stream, where a CloudEvents id alone does not: that is unique
-// within its source only, and a publisher may well use one id ("nightly") for the events of many
-// users. It is a hash of the address, source and id. Publishers that send another Nats-Msg-Id, or
-// none, are understood as well: nobody reads it but the stream.
+// MessageID tells events apart in a stream. A CloudEvents id alone does not: an id is unique within
+// its source only, and a publisher may well use one id ("nightly") for the events of many users.
+// MessageID is a hash of the address, source and id. Publishers that send another Nats-Msg-Id, or
+// no Nats-Msg-Id, are understood as well, since only the stream reads it.
 func MessageID(e Event) string {
 	b := make([]byte, 0, 256)
 	for _, part := range [...]string{string(e.Type), e.Provider, e.User, e.Source, e.ID} {
-		b = strconv.AppendInt(b, int64(len(part)), 10) // so that no two events run together to the same text
+		// with lengths, so that no two events give the same text
+		b = strconv.AppendInt(b, int64(len(part)), 10)
 		b = append(append(b, ':'), part...)
 	}
 	sum := sha256.Sum256(b)
 	return base64.RawURLEncoding.EncodeToString(sum[:16])
 }
 
-// Origin is the source and id that the publisher of a message gave its event, as far as they can be
-// read: for whoever answers what Decode refuses. Empty: there is none that an event could have. h
-// and body are as for Decode.
+// Origin is the source and id that the publisher of a message gave its event, where readable. It is
+// for a caller that answers a message refused by Decode. Empty: the message has no source or id an
+// event could have. h and body are as for Decode.
 func Origin(h Header, body []byte) (source, id string) {
 	if structured, _ := isStructured(h); structured {
 		var values attributes
@@ -122,23 +122,31 @@ func Origin(h Header, body []byte) (source, id string) {
 // Decode reads a message in binary mode, in structured mode (Content-Type
 // application/cloudevents+json), or bare: no ce- headers and a JSON or empty body, allowed for
 // commands. A bare message's id comes from its stream and sequence. The type, provider and user
-// always come from the subject; attributes that contradict it, or one another, are refused, and so
-// is data that is no JSON object. Extension attributes are ignored. Its error is a *Malformed. The
-// event's Data is a part of body, not a copy.
+// always come from the subject. Decode refuses attributes that contradict the subject or each
+// other, and data that is no JSON object. Extension attributes are ignored. Its error is a
+// *Malformed. The event's Data is a part of body, not a copy.
 func (s Subjects) Decode(h Header, body []byte, at Arrival) (Event, error) {
 	addr, err := s.Parse(at.Subject)
 	if err != nil {
-		return Event{}, &Malformed{RejectSubject, "subject", strings.TrimPrefix(err.Error(), ErrSubject.Error()+": ")}
+		return Event{},
+			&Malformed{
+				RejectSubject, "subject", strings.TrimPrefix(err.Error(), ErrSubject.Error()+": "),
+			}
 	}
 	structured, bad := isStructured(h)
 	if bad != nil {
 		return Event{}, bad
 	}
 	if !utf8.Valid(body) {
-		return Event{}, &Malformed{RejectData, "data", "the body is no UTF-8: send a JSON object, or nothing"}
+		return Event{},
+			&Malformed{RejectData, "data", "the body is no UTF-8: send a JSON object, or nothing"}
 	}
 	e := Event{
-		Type: addr.Type, Provider: addr.Provider, User: addr.User, Sender: addr.Sender, Time: at.Time.UTC(),
+		Type:     addr.Type,
+		Provider: addr.Provider,
+		User:     addr.User,
+		Sender:   addr.Sender,
+		Time:     at.Time.UTC(),
 	}
 	if structured {
 		bad = e.fromStructured(body)
@@ -160,7 +168,11 @@ func isStructured(h Header) (bool, *Malformed) {
 	case media == "application/cloudevents" || media == "application/cloudevents+json":
 		return true, nil
 	case strings.HasPrefix(media, "application/cloudevents"):
-		return false, &Malformed{RejectEnvelope, "content-type", quote(media) + ": want application/cloudevents+json, one event a message"}
+		return false,
+			&Malformed{
+				RejectEnvelope, "content-type",
+				quote(media) + ": want application/cloudevents+json, one event a message",
+			}
 	}
 	return false, nil
 }
@@ -171,9 +183,9 @@ func (e *Event) fromBinary(h Header, body []byte, at Arrival) *Malformed {
 		return bad
 	}
 	if values.get("id") == "" {
-		// Only a command may come bare, and only from a stream: what has no place in one has
-		// nothing to be told apart by.
-		if !e.Type.command() || at.Stream == "" {
+		// Only a command may come bare, and only from a stream: without a sequence in a stream a
+		// bare message has no id.
+		if !e.Type.IsCommand() || at.Stream == "" {
 			return &Malformed{RejectEnvelope, "id", "missing: set the header ce-id"}
 		}
 		e.ID = fmt.Sprintf("%s-%d", at.Stream, at.Sequence)
@@ -189,8 +201,8 @@ func (e *Event) fromBinary(h Header, body []byte, at Arrival) *Malformed {
 	return e.checkData()
 }
 
-// binaryAttributes collects the ce- headers in any case. The same attribute twice, in whatever
-// spelling, must say the same.
+// binaryAttributes collects the ce- headers in any case. An attribute given twice, in whatever
+// spelling, must have the same value twice.
 func binaryAttributes(h Header) (values attributes, _ *Malformed) {
 	for header, all := range h {
 		if len(header) < 4 || !strings.EqualFold(header[:3], "ce-") {
@@ -207,7 +219,8 @@ func binaryAttributes(h Header) (values attributes, _ *Malformed) {
 				return values, &Malformed{RejectEnvelope, name, err.Error()}
 			}
 			if values[i].there && values[i].value != v {
-				return values, &Malformed{RejectEnvelope, name, "there twice, with different values"}
+				return values,
+					&Malformed{RejectEnvelope, name, "there twice, with different values"}
 			}
 			values[i] = attribute{v, true}
 		}
@@ -243,7 +256,7 @@ func (e *Event) fromStructured(body []byte) *Malformed {
 	return e.checkData()
 }
 
-// structuredAttributes reads those that are strings, and names the first that is none.
+// structuredAttributes reads the attributes that are strings, and names the first other attribute.
 func structuredAttributes(doc map[string]json.RawMessage) (values attributes, bad *Malformed) {
 	for i, name := range attributeNames {
 		raw, ok := doc[name]
@@ -257,8 +270,8 @@ func structuredAttributes(doc map[string]json.RawMessage) (values attributes, ba
 	return values, bad
 }
 
-// members takes a structured event apart. A member given twice is refused: readers of JSON differ
-// on which one counts.
+// members takes a structured event apart. A member given twice is refused, since readers of JSON
+// differ on which of the two counts.
 func members(body []byte) (map[string]json.RawMessage, *Malformed) {
 	noObject := &Malformed{RejectEnvelope, "data", "the structured event is no JSON object"}
 	dec := json.NewDecoder(bytes.NewReader(body))
@@ -295,15 +308,19 @@ func (e *Event) checkData() *Malformed {
 	case !json.Valid(e.Data):
 		return &Malformed{RejectData, "data", "the body is no JSON: send a JSON object, or nothing"}
 	case e.Data[0] != '{':
-		return &Malformed{RejectData, "data", "the data is JSON but no object: send a JSON object, or nothing"}
+		return &Malformed{
+			RejectData, "data", "the data is JSON but no object: send a JSON object, or nothing",
+		}
 	}
 	return nil
 }
 
-// attributeNames lists the attributes we read, in the order in which they are checked.
-var attributeNames = [...]string{"specversion", "id", "source", "type", "subject", "time", "dataschema", "datacontenttype"}
+// attributeNames lists the attributes renewd reads, in the order of the checks.
+var attributeNames = [...]string{
+	"specversion", "id", "source", "type", "subject", "time", "dataschema", "datacontenttype",
+}
 
-// attributes are those of one event, in the order of attributeNames.
+// attributes are the attributes of one event, in the order of attributeNames.
 type attributes [len(attributeNames)]attribute
 
 type attribute struct {
@@ -313,7 +330,7 @@ type attribute struct {
 
 func (a *attributes) get(name string) string { return a[attributeIndex(name)].value }
 
-// attributeIndex finds a name in any case; -1: we do not read it.
+// attributeIndex finds a name in any case; -1: renewd does not read the attribute.
 func attributeIndex(name string) int {
 	for i, known := range attributeNames {
 		if len(name) == len(known) && strings.EqualFold(name, known) {
@@ -323,7 +340,7 @@ func attributeIndex(name string) int {
 	return -1
 }
 
-// take fills e from the envelope and holds it against what the subject said.
+// take fills e from the envelope and refuses a contradiction to the subject.
 func (e *Event) take(values *attributes) *Malformed {
 	for i, name := range attributeNames {
 		if !values[i].there {
@@ -382,8 +399,8 @@ func atMost(n int, v string) error {
 	return nil
 }
 
-// setTime refuses instants which only exist in their own zone: in UTC their year has no place in
-// RFC 3339, and time.Time would not marshal.
+// setTime refuses instants that only exist in their own zone: in UTC their year has no place in RFC
+// 3339, and time.Time would not marshal.
 func (e *Event) setTime(v string) error {
 	t, err := time.Parse(time.RFC3339Nano, v)
 	if err != nil {

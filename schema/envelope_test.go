@@ -42,24 +42,50 @@ func TestDecodeForms(t *testing.T) {
 	}{
 		"binary": {
 			`{"reason":"r"}`,
-			[]string{"ce-specversion", "1.0", "ce-id", "42", "ce-source", "/billing", "ce-type", "user.refresh_due", "ce-subject", "jane@example.com", "ce-time", "2026-11-02T09:30:00+01:00"},
-			schema.Event{ID: "42", Source: "/billing", Time: time.Date(2026, 11, 2, 8, 30, 0, 0, time.UTC), Data: json.RawMessage(`{"reason":"r"}`)},
+			[]string{
+				"ce-specversion", "1.0", "ce-id", "42", "ce-source", "/billing", "ce-type",
+				"user.refresh_due", "ce-subject", "jane@example.com", "ce-time",
+				"2026-11-02T09:30:00+01:00",
+			},
+			schema.Event{
+				ID:     "42",
+				Source: "/billing",
+				Time:   time.Date(2026, 11, 2, 8, 30, 0, 0, time.UTC),
+				Data:   json.RawMessage(`{"reason":"r"}`),
+			},
 		},
 		"binary without time and type": {
 			"", []string{"ce-id", "42"},
 			schema.Event{ID: "42", Source: "/nats", Time: instant, Data: json.RawMessage(`{}`)},
 		},
 		"binary, data only spaced": {
-			" \n{} \r\n", []string{"ce-id", "42", "Content-Type", "text/plain", "ce-dataschema", "https://example.com/s"},
-			schema.Event{ID: "42", Source: "/nats", Time: instant, DataSchema: "https://example.com/s", Data: json.RawMessage(`{}`)},
+			" \n{} \r\n",
+			[]string{
+				"ce-id", "42", "Content-Type", "text/plain", "ce-dataschema",
+				"https://example.com/s",
+			},
+			schema.Event{
+				ID:         "42",
+				Source:     "/nats",
+				Time:       instant,
+				DataSchema: "https://example.com/s",
+				Data:       json.RawMessage(`{}`),
+			},
 		},
 		"structured": {
-			`{"specversion":"1.0","id":"43","source":"/crm","type":"user.refresh_due","subject":"jane@example.com","ext":7,"data":{"want":"tokens"}}`,
+			`{"specversion":"1.0","id":"43","source":"/crm","type":"user.refresh_due",` +
+				`"subject":"jane@example.com","ext":7,"data":{"want":"tokens"}}`,
 			[]string{"Content-Type", "application/CloudEvents+JSON; charset=UTF-8"},
-			schema.Event{ID: "43", Source: "/crm", Time: instant, Data: json.RawMessage(`{"want":"tokens"}`)},
+			schema.Event{
+				ID:     "43",
+				Source: "/crm",
+				Time:   instant,
+				Data:   json.RawMessage(`{"want":"tokens"}`),
+			},
 		},
 		"structured, no data": {
-			`{"specversion":"1.0","id":"44","source":"/crm","type":"user.refresh_due","time":null,"data":null}`,
+			`{"specversion":"1.0","id":"44","source":"/crm","type":"user.refresh_due",` +
+				`"time":null,"data":null}`,
 			[]string{"CONTENT-TYPE", "application/cloudevents"},
 			schema.Event{ID: "44", Source: "/crm", Time: instant, Data: json.RawMessage(`{}`)},
 		},
@@ -68,11 +94,36 @@ func TestDecodeForms(t *testing.T) {
 			[]string{"content-type", "application/cloudevents+json", "ce-id", "another"},
 			schema.Event{ID: "45", Source: "/crm", Time: instant, Data: json.RawMessage(`{}`)},
 		},
-		"bare":  {`{"min_valid_seconds":60}`, nil, schema.Event{ID: "REQUESTS-17", Source: "/nats", Time: instant, Data: json.RawMessage(`{"min_valid_seconds":60}`)}},
-		"empty": {"", nil, schema.Event{ID: "REQUESTS-17", Source: "/nats", Time: instant, Data: json.RawMessage(`{}`)}},
+		"bare": {
+			`{"min_valid_seconds":60}`, nil,
+			schema.Event{
+				ID:     "REQUESTS-17",
+				Source: "/nats",
+				Time:   instant,
+				Data:   json.RawMessage(`{"min_valid_seconds":60}`),
+			},
+		},
+		"empty": {
+			"", nil,
+			schema.Event{
+				ID:     "REQUESTS-17",
+				Source: "/nats",
+				Time:   instant,
+				Data:   json.RawMessage(`{}`),
+			},
+		},
 		"blank, other headers": {
-			"  ", []string{"traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "ce-tenant", "acme", "ce-", "x"},
-			schema.Event{ID: "REQUESTS-17", Source: "/nats", Time: instant, Data: json.RawMessage(`{}`)},
+			"  ",
+			[]string{
+				"traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+				"ce-tenant", "acme", "ce-", "x",
+			},
+			schema.Event{
+				ID:     "REQUESTS-17",
+				Source: "/nats",
+				Time:   instant,
+				Data:   json.RawMessage(`{}`),
+			},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -120,7 +171,13 @@ func TestDecodeHeaderValues(t *testing.T) {
 // CloudEvents 1.0: source and id together are unique. The stream must tell apart what differs in
 // either, or in whom it is about, and nothing else.
 func TestMessageIDIsOfAddressSourceAndID(t *testing.T) {
-	e := schema.Event{ID: "nightly", Source: "/crm", Type: schema.UserRefreshDue, Provider: "p", User: "u1"}
+	e := schema.Event{
+		ID:       "nightly",
+		Source:   "/crm",
+		Type:     schema.UserRefreshDue,
+		Provider: "p",
+		User:     "u1",
+	}
 	same := e
 	same.Time, same.Data, same.DataSchema = instant, json.RawMessage(`{}`), "urn:x"
 	if schema.MessageID(same) != schema.MessageID(e) {
@@ -128,9 +185,15 @@ func TestMessageIDIsOfAddressSourceAndID(t *testing.T) {
 	}
 	seen := map[string]string{schema.MessageID(e): "the event"}
 	for what, change := range map[string]func(*schema.Event){
-		"type": func(e *schema.Event) { e.Type = schema.UserLogin }, "provider": func(e *schema.Event) { e.Provider = "q" },
-		"user": func(e *schema.Event) { e.User = "u2" }, "source": func(e *schema.Event) { e.Source = "/billing" },
-		"id": func(e *schema.Event) { e.ID = "hourly" }, "border": func(e *schema.Event) { e.Source, e.ID = "/crmn", "ightly" },
+		"type": func(e *schema.Event) {
+			e.Type = schema.UserLogin
+		}, "provider": func(e *schema.Event) { e.Provider = "q" },
+		"user": func(e *schema.Event) {
+			e.User = "u2"
+		}, "source": func(e *schema.Event) { e.Source = "/billing" },
+		"id": func(e *schema.Event) {
+			e.ID = "hourly"
+		}, "border": func(e *schema.Event) { e.Source, e.ID = "/crmn", "ightly" },
 	} {
 		other := e
 		change(&other)
@@ -150,11 +213,18 @@ func TestOriginOfWhatIsMalformed(t *testing.T) {
 		body       string
 		source, id string
 	}{
-		"binary":              {schema.Header{"Ce-Id": {"invoice%2088"}, "ce-source": {"/crm"}, "ce-time": {"never"}}, "<html>", "/crm", "invoice 88"},
-		"bare":                {nil, "<html>", "", ""},
-		"no escape":           {schema.Header{"ce-id": {"%"}, "ce-source": {"/crm"}}, "", "/crm", ""},
-		"control":             {schema.Header{"ce-id": {"a%0Ab"}}, "", "", ""},
-		"long":                {schema.Header{"ce-id": {"a"}, "ce-source": {strings.Repeat("x", 257)}}, "", "", "a"},
+		"binary": {
+			schema.Header{"Ce-Id": {"invoice%2088"}, "ce-source": {"/crm"}, "ce-time": {"never"}},
+			"<html>", "/crm", "invoice 88",
+		},
+		"bare": {nil, "<html>", "", ""},
+		"no escape": {
+			schema.Header{"ce-id": {"%"}, "ce-source": {"/crm"}}, "", "/crm", "",
+		},
+		"control": {schema.Header{"ce-id": {"a%0Ab"}}, "", "", ""},
+		"long": {
+			schema.Header{"ce-id": {"a"}, "ce-source": {strings.Repeat("x", 257)}}, "", "", "a",
+		},
 		"structured":          {structured, `{"id":"42","source":"/crm","type":7}`, "/crm", "42"},
 		"structured, no text": {structured, `{"id":42,"source":"/crm"}`, "/crm", ""},
 		"structured, twice":   {structured, `{"id":"1","id":"2"}`, "", ""},
@@ -166,12 +236,24 @@ func TestOriginOfWhatIsMalformed(t *testing.T) {
 }
 
 func TestEncodeHeaderValues(t *testing.T) {
-	e := schema.Event{ID: "Euro € 😀", Source: `/a"b%c`, Type: schema.UserRefreshDue, Provider: "propelauth", User: "zoë|1", Time: instant.In(time.FixedZone("", 3600))}
+	e := schema.Event{
+		ID:       "Euro € 😀",
+		Source:   `/a"b%c`,
+		Type:     schema.UserRefreshDue,
+		Provider: "propelauth",
+		User:     "zoë|1",
+		Time:     instant.In(time.FixedZone("", 3600)),
+	}
 	h, body := schema.Encode(e)
 	want := schema.Header{
-		"Nats-Msg-Id": {schema.MessageID(e)}, "ce-id": {"Euro%20%E2%82%AC%20%F0%9F%98%80"}, "ce-source": {"/a%22b%25c"},
-		"ce-specversion": {"1.0"}, "ce-type": {"user.refresh_due"}, "ce-subject": {"zo%C3%AB|1"}, "ce-time": {"2026-11-02T08:30:01.25Z"},
-		"ce-dataschema": {"urn:renewd:schema:user.refresh_due:v1"},
+		"Nats-Msg-Id":    {schema.MessageID(e)},
+		"ce-id":          {"Euro%20%E2%82%AC%20%F0%9F%98%80"},
+		"ce-source":      {"/a%22b%25c"},
+		"ce-specversion": {"1.0"},
+		"ce-type":        {"user.refresh_due"},
+		"ce-subject":     {"zo%C3%AB|1"},
+		"ce-time":        {"2026-11-02T08:30:01.25Z"},
+		"ce-dataschema":  {"urn:renewd:schema:user.refresh_due:v1"},
 	}
 	if !reflect.DeepEqual(h, want) || len(body) != 0 {
 		t.Errorf("got %v %q\nwant %v", h, body, want)
@@ -183,7 +265,7 @@ func TestEncodeHeaderValues(t *testing.T) {
 }
 
 const (
-	// marked is a refresh token that somebody put where it does not belong.
+	// marked is a refresh token in a place where it does not belong.
 	marked = "rt_MARKED7f0c2a9e41d84c6fb1f5aa03c9d1e27b44"
 	flood  = 300
 )
@@ -195,57 +277,135 @@ func TestDecodeRefuses(t *testing.T) {
 		header        []string
 		reason, field string
 	}{
-		"array":                      {`[]`, nil, schema.RejectData, "data"},
-		"string":                     {`"` + marked + `"`, nil, schema.RejectData, "data"},
-		"number":                     {`3`, nil, schema.RejectData, "data"},
-		"null":                       {`null`, nil, schema.RejectData, "data"},
-		"no JSON":                    {marked, nil, schema.RejectData, "data"},
-		"two objects":                {`{}{}`, nil, schema.RejectData, "data"},
-		"cut off":                    {`{"reason":"` + marked, nil, schema.RejectData, "data"},
-		"not UTF-8":                  {"{\"reason\":\"\xc0\xa0\"}", nil, schema.RejectData, "data"},
-		"1 MiB":                      {strings.Repeat("A", 1<<20), nil, schema.RejectData, "data"},
-		"too deep":                   {`{"a":` + strings.Repeat("[", 1<<19), nil, schema.RejectData, "data"},
-		"too deep and closed":        {`{"a":` + strings.Repeat("[", 20000) + strings.Repeat("]", 20000) + "}", nil, schema.RejectData, "data"},
-		"id empty":                   {"", []string{"ce-id", ""}, schema.RejectEnvelope, "id"},
-		"id long":                    {"", []string{"ce-id", strings.Repeat("x", 257)}, schema.RejectEnvelope, "id"},
-		"id twice":                   {"", []string{"ce-id", "1", "Ce-Id", "2"}, schema.RejectEnvelope, "id"},
-		"id twice, one name":         {"", []string{"ce-id", marked, "ce-id", "2"}, schema.RejectEnvelope, "id"},
-		"id with a line break":       {"", []string{"ce-id", "a%0D%0ANats-Rollup:%20all"}, schema.RejectEnvelope, "id"},
-		"id with an escape":          {"", []string{"ce-id", "a%1B[2J"}, schema.RejectEnvelope, "id"},
-		"id with a C1 control":       {"", []string{"ce-id", "a%C2%9B2J"}, schema.RejectEnvelope, "id"},
-		"id overlong encoding":       {"", []string{"ce-id", "%C0%A0"}, schema.RejectEnvelope, "id"},
-		"id half an escape":          {"", []string{"ce-id", marked + "%2"}, schema.RejectEnvelope, "id"},
-		"id raw bytes":               {"", []string{"ce-id", "\xff"}, schema.RejectEnvelope, "id"},
-		"source with a control":      {"", []string{"ce-source", "/a%00"}, schema.RejectEnvelope, "source"},
-		"source long":                {"", []string{"ce-source", strings.Repeat("/", 257)}, schema.RejectEnvelope, "source"},
-		"dataschema long":            {"", []string{"ce-dataschema", strings.Repeat("/", 1025)}, schema.RejectEnvelope, "dataschema"},
-		"specversion":                {"", []string{"ce-specversion", "0.3"}, schema.RejectEnvelope, "specversion"},
-		"specversion token":          {"", []string{"ce-specversion", marked}, schema.RejectEnvelope, "specversion"},
-		"type of another subject":    {"", []string{"ce-type", "user.login"}, schema.RejectEnvelope, "type"},
-		"type token":                 {"", []string{"ce-type", marked}, schema.RejectEnvelope, "type"},
-		"another user":               {"", []string{"ce-subject", marked}, schema.RejectEnvelope, "subject"},
-		"time":                       {"", []string{"ce-time", "yesterday"}, schema.RejectEnvelope, "time"},
-		"time past 9999 in UTC":      {"", []string{"ce-time", "9999-12-31T23:59:59-23:59"}, schema.RejectEnvelope, "time"},
-		"time before 1 in UTC":       {"", []string{"ce-time", "0000-01-01T00:00:00+23:59"}, schema.RejectEnvelope, "time"},
-		"datacontenttype":            {"", []string{"ce-datacontenttype", "text/xml"}, schema.RejectEnvelope, "datacontenttype"},
-		"batch":                      {"[]", []string{"content-type", "application/cloudevents-batch+json"}, schema.RejectEnvelope, "content-type"},
-		"another event format":       {"x", []string{"content-type", "application/cloudevents+avro"}, schema.RejectEnvelope, "content-type"},
-		"structured: no JSON":        {marked, structured, schema.RejectEnvelope, "data"},
-		"structured: empty":          {"", structured, schema.RejectEnvelope, "data"},
-		"structured: array":          {`[{"id":"1"}]`, structured, schema.RejectEnvelope, "data"},
-		"structured: cut off":        {`{"id":"1","source":"/a"`, structured, schema.RejectEnvelope, "data"},
-		"structured: trailing":       {`{"id":"1","source":"/a"} x`, structured, schema.RejectEnvelope, "data"},
-		"structured: no id":          {`{"source":"/a"}`, structured, schema.RejectEnvelope, "id"},
-		"structured: no source":      {`{"id":"1"}`, structured, schema.RejectEnvelope, "source"},
-		"structured: id twice":       {`{"id":"1","id":"2","source":"/a"}`, structured, schema.RejectEnvelope, "data"},
-		"structured: id a number":    {`{"id":1,"source":"/a"}`, structured, schema.RejectEnvelope, "id"},
-		"structured: id control":     {`{"id":"a\u001b","source":"/a"}`, structured, schema.RejectEnvelope, "id"},
-		"structured: base64":         {`{"id":"1","source":"/a","data_base64":"e30="}`, structured, schema.RejectData, "data_base64"},
-		"structured: data a string":  {`{"id":"1","source":"/a","data":"` + marked + `"}`, structured, schema.RejectData, "data"},
-		"structured: name is text":   {`{"` + marked + `":1,"` + marked + `":1}`, structured, schema.RejectEnvelope, "data"},
-		"structured: deep":           {`{"data":` + strings.Repeat("[", 1<<19), structured, schema.RejectEnvelope, "data"},
-		"structured: not UTF-8":      {"{\"id\":\"\xff\",\"source\":\"/a\"}", structured, schema.RejectData, "data"},
-		"structured: another's type": {`{"id":"1","source":"/a","type":"` + strings.Repeat("t", 1<<20) + `"}`, structured, schema.RejectEnvelope, "type"},
+		"array":       {`[]`, nil, schema.RejectData, "data"},
+		"string":      {`"` + marked + `"`, nil, schema.RejectData, "data"},
+		"number":      {`3`, nil, schema.RejectData, "data"},
+		"null":        {`null`, nil, schema.RejectData, "data"},
+		"no JSON":     {marked, nil, schema.RejectData, "data"},
+		"two objects": {`{}{}`, nil, schema.RejectData, "data"},
+		"cut off":     {`{"reason":"` + marked, nil, schema.RejectData, "data"},
+		"not UTF-8":   {"{\"reason\":\"\xc0\xa0\"}", nil, schema.RejectData, "data"},
+		"1 MiB":       {strings.Repeat("A", 1<<20), nil, schema.RejectData, "data"},
+		"too deep": {
+			`{"a":` + strings.Repeat("[", 1<<19), nil, schema.RejectData, "data",
+		},
+		"too deep and closed": {
+			`{"a":` + strings.Repeat("[", 20000) + strings.Repeat("]", 20000) + "}", nil,
+			schema.RejectData, "data",
+		},
+		"id empty": {"", []string{"ce-id", ""}, schema.RejectEnvelope, "id"},
+		"id long": {
+			"", []string{"ce-id", strings.Repeat("x", 257)}, schema.RejectEnvelope, "id",
+		},
+		"id twice": {
+			"", []string{"ce-id", "1", "Ce-Id", "2"}, schema.RejectEnvelope, "id",
+		},
+		"id twice, one name": {
+			"", []string{"ce-id", marked, "ce-id", "2"}, schema.RejectEnvelope, "id",
+		},
+		"id with a line break": {
+			"", []string{"ce-id", "a%0D%0ANats-Rollup:%20all"}, schema.RejectEnvelope, "id",
+		},
+		"id with an escape": {
+			"", []string{"ce-id", "a%1B[2J"}, schema.RejectEnvelope, "id",
+		},
+		"id with a C1 control": {
+			"", []string{"ce-id", "a%C2%9B2J"}, schema.RejectEnvelope, "id",
+		},
+		"id overlong encoding": {
+			"", []string{"ce-id", "%C0%A0"}, schema.RejectEnvelope, "id",
+		},
+		"id half an escape": {
+			"", []string{"ce-id", marked + "%2"}, schema.RejectEnvelope, "id",
+		},
+		"id raw bytes": {"", []string{"ce-id", "\xff"}, schema.RejectEnvelope, "id"},
+		"source with a control": {
+			"", []string{"ce-source", "/a%00"}, schema.RejectEnvelope, "source",
+		},
+		"source long": {
+			"", []string{"ce-source", strings.Repeat("/", 257)}, schema.RejectEnvelope, "source",
+		},
+		"dataschema long": {
+			"", []string{"ce-dataschema", strings.Repeat("/", 1025)}, schema.RejectEnvelope,
+			"dataschema",
+		},
+		"specversion": {
+			"", []string{"ce-specversion", "0.3"}, schema.RejectEnvelope, "specversion",
+		},
+		"specversion token": {
+			"", []string{"ce-specversion", marked}, schema.RejectEnvelope, "specversion",
+		},
+		"type of another subject": {
+			"", []string{"ce-type", "user.login"}, schema.RejectEnvelope, "type",
+		},
+		"type token": {
+			"", []string{"ce-type", marked}, schema.RejectEnvelope, "type",
+		},
+		"another user": {
+			"", []string{"ce-subject", marked}, schema.RejectEnvelope, "subject",
+		},
+		"time": {
+			"", []string{"ce-time", "yesterday"}, schema.RejectEnvelope, "time",
+		},
+		"time past 9999 in UTC": {
+			"", []string{"ce-time", "9999-12-31T23:59:59-23:59"}, schema.RejectEnvelope, "time",
+		},
+		"time before 1 in UTC": {
+			"", []string{"ce-time", "0000-01-01T00:00:00+23:59"}, schema.RejectEnvelope, "time",
+		},
+		"datacontenttype": {
+			"", []string{"ce-datacontenttype", "text/xml"}, schema.RejectEnvelope,
+			"datacontenttype",
+		},
+		"batch": {
+			"[]", []string{"content-type", "application/cloudevents-batch+json"},
+			schema.RejectEnvelope, "content-type",
+		},
+		"another event format": {
+			"x", []string{"content-type", "application/cloudevents+avro"}, schema.RejectEnvelope,
+			"content-type",
+		},
+		"structured: no JSON": {marked, structured, schema.RejectEnvelope, "data"},
+		"structured: empty":   {"", structured, schema.RejectEnvelope, "data"},
+		"structured: array":   {`[{"id":"1"}]`, structured, schema.RejectEnvelope, "data"},
+		"structured: cut off": {
+			`{"id":"1","source":"/a"`, structured, schema.RejectEnvelope, "data",
+		},
+		"structured: trailing": {
+			`{"id":"1","source":"/a"} x`, structured, schema.RejectEnvelope, "data",
+		},
+		"structured: no id":     {`{"source":"/a"}`, structured, schema.RejectEnvelope, "id"},
+		"structured: no source": {`{"id":"1"}`, structured, schema.RejectEnvelope, "source"},
+		"structured: id twice": {
+			`{"id":"1","id":"2","source":"/a"}`, structured, schema.RejectEnvelope, "data",
+		},
+		"structured: id a number": {
+			`{"id":1,"source":"/a"}`, structured, schema.RejectEnvelope, "id",
+		},
+		"structured: id control": {
+			`{"id":"a\u001b","source":"/a"}`, structured, schema.RejectEnvelope, "id",
+		},
+		"structured: base64": {
+			`{"id":"1","source":"/a","data_base64":"e30="}`, structured, schema.RejectData,
+			"data_base64",
+		},
+		"structured: data a string": {
+			`{"id":"1","source":"/a","data":"` + marked + `"}`, structured, schema.RejectData,
+			"data",
+		},
+		"structured: name is text": {
+			`{"` + marked + `":1,"` + marked + `":1}`, structured, schema.RejectEnvelope, "data",
+		},
+		"structured: deep": {
+			`{"data":` + strings.Repeat("[", 1<<19), structured, schema.RejectEnvelope, "data",
+		},
+		"structured: not UTF-8": {
+			"{\"id\":\"\xff\",\"source\":\"/a\"}", structured, schema.RejectData, "data",
+		},
+		"structured: another's type": {
+			`{"id":"1","source":"/a","type":"` + strings.Repeat("t", 1<<20) + `"}`, structured,
+			schema.RejectEnvelope, "type",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := decode(c.body, c.header...)
@@ -276,13 +436,20 @@ func wantMalformed(t *testing.T, err error, reason, field string) {
 
 func TestDecodeRefusesSubjects(t *testing.T) {
 	for _, subject := range []string{
-		"", "user", "user.refresh_due", "user.refresh_due.propelauth", "user.refresh_due.propelauth.", "user.refresh_due.propelauth.jane@example.com",
-		"user.refresh_due.PropelAuth.u17", "user.refresh_due." + marked + ".u17", "user.login.propelauth." + marked + "." + marked + "." + marked,
-		"user." + marked + ".propelauth.u17", "user.refresh_due.propelauth.=" + marked, "user.refresh_due.propelauth.a=0Ab", "user.refresh_due.propelauth.=61",
-		"user.refresh_due.propelauth.=7c", "user.refresh_due.propelauth." + strings.Repeat("=41", 4000), strings.Repeat("x.", 1<<19), "provider.degraded.propelauth.u17",
+		"", "user", "user.refresh_due", "user.refresh_due.propelauth",
+		"user.refresh_due.propelauth.", "user.refresh_due.propelauth.jane@example.com",
+		"user.refresh_due.PropelAuth.u17", "user.refresh_due." + marked + ".u17",
+		"user.login.propelauth." + marked + "." + marked + "." + marked,
+		"user." + marked + ".propelauth.u17", "user.refresh_due.propelauth.=" + marked,
+		"user.refresh_due.propelauth.a=0Ab", "user.refresh_due.propelauth.=61",
+		"user.refresh_due.propelauth.=7c",
+		"user.refresh_due.propelauth." + strings.Repeat("=41", 4000), strings.Repeat("x.", 1<<19),
+		"provider.degraded.propelauth.u17",
 		"user.refresh_due.propelauth." + strings.Repeat("=FF", 10), "renewal.due.propelauth.u17",
-		"from.shop.user.synced.propelauth.u17", "from.Shop.user.login.propelauth.u17", "from." + marked + ".user.login.propelauth.u17", "from.shop",
-		"from.shop.user.login.propelauth", "from.shop.from.shop.user.login.propelauth.u17", "from..user.login.propelauth.u17", "from.user.login.propelauth.u17",
+		"from.shop.user.synced.propelauth.u17", "from.Shop.user.login.propelauth.u17",
+		"from." + marked + ".user.login.propelauth.u17", "from.shop",
+		"from.shop.user.login.propelauth", "from.shop.from.shop.user.login.propelauth.u17",
+		"from..user.login.propelauth.u17", "from.user.login.propelauth.u17",
 	} {
 		_, err := schema.Subjects{}.Decode(nil, nil, arrival(subject))
 		wantMalformed(t, err, schema.RejectSubject, "subject")
@@ -343,18 +510,29 @@ func TestData(t *testing.T) {
 			t.Errorf("%s: %v", body, err)
 		}
 	}
-	if _, err := schema.Data[schema.RefreshDue](schema.Event{Type: schema.UserRefreshDue}); err != nil {
+	if _, err := schema.Data[schema.RefreshDue](schema.Event{
+		Type: schema.UserRefreshDue,
+	}); err != nil {
 		t.Errorf("no data at all: %v", err)
 	}
-	_, err := schema.Data[schema.Login](schema.Event{Type: schema.UserLogin, Data: []byte(`{"access_token":"` + marked + `"}`)})
+	_, err := schema.Data[schema.Login](schema.Event{
+		Type: schema.UserLogin,
+		Data: []byte(`{"access_token":"` + marked + `"}`),
+	})
 	wantMalformed(t, err, schema.RejectData, "tokens")
-	_, err = schema.Data[schema.Forgotten](schema.Event{Type: schema.UserForgotten, Data: []byte(`{"began_at":"` + marked + `"}`)})
+	_, err = schema.Data[schema.Forgotten](schema.Event{
+		Type: schema.UserForgotten,
+		Data: []byte(`{"began_at":"` + marked + `"}`),
+	})
 	wantMalformed(t, err, schema.RejectData, "data")
 }
 
 // What Decode took can be written down: no instant is beyond JSON.
 func TestDecodedTimesMarshal(t *testing.T) {
-	for _, v := range []string{"9999-12-31T23:59:59.999999999Z", "0001-01-01T00:00:00Z", "2026-11-02T08:30:00-12:00", "2026-11-02T08:30:00.123456789+14:00"} {
+	for _, v := range []string{
+		"9999-12-31T23:59:59.999999999Z", "0001-01-01T00:00:00Z", "2026-11-02T08:30:00-12:00",
+		"2026-11-02T08:30:00.123456789+14:00",
+	} {
 		e, err := decode("", "ce-time", v)
 		if err != nil {
 			t.Fatal(v, err)
@@ -379,7 +557,12 @@ func TestHeader(t *testing.T) {
 	}
 	h.Set("CE-Id", "3")
 	h.Set("Nats-Msg-Id", "4")
-	if want := (schema.Header{"ce-id": {"3"}, "Nats-Msg-Id": {"4"}, "empty": nil, "b": {"x", "y"}}); !reflect.DeepEqual(h, want) {
+	if want := (schema.Header{
+		"ce-id":       {"3"},
+		"Nats-Msg-Id": {"4"},
+		"empty":       nil,
+		"b":           {"x", "y"},
+	}); !reflect.DeepEqual(h, want) {
 		t.Errorf("got %v", h)
 	}
 	if len(h.Keys()) != 4 {
@@ -389,7 +572,14 @@ func TestHeader(t *testing.T) {
 
 // Decode does not hold on to the header and does not write to the body.
 func TestDecodeLeavesItsInputAlone(t *testing.T) {
-	h, body := schema.Encode(schema.Event{ID: "1", Source: "/a", Type: schema.UserRefreshDue, User: jane, Time: instant, Data: []byte(" {} ")})
+	h, body := schema.Encode(schema.Event{
+		ID:     "1",
+		Source: "/a",
+		Type:   schema.UserRefreshDue,
+		User:   jane,
+		Time:   instant,
+		Data:   []byte(" {} "),
+	})
 	before := fmt.Sprint(h)
 	kept := bytes.Clone(body)
 	if _, err := (schema.Subjects{}).Decode(h, body, arrival(requestSubject)); err != nil {

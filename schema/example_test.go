@@ -15,7 +15,11 @@ func ExampleSubjects() {
 		fmt.Println(err)
 		return
 	}
-	subject := subjects.Of(schema.Address{Type: schema.UserReauthRequired, Provider: "propelauth", User: "jane@example.com"})
+	subject := subjects.Of(schema.Address{
+		Type:     schema.UserReauthRequired,
+		Provider: "propelauth",
+		User:     "jane@example.com",
+	})
 	fmt.Println(subject)
 
 	address, err := subjects.Parse(subject)
@@ -48,8 +52,13 @@ func ExampleEncode() {
 		return
 	}
 	event := schema.Event{
-		ID: "invoice 88", Source: "/billing", Type: schema.UserRefreshDue, Provider: "propelauth", User: "u17",
-		Time: time.Date(2026, 11, 2, 8, 30, 0, 0, time.UTC), Data: data,
+		ID:       "invoice 88",
+		Source:   "/billing",
+		Type:     schema.UserRefreshDue,
+		Provider: "propelauth",
+		User:     "u17",
+		Time:     time.Date(2026, 11, 2, 8, 30, 0, 0, time.UTC),
+		Data:     data,
 	}
 	header, body := schema.Encode(event)
 
@@ -76,9 +85,12 @@ func ExampleEncode() {
 
 func ExampleSubjects_Decode() {
 	header := schema.Header{"Ce-Id": {"r-1"}, "ce-source": {"/renewd"}}
-	body := []byte(`{"cause":{"id":"timer-7","type":"renewal.timer"},"began_at":"2026-11-02T08:30:00Z","version":7,"reason":"revoked"}`)
+	body := []byte(`{"cause":{"id":"timer-7","type":"renewal.timer"},
+		"began_at":"2026-11-02T08:30:00Z","version":7,"reason":"revoked"}`)
 
-	event, err := schema.Subjects{}.Decode(header, body, schema.Arrival{Subject: "user.reauth_required.propelauth.auth0=7Cabc"})
+	event, err := schema.Subjects{}.Decode(header, body, schema.Arrival{
+		Subject: "user.reauth_required.propelauth.auth0=7Cabc",
+	})
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -92,14 +104,20 @@ func ExampleSubjects_Decode() {
 // it.
 func ExampleSubjects_Decode_bare() {
 	event, err := schema.Subjects{}.Decode(nil, nil, schema.Arrival{
-		Subject: "user.refresh_due.propelauth.u17", Stream: "REQUESTS", Sequence: 4711, Time: time.Date(2026, 11, 2, 8, 30, 0, 0, time.UTC),
+		Subject:  "user.refresh_due.propelauth.u17",
+		Stream:   "REQUESTS",
+		Sequence: 4711,
+		Time:     time.Date(2026, 11, 2, 8, 30, 0, 0, time.UTC),
 	})
 	fmt.Println(event.ID, event.Type, event.Provider, event.User, string(event.Data), err)
 	// Output: REQUESTS-4711 user.refresh_due propelauth u17 {} <nil>
 }
 
 func ExampleData() {
-	_, err := schema.Data[schema.RefreshDue](schema.Event{Type: schema.UserRefreshDue, Data: []byte(`{"want":"everything"}`)})
+	_, err := schema.Data[schema.RefreshDue](schema.Event{
+		Type: schema.UserRefreshDue,
+		Data: []byte(`{"want":"everything"}`),
+	})
 	fmt.Println(err)
 	// Output: malformed_data: want: want "profile" or "tokens"
 }

@@ -7,9 +7,8 @@ import (
 	"strings"
 )
 
-// Fit makes the data of an outcome fit into limit bytes, where a profile is why it does not: see
-// FitProfile. Data that fits is returned as it is, and so is data that has no profile to leave
-// anything out of.
+// Fit makes the data of an outcome fit into limit bytes, by FitProfile, if a profile is the reason
+// why it does not fit. Data that fits is returned unchanged, and so is data without a profile.
 func Fit(data json.RawMessage, limit int) json.RawMessage {
 	if len(data) <= limit {
 		return data
@@ -34,9 +33,9 @@ func Fit(data json.RawMessage, limit int) json.RawMessage {
 	return fitted
 }
 
-// FitProfile leaves out of p what makes it larger than limit bytes of JSON, and says so in Omitted:
-// the provider's own JSON first, then the organisations, the groups, the roles, then all but the id.
-// An id alone is returned whatever the limit.
+// FitProfile leaves parts out of p until p fits into limit bytes of JSON, and lists these parts in
+// Omitted. First goes the provider's own JSON, then the organisations, the groups, the roles, then
+// all but the id. An id alone is returned whatever the limit.
 func FitProfile(p Profile, limit int) Profile {
 	fits := func() bool {
 		text, err := json.Marshal(p)
@@ -51,8 +50,10 @@ func FitProfile(p Profile, limit int) Profile {
 		there bool
 		drop  func()
 	}{
-		{"raw", p.Raw != nil, func() { p.Raw = nil }}, {"organisations", p.Organisations != nil, func() { p.Organisations = nil }},
-		{"groups", p.Groups != nil, func() { p.Groups = nil }}, {"roles", p.Roles != nil, func() { p.Roles = nil }},
+		{"raw", p.Raw != nil, func() { p.Raw = nil }},
+		{"organisations", p.Organisations != nil, func() { p.Organisations = nil }},
+		{"groups", p.Groups != nil, func() { p.Groups = nil }},
+		{"roles", p.Roles != nil, func() { p.Roles = nil }},
 	} {
 		if !part.there {
 			continue
@@ -66,7 +67,7 @@ func FitProfile(p Profile, limit int) Profile {
 	return Profile{ID: p.ID, Omitted: append(omitted, p.members()...)}
 }
 
-// members are the JSON names of what p says, beside whom it is about.
+// members are the JSON names of p's non-zero fields but the id and Omitted.
 func (p Profile) members() (names []string) {
 	v := reflect.ValueOf(p)
 	for i := range v.NumField() {

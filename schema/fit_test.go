@@ -20,18 +20,48 @@ func TestOutcomeFits(t *testing.T) {
 		p    schema.Profile
 		want []string
 	}{
-		"small":         {schema.Profile{Email: "e", Raw: json.RawMessage(`{"a":1}`)}, nil},
-		"raw":           {schema.Profile{Email: "e", Organisations: []schema.Organisation{{ID: "o"}}, Raw: raw}, []string{"raw"}},
-		"organisations": {schema.Profile{Email: "e", Organisations: []schema.Organisation{{ID: long}}, Raw: raw}, []string{"raw", "organisations"}},
-		"groups":        {schema.Profile{Email: "e", Groups: []string{long}, Roles: []string{"r"}, Raw: raw}, []string{"raw", "groups"}},
-		"roles":         {schema.Profile{Email: "e", Groups: []string{"g"}, Roles: []string{long}}, []string{"groups", "roles"}},
-		"picture":       {schema.Profile{Email: "e", Picture: "data:" + long}, []string{"email", "picture"}},
-		"all":           {schema.Profile{Picture: long, Organisations: []schema.Organisation{{ID: "o"}}, Raw: raw}, []string{"raw", "organisations", "picture"}},
-		"again":         {schema.Profile{Picture: long, Omitted: []string{"raw"}}, []string{"raw", "picture"}},
+		"small": {schema.Profile{Email: "e", Raw: json.RawMessage(`{"a":1}`)}, nil},
+		"raw": {
+			schema.Profile{Email: "e", Organisations: []schema.Organisation{{ID: "o"}}, Raw: raw},
+			[]string{"raw"},
+		},
+		"organisations": {
+			schema.Profile{Email: "e", Organisations: []schema.Organisation{{ID: long}}, Raw: raw},
+			[]string{"raw", "organisations"},
+		},
+		"groups": {
+			schema.Profile{Email: "e", Groups: []string{long}, Roles: []string{"r"}, Raw: raw},
+			[]string{"raw", "groups"},
+		},
+		"roles": {
+			schema.Profile{Email: "e", Groups: []string{"g"}, Roles: []string{long}},
+			[]string{"groups", "roles"},
+		},
+		"picture": {
+			schema.Profile{Email: "e", Picture: "data:" + long},
+			[]string{"email", "picture"},
+		},
+		"all": {
+			schema.Profile{
+				Picture:       long,
+				Organisations: []schema.Organisation{{ID: "o"}},
+				Raw:           raw,
+			},
+			[]string{"raw", "organisations", "picture"},
+		},
+		"again": {
+			schema.Profile{Picture: long, Omitted: []string{"raw"}},
+			[]string{"raw", "picture"},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tt.p.ID = "u"
-			in := schema.Synced{Cause: schema.Cause{ID: "c", Type: schema.UserLogin}, Version: 7, Changed: []string{"raw"}, Profile: &tt.p}
+			in := schema.Synced{
+				Cause:   schema.Cause{ID: "c", Type: schema.UserLogin},
+				Version: 7,
+				Changed: []string{"raw"},
+				Profile: &tt.p,
+			}
 			data, err := json.Marshal(in)
 			if err != nil {
 				t.Fatal(err)

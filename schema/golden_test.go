@@ -35,7 +35,10 @@ func (g golden) header() schema.Header {
 
 func (g golden) decode() (schema.Event, error) {
 	return schema.Subjects{}.Decode(g.header(), g.Body, schema.Arrival{
-		Subject: g.Subject, Stream: "REQUESTS", Sequence: 4711, Time: time.Date(2026, 11, 2, 8, 30, 0, 0, time.UTC),
+		Subject:  g.Subject,
+		Stream:   "REQUESTS",
+		Sequence: 4711,
+		Time:     time.Date(2026, 11, 2, 8, 30, 0, 0, time.UTC),
 	})
 }
 
@@ -171,7 +174,11 @@ func TestEnvelopeSchema(t *testing.T) {
 	if structured == 0 {
 		t.Error("no released example is structured")
 	}
-	for _, bad := range []string{`{}`, `[]`, `{"specversion":"1.0","id":"","source":"/a","type":"user.login"}`, `{"specversion":"0.3","id":"1","source":"/a","type":"user.login"}`, `{"specversion":"1.0","id":"1","source":"/a","type":"user.login","data":"x"}`} {
+	for _, bad := range []string{
+		`{}`, `[]`, `{"specversion":"1.0","id":"","source":"/a","type":"user.login"}`,
+		`{"specversion":"0.3","id":"1","source":"/a","type":"user.login"}`,
+		`{"specversion":"1.0","id":"1","source":"/a","type":"user.login","data":"x"}`,
+	} {
 		for _, s := range all {
 			if s.Validate(parse(t, []byte(bad))) == nil {
 				t.Errorf("%s passes", bad)
@@ -183,8 +190,14 @@ func TestEnvelopeSchema(t *testing.T) {
 // envelope is e in structured mode.
 func envelope(e schema.Event) map[string]any {
 	doc := map[string]any{
-		"specversion": "1.0", "id": e.ID, "source": e.Source, "type": e.Type, "time": e.Time, "data": e.Data, "datacontenttype": "application/json",
-		"dataschema": schema.DataSchema(e.Type),
+		"specversion":     "1.0",
+		"id":              e.ID,
+		"source":          e.Source,
+		"type":            e.Type,
+		"time":            e.Time,
+		"data":            e.Data,
+		"datacontenttype": "application/json",
+		"dataschema":      schema.DataSchema(e.Type),
 	}
 	if e.User != "" {
 		doc["subject"] = e.User

@@ -17,8 +17,10 @@ import (
 // and only one token stands for each user.
 func FuzzUser(f *testing.F) {
 	for _, seed := range []string{
-		"u17", "31c41c16-c281-44ae-9602-8a047e3bf33d", "auth0|abc", "auth0=7Cabc", "jane@example.com", "=", "==", "=4", "=41", "=7c", "=7C", "=c3=a9", "=C3=A9",
-		"zoë", "😀", "a b", "a.b", "a>b*", "a\x00b", "a\x7fb", "a\u0085b", "\xff", "a=\xff", "_-", "", strings.Repeat("=41", 86), strings.Repeat("é", 128), strings.Repeat("x", 257),
+		"u17", "31c41c16-c281-44ae-9602-8a047e3bf33d", "auth0|abc", "auth0=7Cabc",
+		"jane@example.com", "=", "==", "=4", "=41", "=7c", "=7C", "=c3=a9", "=C3=A9",
+		"zoë", "😀", "a b", "a.b", "a>b*", "a\x00b", "a\x7fb", "a\u0085b", "\xff", "a=\xff", "_-",
+		"", strings.Repeat("=41", 86), strings.Repeat("é", 128), strings.Repeat("x", 257),
 	} {
 		f.Add(seed)
 	}
@@ -28,7 +30,9 @@ func FuzzUser(f *testing.F) {
 		if valid := CheckUser(s) == nil; valid != (err == nil) || valid && back != s {
 			t.Fatalf("%q gives %q gives %q %v", s, token, back, err)
 		}
-		if strings.ContainsFunc(token, func(r rune) bool { return r != '=' && (r > 0x7e || !plain(byte(r))) }) {
+		if strings.ContainsFunc(token, func(r rune) bool {
+			return r != '=' && (r > 0x7e || !plain(byte(r)))
+		}) {
 			t.Fatalf("%q gives %q, which is no token", s, token)
 		}
 		id, err := UnescapeUser(s)
@@ -55,8 +59,10 @@ func subjectsUnder(t testing.TB, prefix string) Subjects {
 // Of is undone by Parse under every prefix, and only what Of writes is parsed.
 func FuzzSubjects(f *testing.F) {
 	for _, typ := range append(Commands(), Outcomes()...) {
-		f.Add(string(typ), "propelauth", "jane@example.com", "", "acme."+string(typ)+".propelauth.jane=40example=2Ecom")
-		f.Add(string(typ), "propelauth", "jane@example.com", "shop", "acme.from.shop."+string(typ)+".propelauth.u")
+		f.Add(string(typ), "propelauth", "jane@example.com", "",
+			"acme."+string(typ)+".propelauth.jane=40example=2Ecom")
+		f.Add(string(typ), "propelauth", "jane@example.com", "shop",
+			"acme.from.shop."+string(typ)+".propelauth.u")
 	}
 	f.Add("renewal.due", "PropelAuth", "", "", "user.synced.propelauth")
 	f.Add("user.login", "a.b", "u", "from", "user.synced.propelauth.u.v")
@@ -82,10 +88,13 @@ func FuzzSubjects(f *testing.F) {
 				if back, err := s.Parse(of); err != nil || back != a {
 					t.Fatalf("%+v gives %q gives %+v %v", a, of, back, err)
 				}
-				if a.Sender == "" && (!matches(s.Filter(a.Type, "", ""), of) || s.Filter(a.Type, a.Provider, a.User) != of) {
-					t.Fatalf("filters %q and %q do not match %q", s.Filter(a.Type, "", ""), s.Filter(a.Type, a.Provider, a.User), of)
+				if a.Sender == "" &&
+					(!matches(s.Filter(a.Type, "", ""), of) ||
+						s.Filter(a.Type, a.Provider, a.User) != of) {
+					t.Fatalf("filters %q and %q do not match %q", s.Filter(a.Type, "", ""),
+						s.Filter(a.Type, a.Provider, a.User), of)
 				}
-				if a.Type.command() {
+				if a.Type.IsCommand() {
 					commandFilters(t, s, a, of)
 				}
 			}
@@ -107,7 +116,8 @@ func commandFilters(t *testing.T, s Subjects, a Address, subject string) {
 	plain, from := s.Commands(a.Type, ""), s.Commands(a.Type, AnySender)
 	user := s.CommandsOf(a.Type, a.Provider, a.User)
 	sent := a.Sender != ""
-	if matches(plain, subject) == sent || matches(from, subject) != sent || !matches(s.Commands(a.Type, a.Sender), subject) {
+	if matches(plain, subject) == sent || matches(from, subject) != sent ||
+		!matches(s.Commands(a.Type, a.Sender), subject) {
 		t.Fatalf("of %q and %q the wrong ones match %q", plain, from, subject)
 	}
 	if matches(user[0], subject) == sent || matches(user[1], subject) != sent {
@@ -131,7 +141,10 @@ func matches(filter, subject string) bool {
 
 // Percent-encoding is undone by one round of decoding and gives what a header may hold.
 func FuzzPercent(f *testing.F) {
-	for _, seed := range []string{"", "plain", "Euro € 😀", "Euro%20%E2%82%AC%20%F0%9F%98%80", "%", "%2", "%25", "%2541", "%C0%A0", `"`, `"a b"`, `"a\"`, `"\\"`, "a\r\nb", "\xff", "~!"} {
+	for _, seed := range []string{
+		"", "plain", "Euro € 😀", "Euro%20%E2%82%AC%20%F0%9F%98%80", "%", "%2", "%25", "%2541",
+		"%C0%A0", `"`, `"a b"`, `"a\"`, `"\\"`, "a\r\nb", "\xff", "~!",
+	} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -156,20 +169,32 @@ func FuzzEnvelope(f *testing.F) {
 	f.Add("%41", "a b", "100 %", int64(-1), "{ }")
 	f.Add("\n", "", "\xff", int64(1)<<62, "[]")
 	f.Fuzz(func(t *testing.T, id, source, user string, nanos int64, data string) {
-		e := Event{ID: id, Source: source, Type: UserRefreshDue, Provider: "propelauth", User: user, Time: time.Unix(0, nanos).UTC(), Data: json.RawMessage(data)}
+		e := Event{
+			ID:       id,
+			Source:   source,
+			Type:     UserRefreshDue,
+			Provider: "propelauth",
+			User:     user,
+			Time:     time.Unix(0, nanos).UTC(),
+			Data:     json.RawMessage(data),
+		}
 		if CheckUser(user) != nil {
 			t.Skip()
 		}
 		h, body := Encode(e)
 		for name, values := range h {
-			if len(values) != 1 || strings.ContainsFunc(values[0], func(r rune) bool { return r < ' ' || r > '~' }) {
+			if len(values) != 1 ||
+				strings.ContainsFunc(values[0], func(r rune) bool { return r < ' ' || r > '~' }) {
 				t.Fatalf("header %s: %q", name, values)
 			}
 		}
 		at := Arrival{Subject: Subjects{}.Of(e.Address()), Stream: "REQUESTS", Sequence: 1}
 		got, err := Subjects{}.Decode(h, body, at)
-		ok := id != "" && len(id) <= MaxID && source != "" && len(source) <= MaxID && !hasControl(id+source) && utf8.ValidString(id) && utf8.ValidString(source)
-		object := strings.TrimSpace(data) == "" || json.Valid(e.Data) && utf8.ValidString(data) && bytes.HasPrefix(bytes.TrimSpace(e.Data), []byte("{"))
+		ok := id != "" && len(id) <= MaxID && source != "" && len(source) <= MaxID &&
+			!hasControl(id+source) && utf8.ValidString(id) && utf8.ValidString(source)
+		object := strings.TrimSpace(data) == "" ||
+			json.Valid(e.Data) && utf8.ValidString(data) &&
+				bytes.HasPrefix(bytes.TrimSpace(e.Data), []byte("{"))
 		if (err == nil) != (ok && object) {
 			t.Fatalf("%+v: %v", e, err)
 		}
@@ -190,12 +215,16 @@ func FuzzEnvelope(f *testing.F) {
 // be sent on and comes out the same.
 func FuzzDecode(f *testing.F) {
 	f.Add("user.refresh_due.propelauth.u17", "ce-id", "42", "Ce-Id", "43", []byte(`{"reason":"r"}`))
-	f.Add("user.refresh_due.propelauth.u17", "Content-Type", "application/cloudevents+json", "", "", []byte(`{"specversion":"1.0","id":"1","source":"/a","data":{"want":"tokens"}}`))
-	f.Add("user.refresh_due.propelauth.u17", "content-type", "application/cloudevents", "ce-id", "1", []byte(`{"id":"1","id":"2"}`))
-	f.Add("user.synced.propelauth.=7C", "ce-time", "9999-12-31T23:59:59-23:59", "ce-id", "%C0%A0", []byte(`[]`))
+	f.Add("user.refresh_due.propelauth.u17", "Content-Type", "application/cloudevents+json", "", "",
+		[]byte(`{"specversion":"1.0","id":"1","source":"/a","data":{"want":"tokens"}}`))
+	f.Add("user.refresh_due.propelauth.u17", "content-type", "application/cloudevents", "ce-id",
+		"1", []byte(`{"id":"1","id":"2"}`))
+	f.Add("user.synced.propelauth.=7C", "ce-time", "9999-12-31T23:59:59-23:59", "ce-id", "%C0%A0",
+		[]byte(`[]`))
 	f.Add("provider.degraded.p", "ce-source", `"quoted \"x"`, "ce-subject", "u", []byte("\xff"))
 	f.Add("", "", "", "", "", []byte(strings.Repeat("[", 1<<16)))
-	f.Add("user.login.propelauth.u17", "CE-TYPE", "user.login", "ce-type", "user.login", bytes.Repeat([]byte(" "), 1<<20))
+	f.Add("user.login.propelauth.u17", "CE-TYPE", "user.login", "ce-type", "user.login",
+		bytes.Repeat([]byte(" "), 1<<20))
 	f.Fuzz(func(t *testing.T, subject, name1, value1, name2, value2 string, body []byte) {
 		h := Header{}
 		h[name1] = append(h[name1], value1)
@@ -204,15 +233,22 @@ func FuzzDecode(f *testing.F) {
 		e, err := Subjects{}.Decode(h, body, at)
 		if err != nil {
 			bad, ok := errors.AsType[*Malformed](err)
-			if !ok || bad.Field == "" || bad.Message == "" || len(err.Error()) > 400 || hasControl(err.Error()) || !utf8.ValidString(err.Error()) {
+			if !ok || bad.Field == "" || bad.Message == "" || len(err.Error()) > 400 ||
+				hasControl(err.Error()) || !utf8.ValidString(err.Error()) {
 				t.Fatalf("%q", err)
 			}
 			return
 		}
-		if e.ID == "" || hasControl(e.ID) || e.Source == "" || len(e.Data) == 0 || e.Data[0] != '{' {
+		if e.ID == "" || hasControl(e.ID) || e.Source == "" || len(e.Data) == 0 ||
+			e.Data[0] != '{' {
 			t.Fatalf("%+v", e)
 		}
-		if _, err := json.Marshal(Cause{ID: e.ID, Type: e.Type, Source: e.Source, Time: e.Time}); err != nil {
+		if _, err := json.Marshal(Cause{
+			ID:     e.ID,
+			Type:   e.Type,
+			Source: e.Source,
+			Time:   e.Time,
+		}); err != nil {
 			t.Fatal(err)
 		}
 		h, body = Encode(e)
@@ -232,17 +268,25 @@ func FuzzDecode(f *testing.F) {
 }
 
 func TestNewSubjects(t *testing.T) {
-	for _, bad := range []string{".", "a.", ".a", "a..b", "a b", "a*", "a.>", "é", "ǿ", "a\n", "$JS", strings.Repeat("a", MaxPrefix+1)} {
+	for _, bad := range []string{
+		".", "a.", ".a", "a..b", "a b", "a*", "a.>", "é", "ǿ", "a\n", "$JS",
+		strings.Repeat("a", MaxPrefix+1),
+	} {
 		if _, err := NewSubjects(bad); !errors.Is(err, ErrSubject) {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}
-	for prefix, want := range map[string]string{"": "LOGINS", "acme": "acme_LOGINS", "acme.eu-1": "acme_eu-1_LOGINS"} {
+	for prefix, want := range map[string]string{
+		"":          "LOGINS",
+		"acme":      "acme_LOGINS",
+		"acme.eu-1": "acme_eu-1_LOGINS",
+	} {
 		if got := subjectsUnder(t, prefix).Name("LOGINS"); got != want {
 			t.Errorf("%q: %q", prefix, got)
 		}
 	}
-	if _, err := subjectsUnder(t, "acme").Parse("user.login.propelauth.u"); !errors.Is(err, ErrSubject) {
+	_, err := subjectsUnder(t, "acme").Parse("user.login.propelauth.u")
+	if !errors.Is(err, ErrSubject) {
 		t.Errorf("without its prefix: %v", err)
 	}
 }
@@ -272,7 +316,14 @@ func TestFilter(t *testing.T) {
 }
 
 func TestOfPanics(t *testing.T) {
-	for _, a := range []Address{{}, {Type: UserLogin}, {Type: UserLogin, Provider: "P", User: "u"}, {Type: UserLogin, Provider: "p", User: "\n"}, {Type: "user.x", Provider: "p", User: "u"}, {Type: ProviderDegraded}} {
+	for _, a := range []Address{
+		{},
+		{Type: UserLogin},
+		{Type: UserLogin, Provider: "P", User: "u"},
+		{Type: UserLogin, Provider: "p", User: "\n"},
+		{Type: "user.x", Provider: "p", User: "u"},
+		{Type: ProviderDegraded},
+	} {
 		func() {
 			defer func() {
 				if recover() == nil {

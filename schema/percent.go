@@ -32,7 +32,7 @@ func percentEncode(v string) string {
 
 func percentEncoded(c byte) bool { return c <= ' ' || c == '"' || c == '%' || c > '~' }
 
-// percentDecode takes the double quotes off a quoted value, as older publishers write it, and
+// percentDecode takes the double quotes off a quoted value, which older publishers write, and
 // undoes exactly one round of percent-encoding.
 func percentDecode(v string) (string, error) {
 	if len(v) >= 2 && v[0] == '"' && v[len(v)-1] == '"' {
