@@ -7,8 +7,8 @@ import (
 	"syscall"
 )
 
-// lock takes the file for this process: two servers on one folder would destroy it, and the server
-// itself does not look. The lock goes with the process, however that ends.
+// lock takes the file for this process. Two servers on one folder would destroy the store, and the
+// server itself does not check. The lock goes with the process, however the process ends.
 func lock(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {

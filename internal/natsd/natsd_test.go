@@ -17,8 +17,8 @@ import (
 	"github.com/nats-io/nkeys"
 	"go.uber.org/goleak"
 
-	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/internal/natsd"
+	"github.com/renewd/renewd/internal/secret"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -42,7 +42,10 @@ func stored(t *testing.T, nc *nats.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := js.CreateOrUpdateStream(t.Context(), jetstream.StreamConfig{Name: "S", Subjects: []string{"s"}}); err != nil {
+	if _, err := js.CreateOrUpdateStream(t.Context(), jetstream.StreamConfig{
+		Name:     "S",
+		Subjects: []string{"s"},
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := js.Publish(t.Context(), "s", nil); err != nil {
@@ -78,8 +81,8 @@ func TestAuth(t *testing.T) {
 		show nats.Option
 	}{
 		"nothing":  {natsd.Auth{}, nil},
-		"token":    {natsd.Auth{Token: grant.NewSecret("t0ken")}, nats.Token("t0ken")},
-		"password": {natsd.Auth{User: "u", Password: grant.NewSecret("pw")}, nats.UserInfo("u", "pw")},
+		"token":    {natsd.Auth{Token: secret.New("t0ken")}, nats.Token("t0ken")},
+		"password": {natsd.Auth{User: "u", Password: secret.New("pw")}, nats.UserInfo("u", "pw")},
 		"nkey":     {natsd.Auth{Nkeys: keys}, nats.Nkey(public, pair.Sign)},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -117,13 +120,18 @@ port: 1
 accounts {
   RENEWD: {
     jetstream: enabled
-    users: [{ user: "renewd", password: "a", permissions: { publish: { allow: ["kept.>", "$JS.API.>"] }, subscribe: { allow: ["_INBOX.>"] } } }]
+    users: [{ user: "renewd", password: "a", permissions: {
+      publish: { allow: ["kept.>", "$JS.API.>"] }, subscribe: { allow: ["_INBOX.>"] } } }]
     exports: [{ service: "from.app.x", accounts: [APP] }]
   }
-  APP: { users: [{ user: "app", password: "b" }], imports: [{ service: { account: RENEWD, subject: "from.app.x" }, to: "x" }] }
+  APP: {
+    users: [{ user: "app", password: "b" }]
+    imports: [{ service: { account: RENEWD, subject: "from.app.x" }, to: "x" }]
+  }
 }`
 
-// With a file of accounts this process is renewd's own user, and everybody else what the file says.
+// With a file of accounts this process is renewd's own user, and every other client is what the
+// file says.
 func TestAccounts(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "nats.conf")
 	if err := os.WriteFile(file, []byte(accountsOf), 0o600); err != nil {
@@ -137,7 +145,10 @@ func TestAccounts(t *testing.T) {
 	defer own.Close()
 	js, err := jetstream.New(own)
 	if err == nil {
-		_, err = js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "S", Subjects: []string{"kept.>", "from.*.x"}})
+		_, err = js.CreateStream(t.Context(), jetstream.StreamConfig{
+			Name:     "S",
+			Subjects: []string{"kept.>", "from.*.x"},
+		})
 	}
 	if err == nil {
 		_, err = js.Publish(t.Context(), "kept.1", nil)
@@ -145,7 +156,14 @@ func TestAccounts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(own.Publish("other", nil), own.Flush()); err != nil || !errors.Is(own.LastError(), nats.ErrPermissionViolation) {
+	_, err = js.UpdateStream(t.Context(), jetstream.StreamConfig{
+		Name: "S", Subjects: []string{"kept.>", "from.*.x"}, MaxAge: time.Hour,
+	})
+	if err != nil {
+		t.Errorf("this process may not adapt its own stream: %v", err)
+	}
+	if err := errors.Join(own.Publish("other", nil), own.Flush()); err != nil ||
+		!errors.Is(own.LastError(), nats.ErrPermissionViolation) {
 		t.Errorf("this process may do more than its user: %v, %v", err, own.LastError())
 	}
 	if nc, err := nats.Connect(s.ClientURL()); err == nil {
@@ -157,7 +175,8 @@ func TestAccounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer app.Close()
-	if m, err := app.Request("x", nil, 5*time.Second); err != nil || !strings.Contains(string(m.Data), `"stream":"S"`) {
+	if m, err := app.Request("x", nil, 5*time.Second); err != nil ||
+		!strings.Contains(string(m.Data), `"stream":"S"`) {
 		t.Errorf("the service's publish was not stored: %v", err)
 	}
 	if _, err := app.Request("kept.2", nil, 5*time.Second); !errors.Is(err, nats.ErrNoResponders) {
@@ -167,12 +186,15 @@ func TestAccounts(t *testing.T) {
 
 func TestStartRefuses(t *testing.T) {
 	nobody := filepath.Join(t.TempDir(), "nats.conf")
-	if err := os.WriteFile(nobody, []byte(`accounts { APP: { users: [{ user: "app", password: "b" }] } }`), 0o600); err != nil {
+	if err := os.WriteFile(
+		nobody, []byte(`accounts { APP: { users: [{ user: "app", password: "b" }] } }`), 0o600,
+	); err != nil {
 		t.Fatal(err)
 	}
 	unset, short := filepath.Join(t.TempDir(), "nats.conf"), filepath.Join(t.TempDir(), "nats.conf")
 	for file, password := range map[string]string{unset: "", short: "hunter2"} {
-		text := fmt.Sprintf(`accounts { RENEWD: { users: [{ user: "renewd", password: %q }] } }`, password)
+		text := fmt.Sprintf(`accounts { RENEWD: { users: [{ user: "renewd", password: %q }] } }`,
+			password)
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -184,28 +206,69 @@ func TestStartRefuses(t *testing.T) {
 	defer func() { _ = taken.Close() }()
 	running := t.TempDir()
 	start(t, natsd.Config{StoreDir: running})
-	token := grant.NewSecret("t")
+	token := secret.New("t")
 	for name, c := range map[string]struct {
 		config natsd.Config
 		says   string
 	}{
-		"no folder":         {natsd.Config{}, "RENEWD_DATA_DIR"},
-		"all interfaces":    {natsd.Config{StoreDir: t.TempDir(), Listen: ":0"}, "RENEWD_NATS_LISTEN"},
-		"beyond loopback":   {natsd.Config{StoreDir: t.TempDir(), Listen: "0.0.0.0:0"}, "clients must authenticate"},
-		"a name":            {natsd.Config{StoreDir: t.TempDir(), Listen: "nats.example.com:4222"}, "RENEWD_NATS_LISTEN"},
-		"no port":           {natsd.Config{StoreDir: t.TempDir(), Listen: "127.0.0.1"}, "want host:port"},
-		"bad port":          {natsd.Config{StoreDir: t.TempDir(), Listen: "127.0.0.1:99999"}, "want a port"},
-		"port in use":       {natsd.Config{StoreDir: t.TempDir(), Listen: taken.Addr().String()}, "address already in use"},
-		"folder in use":     {natsd.Config{StoreDir: running}, "in use by another renewd"},
-		"folder not ours":   {natsd.Config{StoreDir: "/dev/null/x"}, "/dev/null"},
-		"two kinds of auth": {natsd.Config{StoreDir: t.TempDir(), Auth: natsd.Auth{Token: token, Nkeys: []string{"U"}}}, "not several"},
-		"no accounts":       {natsd.Config{StoreDir: t.TempDir(), Auth: natsd.Auth{Accounts: "/nowhere/nats.conf"}}, "/nowhere/nats.conf"},
-		"not our accounts":  {natsd.Config{StoreDir: t.TempDir(), Auth: natsd.Auth{Accounts: nobody}}, "no account has the user renewd"},
-		"accounts, no word": {natsd.Config{StoreDir: t.TempDir(), Listen: "127.0.0.1:0", Auth: natsd.Auth{Accounts: unset}}, "user renewd: its password is empty"},
-		"accounts, a word":  {natsd.Config{StoreDir: t.TempDir(), Listen: "0.0.0.0:0", Auth: natsd.Auth{Accounts: short}}, "want 16 or more"},
-		"user, no password": {natsd.Config{StoreDir: t.TempDir(), Auth: natsd.Auth{User: "u"}}, "go together"},
+		"no folder": {natsd.Config{}, "RENEWD_DATA_DIR"},
+		"all interfaces": {
+			natsd.Config{StoreDir: t.TempDir(), Listen: ":0"}, "RENEWD_NATS_LISTEN",
+		},
+		"beyond loopback": {
+			natsd.Config{StoreDir: t.TempDir(), Listen: "0.0.0.0:0"}, "clients must authenticate",
+		},
+		"a name": {
+			natsd.Config{StoreDir: t.TempDir(), Listen: "nats.example.com:4222"},
+			"RENEWD_NATS_LISTEN",
+		},
+		"no port": {
+			natsd.Config{StoreDir: t.TempDir(), Listen: "127.0.0.1"}, "want host:port",
+		},
+		"bad port": {
+			natsd.Config{StoreDir: t.TempDir(), Listen: "127.0.0.1:99999"}, "want a port",
+		},
+		"port in use": {
+			natsd.Config{StoreDir: t.TempDir(), Listen: taken.Addr().String()},
+			"address already in use",
+		},
+		"folder in use":   {natsd.Config{StoreDir: running}, "in use by another renewd"},
+		"folder not ours": {natsd.Config{StoreDir: "/dev/null/x"}, "/dev/null"},
+		"two kinds of auth": {
+			natsd.Config{
+				StoreDir: t.TempDir(),
+				Auth:     natsd.Auth{Token: token, Nkeys: []string{"U"}},
+			}, "not several",
+		},
+		"no accounts": {
+			natsd.Config{StoreDir: t.TempDir(), Auth: natsd.Auth{Accounts: "/nowhere/nats.conf"}},
+			"/nowhere/nats.conf",
+		},
+		"not our accounts": {
+			natsd.Config{StoreDir: t.TempDir(), Auth: natsd.Auth{Accounts: nobody}},
+			"no account has the user renewd",
+		},
+		"accounts, no word": {
+			natsd.Config{
+				StoreDir: t.TempDir(),
+				Listen:   "127.0.0.1:0",
+				Auth:     natsd.Auth{Accounts: unset},
+			}, "user renewd: its password is empty",
+		},
+		"accounts, a word": {
+			natsd.Config{
+				StoreDir: t.TempDir(),
+				Listen:   "0.0.0.0:0",
+				Auth:     natsd.Auth{Accounts: short},
+			}, "want 16 or more",
+		},
+		"user, no password": {
+			natsd.Config{StoreDir: t.TempDir(), Auth: natsd.Auth{User: "u"}}, "go together",
+		},
 		"JetStream blocked": {natsd.Config{StoreDir: blocked(t)}, "storage directory"},
-		"not ready in time": {natsd.Config{StoreDir: t.TempDir(), ReadyTimeout: -1}, "give it longer"},
+		"not ready in time": {
+			natsd.Config{StoreDir: t.TempDir(), ReadyTimeout: -1}, "give it longer",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, err := natsd.Start(t.Context(), c.config)
@@ -236,7 +299,8 @@ func TestParseNkeysKeepsSeedsSecret(t *testing.T) {
 		t.Fatal(err)
 	}
 	seed, _ := pair.Seed()
-	if _, err := natsd.ParseNkeys(append([]byte("#\n"), seed...)); err == nil || !strings.Contains(err.Error(), "line 2") || strings.Contains(err.Error(), string(seed)) {
+	if _, err := natsd.ParseNkeys(append([]byte("#\n"), seed...)); err == nil ||
+		!strings.Contains(err.Error(), "line 2") || strings.Contains(err.Error(), string(seed)) {
 		t.Errorf("ParseNkeys of a seed = %v", err)
 	}
 	if _, err := natsd.ParseNkeys([]byte("# nothing\n")); err == nil {
@@ -247,7 +311,10 @@ func TestParseNkeysKeepsSeedsSecret(t *testing.T) {
 func TestRunEndsWithItsContext(t *testing.T) {
 	dir := t.TempDir()
 	var log strings.Builder
-	s, err := natsd.Start(t.Context(), natsd.Config{StoreDir: dir, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	s, err := natsd.Start(t.Context(), natsd.Config{
+		StoreDir: dir,
+		Logger:   slog.New(slog.NewTextHandler(&log, nil)),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -262,7 +329,8 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	if _, err := s.Connect(nats.Timeout(time.Second)); err == nil {
 		t.Error("connected to a server that has ended")
 	}
-	if text := log.String(); !strings.Contains(text, "embedded NATS server is ready") || strings.Contains(text, "level=ERROR") {
+	if text := log.String(); !strings.Contains(text, "embedded NATS server is ready") ||
+		strings.Contains(text, "level=ERROR") {
 		t.Errorf("log: %s", text)
 	}
 	start(t, natsd.Config{StoreDir: dir}) // the folder is free again
@@ -279,3 +347,69 @@ func TestStartEndsWithItsContext(t *testing.T) {
 }
 
 func writeFile(path string) error { return os.WriteFile(path, nil, 0o600) }
+
+// An encrypted server leaves nothing in clear when it ends, and what was scheduled comes all the
+// same: the index of schedules, which is in clear, can be made again.
+func TestSchedulesOutliveTheirIndex(t *testing.T) {
+	folder := filepath.Join(t.TempDir(), "a [folder]")
+	config := natsd.Config{StoreDir: folder, Key: secret.New("a key of the files")}
+	s := start(t, config)
+	connect := func() jetstream.JetStream {
+		t.Helper()
+		nc, err := s.Connect()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(nc.Close)
+		js, err := jetstream.New(nc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return js
+	}
+	js := connect()
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{
+		Name: "T", Subjects: []string{"timer.*", "due.*"}, AllowMsgSchedules: true,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	timer := nats.NewMsg("timer.canary")
+	timer.Header.Set("Nats-Schedule",
+		"@at "+time.Now().Add(3*time.Second).UTC().Format(time.RFC3339))
+	timer.Header.Set("Nats-Schedule-Target", "due.canary")
+	if _, err := js.PublishMsg(t.Context(), timer); err != nil {
+		t.Fatal(err)
+	}
+	s.Shutdown()
+	files := 0
+	err := filepath.WalkDir(folder, func(path string, e os.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		raw, err := os.ReadFile(path)
+		if files++; strings.Contains(string(raw), "canary") {
+			t.Errorf("%s is in clear", path)
+		}
+		return err
+	})
+	if err != nil || files < 3 {
+		t.Fatalf("%d files, %v", files, err)
+	}
+	s = start(t, config)
+	js = connect()
+	stream, err := js.Stream(t.Context(), "T")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	c, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{
+		FilterSubjects: []string{"due.*"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Next(jetstream.FetchMaxWait(time.Minute)); err != nil {
+		t.Errorf("the timer never fired: %v", err)
+	}
+}

@@ -2,20 +2,19 @@
 // database.
 //
 // A grant is one key, <provider>.<escaped user>, and its value the record as JSON with the pair
-// sealed. The bucket's revision of the key is the grant's, so every write is a compare-and-swap by
-// the server. The bucket must be read through its leader only (no direct reads): a replica may
-// answer with what was true a moment ago.
+// sealed. The bucket's revision of the key is the grant's revision, so every write is a
+// compare-and-swap by the server. The bucket must be read through its leader only (no direct
+// reads), since a replica may answer with an older record.
 //
 // The package never calls a provider and never decides anything about a grant. A Store is safe for
-// concurrent use, also from many processes. A claim of somebody else runs out when this Store has
-// seen it unchanged for as long as it lasts, so that no clock which is set wrong, or set anew, ends
-// a claim that is alive.
+// concurrent use, also from many processes. Another writer's claim runs out when this Store has
+// seen the claim unchanged for the claim's full length. So a clock set wrong, or set again, never
+// ends a live claim.
 package natskv
 
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -27,14 +26,17 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// Config is what a Store stands on; all of it is required.
+// Config is a Store's settings. Bucket, Cipher and Now are required.
 type Config struct {
-	Bucket string // its name; it must exist
+	Bucket string // its name; the bucket must exist
 	Cipher grant.Cipher
-	Now    func() time.Time // the server's time: claims say by it until when they last
-	// SealProfiles keeps profiles encrypted, with the tokens. What was stored otherwise is read, and
-	// written so with its next save.
+	Now    func() time.Time // the server's time, by which claims say when they end
+	// SealProfiles keeps profiles encrypted, with the tokens. A profile stored in the other form is
+	// read, and takes this form with its next save.
 	SealProfiles bool
+	// RequireBound reads only bound records, which only renewd can have written. Default: records
+	// of versions without bound records are read too. See grant.Digest.
+	RequireBound bool
 }
 
 // Store is a grant.Store.
@@ -59,7 +61,8 @@ func Open(ctx context.Context, js jetstream.JetStream, c Config) (*Store, error)
 		return nil, fmt.Errorf("open bucket %s: %w", c.Bucket, err)
 	}
 	if s.CachedInfo().Config.AllowDirect {
-		return nil, fmt.Errorf("open bucket %s: it allows direct reads, which may be stale: recreate it with allow_direct off, or run renewd streams apply", c.Bucket)
+		return nil, fmt.Errorf("open bucket %s: it allows direct reads, which may be stale: "+
+			"recreate it with allow_direct off, or run renewd streams apply", c.Bucket)
 	}
 	return &Store{js: js, kv: kv, stream: s, config: c}, nil
 }
@@ -85,29 +88,32 @@ func (s *Store) load(ctx context.Context, k grant.Key) (grant.Grant, error) {
 	if err != nil {
 		return grant.Grant{Key: k}, err
 	}
-	return decode(s.config.Cipher, k, entry.Value(), entry.Revision())
+	g, _, err := decode(s.config.Cipher, k, entry.Value(), entry.Revision(), s.config.RequireBound)
+	return g, err
 }
 
 // claimTries bounds how often a claim is tried against other writers of the same grant.
 const claimTries = 64
 
 // Claim implements grant.Store.
-func (s *Store) Claim(ctx context.Context, k grant.Key, r grant.ClaimRequest) (grant.Grant, *grant.Claim, error) {
+func (s *Store) Claim(
+	ctx context.Context, k grant.Key, r grant.ClaimRequest,
+) (grant.Grant, *grant.Claim, error) {
 	loaded := r.Loaded
 	if loaded != nil && !s.free(*loaded, r) {
-		loaded = nil // which may be over by now
+		loaded = nil // its claim may be over by now
 	}
 	for range claimTries {
 		g, err := s.loaded(ctx, k, loaded)
 		if err != nil {
 			return g, nil, fmt.Errorf("claim grant %s: %w", k, err)
 		}
-		loaded = nil // on a conflict it has changed
+		loaded = nil // on a conflict the record has changed
 		prior := g.Claim
 		if !s.free(g, r) {
 			return grant.Grant{Key: k}, nil, fmt.Errorf("claim grant %s: %w", k, grant.ErrClaimed)
 		}
-		g.Claim = r.On(g, s.config.Now())
+		g.Claim = r.On(&g, s.config.Now())
 		rev, err := s.Save(ctx, g)
 		if errors.Is(err, grant.ErrConflict) {
 			continue
@@ -118,10 +124,11 @@ func (s *Store) Claim(ctx context.Context, k grant.Key, r grant.ClaimRequest) (g
 		g.Revision = rev
 		return g, prior, nil
 	}
-	return grant.Grant{Key: k}, nil, fmt.Errorf("claim grant %s: %w: too many writers", k, grant.ErrClaimed)
+	return grant.Grant{Key: k}, nil, fmt.Errorf("claim grant %s: %w: too many writers", k,
+		grant.ErrClaimed)
 }
 
-// loaded is g, which was loaded before, or the record as it is now.
+// loaded is g, which was loaded before, or the present record.
 func (s *Store) loaded(ctx context.Context, k grant.Key, g *grant.Grant) (grant.Grant, error) {
 	if g != nil {
 		return *g, nil
@@ -129,8 +136,8 @@ func (s *Store) loaded(ctx context.Context, k grant.Key, g *grant.Grant) (grant.
 	return s.load(ctx, k)
 }
 
-// free reports whether r may have the claim on g: it is r's own, or r may take one and there is
-// none, or it has run out.
+// free reports whether r may have the claim on g: the claim is r's own, or r may take a claim and
+// the record has no claim, or an expired one.
 func (s *Store) free(g grant.Grant, r grant.ClaimRequest) bool {
 	switch {
 	case g.Claim != nil && g.Claim.Nonce == r.Nonce:
@@ -138,7 +145,8 @@ func (s *Store) free(g grant.Grant, r grant.ClaimRequest) bool {
 	case r.Extend:
 		return false
 	}
-	return g.Claim == nil || s.claims.seen(g.Key, g.Revision, time.Now()) >= cmp.Or(g.Claim.For, r.For)
+	return g.Claim == nil ||
+		s.claims.seen(g.Key, g.Revision, time.Now()) >= cmp.Or(g.Claim.For, r.For)
 }
 
 // Save implements grant.Store.
@@ -154,9 +162,9 @@ func (s *Store) Save(ctx context.Context, g grant.Grant) (uint64, error) {
 	return rev, nil
 }
 
-// replace writes the record if its revision is still this one. A replicated bucket also refuses a
-// write while somebody else's is being looked at that will be refused itself. Only another revision
-// is a conflict.
+// replace writes the record if the stored revision is still revision. A replicated bucket also
+// refuses a write while it decides on another write of the key, even if it then refuses the other
+// write too. Only a changed revision is a conflict.
 func (s *Store) replace(
 	ctx context.Context, k grant.Key, revision uint64, raw []byte,
 ) (uint64, error) {
@@ -188,7 +196,7 @@ func (s *Store) write(
 // Reseal implements grant.Store.
 func (s *Store) Reseal(ctx context.Context, k grant.Key, revision uint64) error {
 	if err := s.reseal(ctx, k, revision); err != nil {
-		return fmt.Errorf("seal grant %s anew: %w", k, err)
+		return fmt.Errorf("re-seal grant %s: %w", k, err)
 	}
 	return nil
 }
@@ -203,20 +211,7 @@ func (s *Store) reseal(ctx context.Context, k grant.Key, revision uint64) error 
 	case entry.Revision() != revision:
 		return grant.ErrConflict
 	}
-	var r record
-	var all map[string]json.RawMessage // so that what is not known here stays too
-	err = errors.Join(json.Unmarshal(entry.Value(), &r), json.Unmarshal(entry.Value(), &all))
-	if err != nil {
-		return fmt.Errorf("%w: it is damaged: %w", grant.ErrUnreadable, err)
-	}
-	sealed, err := grant.ResealTokens(s.config.Cipher, k, r.Version, r.Sealed)
-	if err != nil {
-		return err
-	}
-	if all[sealedMember], err = json.Marshal(sealed); err != nil {
-		return err
-	}
-	raw, err := json.Marshal(all)
+	raw, err := reseal(s.config.Cipher, k, entry.Value(), s.config.RequireBound)
 	if err != nil {
 		return err
 	}
@@ -224,7 +219,7 @@ func (s *Store) reseal(ctx context.Context, k grant.Key, revision uint64) error 
 	return err
 }
 
-// revision is that of the stored record, 0 if there is none.
+// revision is the stored record's, 0 if no record is stored.
 func (s *Store) revision(ctx context.Context, k grant.Key) (uint64, error) {
 	entry, err := s.kv.Get(ctx, keyOf(k))
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
@@ -236,8 +231,8 @@ func (s *Store) revision(ctx context.Context, k grant.Key) (uint64, error) {
 	return entry.Revision(), nil
 }
 
-// Delete implements grant.Store. Nothing stays in the bucket: the mark that takes the record's
-// place goes too.
+// Delete implements grant.Store. Nothing stays in the bucket: the mark in the record's place goes
+// too.
 func (s *Store) Delete(ctx context.Context, k grant.Key, revision uint64) error {
 	if err := s.erase(ctx, k, revision); err != nil {
 		return fmt.Errorf("delete grant %s: %w", k, err)
@@ -246,7 +241,7 @@ func (s *Store) Delete(ctx context.Context, k grant.Key, revision uint64) error 
 }
 
 // erase replaces the record by a mark, since only a write is a compare-and-swap, and then removes
-// the mark. What somebody wrote after the mark has a higher sequence and stays.
+// the mark. Anything another writer wrote after the mark has a higher sequence and stays.
 func (s *Store) erase(ctx context.Context, k grant.Key, revision uint64) error {
 	last, err := s.stream.GetLastMsgForSubject(ctx, s.subject(k))
 	switch {
@@ -260,7 +255,13 @@ func (s *Store) erase(ctx context.Context, k grant.Key, revision uint64) error {
 		}
 		return grant.ErrNotFound
 	}
-	mark := &nats.Msg{Subject: s.subject(k), Header: nats.Header{"KV-Operation": {"PURGE"}, jetstream.MsgRollup: {jetstream.MsgRollupSubject}}}
+	mark := &nats.Msg{
+		Subject: s.subject(k),
+		Header: nats.Header{
+			"KV-Operation":      {"PURGE"},
+			jetstream.MsgRollup: {jetstream.MsgRollupSubject},
+		},
+	}
 	ack, err := s.js.PublishMsg(ctx, mark, jetstream.WithExpectLastSequencePerSubject(revision))
 	if err != nil {
 		return told(err)
@@ -274,31 +275,32 @@ func removed(h nats.Header) bool {
 	return op != "" && op != "PUT"
 }
 
-// purge removes what the key's subject holds up to a sequence.
+// purge removes the messages of the key's subject up to a sequence.
 func (s *Store) purge(ctx context.Context, k grant.Key, upTo uint64) error {
-	return s.stream.Purge(ctx, jetstream.WithPurgeSubject(s.subject(k)), jetstream.WithPurgeSequence(upTo+1))
+	return s.stream.Purge(ctx, jetstream.WithPurgeSubject(s.subject(k)),
+		jetstream.WithPurgeSequence(upTo+1))
 }
 
-// conflict reports whether a compare-and-swap was refused. A replicated bucket says so in other
-// words than a single one.
+// conflict reports whether a compare-and-swap was refused. A replicated bucket refuses with another
+// error than a single server's.
 func conflict(err error) bool {
 	if errors.Is(err, jetstream.ErrKeyExists) || errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
 		return true
 	}
 	api, ok := errors.AsType[*jetstream.APIError](err)
-	return ok && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant)
+	return ok &&
+		(api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence ||
+			api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant)
 }
 
-// told is the error of a write as the contract names it.
+// told is the error of a write in grant.Store's terms.
 func told(err error) error {
 	switch {
 	case conflict(err):
 		return grant.ErrConflict
-	case errors.Is(err, nats.ErrMaxPayload), errors.Is(err, jetstream.ErrStreamMessageExceedsMaximum):
+	case errors.Is(err, nats.ErrMaxPayload),
+		errors.Is(err, jetstream.ErrStreamMessageExceedsMaximum):
 		return fmt.Errorf("%w: %w", grant.ErrRefused, err)
 	}
 	return err
 }
-
-// sealedMember is the name of record's Sealed.
-const sealedMember = "sealed"

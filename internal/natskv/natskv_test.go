@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"reflect"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -17,30 +16,20 @@ import (
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/internal/natsd"
 	"github.com/renewd/renewd/internal/natskv"
-	"github.com/renewd/renewd/internal/natstest"
 	"github.com/renewd/renewd/internal/seal"
-	"github.com/renewd/renewd/internal/storetest"
-	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/internal/secret"
+	"github.com/renewd/renewd/internal/testkit/link"
+	testnats "github.com/renewd/renewd/internal/testkit/nats"
+	"github.com/renewd/renewd/internal/testkit/storetest"
+	"github.com/renewd/renewd/internal/testkit/streams"
+	"github.com/renewd/renewd/internal/topology"
 	"github.com/renewd/renewd/schema"
 )
 
 // server starts one NATS server with the bucket of grants.
 func server(t testing.TB) jetstream.JetStream {
 	t.Helper()
-	s, err := natsd.Start(t.Context(), natsd.Config{StoreDir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.Shutdown)
-	nc, err := s.Connect()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := streams.Start(t, natsd.Config{})
 	return js
 }
 
@@ -51,11 +40,16 @@ func open(t testing.TB, js jetstream.JetStream, replicas int) *natskv.Store {
 
 func openWith(t testing.TB, js jetstream.JetStream, replicas int, private bool) *natskv.Store {
 	t.Helper()
-	if _, err := stream.Ensure(t.Context(), js, stream.Topology{Grants: true, Replicas: replicas}.WithDefaults()); err != nil {
+	if _, err := topology.Ensure(
+		t.Context(), js, topology.Topology{Grants: true, Replicas: replicas}.WithDefaults(),
+	); err != nil {
 		t.Fatal(err)
 	}
 	s, err := natskv.Open(t.Context(), js, natskv.Config{
-		Bucket: stream.BucketGrants, Cipher: storetest.Cipher{}, Now: time.Now, SealProfiles: private,
+		Bucket:       topology.BucketGrants,
+		Cipher:       storetest.Cipher{},
+		Now:          time.Now,
+		SealProfiles: private,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -66,7 +60,7 @@ func openWith(t testing.TB, js jetstream.JetStream, replicas int, private bool) 
 func TestStoreWithSealedProfiles(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) storetest.Fixture {
 		js := server(t)
-		f := fixture(openWith(t, js, 1, true), js, stream.BucketGrants)
+		f := fixture(openWith(t, js, 1, true), js, topology.BucketGrants)
 		f.SealsProfiles = true
 		return f
 	})
@@ -77,7 +71,7 @@ func TestProfilesChangeTheirForm(t *testing.T) {
 	js := server(t)
 	plain, private := open(t, js, 1), openWith(t, js, 1, true)
 	storetest.ProfilesChangeTheirForm(t, plain, private, func(k grant.Key) bool {
-		kv, err := js.KeyValue(t.Context(), stream.BucketGrants)
+		kv, err := js.KeyValue(t.Context(), topology.BucketGrants)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -92,7 +86,7 @@ func TestProfilesChangeTheirForm(t *testing.T) {
 func TestStore(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) storetest.Fixture {
 		js := server(t)
-		return fixture(open(t, js, 1), js, stream.BucketGrants)
+		return fixture(open(t, js, 1), js, topology.BucketGrants)
 	})
 }
 
@@ -104,45 +98,131 @@ func fixture(s *natskv.Store, js jetstream.JetStream, bucket string) storetest.F
 		if err != nil {
 			t.Fatal(err)
 		}
-		info, err := s.Info(t.Context(), jetstream.WithSubjectFilter("$KV."+bucket+"."+k.Provider+"."+schema.EscapeUser(k.User)))
+		info, err := s.Info(t.Context(), jetstream.WithSubjectFilter("$KV."+bucket+"."+k.Provider+
+			"."+schema.EscapeUser(k.User)))
 		if err != nil {
 			t.Fatal(err)
 		}
 		return len(info.State.Subjects)
 	}
-	return storetest.Fixture{Store: s, Traces: traces, Damage: func(t *testing.T, k grant.Key, d storetest.Damage) {
-		t.Helper()
-		kv, err := js.KeyValue(t.Context(), bucket)
-		if err != nil {
-			t.Fatal(err)
-		}
-		name := k.Provider + "." + schema.EscapeUser(k.User)
-		damaged := []byte(`{"Version": 12`)
-		if d == storetest.LostKey {
-			entry, err := kv.Get(t.Context(), name)
+	return storetest.Fixture{
+		Store:  s,
+		Traces: traces,
+		Damage: func(t *testing.T, k grant.Key, d storetest.Damage) {
+			t.Helper()
+			kv, err := js.KeyValue(t.Context(), bucket)
 			if err != nil {
 				t.Fatal(err)
 			}
-			var record map[string]json.RawMessage
-			if err := json.Unmarshal(entry.Value(), &record); err != nil {
+			name := k.Provider + "." + schema.EscapeUser(k.User)
+			damaged := []byte(`{"Version": 12`)
+			if d == storetest.LostKey {
+				entry, err := kv.Get(t.Context(), name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var record map[string]json.RawMessage
+				if err := json.Unmarshal(entry.Value(), &record); err != nil {
+					t.Fatal(err)
+				}
+				if record["sealed"], err = json.Marshal(storetest.LostPair); err != nil {
+					t.Fatal(err)
+				}
+				if damaged, err = json.Marshal(record); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := kv.Put(t.Context(), name, damaged); err != nil {
 				t.Fatal(err)
 			}
-			if record["sealed"], err = json.Marshal(storetest.LostPair); err != nil {
-				t.Fatal(err)
-			}
-			if damaged, err = json.Marshal(record); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if _, err := kv.Put(t.Context(), name, damaged); err != nil {
+		},
+	}
+}
+
+// A change of a record by any writer but renewd is noticed.
+func TestForgedRecords(t *testing.T) {
+	for _, private := range []bool{false, true} {
+		t.Run(fmt.Sprintf("sealed=%t", private), func(t *testing.T) {
+			storetest.Forged(t, func(t *testing.T) (storetest.Fixture, storetest.Forgery) {
+				js := server(t)
+				f := fixture(openWith(t, js, 1, private), js, topology.BucketGrants)
+				f.SealsProfiles = private
+				return f, forgery(t, js, private)
+			})
+		})
+	}
+}
+
+// forgery takes records in the bucket apart, and puts them together in the form that renewd writes.
+func forgery(t *testing.T, js jetstream.JetStream, private bool) storetest.Forgery {
+	t.Helper()
+	kv, err := js.KeyValue(t.Context(), topology.BucketGrants)
+	if err != nil {
+		t.Fatal(err)
+	}
+	strict, err := natskv.Open(t.Context(), js, natskv.Config{
+		Bucket:       topology.BucketGrants,
+		Cipher:       storetest.Cipher{},
+		Now:          time.Now,
+		SealProfiles: private,
+		RequireBound: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := func(k grant.Key) string { return k.Provider + "." + schema.EscapeUser(k.User) }
+	get := func(t *testing.T, k grant.Key) []byte {
+		t.Helper()
+		entry, err := kv.Get(t.Context(), name(k))
+		if err != nil {
 			t.Fatal(err)
 		}
-	}}
+		return entry.Value()
+	}
+	put := func(t *testing.T, k grant.Key, raw []byte, err error) {
+		t.Helper()
+		if err == nil {
+			_, err = kv.Put(t.Context(), name(k), raw)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return storetest.Forgery{
+		Fields: func(t *testing.T, k grant.Key) map[string]string {
+			t.Helper()
+			var all map[string]json.RawMessage
+			if err := json.Unmarshal(get(t, k), &all); err != nil {
+				t.Fatal(err)
+			}
+			fields := map[string]string{}
+			for name, value := range all {
+				fields[name] = string(value)
+			}
+			return fields
+		},
+		Write: func(t *testing.T, k grant.Key, fields map[string]string) {
+			t.Helper()
+			all := map[string]json.RawMessage{}
+			for name, value := range fields {
+				all[name] = json.RawMessage(value)
+			}
+			raw, err := json.Marshal(all)
+			put(t, k, raw, err)
+		},
+		Sealed: []string{"sealed", "Version"},
+		Unbind: func(t *testing.T, k grant.Key) {
+			t.Helper()
+			raw, err := natskv.Unbound(get(t, k), k, private)
+			put(t, k, raw, err)
+		},
+		Strict: strict,
+	}
 }
 
 // On three nodes every node answers with what the leader has.
 func TestStoreOnThreeNodes(t *testing.T) {
-	servers := natstest.Cluster(t)
+	servers := testnats.Cluster(t)
 	var opened atomic.Int32
 	storetest.Run(t, func(t *testing.T) storetest.Fixture {
 		n := int(opened.Add(1))
@@ -156,13 +236,14 @@ func TestStoreOnThreeNodes(t *testing.T) {
 			t.Fatal(err)
 		}
 		s, err := settled(t, js, prefixOf(n))
-		for end := time.Now().Add(30 * time.Second); err != nil; s, err = settled(t, js, prefixOf(n)) {
+		end := time.Now().Add(30 * time.Second)
+		for ; err != nil; s, err = settled(t, js, prefixOf(n)) {
 			if time.Now().After(end) {
 				t.Fatal(err)
 			}
 			<-time.After(50 * time.Millisecond)
 		}
-		return fixture(s, js, prefixed(t, prefixOf(n)).Name(stream.BucketGrants))
+		return fixture(s, js, prefixed(t, prefixOf(n)).Name(topology.BucketGrants))
 	})
 }
 
@@ -177,21 +258,29 @@ func prefixed(t *testing.T, prefix string) schema.Subjects {
 	return subjects
 }
 
-// settled opens a bucket of its own on the cluster and uses it once: right after its creation not
-// every node knows of it, and a write that was sent twice conflicts with itself. Callers look then;
-// the suite does not.
+// settled opens a new bucket on the cluster and uses it once. Right after the creation of a bucket
+// not every node knows of it, and a write that was sent twice conflicts with itself. Callers look
+// then; the suite does not.
 func settled(t *testing.T, js jetstream.JetStream, prefix string) (*natskv.Store, error) {
 	t.Helper()
 	subjects := prefixed(t, prefix)
-	bucket := subjects.Name(stream.BucketGrants)
-	for _, c := range (stream.Topology{Subjects: subjects, Replicas: 3, Grants: true}).WithDefaults().Streams() {
+	bucket := subjects.Name(topology.BucketGrants)
+	for _, c := range (topology.Topology{
+		Subjects: subjects,
+		Replicas: 3,
+		Grants:   true,
+	}).WithDefaults().Streams() {
 		if c.Name == "KV_"+bucket {
 			if _, err := js.CreateOrUpdateStream(t.Context(), c); err != nil {
 				return nil, err
 			}
 		}
 	}
-	s, err := natskv.Open(t.Context(), js, natskv.Config{Bucket: bucket, Cipher: storetest.Cipher{}, Now: time.Now})
+	s, err := natskv.Open(t.Context(), js, natskv.Config{
+		Bucket: bucket,
+		Cipher: storetest.Cipher{},
+		Now:    time.Now,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -215,8 +304,9 @@ func TestSaveWhoseReplyWasLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Shutdown)
-	proxy := storetest.NewProxy(t, strings.TrimPrefix(s.ClientURL(), "nats://"))
-	nc, err := nats.Connect("nats://"+proxy.Addr(), nats.ReconnectWait(10*time.Millisecond), nats.MaxReconnects(-1))
+	wire := link.For(t, strings.TrimPrefix(s.ClientURL(), "nats://"))
+	nc, err := nats.Connect("nats://"+wire.Addr(), nats.ReconnectWait(10*time.Millisecond),
+		nats.MaxReconnects(-1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,11 +315,15 @@ func TestSaveWhoseReplyWasLost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	storetest.LostReply(t, open(t, js, 1), proxy)
+	storetest.LostReply(t, open(t, js, 1), wire)
 }
 
 func TestMissingBucketSaysWhatToDo(t *testing.T) {
-	_, err := natskv.Open(t.Context(), server(t), natskv.Config{Bucket: "nowhere", Cipher: storetest.Cipher{}, Now: time.Now})
+	_, err := natskv.Open(t.Context(), server(t), natskv.Config{
+		Bucket: "nowhere",
+		Cipher: storetest.Cipher{},
+		Now:    time.Now,
+	})
 	if err == nil {
 		t.Fatal("opened a bucket that is not there")
 	}
@@ -238,25 +332,38 @@ func TestMissingBucketSaysWhatToDo(t *testing.T) {
 
 func TestDirectReadsAreRefused(t *testing.T) {
 	js := server(t)
-	if _, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "direct"}); err != nil {
+	if _, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{
+		Bucket: "direct",
+	}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := natskv.Open(t.Context(), js, natskv.Config{Bucket: "direct", Cipher: storetest.Cipher{}, Now: time.Now}); err == nil {
+	if _, err := natskv.Open(t.Context(), js, natskv.Config{
+		Bucket: "direct",
+		Cipher: storetest.Cipher{},
+		Now:    time.Now,
+	}); err == nil {
 		t.Fatal("opened a bucket whose reads may be stale")
 	}
 }
 
-// Neither another's clock nor one's own, set wrong or set anew, ends a claim that is alive.
+// No clock, neither another machine's nor this one's, ends a claim that is alive when it is set
+// wrong or set again.
 func TestNoClockEndsALiveClaim(t *testing.T) {
 	js := server(t)
 	s := open(t, js, 1)
 	var step atomic.Int64
 	now := func() time.Time { return time.Now().Add(time.Duration(step.Load())) }
-	rival, err := natskv.Open(t.Context(), js, natskv.Config{Bucket: stream.BucketGrants, Cipher: storetest.Cipher{}, Now: now})
+	rival, err := natskv.Open(t.Context(), js, natskv.Config{
+		Bucket: topology.BucketGrants,
+		Cipher: storetest.Cipher{},
+		Now:    now,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, by := range []time.Duration{11 * time.Second, -11 * time.Second, time.Hour, -time.Hour, 2 * time.Hour} {
+	for _, by := range []time.Duration{
+		11 * time.Second, -11 * time.Second, time.Hour, -time.Hour, 2 * time.Hour,
+	} {
 		t.Run(by.String(), func(t *testing.T) {
 			g := storetest.Full(grant.Key{Provider: "p", User: by.String()})
 			g.Claim = nil
@@ -270,7 +377,10 @@ func TestNoClockEndsALiveClaim(t *testing.T) {
 			for _, at := range []time.Duration{0, by} {
 				step.Store(int64(at))
 				for range 3 {
-					if _, _, err := rival.Claim(t.Context(), g.Key, grant.ClaimRequest{Nonce: "other", For: time.Second}); !errors.Is(err, grant.ErrClaimed) {
+					if _, _, err := rival.Claim(t.Context(), g.Key, grant.ClaimRequest{
+						Nonce: "other",
+						For:   time.Second,
+					}); !errors.Is(err, grant.ErrClaimed) {
 						t.Fatalf("with a clock %v ahead: %v", at, err)
 					}
 				}
@@ -298,7 +408,9 @@ type interrupted struct {
 	published func()
 }
 
-func (i interrupted) PublishMsg(ctx context.Context, m *nats.Msg, opts ...jetstream.PublishOpt) (*jetstream.PubAck, error) {
+func (i interrupted) PublishMsg(
+	ctx context.Context, m *nats.Msg, opts ...jetstream.PublishOpt,
+) (*jetstream.PubAck, error) {
 	ack, err := i.JetStream.PublishMsg(ctx, m, opts...)
 	i.published()
 	return ack, err
@@ -319,7 +431,7 @@ func TestErasureSparesWhatCameAfterIt(t *testing.T) {
 		if _, err := s.Save(t.Context(), g); err != nil {
 			t.Error(err)
 		}
-	}}, natskv.Config{Bucket: stream.BucketGrants, Cipher: storetest.Cipher{}, Now: time.Now})
+	}}, natskv.Config{Bucket: topology.BucketGrants, Cipher: storetest.Cipher{}, Now: time.Now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -331,60 +443,25 @@ func TestErasureSparesWhatCameAfterIt(t *testing.T) {
 	}
 }
 
-// The mark that an erasure left which was cut short goes with the next.
+// The mark of an erasure that was cut short is removed by the next erasure.
 func TestErasureCutShortIsEnded(t *testing.T) {
 	js := server(t)
-	f := fixture(open(t, js, 1), js, stream.BucketGrants)
+	f := fixture(open(t, js, 1), js, topology.BucketGrants)
 	k := grant.Key{Provider: "p", User: "u"}
 	rev, err := f.Save(t.Context(), storetest.Full(k))
 	if err != nil {
 		t.Fatal(err)
 	}
-	kv, err := js.KeyValue(t.Context(), stream.BucketGrants)
+	kv, err := js.KeyValue(t.Context(), topology.BucketGrants)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := kv.Purge(t.Context(), "p.u"); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Delete(t.Context(), k, rev); !errors.Is(err, grant.ErrNotFound) || f.Traces(t, k) != 0 {
+	if err := f.Delete(t.Context(), k, rev); !errors.Is(err, grant.ErrNotFound) ||
+		f.Traces(t, k) != 0 {
 		t.Errorf("%v, and %d traces", err, f.Traces(t, k))
-	}
-}
-
-// What a later version put into a record stays when it is sealed anew.
-func TestResealKeepsWhatItDoesNotKnow(t *testing.T) {
-	js := server(t)
-	s := open(t, js, 1)
-	k := grant.Key{Provider: "p", User: "u"}
-	if _, err := s.Save(t.Context(), storetest.Full(k)); err != nil {
-		t.Fatal(err)
-	}
-	kv, err := js.KeyValue(t.Context(), stream.BucketGrants)
-	if err != nil {
-		t.Fatal(err)
-	}
-	entry, err := kv.Get(t.Context(), "p.u")
-	if err != nil {
-		t.Fatal(err)
-	}
-	later := append([]byte(`{"Later":{"n":1.50},`), entry.Value()[1:]...)
-	revision, err := kv.Put(t.Context(), "p.u", later)
-	if err == nil {
-		err = s.Reseal(t.Context(), k, revision)
-	}
-	if err == nil {
-		entry, err = kv.Get(t.Context(), "p.u")
-	}
-	var was, is map[string]json.RawMessage
-	err = errors.Join(err, json.Unmarshal(later, &was), json.Unmarshal(entry.Value(), &is))
-	if err != nil {
-		t.Fatal(err)
-	}
-	delete(was, "sealed")
-	delete(is, "sealed")
-	if entry.Revision() == revision || !reflect.DeepEqual(is, was) {
-		t.Errorf("sealed anew at revision %d it is\n%s\nwas\n%s", entry.Revision(), is, was)
 	}
 }
 
@@ -393,12 +470,18 @@ func BenchmarkRenewals(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	for _, private := range []bool{false, true} {
-		b.Run(fmt.Sprintf("sealed=%t", private), func(b *testing.B) {
-			js := server(b)
+	for _, c := range []struct{ private, files bool }{
+		{false, false}, {true, false}, {false, true},
+	} {
+		b.Run(fmt.Sprintf("sealed=%t,files=%t", c.private, c.files), func(b *testing.B) {
+			var config natsd.Config
+			if c.files {
+				config.Key = secret.New("a key of the server's files")
+			}
+			js := streams.Start(b, config)
 			open(b, js, 1) // makes the bucket
 			s, err := natskv.Open(b.Context(), js, natskv.Config{
-				Bucket: stream.BucketGrants, Cipher: keys, Now: time.Now, SealProfiles: private,
+				Bucket: topology.BucketGrants, Cipher: keys, Now: time.Now, SealProfiles: c.private,
 			})
 			if err != nil {
 				b.Fatal(err)

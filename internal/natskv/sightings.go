@@ -7,10 +7,10 @@ import (
 	"github.com/renewd/renewd/internal/grant"
 )
 
-// sightings remembers since when others' claims have been seen as they are, by this machine's
-// monotonic clock: the only one that nobody can set. It starts no earlier than the claim was
-// written, so it ends no claim early. It forgets what was not asked for in a long while; whatever
-// is forgotten lives longer, by its full length at most.
+// sightings remembers since when the claims of other writers have been seen unchanged. The time is
+// by this machine's monotonic clock, the only clock that cannot be set. A sighting starts no
+// earlier than the claim was written, so sightings ends no claim early. A claim not asked for in a
+// long while is forgotten, and then lives longer, by its full length at most.
 type sightings struct {
 	mu         sync.Mutex
 	young, old map[grant.Key]sighting // a full young becomes old
@@ -21,11 +21,11 @@ type sighting struct {
 	at       time.Time
 }
 
-// sightingsMost is how many a half holds: some 10 MB.
+// sightingsMost is the most sightings in a half: some 10 MB.
 const sightingsMost = 1 << 16
 
-// seen is for how long the revision of k has been seen at now, which is later than it was read;
-// zero at first sight.
+// seen is how long the revision of k has been seen by now. now is later than the read of the
+// revision. At first sight seen is zero.
 func (s *sightings) seen(k grant.Key, revision uint64, now time.Time) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -8,7 +8,7 @@ import (
 	"github.com/renewd/renewd/internal/grant"
 )
 
-// Time runs from the first sight of a revision, and anew for the next.
+// Time runs from the first sight of a revision, and starts again with the next revision.
 func TestSightingsStartAnewWithEachRevision(t *testing.T) {
 	var s sightings
 	k, start := grant.Key{Provider: "p", User: "u"}, time.Now()
@@ -17,7 +17,11 @@ func TestSightingsStartAnewWithEachRevision(t *testing.T) {
 		after    time.Duration
 		want     time.Duration
 	}{
-		{7, 0, 0}, {7, 9 * time.Second, 9 * time.Second}, {8, 10 * time.Second, 0}, {8, 12 * time.Second, 2 * time.Second}, {9, time.Hour, 0},
+		{7, 0, 0},
+		{7, 9 * time.Second, 9 * time.Second},
+		{8, 10 * time.Second, 0},
+		{8, 12 * time.Second, 2 * time.Second},
+		{9, time.Hour, 0},
 	} {
 		if got := s.seen(k, c.revision, start.Add(c.after)); got != c.want {
 			t.Errorf("revision %d after %v: seen for %v, want %v", c.revision, c.after, got, c.want)

@@ -16,20 +16,25 @@ import (
 )
 
 // List implements grant.Store. The cursor is a place in the bucket's stream.
-func (s *Store) List(ctx context.Context, cursor string, limit int) (page []grant.Listed, next string, err error) {
+func (s *Store) List(
+	ctx context.Context, cursor string, limit int,
+) (page []grant.ListEntry, next string, err error) {
 	next, err = s.each(ctx, cursor, limit, func(k grant.Key, m *jetstream.RawStreamMsg, err error) {
-		var g grant.Grant
+		l := grant.ListEntry{Err: err}
 		if err == nil {
-			g, err = decode(s.config.Cipher, k, m.Data, m.Sequence)
+			l.Grant, l.Bound, l.Err = decode(s.config.Cipher, k, m.Data, m.Sequence,
+				s.config.RequireBound)
 		}
-		g.Key = k
-		page = append(page, grant.Listed{Grant: g, Err: err})
+		l.Key = k
+		page = append(page, l)
 	})
 	return page, next, err
 }
 
 // ListDue implements grant.Store. The cursor is a place in the bucket's stream.
-func (s *Store) ListDue(ctx context.Context, cursor string, limit int) (page []grant.Due, next string, err error) {
+func (s *Store) ListDue(
+	ctx context.Context, cursor string, limit int,
+) (page []grant.Due, next string, err error) {
 	next, err = s.each(ctx, cursor, limit, func(k grant.Key, m *jetstream.RawStreamMsg, err error) {
 		page = append(page, sealed(k, m, err).Due)
 	})
@@ -46,13 +51,19 @@ func (s *Store) ListSealed(
 	return page, next, err
 }
 
-// sealed is what a record shows without being opened.
+// sealed is the part of a record that can be read without opening the tokens.
 func sealed(k grant.Key, m *jetstream.RawStreamMsg, err error) grant.Sealed {
 	var r record
 	if err == nil && json.Unmarshal(m.Data, &r) != nil {
 		r = record{}
 	}
-	l := grant.Sealed{Due: r.grant().Due(), Revision: m.Sequence, Head: grant.HeadOf(r.Sealed)}
+	g := r.grant()
+	l := grant.Sealed{
+		Due:      g.Due(),
+		Revision: m.Sequence,
+		Head:     grant.HeadOf(r.Sealed),
+		Bound:    r.Bound,
+	}
 	l.Key = k
 	return l
 }
@@ -63,8 +74,8 @@ func (s *Store) keyOf(subject string) (grant.Key, error) {
 	return grant.Key{Provider: provider, User: user}, err
 }
 
-// place is where a walk stands: the next sequence to look at, how many sequences there lately were
-// for one record, and how many sweeps in a row have come to the end.
+// place is a walk's place: the next sequence to look at, the recent number of sequences for one
+// record, and the number of sweeps in a row that came to the end.
 type place struct{ at, stride, ends uint64 }
 
 func (p place) String() string { return fmt.Sprintf("%d.%d.%d", p.at, p.stride, p.ends) }
@@ -73,26 +84,28 @@ func placeOf(cursor string) (p place, err error) {
 	if cursor == "" {
 		return place{at: 1, stride: 1}, nil
 	}
-	if _, err := fmt.Sscanf(cursor, "%d.%d.%d", &p.at, &p.stride, &p.ends); err != nil || p.String() != cursor || p.stride == 0 {
+	if _, err := fmt.Sscanf(cursor, "%d.%d.%d", &p.at, &p.stride, &p.ends); err != nil ||
+		p.String() != cursor || p.stride == 0 {
 		return p, fmt.Errorf("list grants: cursor %q: not one of ours", cursor)
 	}
 	return p, nil
 }
 
-// endsMost is after how many sweeps in a row that came to the end a walk ends. Who was not met in
-// any of them would have been written in each, just before it was looked at: a renewal writes its
-// grant a handful of times, not that often within milliseconds.
+// endsMost is the number of sweeps in a row to the end after which a walk ends. A record missed by
+// all these sweeps would have been written during each sweep, just before the sweep looked at it. A
+// renewal writes its grant a handful of times, not so often within milliseconds.
 const endsMost = 16
 
 // each shows up to limit records from the cursor on.
 //
-// A record that is written during a walk moves behind the last sequence, ahead of the walk. None is
-// missed, since a sweep never looks beyond what was the last sequence when it began. The walk ends
-// with a sweep that comes to the end and finds every sequence up to there in its place: whoever was
-// not met by then was nowhere. So it need not wait for a moment in which nobody writes, and
-// endsMost bounds it in any case.
+// A record written during a walk moves behind the last sequence, ahead of the walk. No record is
+// missed, since a sweep never looks beyond the last sequence at the sweep's beginning. The walk
+// ends with a sweep that comes to the end and finds every sequence up to there in its place. Then
+// every record in the bucket was met. So the walk need not wait for a moment without writes, and
+// endsMost bounds the walk in any case.
 func (s *Store) each(
-	ctx context.Context, cursor string, limit int, see func(grant.Key, *jetstream.RawStreamMsg, error),
+	ctx context.Context, cursor string, limit int,
+	see func(grant.Key, *jetstream.RawStreamMsg, error),
 ) (next string, err error) {
 	p, err := placeOf(cursor)
 	if err != nil {
@@ -134,9 +147,10 @@ func (s *Store) each(
 	return p.String(), nil
 }
 
-// pull is sweep by a consumer, several times as quick. It is good for a stream of one replica only,
-// where it reads the same files as the leader: elsewhere it may sit on a replica that lags behind,
-// and half a walk looks like a whole one. ok: what was found has no hole, and leads on.
+// pull is sweep by a consumer, several times as quick. pull works for a stream of one replica only,
+// where the consumer reads the same files as the leader. Elsewhere the consumer may sit on a
+// replica that lags behind, and half a walk looks like a whole walk. ok: the messages found have no
+// hole, and lead on.
 func (s *Store) pull(ctx context.Context, replicas int, from, last uint64, most int) (
 	found []*jetstream.RawStreamMsg, next uint64, ok bool,
 ) {
@@ -144,8 +158,11 @@ func (s *Store) pull(ctx context.Context, replicas int, from, last uint64, most 
 		return nil, 0, false
 	}
 	c, err := s.stream.CreateConsumer(ctx, jetstream.ConsumerConfig{
-		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: from, AckPolicy: jetstream.AckNonePolicy,
-		MemoryStorage: true, InactiveThreshold: pullsFor,
+		DeliverPolicy:     jetstream.DeliverByStartSequencePolicy,
+		OptStartSeq:       from,
+		AckPolicy:         jetstream.AckNonePolicy,
+		MemoryStorage:     true,
+		InactiveThreshold: pullsFor,
 	})
 	if err != nil {
 		return nil, 0, false
@@ -166,7 +183,10 @@ func (s *Store) pull(ctx context.Context, replicas int, from, last uint64, most 
 			return found, last + 1, true
 		}
 		found = append(found, &jetstream.RawStreamMsg{
-			Subject: m.Subject(), Sequence: about.Sequence.Stream, Header: m.Headers(), Data: m.Data(),
+			Subject:  m.Subject(),
+			Sequence: about.Sequence.Stream,
+			Header:   m.Headers(),
+			Data:     m.Data(),
 		})
 		next = about.Sequence.Stream + 1
 	}
@@ -176,18 +196,18 @@ func (s *Store) pull(ctx context.Context, replicas int, from, last uint64, most 
 	return found, next, next > from
 }
 
-// pullsFor is how long a consumer stays that could not be deleted.
+// pullsFor is how long a consumer stays after a failed deletion.
 const pullsFor = 10 * time.Second
 
 const (
 	lanesMost = 32 // reads under way at a time
-	laneLeast = 8  // records that are worth a lane
+	laneLeast = 8  // the fewest records worth a lane
 )
 
-// sweep reads at most most messages, in order, from a sequence on, none after last, and says where
-// the next sweep starts. They come from the stream's leader, one by one but many at a time. Each
-// lane reads a stretch of sequences in which, by stride, there are half as many messages as it may
-// read.
+// sweep reads at most most messages, in order, from sequence from to last, and returns the start of
+// the next sweep. The messages come from the stream's leader, each by one read, with many reads at
+// a time. Each lane reads a stretch of sequences. By stride, a stretch holds half as many messages
+// as its lane may read.
 func (s *Store) sweep(ctx context.Context, from, last, stride uint64, most int) (
 	found []*jetstream.RawStreamMsg, next uint64, err error,
 ) {
@@ -195,16 +215,14 @@ func (s *Store) sweep(ctx context.Context, from, last, stride uint64, most int) 
 	quota := most / len(lanes)
 	width := max(uint64(quota), uint64(quota)*stride/2)
 	var wg sync.WaitGroup
-	for i := range lanes {
-		start := from + uint64(i)*width
-		if start > last {
-			lanes = lanes[:i]
-			break
-		}
-		wg.Go(func() { lanes[i] = s.lane(ctx, start, min(start+width-1, last), last, quota) })
+	used := 0
+	for start := from; used < len(lanes) && start <= last; start += width {
+		l := &lanes[used]
+		wg.Go(func() { *l = s.lane(ctx, start, min(start+width-1, last), last, quota) })
+		used++
 	}
 	wg.Wait()
-	for _, l := range lanes {
+	for _, l := range lanes[:used] {
 		if l.err != nil {
 			return nil, 0, l.err
 		}
@@ -216,8 +234,8 @@ func (s *Store) sweep(ctx context.Context, from, last, stride uint64, most int) 
 	return found, next, nil
 }
 
-// lane is what was found in one stretch, and the first sequence that was not looked at. cut: quota
-// was not enough.
+// lane is the messages found in one stretch, and the first sequence not looked at. cut: quota was
+// not enough.
 type lane struct {
 	found []*jetstream.RawStreamMsg
 	next  uint64

@@ -14,8 +14,8 @@ import (
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/internal/natsd"
 	"github.com/renewd/renewd/internal/natskv"
-	"github.com/renewd/renewd/internal/storetest"
-	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/internal/testkit/storetest"
+	"github.com/renewd/renewd/internal/topology"
 )
 
 // disturbed does something each time a walk has asked where the stream ends.
@@ -30,8 +30,8 @@ func (d disturbed) Stream(ctx context.Context, name string) (jetstream.Stream, e
 	return s, err
 }
 
-// A walk ends though somebody writes at any moment, and meets each grant, also those that move from
-// under its eyes.
+// A walk ends even if records are written at any moment. It meets each grant, also a grant that
+// moves while the walk looks.
 func TestWalkEndsWhileOthersWrite(t *testing.T) {
 	const grants = 200
 	js := server(t)
@@ -51,7 +51,8 @@ func TestWalkEndsWhileOthersWrite(t *testing.T) {
 		if !walking {
 			return
 		}
-		// Two all the time once they were met, and those next to be met as often as a renewal may.
+		// Two records move all the time once they were met, and the records next to be met move as
+		// often as a renewal may.
 		moved := 0
 		for i := range all {
 			ahead := !met[all[i].User]
@@ -65,7 +66,11 @@ func TestWalkEndsWhileOthersWrite(t *testing.T) {
 			}
 		}
 	}
-	walker, err := natskv.Open(t.Context(), disturbed{js, write}, natskv.Config{Bucket: stream.BucketGrants, Cipher: storetest.Cipher{}, Now: time.Now})
+	walker, err := natskv.Open(t.Context(), disturbed{js, write}, natskv.Config{
+		Bucket: topology.BucketGrants,
+		Cipher: storetest.Cipher{},
+		Now:    time.Now,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

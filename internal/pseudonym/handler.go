@@ -17,7 +17,7 @@ func (n *Names) Logger(l *slog.Logger) *slog.Logger {
 	return slog.New(handler{l.Handler(), n, nil})
 }
 
-// handler is a slog.Handler that replaces ids. users are those that the attributes so far name.
+// handler is a slog.Handler that replaces ids. users are the users that the attributes so far name.
 type handler struct {
 	slog.Handler
 	names *Names
@@ -52,10 +52,10 @@ func usersOf(attrs []slog.Attr) (users []string) {
 	return users
 }
 
-// shortest is how long an id must be to be looked for in words that are not renewd's.
+// shortest is how long an id must be to be looked for in words other than renewd's.
 const shortest = 4
 
-// about is Text for a text about these users, whose ids may stand in it in others' words too: a
+// about is Text for a text about these users, whose ids may stand in foreign words too: a
 // provider's, for instance.
 func (n *Names) about(users []string, text string) string {
 	text = n.Text(text)

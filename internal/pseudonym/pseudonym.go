@@ -1,9 +1,10 @@
-// Package pseudonym keeps user ids out of what people read of renewd's work, logs and spans: it
-// puts a keyed hash in the place of each.
+// Package pseudonym keeps user ids out of logs and spans, where people read of renewd's work: it
+// puts a keyed hash in the place of each id.
 //
-// It owns how an id is found in a text, and what stands there for it. It relies on two things: that
-// grant.Key writes itself so that the end of the id can be told, and that subjects have known
-// fronts. It never changes an event, a record or an answer to a command. Safe for concurrent use.
+// The package owns how an id is found in a text, and what stands there for it. Two things must
+// hold: grant.Key writes itself so that the end of the id can be told, and subjects have known
+// fronts. The package never changes an event, a record or an answer to a command. Safe for
+// concurrent use.
 package pseudonym
 
 import (
@@ -34,13 +35,13 @@ func New(fronts, providers []string) *Names {
 			fronts = append(fronts, string(t))
 		}
 	}
-	// After the front of a subject: all that can be of a subject, also of one that is malformed.
+	// After the front of a subject: all that can be of a subject, also of a malformed subject.
 	pattern := `(?:` + anyOf(fronts) + `)\.(?P<subject>\S+)`
-	// What schema says of an id or a token that it refuses; it cuts them off and quotes them. A
+	// What schema says of an id or a token that it refuses: schema cuts the id off and quotes it. A
 	// malformed subject may have the user where the provider should be.
 	pattern += `|\b(?:user|user token|provider) (?P<quoted>"(?:[^"\\]|\\.)*"…?)`
-	// A grant may be of a provider that has left the settings: renewd's errors have one of a few words
-	// before it.
+	// A grant's provider may have left the settings. renewd's errors have one of a few words before
+	// the name of such a provider.
 	provider := `\b(?:` + anyOf(beforeKey) + `) [a-z0-9][a-z0-9-]*`
 	if len(providers) > 0 {
 		provider += `|\b(?:` + anyOf(providers) + `)`
@@ -75,7 +76,7 @@ func (n *Names) Use(key []byte) {
 // Unknown stands for every id as long as there is no key.
 const Unknown = "u_unknown"
 
-// Of is what stands for a user id: "u_" and 12 of a-z and 2-7, 60 bits of an HMAC-SHA-256. Of ten
+// Of is the pseudonym of a user id: "u_" and 12 of a-z and 2-7, 60 bits of an HMAC-SHA-256. Of ten
 // million users no two will have the same, in all likelihood.
 func (n *Names) Of(user string) string {
 	if n == nil {
@@ -96,8 +97,8 @@ func Hash(key []byte, user string) string {
 	return "u_" + strings.ToLower(base32.StdEncoding.EncodeToString(mac.Sum(nil)))[:letters]
 }
 
-// Text is s with every user id in it replaced that is written as grant.Key writes it, that is part
-// of a subject, or that schema quotes.
+// Text is s with every user id in s replaced: ids as grant.Key writes them, ids in a subject, and
+// ids that schema quotes.
 func (n *Names) Text(s string) string {
 	if n == nil {
 		return s
@@ -117,7 +118,7 @@ func (n *Names) Text(s string) string {
 	return b.String() + s[done:]
 }
 
-// instead is what stands for a part of a text.
+// instead is the replacement of a part of a text.
 func (n *Names) instead(part, text string) string {
 	switch part {
 	case "subject":
@@ -132,8 +133,8 @@ func (n *Names) instead(part, text string) string {
 	return n.Of(user)
 }
 
-// subject replaces the user in what follows the front of a subject. In a malformed one the user may
-// begin anywhere, so all but the provider goes.
+// subject replaces the user after the front of a subject. In a malformed subject the user may begin
+// anywhere, so everything but the provider is replaced.
 func (n *Names) subject(rest string) string {
 	text := strings.TrimRight(rest, "\"'`:.,;)]}…") // of the sentence that the subject stands in
 	after := rest[len(text):]

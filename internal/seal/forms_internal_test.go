@@ -14,18 +14,23 @@ import (
 	"github.com/renewd/renewd/internal/testkit/golden"
 )
 
-// madeUp is a keyring that never changes, so that what was sealed with it is there for ever.
+// madeUp is a keyring that never changes, so that what was sealed with it can always be opened.
 func madeUp(t *testing.T) *Keyring {
 	t.Helper()
 	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	k := new(Keyring)
 	for i, id := range []string{"a-made-up-key", "another-made-up-key"} {
-		private, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), bytes.Repeat([]byte{byte(i + 1)}, 32))
+		private, err := ecdsa.ParseRawPrivateKey(elliptic.P256(),
+			bytes.Repeat([]byte{byte(i + 1)}, 32))
 		if err != nil {
 			t.Fatal(err)
 		}
 		k.login = append(k.login, loginKey{id, at.AddDate(0, i, 0), private})
-		k.store = append(k.store, storeKey{strings.Repeat(string(rune('a'+i)), keyIDSize), at.AddDate(0, i, 0), bytes.Repeat([]byte{byte(i + 3)}, masterSize)})
+		k.store = append(k.store, storeKey{
+			strings.Repeat(string(rune('a'+i)), keyIDSize),
+			at.AddDate(0, i, 0),
+			bytes.Repeat([]byte{byte(i + 3)}, masterSize),
+		})
 	}
 	return k
 }
@@ -40,13 +45,14 @@ func TestKeyringFilesStayReadable(t *testing.T) {
 		}
 		return raw
 	}
-	golden.Check(t, "testdata/keyring", written(t, madeUp(t)), func(t *testing.T, kept []byte) []byte {
+	read := func(t *testing.T, kept []byte) []byte {
 		k, err := ParseKeyring(kept)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return written(t, k)
-	})
+	}
+	golden.Check(t, "testdata/keyring", written(t, madeUp(t)), read)
 }
 
 // What every version has sealed opens.
@@ -74,7 +80,8 @@ func TestWhatWasSealedOpens(t *testing.T) {
 			t.Errorf("%s: the blob holds %q, %v", file, plain, err)
 		}
 		l, err := k.OpenLogin(kept.Login)
-		if err != nil || l.User != "jane@example.com" || l.Refresh.Reveal() != "a-made-up-refresh-token" {
+		if err != nil || l.User != "jane@example.com" ||
+			l.Refresh.Reveal() != "a-made-up-refresh-token" {
 			t.Errorf("%s: the login is of %q, %v", file, l.User, err)
 		}
 	}

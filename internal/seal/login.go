@@ -13,44 +13,20 @@ import (
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
+	"github.com/renewd/renewd/internal/secret"
 )
 
-// Token is a token's text that cannot be printed; Reveal returns it. The zero value is "none".
-type Token struct{ text *string }
-
-// NewToken wraps s; the empty string gives the zero Token.
-func NewToken(s string) Token {
-	if s == "" {
-		return Token{}
-	}
-	return Token{&s}
-}
-
-// Reveal returns the text.
-func (t Token) Reveal() string {
-	if t.text == nil {
-		return ""
-	}
-	return *t.text
-}
-
-// Format prints [redacted], whatever the verb.
-func (t Token) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte("[redacted]")) }
-
-// MarshalText writes [redacted].
-func (t Token) MarshalText() ([]byte, error) { return []byte("[redacted]"), nil }
-
-// Tokens are what a provider issued to a user who signed in.
+// Tokens are a provider's tokens for a user who signed in.
 type Tokens struct {
-	Access    Token
-	Refresh   Token // optional
-	ID        Token // optional
+	Access    secret.Value
+	Refresh   secret.Value // optional
+	ID        secret.Value // optional
 	Scope     string
 	ExpiresIn time.Duration // of the access token, counting from the sealing; 0: see ExpiresAt
 	ExpiresAt time.Time     // of the access token; zero: see ExpiresIn
 }
 
-// Login is an opened login: the tokens, and for whom and when they were sealed.
+// Login is an opened login: the tokens, their user, and the time of sealing.
 type Login struct {
 	Provider string
 	User     string
@@ -66,7 +42,7 @@ const MaxJWE = 60 << 10
 const (
 	headerIssuer  = "iss" // the provider
 	headerSubject = "sub" // the user
-	headerIssued  = "iat" // when it was sealed, Unix seconds
+	headerIssued  = "iat" // the time of sealing, Unix seconds
 )
 
 type claims struct {
@@ -74,7 +50,7 @@ type claims struct {
 	Refresh   string          `json:"refresh_token,omitempty"`
 	ID        string          `json:"id_token,omitempty"`
 	Scope     string          `json:"scope,omitempty"`
-	ExpiresIn json.RawMessage `json:"expires_in,omitempty"` // seconds, as a number or a numeric string
+	ExpiresIn json.RawMessage `json:"expires_in,omitempty"` // seconds, a number or numeric string
 	ExpiresAt json.RawMessage `json:"expires_at,omitempty"` // Unix seconds or RFC 3339
 }
 
@@ -85,7 +61,12 @@ func SealLogin(jwks []byte, provider, user string, at time.Time, t Tokens) (stri
 	if err != nil {
 		return "", err
 	}
-	c := claims{Access: t.Access.Reveal(), Refresh: t.Refresh.Reveal(), ID: t.ID.Reveal(), Scope: t.Scope}
+	c := claims{
+		Access:  t.Access.Reveal(),
+		Refresh: t.Refresh.Reveal(),
+		ID:      t.ID.Reveal(),
+		Scope:   t.Scope,
+	}
 	if t.ExpiresIn > 0 {
 		c.ExpiresIn = json.RawMessage(strconv.FormatInt(int64(t.ExpiresIn.Seconds()), 10))
 	}
@@ -97,8 +78,10 @@ func SealLogin(jwks []byte, provider, user string, at time.Time, t Tokens) (stri
 		return "", fmt.Errorf("seal login: %w", err)
 	}
 	options := new(jose.EncrypterOptions).WithContentType("json").
-		WithHeader(headerIssuer, provider).WithHeader(headerSubject, user).WithHeader(headerIssued, at.Unix())
-	e, err := jose.NewEncrypter(jose.A256GCM, jose.Recipient{Algorithm: jose.ECDH_ES, Key: key.Key, KeyID: key.KeyID}, options)
+		WithHeader(headerIssuer, provider).WithHeader(headerSubject, user).
+		WithHeader(headerIssued, at.Unix())
+	e, err := jose.NewEncrypter(jose.A256GCM,
+		jose.Recipient{Algorithm: jose.ECDH_ES, Key: key.Key, KeyID: key.KeyID}, options)
 	if err != nil {
 		return "", fmt.Errorf("seal login: the public key does not fit: %w", err)
 	}
@@ -111,13 +94,14 @@ func SealLogin(jwks []byte, provider, user string, at time.Time, t Tokens) (stri
 		return "", fmt.Errorf("seal login: %w", err)
 	}
 	if len(jwe) > MaxJWE {
-		return "", fmt.Errorf("seal login: tokens: %d bytes when sealed, at most %d fit into a message", len(jwe), MaxJWE)
+		return "", fmt.Errorf("seal login: tokens: %d bytes when sealed, "+
+			"at most %d fit into a message", len(jwe), MaxJWE)
 	}
 	return jwe, nil
 }
 
-// CheckPins refuses a key set whose key to seal to has none of these SHA-256 thumbprints (RFC 7638),
-// in base64url. Its error wraps ErrPin.
+// CheckPins refuses a key set if its encryption key has none of these SHA-256 thumbprints (RFC
+// 7638), in base64url. Its error wraps ErrPin.
 func CheckPins(jwks []byte, pins []string) error {
 	key, err := encryptionKey(jwks)
 	if err != nil {
@@ -151,12 +135,14 @@ func encryptionKey(jwks []byte) (jose.JSONWebKey, error) {
 			return key, nil
 		}
 	}
-	return jose.JSONWebKey{}, errors.New("seal login: the JSON Web Key Set has no public key with use enc and a kid")
+	return jose.JSONWebKey{}, errors.New(
+		"seal login: the JSON Web Key Set has no public key with use enc and a kid",
+	)
 }
 
 // OpenLogin opens a login sealed to any key of the keyring. Only ECDH-ES with A256GCM,
-// uncompressed, is taken. The caller holds Provider, User and SealedAt against the event that
-// carried it. Errors: ErrUnknownKey, ErrSealed.
+// uncompressed, is taken. The caller compares Provider, User and SealedAt with the event that
+// carried the login. Errors: ErrUnknownKey, ErrSealed.
 func (k *Keyring) OpenLogin(jwe string) (Login, error) {
 	if len(jwe) > MaxJWE {
 		return Login{}, fmt.Errorf("%w: %d bytes, at most %d", ErrSealed, len(jwe), MaxJWE)
@@ -184,15 +170,15 @@ func (k *Keyring) OpenLogin(jwe string) (Login, error) {
 	return l, err
 }
 
-// parse takes a JWE in the one form that logins have.
+// parse takes a JWE in the only form that logins have.
 func parse(jwe string) (*jose.JSONWebEncryption, error) {
 	return jose.ParseEncryptedCompact(
 		jwe, []jose.KeyAlgorithm{jose.ECDH_ES}, []jose.ContentEncryption{jose.A256GCM},
 	)
 }
 
-// LoginKeyOf returns the id of the login key that a login was sealed to, as its header says, which
-// nothing proves before it was opened. It is empty for what is no sealed login.
+// LoginKeyOf returns the id of the login key that a login was sealed to, according to its header.
+// Nothing proves the id before the login is opened. The id is empty if jwe is not a sealed login.
 func LoginKeyOf(jwe string) (id string) {
 	if len(jwe) > MaxJWE {
 		return ""
@@ -210,7 +196,8 @@ func (k *Keyring) loginKey(id string) (loginKey, error) {
 			return key, nil
 		}
 	}
-	return loginKey{}, fmt.Errorf("%w: kid; fetch renewd's public key again and seal anew", ErrUnknownKey)
+	return loginKey{}, fmt.Errorf("%w: kid; fetch renewd's public key again and seal again",
+		ErrUnknownKey)
 }
 
 func header(h jose.Header) (Login, error) {
@@ -218,7 +205,8 @@ func header(h jose.Header) (Login, error) {
 	user, _ := h.ExtraHeaders[headerSubject].(string)
 	issued, ok := h.ExtraHeaders[headerIssued].(float64)
 	if provider == "" || user == "" || !ok || issued <= 0 || issued > math.MaxInt32*64 {
-		return Login{}, fmt.Errorf("%w: the protected header needs iss (provider), sub (user) and iat (Unix seconds)", ErrSealed)
+		return Login{}, fmt.Errorf("%w: the protected header needs iss (provider), "+
+			"sub (user) and iat (Unix seconds)", ErrSealed)
 	}
 	return Login{Provider: provider, User: user, SealedAt: time.Unix(int64(issued), 0).UTC()}, nil
 }
@@ -231,7 +219,12 @@ func parseClaims(plain []byte) (Tokens, error) {
 	if c.Access == "" {
 		return Tokens{}, fmt.Errorf("%w: access_token is missing in the sealed part", ErrSealed)
 	}
-	t := Tokens{Access: NewToken(c.Access), Refresh: NewToken(c.Refresh), ID: NewToken(c.ID), Scope: c.Scope}
+	t := Tokens{
+		Access:  secret.New(c.Access),
+		Refresh: secret.New(c.Refresh),
+		ID:      secret.New(c.ID),
+		Scope:   c.Scope,
+	}
 	if given(c.ExpiresIn) {
 		seconds, ok := number(c.ExpiresIn)
 		if !ok || seconds < 0 || seconds > math.MaxInt32 {
@@ -242,7 +235,8 @@ func parseClaims(plain []byte) (Tokens, error) {
 	if given(c.ExpiresAt) {
 		if seconds, ok := number(c.ExpiresAt); ok && seconds > 0 && seconds < math.MaxInt32*64 {
 			t.ExpiresAt = time.Unix(int64(seconds), 0).UTC()
-		} else if at, err := time.Parse(time.RFC3339, string(bytes.Trim(c.ExpiresAt, `"`))); err == nil {
+		} else if at, err := time.Parse(time.RFC3339,
+			string(bytes.Trim(c.ExpiresAt, `"`))); err == nil {
 			t.ExpiresAt = at.UTC()
 		} else {
 			return Tokens{}, fmt.Errorf("%w: expires_at: want Unix seconds or RFC 3339", ErrSealed)

@@ -7,6 +7,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"github.com/renewd/renewd/internal/testkit"
 )
 
 const examples = "../../docs/examples/seal-login"
@@ -18,7 +20,8 @@ func TestNodeSeals(t *testing.T) {
 			dir := t.TempDir()
 			copyAll(t, dir, script, "package.json", "package-lock.json", ".npmrc")
 			if script == "seal.mjs" {
-				npm := exec.Command(need(t, "npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund")
+				npm := exec.Command(testkit.Program(t, "npm"), "ci", "--ignore-scripts",
+					"--no-audit", "--no-fund")
 				npm.Dir = dir
 				if out, err := npm.CombinedOutput(); err != nil {
 					t.Fatalf("npm ci: %v\n%s", err, out)
@@ -27,35 +30,28 @@ func TestNodeSeals(t *testing.T) {
 			k := ring(t)
 			in, err := json.Marshal(map[string]any{
 				"jwks": json.RawMessage(k.JWKS()), "provider": "propelauth", "user": "auth0|jürgen",
-				"tokens": map[string]any{"access_token": "acc", "refresh_token": "ref", "expires_in": 1800},
+				"tokens": map[string]any{
+					"access_token":  "acc",
+					"refresh_token": "ref",
+					"expires_in":    1800,
+				},
 			})
 			if err != nil {
 				t.Fatal(err)
 			}
-			node := exec.Command(need(t, "node"), script)
+			node := exec.Command(testkit.Program(t, "node"), script)
 			node.Dir, node.Stdin = dir, bytes.NewReader(in)
 			out, err := node.Output()
 			if err != nil {
 				t.Fatalf("node: %v", err)
 			}
 			l, err := k.OpenLogin(string(bytes.TrimSpace(out)))
-			if err != nil || l.User != "auth0|jürgen" || l.Access.Reveal() != "acc" || l.Refresh.Reveal() != "ref" || l.ExpiresIn.Minutes() != 30 {
+			if err != nil || l.User != "auth0|jürgen" || l.Access.Reveal() != "acc" ||
+				l.Refresh.Reveal() != "ref" || l.ExpiresIn.Minutes() != 30 {
 				t.Errorf("opened %+v, %v", l, err)
 			}
 		})
 	}
-}
-
-func need(t *testing.T, program string) string {
-	t.Helper()
-	path, err := exec.LookPath(program)
-	if err != nil && os.Getenv("CI") == "" {
-		t.Skipf("%s is not installed: scripts/setup.sh installs it", program)
-	}
-	if err != nil {
-		t.Fatalf("%s is not installed: scripts/setup.sh installs it", program)
-	}
-	return path
 }
 
 func copyAll(t *testing.T, to string, names ...string) {

@@ -19,8 +19,12 @@ const (
 	derivedInfo = "renewd at rest v1"
 )
 
-// Seal encrypts plaintext with the newest store key and binds it to associated.
+// Seal encrypts plaintext with the newest store key and binds it to associated. Errors:
+// ErrNoStoreKeys.
 func (k *Keyring) Seal(plaintext, associated []byte) ([]byte, error) {
+	if len(k.store) == 0 {
+		return nil, fmt.Errorf("seal: %w", ErrNoStoreKeys)
+	}
 	key := k.store[len(k.store)-1]
 	blob := make([]byte, headerSize, headerSize+len(plaintext)+16)
 	blob[0] = blobVersion
@@ -36,8 +40,7 @@ func (k *Keyring) Seal(plaintext, associated []byte) ([]byte, error) {
 	return gcm.Seal(blob, nonce, plaintext, bind(blob[:headerSize], associated)), nil
 }
 
-// Open is the inverse of Seal, with whatever key of the keyring it was sealed. Errors:
-// ErrUnknownKey, ErrSealed.
+// Open is the inverse of Seal, with any key of the keyring. Errors: ErrUnknownKey, ErrSealed.
 func (k *Keyring) Open(blob, associated []byte) ([]byte, error) {
 	if len(blob) < headerSize+16 || blob[0] != blobVersion {
 		return nil, fmt.Errorf("open: %w: no blob of ours", ErrSealed)
@@ -60,10 +63,13 @@ func (k *Keyring) Open(blob, associated []byte) ([]byte, error) {
 	return nil, fmt.Errorf("open: %w", ErrUnknownKey)
 }
 
-// NamesKey is a key to hash user ids with, so that logs can tell users apart without naming them.
-// It comes from the oldest store key, so that it stays as it is when keys are added and promoted,
-// and is the same for all that have this keyring.
+// NamesKey is a key to hash user ids with, so that logs can tell users apart without naming users.
+// It comes from the oldest store key. So NamesKey stays the same when keys are added and promoted,
+// and is the same for every process with this keyring. Without store keys it is nil.
 func (k *Keyring) NamesKey() []byte {
+	if len(k.store) == 0 {
+		return nil
+	}
 	oldest := slices.MinFunc(k.store, func(a, b storeKey) int {
 		return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.id, b.id))
 	})
@@ -74,8 +80,8 @@ func (k *Keyring) NamesKey() []byte {
 	return key
 }
 
-// derive makes the key and the nonce of one blob. Both come from a fresh salt, so no pair is ever
-// used twice and the limit on random nonces under one key (2^32 messages) does not apply.
+// derive makes the key and the nonce of one blob. Both come from a fresh salt, so no key and nonce
+// are used twice. The limit on random nonces under one key (2^32 messages) does not apply.
 func derive(master, salt []byte) (cipher.AEAD, []byte, error) {
 	out, err := hkdf.Key(sha256.New, master, salt, derivedInfo, 32+12)
 	if err != nil {
@@ -94,9 +100,9 @@ func bind(header, associated []byte) []byte {
 	return append(append(make([]byte, 0, len(header)+len(associated)), header...), associated...)
 }
 
-// StoreKeyOf returns the id of the store key that a blob was sealed with, as KeyInfo has it, from
-// the first 9 bytes or more of the blob. It is empty for what Seal did not write. Nothing proves it
-// before the blob was opened.
+// StoreKeyOf returns the id of the store key that a blob was sealed with, as KeyInfo has the id,
+// from the first 9 bytes or more of the blob. The id is empty for anything Seal did not write.
+// Nothing proves the id before the blob is opened.
 func StoreKeyOf(blob []byte) (id string) {
 	if len(blob) < 1+keyIDSize || blob[0] != blobVersion {
 		return ""

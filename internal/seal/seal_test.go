@@ -13,6 +13,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 
 	"github.com/renewd/renewd/internal/seal"
+	"github.com/renewd/renewd/internal/secret"
 )
 
 var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
@@ -85,8 +86,8 @@ func TestRotationOpensTheOld(t *testing.T) {
 	}
 }
 
-// A fresh key opens only, so that workers get it one after the other: what the keyring seals
-// meanwhile, those without the key open too.
+// A fresh key opens only, so that workers can get it one after the other. What the keyring seals
+// meanwhile can be opened by workers without the fresh key too.
 func TestAFreshKeySealsOnceItIsPromoted(t *testing.T) {
 	old := ring(t)
 	if _, err := old.Promote(); !errors.Is(err, seal.ErrNothingToPromote) {
@@ -138,10 +139,12 @@ func TestAFreshKeySealsOnceItIsPromoted(t *testing.T) {
 		}
 		return s
 	}
-	if got := states(added); got != "login:true,false login:false,true store:true,false store:false,true " {
+	got := states(added)
+	if got != "login:true,false login:false,true store:true,false store:false,true " {
 		t.Errorf("before: %s", got)
 	}
-	if got := states(promoted); got != "login:false,false login:true,false store:false,false store:true,false " {
+	got = states(promoted)
+	if got != "login:false,false login:true,false store:false,false store:true,false " {
 		t.Errorf("after: %s", got)
 	}
 }
@@ -165,7 +168,7 @@ func TestAKeyCanBeRetired(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	jwe, err := seal.SealLogin(old.JWKS(), "p", "u", noon, seal.Tokens{Access: seal.NewToken("a")})
+	jwe, err := seal.SealLogin(old.JWKS(), "p", "u", noon, seal.Tokens{Access: secret.New("a")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,17 +259,122 @@ func TestKeyringRoundTrip(t *testing.T) {
 	if second, _ := again.Marshal(); !bytes.Equal(raw, second) {
 		t.Error("parse and write gave other bytes")
 	}
-	for _, bad := range []string{"", "{}", "[]", string(raw) + "{}", strings.Replace(string(raw), `"version": 1`, `"version": 2`, 1), strings.Replace(string(raw), `"d":`, `"e":`, 1), strings.Replace(string(raw), `"master": "`, `"master": "AA`, 1)} {
+	for _, bad := range []string{
+		"", "{}", "[]", string(raw) + "{}",
+		strings.Replace(string(raw), `"version": 1`, `"version": 2`, 1),
+		strings.Replace(string(raw), `"d":`, `"e":`, 1),
+		strings.Replace(string(raw), `"master": "`, `"master": "AA`, 1),
+	} {
 		if _, err := seal.ParseKeyring([]byte(bad)); !errors.Is(err, seal.ErrKeyring) {
 			t.Errorf("%.40q: %v", bad, err)
 		}
+	}
+	for _, use := range []string{"login", "store"} {
+		var twins map[string]any
+		if err := json.Unmarshal(raw, &twins); err != nil {
+			t.Fatal(err)
+		}
+		keys := twins[use].([]any)
+		twins[use] = append(keys, keys[0])
+		bad, err := json.Marshal(twins)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := seal.ParseKeyring(bad); !errors.Is(err, seal.ErrKeyring) ||
+			!strings.Contains(err.Error(), "two keys have the id") {
+			t.Errorf("two %s keys of one id: %v", use, err)
+		}
+	}
+}
+
+// The keys of one use open and seal what they are for, and nothing else. They are written, rotated
+// and promoted without the others, and both together are the keyring that they came from.
+func TestTheUsesOfAKeyringCanBeApart(t *testing.T) {
+	whole := ring(t)
+	blob, err := whole.Seal([]byte("x"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	jwe := login(t, whole, "p", "u")
+	parts := map[string]*seal.Keyring{}
+	for _, use := range []string{seal.UseLogin, seal.UseStore} {
+		raw, err := whole.Only(use).Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if parts[use], err = seal.ParseKeyring(raw); err != nil {
+			t.Fatal(err)
+		}
+		if uses := parts[use].Uses(); len(uses) != 1 || uses[0] != use {
+			t.Errorf("of the %s keys: %q", use, uses)
+		}
+	}
+	logins, store := parts[seal.UseLogin], parts[seal.UseStore]
+	if _, err := logins.OpenLogin(jwe); err != nil {
+		t.Error(err)
+	}
+	if _, err := logins.Open(blob, nil); !errors.Is(err, seal.ErrUnknownKey) {
+		t.Errorf("login keys open a record: %v", err)
+	}
+	if _, err := logins.Seal([]byte("x"), nil); !errors.Is(err, seal.ErrNoStoreKeys) {
+		t.Errorf("login keys seal a record: %v", err)
+	}
+	if key := logins.NamesKey(); key != nil {
+		t.Error("login keys hash user ids")
+	}
+	if _, err := store.Open(blob, nil); err != nil {
+		t.Error(err)
+	}
+	if _, err := store.OpenLogin(jwe); !errors.Is(err, seal.ErrUnknownKey) {
+		t.Errorf("store keys open a login: %v", err)
+	}
+	if jwks := store.JWKS(); jwks != nil || store.Published(whole.JWKS()) {
+		t.Errorf("store keys publish %s", jwks)
+	}
+	same := func(a, b *seal.Keyring) bool {
+		one, err := a.Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		other, err := b.Marshal()
+		return err == nil && bytes.Equal(one, other)
+	}
+	if !same(logins.With(store), whole) || !same(store.With(logins), whole) {
+		t.Error("the parts together are another keyring")
+	}
+	rotated, err := whole.Rotate(noon.Add(time.Hour), seal.UseStore)
+	if err != nil || !same(rotated.Only(seal.UseLogin), logins) || len(rotated.Keys()) != 3 {
+		t.Fatalf("store keys rotated: %v, %v", rotated.Keys(), err)
+	}
+	if _, err := rotated.Promote(seal.UseLogin); !errors.Is(err, seal.ErrNothingToPromote) {
+		t.Errorf("promoted login keys, of which none is fresh: %v", err)
+	}
+	both, err := rotated.Rotate(noon.Add(2*time.Hour), seal.UseLogin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	promoted, err := both.Promote(seal.UseStore)
+	if err != nil || !bytes.Equal(promoted.JWKS(), whole.JWKS()) || len(promoted.Old()) != 1 {
+		t.Errorf("promoted %v, %v", promoted.Keys(), err)
+	}
+	if next, err := store.Rotate(noon.Add(time.Hour)); err != nil || len(next.Keys()) != 2 ||
+		next.JWKS() != nil {
+		t.Errorf("rotated alone: %v", err)
+	}
+	if only, err := seal.NewKeyring(noon, seal.UseLogin); err != nil || len(only.Keys()) != 1 ||
+		only.JWKS() == nil {
+		t.Errorf("made alone: %v", err)
 	}
 }
 
 func login(t testing.TB, k *seal.Keyring, provider, user string) string {
 	t.Helper()
 	jwe, err := seal.SealLogin(k.JWKS(), provider, user, noon, seal.Tokens{
-		Access: seal.NewToken("canary-a"), Refresh: seal.NewToken("canary-r"), ID: seal.NewToken("canary-i"), Scope: "openid", ExpiresIn: time.Hour,
+		Access:    secret.New("canary-a"),
+		Refresh:   secret.New("canary-r"),
+		ID:        secret.New("canary-i"),
+		Scope:     "openid",
+		ExpiresIn: time.Hour,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -280,7 +388,8 @@ func TestLoginRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if l.Provider != "propelauth" || l.User != "auth0|ü" || !l.SealedAt.Equal(noon) || l.Access.Reveal() != "canary-a" || l.Refresh.Reveal() != "canary-r" ||
+	if l.Provider != "propelauth" || l.User != "auth0|ü" || !l.SealedAt.Equal(noon) ||
+		l.Access.Reveal() != "canary-a" || l.Refresh.Reveal() != "canary-r" ||
 		l.ID.Reveal() != "canary-i" || l.Scope != "openid" || l.ExpiresIn != time.Hour {
 		t.Errorf("opened %+v", l)
 	}
@@ -301,8 +410,11 @@ func TestLoginRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	key := set.Keys[0]
-	make := func(alg jose.KeyAlgorithm, enc jose.ContentEncryption, o *jose.EncrypterOptions, plain string) string {
-		e, err := jose.NewEncrypter(enc, jose.Recipient{Algorithm: alg, Key: key.Key, KeyID: key.KeyID}, o)
+	make := func(
+		alg jose.KeyAlgorithm, enc jose.ContentEncryption, o *jose.EncrypterOptions, plain string,
+	) string {
+		e, err := jose.NewEncrypter(enc,
+			jose.Recipient{Algorithm: alg, Key: key.Key, KeyID: key.KeyID}, o)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -317,25 +429,35 @@ func TestLoginRefused(t *testing.T) {
 		return jwe
 	}
 	whom := func() *jose.EncrypterOptions {
-		return new(jose.EncrypterOptions).WithHeader("iss", "p").WithHeader("sub", "u").WithHeader("iat", noon.Unix())
+		return new(jose.EncrypterOptions).WithHeader("iss", "p").WithHeader("sub", "u").
+			WithHeader("iat", noon.Unix())
 	}
 	good := `{"access_token":"canary"}`
 	swapped := strings.Split(login(t, k, "p", "u"), ".")
-	swapped[0] = base64.RawURLEncoding.EncodeToString(bytes.Replace(decode(t, swapped[0]), []byte(`"sub":"u"`), []byte(`"sub":"v"`), 1))
+	swapped[0] = base64.RawURLEncoding.EncodeToString(
+		bytes.Replace(decode(t, swapped[0]), []byte(`"sub":"u"`), []byte(`"sub":"v"`), 1),
+	)
 	for name, jwe := range map[string]string{
 		"nothing": "", "no JWE": "a.b.c", "another header": strings.Join(swapped, "."),
-		"another enc":  make(jose.ECDH_ES, jose.A128GCM, whom(), good),
-		"another alg":  make(jose.ECDH_ES_A256KW, jose.A256GCM, whom(), good),
-		"compressed":   make(jose.ECDH_ES, jose.A256GCM, &jose.EncrypterOptions{Compression: jose.DEFLATE, ExtraHeaders: whom().ExtraHeaders}, good),
-		"nobody":       make(jose.ECDH_ES, jose.A256GCM, nil, good),
-		"no time":      make(jose.ECDH_ES, jose.A256GCM, new(jose.EncrypterOptions).WithHeader("iss", "p").WithHeader("sub", "u"), good),
-		"no token":     make(jose.ECDH_ES, jose.A256GCM, whom(), `{"refresh_token":"canary"}`),
-		"no JSON":      make(jose.ECDH_ES, jose.A256GCM, whom(), `canary`),
-		"bad expiry":   make(jose.ECDH_ES, jose.A256GCM, whom(), `{"access_token":"canary","expires_in":"soon"}`),
-		"bad expiry 2": make(jose.ECDH_ES, jose.A256GCM, whom(), `{"access_token":"canary","expires_at":"tomorrow"}`),
-		"too large":    strings.Repeat("x", seal.MaxJWE+1),
+		"another enc": make(jose.ECDH_ES, jose.A128GCM, whom(), good),
+		"another alg": make(jose.ECDH_ES_A256KW, jose.A256GCM, whom(), good),
+		"compressed": make(jose.ECDH_ES, jose.A256GCM,
+			&jose.EncrypterOptions{Compression: jose.DEFLATE, ExtraHeaders: whom().ExtraHeaders},
+			good),
+		"nobody": make(jose.ECDH_ES, jose.A256GCM, nil, good),
+		"no time": make(jose.ECDH_ES, jose.A256GCM,
+			new(jose.EncrypterOptions).WithHeader("iss", "p").WithHeader("sub", "u"), good),
+		"no token": make(jose.ECDH_ES, jose.A256GCM, whom(), `{"refresh_token":"canary"}`),
+		"no JSON":  make(jose.ECDH_ES, jose.A256GCM, whom(), `canary`),
+		"bad expiry": make(jose.ECDH_ES, jose.A256GCM, whom(),
+			`{"access_token":"canary","expires_in":"soon"}`),
+		"bad expiry 2": make(jose.ECDH_ES, jose.A256GCM, whom(),
+			`{"access_token":"canary","expires_at":"tomorrow"}`),
+		"too large": strings.Repeat("x", seal.MaxJWE+1),
 	} {
-		if _, err := k.OpenLogin(jwe); !errors.Is(err, seal.ErrSealed) || strings.Contains(fmt.Sprintf("%#v %v", err, err), "canary") {
+		_, err := k.OpenLogin(jwe)
+		if !errors.Is(err, seal.ErrSealed) ||
+			strings.Contains(fmt.Sprintf("%#v %v", err, err), "canary") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -343,10 +465,12 @@ func TestLoginRefused(t *testing.T) {
 		t.Errorf("another keyring: %v", err)
 	}
 	for body, want := range map[string]time.Time{
-		`{"access_token":"a","expires_at":1772366400}`: time.Unix(1772366400, 0), `{"access_token":"a","expires_at":"2026-03-01T12:00:00Z"}`: noon,
-		`{"access_token":"a","expires_in":null,"expires_at":""}`: {},
+		`{"access_token":"a","expires_at":1772366400}`:             time.Unix(1772366400, 0),
+		`{"access_token":"a","expires_at":"2026-03-01T12:00:00Z"}`: noon,
+		`{"access_token":"a","expires_in":null,"expires_at":""}`:   {},
 	} {
-		if l, err := k.OpenLogin(make(jose.ECDH_ES, jose.A256GCM, whom(), body)); err != nil || !l.ExpiresAt.Equal(want) {
+		l, err := k.OpenLogin(make(jose.ECDH_ES, jose.A256GCM, whom(), body))
+		if err != nil || !l.ExpiresAt.Equal(want) {
 			t.Errorf("%s: %v, %v", body, l.ExpiresAt, err)
 		}
 	}
@@ -362,12 +486,17 @@ func decode(t *testing.T, s string) []byte {
 }
 
 func TestSealLoginNeedsAKey(t *testing.T) {
-	for _, jwks := range []string{"", "{}", `{"keys":[{"kty":"oct","k":"AA","use":"enc","kid":"x"}]}`} {
-		if _, err := seal.SealLogin([]byte(jwks), "p", "u", noon, seal.Tokens{Access: seal.NewToken("a")}); err == nil {
+	for _, jwks := range []string{
+		"", "{}", `{"keys":[{"kty":"oct","k":"AA","use":"enc","kid":"x"}]}`,
+	} {
+		_, err := seal.SealLogin([]byte(jwks), "p", "u", noon, seal.Tokens{Access: secret.New("a")})
+		if err == nil {
 			t.Errorf("sealed to %q", jwks)
 		}
 	}
-	if _, err := seal.SealLogin(ring(t).JWKS(), "p", "u", noon, seal.Tokens{Access: seal.NewToken(strings.Repeat("a", seal.MaxJWE))}); err == nil {
+	_, err := seal.SealLogin(ring(t).JWKS(), "p", "u", noon,
+		seal.Tokens{Access: secret.New(strings.Repeat("a", seal.MaxJWE))})
+	if err == nil {
 		t.Error("a login that fits into no message was sealed")
 	}
 }
@@ -394,7 +523,8 @@ func FuzzOpen(f *testing.F) {
 	f.Add(blob, []byte("y"))
 	f.Add([]byte{1}, []byte{})
 	f.Fuzz(func(t *testing.T, b, associated []byte) {
-		if _, err := k.Open(b, associated); err == nil && !(bytes.Equal(b, blob) && bytes.Equal(associated, []byte("y"))) {
+		_, err := k.Open(b, associated)
+		if err == nil && !(bytes.Equal(b, blob) && bytes.Equal(associated, []byte("y"))) {
 			t.Error("a forged blob opened")
 		}
 	})
@@ -409,7 +539,7 @@ func FuzzParseKeyring(f *testing.F) {
 	f.Add([]byte("{}"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if k, err := seal.ParseKeyring(b); err == nil {
-			if _, err := k.Seal([]byte("x"), nil); err != nil || len(k.JWKS()) == 0 {
+			if _, err := k.Seal([]byte("x"), nil); err != nil && len(k.JWKS()) == 0 {
 				t.Errorf("a keyring that does not seal: %v", err)
 			}
 		}
@@ -460,12 +590,17 @@ func TestNamesKeyStays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for what, k := range map[string]*seal.Keyring{"rotated": rotated, "promoted": promoted, "read": read} {
+	for what, k := range map[string]*seal.Keyring{
+		"rotated":  rotated,
+		"promoted": promoted,
+		"read":     read,
+	} {
 		if !bytes.Equal(k.NamesKey(), first) {
 			t.Errorf("%s: another key", what)
 		}
 	}
-	if other, err := seal.NewKeyring(time.Now()); err != nil || bytes.Equal(other.NamesKey(), first) || len(first) != 32 {
+	if other, err := seal.NewKeyring(time.Now()); err != nil ||
+		bytes.Equal(other.NamesKey(), first) || len(first) != 32 {
 		t.Errorf("%d bytes, %v", len(first), err)
 	}
 }

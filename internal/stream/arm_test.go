@@ -6,18 +6,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/renewd/renewd/internal/grant"
-	"github.com/renewd/renewd/internal/natstest"
 	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/internal/topology"
 	"github.com/renewd/renewd/schema"
 )
-
-func command(id string) grant.Work {
-	return grant.Work{Cause: schema.Cause{ID: id, Type: schema.UserRefreshDue, Source: "/billing"}}
-}
 
 // A has saved its pair and waits for the profile; request r1 is put off meanwhile; A ends and arms
 // its next timer.
@@ -27,12 +22,7 @@ func TestATimerNeverErasesAWaitingCommand(t *testing.T) {
 }
 
 func TestATimerNeverErasesAWaitingCommandOnThreeNodes(t *testing.T) {
-	servers := natstest.Cluster(t)
-	js := connect(t, func(...nats.Option) (*nats.Conn, error) { return nats.Connect("", nats.InProcessServer(servers[0])) })
-	want := topology(t, "")
-	want.Replicas = 3
-	ensure(t, js, want)
-	e := engine(t, js, stream.Config{})
+	js, e := freshOnThreeNodes(t)
 	armAtOnce(t, js, e)
 	armAfterACommand(t, js, e, time.Now().Add(2*time.Second))
 }
@@ -41,10 +31,11 @@ func armAfterACommand(t *testing.T, js jetstream.JetStream, e *stream.Engine, at
 	t.Helper()
 	ctx := t.Context()
 	r1, a := command("r1"), work("a")
-	r1.Want, r1.Mark, a.Mark = schema.WantTokens, grant.Mark{Version: 7, Token: "f"}, grant.Mark{Version: 8, Token: "g"}
+	r1.Want, r1.Mark = schema.WantTokens, grant.Mark{Version: 7, Token: "f"}
+	a.Mark = grant.Mark{Version: 8, Token: "g"}
 	must(t, e.Arm(ctx, alice, at, r1))
 	must(t, e.Arm(ctx, alice, at.Add(24*time.Minute), a))
-	if n := messages(t, js, stream.Renewals); n != 1 {
+	if n := messages(t, js, topology.Renewals); n != 1 {
 		t.Errorf("%d timers", n)
 	}
 	m := renewal(t, js)
@@ -68,20 +59,24 @@ func armAtOnce(t *testing.T, js jetstream.JetStream, e *stream.Engine) {
 				w = command(fmt.Sprint("r", i))
 				w.MinValid = time.Duration(i) * time.Second
 			}
-			if err := e.Arm(t.Context(), grant.Key{Provider: alice.Provider, User: "crowd"}, when, w); err != nil {
+			err := e.Arm(t.Context(), grant.Key{Provider: alice.Provider, User: "crowd"}, when, w)
+			if err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	all.Wait()
-	s, err := js.Stream(t.Context(), stream.Renewals)
+	s, err := js.Stream(t.Context(), topology.Renewals)
 	must(t, err)
 	m, err := s.GetLastMsgForSubject(t.Context(), "renewal.timer.propelauth.crowd")
 	must(t, err)
 	_, w, err := e.ParseWork("renewal.due.propelauth.crowd", schema.Header(m.Header))
 	must(t, err)
-	if due := "@at " + at.Format(time.RFC3339Nano); m.Header.Get(jetstream.ScheduleHeader) != due || !grant.IsCommand(w.Cause) || w.MinValid != 11*time.Second {
-		t.Errorf("armed %+v at %s, want a command %s with the strongest want", w, m.Header.Get(jetstream.ScheduleHeader), due)
+	due := "@at " + at.Format(time.RFC3339Nano)
+	if m.Header.Get(jetstream.ScheduleHeader) != due || !grant.IsCommand(w.Cause) ||
+		w.MinValid != 11*time.Second {
+		t.Errorf("armed %+v at %s, want a command %s with the strongest want",
+			w, m.Header.Get(jetstream.ScheduleHeader), due)
 	}
 	must(t, e.Cancel(t.Context(), grant.Key{Provider: alice.Provider, User: "crowd"}))
 }
@@ -91,14 +86,16 @@ func TestManyWorkersArmOneTimer(t *testing.T) {
 	armAtOnce(t, js, e)
 }
 
-// What the engine cannot read on a timer's subject is none of its own: it is replaced.
+// What the engine cannot read on a timer's subject is not the engine's: it is replaced.
 func TestArmReplacesAForeignMessage(t *testing.T) {
 	js, e := fresh(t)
-	_, err := js.Publish(t.Context(), "renewal.timer.propelauth."+schema.EscapeUser(alice.User), []byte("?"))
+	_, err := js.Publish(t.Context(), "renewal.timer.propelauth."+schema.EscapeUser(alice.User),
+		[]byte("?"))
 	must(t, err)
 	must(t, e.Arm(t.Context(), alice, time.Now(), work("ours")))
 	m := renewal(t, js)
-	if _, w, err := e.ParseWork(m.Subject(), schema.Header(m.Headers())); err != nil || w.Cause.ID != "ours" {
+	if _, w, err := e.ParseWork(m.Subject(), schema.Header(m.Headers())); err != nil ||
+		w.Cause.ID != "ours" {
 		t.Errorf("fired %+v, %v", w, err)
 	}
 	ack(t, m)

@@ -12,9 +12,10 @@ import (
 
 	"github.com/renewd/renewd/internal/natsd"
 	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/internal/topology"
 )
 
-// machine is a local clock whose two hands can be moved apart.
+// machine is a local clock whose two readings can be moved apart.
 type machine struct{ wall, mono atomic.Int64 }
 
 func (m *machine) clock() stream.Clock {
@@ -33,7 +34,9 @@ func TestAStepOfTheWallClockChangesNothing(t *testing.T) {
 		t.Error("ready before the server's clock is known")
 	}
 	must(t, e.SyncClock(t.Context()))
-	for _, step := range []time.Duration{0, 11 * time.Second, -11 * time.Second, time.Hour, -time.Hour} {
+	for _, step := range []time.Duration{
+		0, 11 * time.Second, -11 * time.Second, time.Hour, -time.Hour,
+	} {
 		m.wall.Store(int64(step))
 		if off := time.Until(e.Now()).Abs(); off > 5*time.Second {
 			t.Errorf("a step of %v moved Now by %v", step, off)
@@ -43,7 +46,8 @@ func TestAStepOfTheWallClockChangesNothing(t *testing.T) {
 		}
 		if err := e.Ready(); step.Abs() < stream.MaxSkew && err != nil {
 			t.Errorf("a step of %v: not ready: %v", step, err)
-		} else if step.Abs() > stream.MaxSkew && (err == nil || !strings.Contains(err.Error(), "NTP")) {
+		} else if step.Abs() > stream.MaxSkew &&
+			(err == nil || !strings.Contains(err.Error(), "NTP")) {
 			t.Errorf("a step of %v: Ready = %v", step, err)
 		}
 	}
@@ -66,7 +70,7 @@ func TestNowGoesOnByTheMonotonicClock(t *testing.T) {
 	}
 }
 
-// A slow answer says little about now: its time would be off by up to half of what it took.
+// A slow answer says little about now: its time would be off by up to half of the round trip.
 func TestASlowMeasurementIsDropped(t *testing.T) {
 	js, _ := fresh(t)
 	var m machine
@@ -98,17 +102,24 @@ func TestASlowMeasurementIsDropped(t *testing.T) {
 	must(t, e.Ready())
 }
 
-// After the machine has slept its clocks disagree: the server's is asked again at once.
+// After the machine has slept its two readings disagree: the server's clock is asked again at once.
 func TestTheClockIsMeasuredAgainWhenTheLocalOnesDisagree(t *testing.T) {
 	js, _ := fresh(t)
 	var m machine
-	e := engine(t, js, stream.Config{Clock: m.clock(), ClockEvery: time.Hour, DepthEvery: time.Hour, WatchEvery: time.Millisecond})
+	e := engine(t, js, stream.Config{
+		Clock:      m.clock(),
+		ClockEvery: time.Hour,
+		DepthEvery: time.Hour,
+		WatchEvery: time.Millisecond,
+	})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- e.Run(ctx) }()
 	eventually(t, "the clock is known", func() bool { return e.Ready() == nil })
 	m.mono.Store(int64(-20 * time.Second)) // the monotonic clock slept
-	eventually(t, "Now is right again", func() bool { return time.Until(e.Now()).Abs() < 5*time.Second })
+	eventually(t, "Now is right again", func() bool {
+		return time.Until(e.Now()).Abs() < 5*time.Second
+	})
 	cancel()
 	must(t, <-done)
 }
@@ -120,8 +131,10 @@ func TestAFailedPublishIsNotStoredAfterAReconnect(t *testing.T) {
 	must(t, err)
 	url := s.ClientURL()
 	js := connect(t, s.Connect)
-	ensure(t, js, topology(t, ""))
-	nc, err := nats.Connect(url, append(stream.ConnectOptions(), nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))...)
+	ensure(t, js, wanted(t, ""))
+	options := append(stream.ConnectOptions(),
+		nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))
+	nc, err := nats.Connect(url, options...)
 	must(t, err)
 	t.Cleanup(nc.Close)
 	away, err := jetstream.New(nc)
@@ -134,12 +147,13 @@ func TestAFailedPublishIsNotStoredAfterAReconnect(t *testing.T) {
 	if err := e.Wake(brief, alice, work("failed")); err == nil {
 		t.Fatal("published without a server")
 	}
-	s, err = natsd.Start(t.Context(), natsd.Config{StoreDir: dir, Listen: strings.TrimPrefix(url, "nats://")})
+	s, err = natsd.Start(t.Context(),
+		natsd.Config{StoreDir: dir, Listen: strings.TrimPrefix(url, "nats://")})
 	must(t, err)
 	t.Cleanup(s.Shutdown)
 	eventually(t, "the connection is back", nc.IsConnected)
 	must(t, nc.Flush())
-	if n := messages(t, connect(t, s.Connect), stream.Renewals); n != 0 {
+	if n := messages(t, connect(t, s.Connect), topology.Renewals); n != 0 {
 		t.Errorf("%d messages stored that were reported as failed", n)
 	}
 }

@@ -10,23 +10,44 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/renewd/renewd/internal/grant"
-	"github.com/renewd/renewd/internal/natstest"
 	"github.com/renewd/renewd/internal/stream"
+	testnats "github.com/renewd/renewd/internal/testkit/nats"
+	"github.com/renewd/renewd/internal/topology"
 	"github.com/renewd/renewd/schema"
 )
+
+// freshOnThreeNodes is an engine on three servers, with streams that have a leader.
+func freshOnThreeNodes(t *testing.T) (jetstream.JetStream, *stream.Engine) {
+	t.Helper()
+	servers := testnats.Cluster(t)
+	js := connect(t, func(...nats.Option) (*nats.Conn, error) {
+		return nats.Connect("", nats.InProcessServer(servers[0]))
+	})
+	want := wanted(t, "")
+	want.Replicas = 3
+	ensure(t, js, want)
+	e := engine(t, js, stream.Config{})
+	eventually(t, "RENEWALS has a leader", func() bool {
+		_, err := e.HasTimer(t.Context(), alice)
+		return err == nil
+	})
+	return js, e
+}
 
 // TestThreeNodes is the whole engine on three servers, also over the loss of the one that leads
 // RENEWALS.
 func TestThreeNodes(t *testing.T) {
-	servers := natstest.Cluster(t)
+	servers := testnats.Cluster(t)
 	dial := func(s *server.Server) jetstream.JetStream {
-		return connect(t, func(...nats.Option) (*nats.Conn, error) { return nats.Connect("", nats.InProcessServer(s)) })
+		return connect(t, func(...nats.Option) (*nats.Conn, error) {
+			return nats.Connect("", nats.InProcessServer(s))
+		})
 	}
 	js := dial(servers[0])
-	want := topology(t, "")
+	want := wanted(t, "")
 	want.Replicas = 3
 	ensure(t, js, want)
-	if c, err := stream.Plan(t.Context(), js, want); err != nil || c.Pending() {
+	if c, err := topology.Plan(t.Context(), js, want); err != nil || c.Pending() {
 		t.Fatalf("second plan on a cluster: %v\n%s", err, c)
 	}
 	e := engine(t, js, stream.Config{})
@@ -41,7 +62,7 @@ func TestThreeNodes(t *testing.T) {
 	}
 
 	must(t, e.Arm(ctx, alice, time.Now().Add(2*time.Second), work("armed before")))
-	s, err := js.Stream(ctx, stream.Renewals)
+	s, err := js.Stream(ctx, topology.Renewals)
 	must(t, err)
 	leader := s.CachedInfo().Cluster.Leader
 	for _, s := range servers {
@@ -55,17 +76,18 @@ func TestThreeNodes(t *testing.T) {
 	e = engine(t, js, stream.Config{})
 	var m jetstream.Msg
 	eventually(t, "the timer fires under the new leader", func() bool {
-		c, err := js.Consumer(ctx, stream.Renewals, stream.ConsumerRenew(alice.Provider))
+		c, err := js.Consumer(ctx, topology.Renewals, topology.ConsumerRenew(alice.Provider))
 		if err != nil {
 			return false
 		}
 		m, err = c.Next(jetstream.FetchMaxWait(time.Second))
 		return err == nil
 	})
-	if k, w, err := e.ParseWork(m.Subject(), schema.Header(m.Headers())); err != nil || k != alice || w.Cause.ID != "armed before" {
+	if k, w, err := e.ParseWork(m.Subject(), schema.Header(m.Headers())); err != nil ||
+		k != alice || w.Cause.ID != "armed before" {
 		t.Errorf("fired %v %+v %v", k, w, err)
 	}
 	ack(t, m)
-	// A publish while a stream elects its leader waits for it.
+	// A publish while a stream elects its leader waits for the leader.
 	must(t, e.Wake(ctx, alice, work("after")))
 }

@@ -11,45 +11,49 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/topology"
 	"github.com/renewd/renewd/schema"
 )
 
-// A login that is put off waits in RENEWALS: a schedule on deferred.timer that fires on
-// deferred.due, where the durable ConsumerDeferred hands it on. It carries the login as it was
-// published, sealed, and its place among all logins, which it would lose if it were published anew.
-// What the store cannot rebuild when RENEWALS is lost is this alone.
+// A login that is put off, or another command of its stream, waits in RENEWALS: a schedule on
+// deferred.timer that fires on deferred.due, where the durable ConsumerDeferred hands the command
+// on. The schedule carries the login as it was published, sealed, and its place among all logins. A
+// login published again would lose its place. Only logins put off cannot be rebuilt from the store
+// when RENEWALS is lost.
 
-// Headers of a login that was put off, beside its own, headerDeferred and headerSender.
+// Headers of a login put off, beside the login's own headers, headerDeferred and headerSender.
 const (
-	headerStream   = "renewd-login-stream" // when LOGINS was created, as of its grant.Order
+	headerStream   = "renewd-login-stream" // when LOGINS was created, as of its grant.Position
 	headerSequence = "renewd-login-sequence"
 	headerTaken    = "renewd-login-time"
 )
 
-// DeferLogin puts a login off until the given time, by the server's clock: of is its subject's
-// address, h and data are its message's, order its place, deferrals how often it has been put off,
-// this time included. It takes the place of an older login of the user that was put off; if a newer
-// one waits, it changes nothing, and the newer one's outcome answers both.
+// DeferLogin puts a login, or another command of its stream, off until the given time, by the
+// server's clock. of is its subject's address, h and data are its message's, position its place,
+// deferrals how often the command has been put off, this time included. The command takes the place
+// of an older command of the user that was put off, if both are of the same kind. If a newer
+// command waits, DeferLogin changes nothing, and the outcome of the newer command answers both.
 func (e *Engine) DeferLogin(
-	ctx context.Context, of schema.Address, at time.Time, order grant.Order, deferrals int,
+	ctx context.Context, of schema.Address, at time.Time, position grant.Position, deferrals int,
 	h schema.Header, data []byte,
 ) error {
 	k := grant.Key{Provider: of.Provider, User: of.User}
-	timer, due := e.user(deferredTimerSubject, k), e.user(deferredDueSubject, k)
-	deferred := deferredHeader(h, order, deferrals)
+	timer := e.deferredTo(topology.DeferredTimerFront, of)
+	due := e.deferredTo(topology.DeferredDueFront, of)
+	deferred := deferredHeader(h, position, deferrals)
 	if of.Sender != "" {
 		deferred.Set(headerSender, of.Sender)
 	}
 	schedule(deferred, at, due)
 	var there login
 	for round := range rounds {
-		if there.ours && order.Before(there.order) {
+		if there.ours && position.Before(there.position) {
 			return nil
 		}
 		expect(deferred, there.sequence)
-		ack, err := e.publish(ctx, Renewals, timer, deferred, data)
+		ack, err := e.publish(ctx, topology.Renewals, timer, deferred, data)
 		if err == nil {
-			return e.yieldToNewer(ctx, k, order, ack.Sequence)
+			return e.yieldToNewer(ctx, of, position, ack.Sequence)
 		}
 		if !refused(err) {
 			return fmt.Errorf("defer login of %s: %w", k, err)
@@ -64,68 +68,101 @@ func (e *Engine) DeferLogin(
 	return fmt.Errorf("defer login of %s: others change it all the time", k)
 }
 
-// yieldToNewer takes the login that was put off at this sequence back if a newer one is due
-// already: fired, the older one would replace it. One that becomes due later was on the timer's
-// subject later too, and has taken its place.
-func (e *Engine) yieldToNewer(ctx context.Context, k grant.Key, order grant.Order, sequence uint64) error {
-	due, err := e.deferred(ctx, e.user(deferredDueSubject, k))
+// yieldToNewer takes back the login put off at this sequence if a newer login is due already: when
+// it fired, the older login would replace the newer one. A newer login that becomes due later was
+// on the timer's subject later too, and has taken the older login's place there.
+func (e *Engine) yieldToNewer(
+	ctx context.Context, of schema.Address, position grant.Position, sequence uint64,
+) error {
+	due, err := e.deferred(ctx, e.deferredTo(topology.DeferredDueFront, of))
 	if err != nil {
-		return fmt.Errorf("defer login of %s: %w", k, err)
+		return fmt.Errorf("defer login of %s: %w",
+			grant.Key{Provider: of.Provider, User: of.User}, err)
 	}
-	if !due.ours || !order.Before(due.order) {
+	if !due.ours || !position.Before(due.position) {
 		return nil
 	}
 	upTo := jetstream.WithPurgeSequence(sequence + 1)
-	return e.purge(ctx, Renewals, []string{e.user(deferredTimerSubject, k)}, upTo)
+	timer := e.deferredTo(topology.DeferredTimerFront, of)
+	return e.purge(ctx, topology.Renewals, []string{timer}, upTo)
 }
 
-// ParseDeferred reads a message of ConsumerDeferred back into what DeferLogin was given. An error
-// means that somebody else wrote it. A login that a version without senders put off has none.
+// deferredTo is the subject, below front, of a command put off.
+func (e *Engine) deferredTo(front string, of schema.Address) string {
+	k := grant.Key{Provider: of.Provider, User: of.User}
+	return e.user(front, k) + topology.DeferredEnd(of.Type)
+}
+
+// deferredOf returns the subject of the command that this subject puts off, without the ending of
+// its kind, and the kind. A user may be called like such an ending.
+func (e *Engine) deferredOf(subject string) (plain string, kind schema.Type) {
+	const parts = 5 // deferred.due.<provider>.<user>.logout
+	inner := strings.TrimPrefix(subject, topology.Prefixed(e.config.Subjects, ""))
+	if strings.Count(inner, ".") == parts-1 {
+		for _, of := range topology.InLogins() {
+			plain, ends := strings.CutSuffix(subject, topology.DeferredEnd(of))
+			if ends && plain != subject {
+				return plain, of
+			}
+		}
+	}
+	return subject, schema.UserLogin
+}
+
+// ParseDeferred reads a message of ConsumerDeferred back into the arguments of DeferLogin. An error
+// means the message is another writer's. A login put off by a version without senders has no
+// sender.
 func (e *Engine) ParseDeferred(subject string, h schema.Header) (
-	of schema.Address, order grant.Order, deferrals int, original schema.Header, err error,
+	of schema.Address, position grant.Position, deferrals int, original schema.Header, err error,
 ) {
-	provider, user, err := parseUser(e.config.Subjects, deferredDueSubject, subject)
+	subject, kind := e.deferredOf(subject)
+	provider, user, err := parseUser(e.config.Subjects, topology.DeferredDueFront, subject)
 	if err != nil {
-		return of, order, 0, nil, fmt.Errorf("parse deferred login: %w", err)
+		return of, position, 0, nil, fmt.Errorf("parse deferred login: %w", err)
 	}
 	of = schema.Address{
-		Type: schema.UserLogin, Provider: provider, User: user, Sender: h.Get(headerSender),
+		Type: kind, Provider: provider, User: user, Sender: h.Get(headerSender),
 	}
-	if order, deferrals, err = parseDeferred(h); err == nil && of.Sender != "" {
+	if position, deferrals, err = parseDeferred(h); err == nil && of.Sender != "" {
 		err = schema.CheckSender(of.Sender)
 	}
 	if err != nil {
-		return of, order, 0, nil, fmt.Errorf("parse deferred login of %s: %w", grant.Key{Provider: provider, User: user}, err)
+		return of, position, 0, nil, fmt.Errorf("parse deferred login of %s: %w",
+			grant.Key{Provider: provider, User: user}, err)
 	}
-	return of, order, deferrals, own(h), nil
+	return of, position, deferrals, own(h), nil
 }
 
-func parseDeferred(h schema.Header) (order grant.Order, deferrals int, err error) {
-	for name, to := range map[string]*time.Time{headerStream: &order.Stream, headerTaken: &order.Time} {
+func parseDeferred(h schema.Header) (position grant.Position, deferrals int, err error) {
+	for name, to := range map[string]*time.Time{
+		headerStream: &position.Stream,
+		headerTaken:  &position.Time,
+	} {
 		if *to, err = time.Parse(time.RFC3339Nano, h.Get(name)); err != nil {
-			return grant.Order{}, 0, fmt.Errorf("header %s: %w", name, err)
+			return grant.Position{}, 0, fmt.Errorf("header %s: %w", name, err)
 		}
 	}
-	if order.Sequence, err = strconv.ParseUint(h.Get(headerSequence), 10, 64); err != nil {
-		return grant.Order{}, 0, fmt.Errorf("header %s: %w", headerSequence, err)
+	if position.Sequence, err = strconv.ParseUint(h.Get(headerSequence), 10, 64); err != nil {
+		return grant.Position{}, 0, fmt.Errorf("header %s: %w", headerSequence, err)
 	}
 	if deferrals, err = strconv.Atoi(h.Get(headerDeferred)); err != nil || deferrals < 0 {
-		return grant.Order{}, 0, fmt.Errorf("header %s: %q: want a count", headerDeferred, h.Get(headerDeferred))
+		return grant.Position{}, 0, fmt.Errorf("header %s: %q: want a count",
+			headerDeferred, h.Get(headerDeferred))
 	}
-	return order, deferrals, nil
+	return position, deferrals, nil
 }
 
-func deferredHeader(h schema.Header, order grant.Order, deferrals int) schema.Header {
+func deferredHeader(h schema.Header, position grant.Position, deferrals int) schema.Header {
 	d := own(h)
-	d.Set(headerStream, order.Stream.UTC().Format(time.RFC3339Nano))
-	d.Set(headerSequence, strconv.FormatUint(order.Sequence, 10))
-	d.Set(headerTaken, order.Time.UTC().Format(time.RFC3339Nano))
+	d.Set(headerStream, position.Stream.UTC().Format(time.RFC3339Nano))
+	d.Set(headerSequence, strconv.FormatUint(position.Sequence, 10))
+	d.Set(headerTaken, position.Time.UTC().Format(time.RFC3339Nano))
 	d.Set(headerDeferred, strconv.Itoa(deferrals))
 	return d
 }
 
-// own is what of h its publisher wrote: nothing that tells the server what to do, nothing that
-// renewd adds.
+// own is the header as the publisher of h wrote it, without instructions to the server and without
+// renewd's additions.
 func own(h schema.Header) schema.Header {
 	o := make(schema.Header, len(h)+8)
 	for name, values := range h {
@@ -137,53 +174,65 @@ func own(h schema.Header) schema.Header {
 	return o
 }
 
-// login is one that waits to be tried again. The zero value stands for none.
+// login is a login that waits for its next try. The zero value stands for no login.
 type login struct {
-	order    grant.Order
+	position grant.Position
 	ours     bool
 	sequence uint64
 }
 
 func (e *Engine) deferred(ctx context.Context, subject string) (login, error) {
-	m, err := e.last(ctx, Renewals, subject)
+	m, err := e.last(ctx, topology.Renewals, subject)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return login{}, nil
 	}
 	if err != nil {
 		return login{}, err
 	}
-	l := login{sequence: m.Sequence}
-	if l.order, _, err = parseDeferred(schema.Header(m.Header)); err != nil {
+	return e.loginIn(ctx, m), nil
+}
+
+// loginIn is the login or logout put off in m.
+func (e *Engine) loginIn(ctx context.Context, m *jetstream.RawStreamMsg) login {
+	position, _, err := parseDeferred(schema.Header(m.Header))
+	if err != nil {
 		e.foreign(ctx, m, err)
 	}
-	l.ours = err == nil
-	return l, nil
+	return login{position, err == nil, m.Sequence}
 }
 
-// deferredCount counts the logins that were put off, be they waiting, due or in hand.
+// eachDeferred shows the user's login or logout that is put off, be it waiting or due, in the order
+// of the stream. A message that moves has a later sequence at its new place before it leaves its
+// old place. So no message is missed that is put off again or fires meanwhile. Such a message may
+// be shown twice.
+func (e *Engine) eachDeferred(
+	ctx context.Context, of schema.Address, see func(*jetstream.RawStreamMsg) error,
+) error {
+	return e.each(ctx, topology.Renewals, e.deferredTo(topology.DeferredFront+".*", of), see)
+}
+
+// deferredCount counts the logins put off, be they waiting, due or being handled.
 func (e *Engine) deferredCount(ctx context.Context) (uint64, error) {
-	return e.subjects(ctx, Renewals, prefixed(e.config.Subjects, deferredSubject)+".>")
+	return e.subjects(ctx, topology.Renewals,
+		topology.Prefixed(e.config.Subjects, topology.DeferredFront)+".>")
 }
 
-// LoginWaits reports whether a login of the user was accepted that is not settled yet, be it put
-// off or not.
+// LoginWaits reports whether a login of the user was accepted and is not settled yet, be it put off
+// or not.
 func (e *Engine) LoginWaits(ctx context.Context, k grant.Key) (bool, error) {
-	type place struct{ base, subject string }
-	// In the order in which a login that is put off moves, so that none is missed on its way.
-	var places []place
+	// First LOGINS, since a login put off goes from there to RENEWALS.
 	for _, subject := range e.commands(schema.UserLogin, k) {
-		places = append(places, place{Logins, subject})
-	}
-	for _, front := range []string{deferredTimerSubject, deferredDueSubject} {
-		places = append(places, place{Renewals, e.user(front, k)})
-	}
-	for _, at := range places {
-		if waits, err := e.holds(ctx, at.base, at.subject); waits || err != nil {
+		if waits, err := e.holds(ctx, topology.Logins, subject); waits || err != nil {
 			if err != nil {
 				err = fmt.Errorf("look for a login of %s: %w", k, err)
 			}
 			return waits, err
 		}
 	}
-	return false, nil
+	deferred := e.user(topology.DeferredFront+".*", k)
+	waits, err := e.holds(ctx, topology.Renewals, deferred)
+	if err != nil {
+		err = fmt.Errorf("look for a login of %s: %w", k, err)
+	}
+	return waits, err
 }

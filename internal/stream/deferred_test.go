@@ -5,38 +5,41 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/renewd/renewd/internal/grant"
-	"github.com/renewd/renewd/internal/natstest"
 	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/internal/topology"
 	"github.com/renewd/renewd/schema"
 )
 
-func place(sequence uint64) grant.Order {
-	return grant.Order{
-		Stream: time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC), Sequence: sequence, Time: time.Date(2026, 2, 2, 3, 4, int(sequence), 9, time.UTC),
+func place(sequence uint64) grant.Position {
+	return grant.Position{
+		Stream:   time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC),
+		Sequence: sequence,
+		Time:     time.Date(2026, 2, 2, 3, 4, int(sequence), 9, time.UTC),
 	}
 }
 
-// loginOf is the address of a user's login, from a sender.
-func loginOf(k grant.Key) schema.Address {
-	return schema.Address{Type: schema.UserLogin, Provider: k.Provider, User: k.User, Sender: "shop"}
-}
-
-func putOff(t *testing.T, e *stream.Engine, at time.Time, sequence uint64, deferrals int, body string) {
+func putOff(
+	t *testing.T, e *stream.Engine, at time.Time, sequence uint64, deferrals int, body string,
+) {
 	t.Helper()
 	h := schema.Header{
-		"ce-id": {body}, "Content-Type": {"application/json"}, "Nats-Msg-Id": {"x"}, "nats-rollup": {"all"}, "Renewd-Deferred": {"9"},
-		"Renewd-Sender": {"somebody-else"},
+		"ce-id":           {body},
+		"Content-Type":    {"application/json"},
+		"Nats-Msg-Id":     {"x"},
+		"nats-rollup":     {"all"},
+		"Renewd-Deferred": {"9"},
+		"Renewd-Sender":   {"somebody-else"},
 	}
-	must(t, e.DeferLogin(t.Context(), loginOf(alice), at, place(sequence), deferrals, h, []byte(body)))
+	must(t, e.DeferLogin(t.Context(), loginOf(alice), at, place(sequence), deferrals, h,
+		[]byte(body)))
 }
 
 func deferredLogin(t *testing.T, js jetstream.JetStream) jetstream.Msg {
 	t.Helper()
-	m := next(t, js, stream.Renewals, stream.ConsumerDeferred, 10*time.Second)
+	m := next(t, js, topology.Renewals, topology.ConsumerDeferred, time.Minute)
 	if m == nil {
 		t.Fatal("no deferred login came")
 	}
@@ -59,15 +62,18 @@ func TestALoginPutOffComesBackAsItWas(t *testing.T) {
 	if waits, err := e.LoginWaits(t.Context(), alice); !waits || err != nil {
 		t.Errorf("LoginWaits while in hand = %v, %v", waits, err)
 	}
-	of, order, deferrals, h, err := e.ParseDeferred(m.Subject(), schema.Header(m.Headers()))
-	if err != nil || of != loginOf(alice) || order != place(7) || deferrals != 2 || string(m.Data()) != "sealed" {
-		t.Errorf("got %+v, %+v, %d, %q, %v", of, order, deferrals, m.Data(), err)
+	of, position, deferrals, h, err := e.ParseDeferred(m.Subject(), schema.Header(m.Headers()))
+	if err != nil || of != loginOf(alice) || position != place(7) || deferrals != 2 ||
+		string(m.Data()) != "sealed" {
+		t.Errorf("got %+v, %+v, %d, %q, %v", of, position, deferrals, m.Data(), err)
 	}
-	if want := (schema.Header{"ce-id": {"sealed"}, "Content-Type": {"application/json"}}); !reflect.DeepEqual(h, want) {
+	want := (schema.Header{"ce-id": {"sealed"}, "Content-Type": {"application/json"}})
+	if !reflect.DeepEqual(h, want) {
 		t.Errorf("headers %v, want %v", h, want)
 	}
 	ack(t, m)
-	if waits, err := e.LoginWaits(t.Context(), alice); waits || err != nil || messages(t, js, stream.Renewals) != 0 {
+	if waits, err := e.LoginWaits(t.Context(), alice); waits || err != nil ||
+		messages(t, js, topology.Renewals) != 0 {
 		t.Errorf("LoginWaits after = %v, %v", waits, err)
 	}
 }
@@ -78,12 +84,8 @@ func TestANewerLoginPutOffReplacesAnOlderOneNeverTheOtherWayRound(t *testing.T) 
 }
 
 func TestANewerLoginPutOffReplacesAnOlderOneOnThreeNodes(t *testing.T) {
-	servers := natstest.Cluster(t)
-	js := connect(t, func(...nats.Option) (*nats.Conn, error) { return nats.Connect("", nats.InProcessServer(servers[0])) })
-	want := topology(t, "")
-	want.Replicas = 3
-	ensure(t, js, want)
-	neverTheOtherWayRound(t, js, engine(t, js, stream.Config{}))
+	js, e := freshOnThreeNodes(t)
+	neverTheOtherWayRound(t, js, e)
 }
 
 func neverTheOtherWayRound(t *testing.T, js jetstream.JetStream, e *stream.Engine) {
@@ -93,37 +95,45 @@ func neverTheOtherWayRound(t *testing.T, js jetstream.JetStream, e *stream.Engin
 	putOff(t, e, far, 6, 1, "six")
 	putOff(t, e, far, 8, 1, "eight")
 	putOff(t, e, soon, 7, 2, "seven")
-	if m := next(t, js, stream.Renewals, stream.ConsumerDeferred, 500*time.Millisecond); m != nil {
-		t.Fatalf("%s came, an hour before the newest", m.Data())
+	early := next(t, js, topology.Renewals, topology.ConsumerDeferred, 500*time.Millisecond)
+	if early != nil {
+		t.Fatalf("%s came, an hour before the newest", early.Data())
 	}
 	putOff(t, e, soon, 8, 2, "eight")
 	m := deferredLogin(t, js)
 	if string(m.Data()) != "eight" {
 		t.Fatalf("%s came, want the newest", m.Data())
 	}
-	// The newest is due and in hand: an older one that is put off now must not fire over it.
+	// The newest is due and being handled: an older one that is put off now must not fire over it.
 	putOff(t, e, soon, 7, 3, "seven")
-	if n := messages(t, js, stream.Renewals); n != 1 {
+	if n := messages(t, js, topology.Renewals); n != 1 {
 		t.Errorf("%d messages, want the one in hand", n)
 	}
-	// Put off again by its own worker, it is: then the message in hand goes.
+	// Its own worker may put it off again: then the message being handled goes.
 	putOff(t, e, far, 8, 3, "eight")
 	ack(t, m)
-	eventually(t, "only the timer is left", func() bool { return messages(t, js, stream.Renewals) == 1 })
+	eventually(t, "only the timer is left", func() bool {
+		return messages(t, js, topology.Renewals) == 1
+	})
 }
 
 func TestParseDeferredRefuses(t *testing.T) {
 	_, e := fresh(t)
-	if k, _, _, _, err := e.ParseDeferred("deferred.due.propelauth.u1", schema.Header{"ce-id": {"1"}}); err == nil || k.User != "u1" {
+	k, _, _, _, err := e.ParseDeferred("deferred.due.propelauth.u1", schema.Header{"ce-id": {"1"}})
+	if err == nil || k.User != "u1" {
 		t.Errorf("a bare message: %v, %v", k, err)
 	}
 	if _, _, _, _, err := e.ParseDeferred("renewal.due.propelauth.u1", nil); err == nil {
 		t.Error("a renewal was taken for a login")
 	}
 	h := schema.Header{
-		"renewd-login-stream": {"2026-01-02T03:04:05Z"}, "renewd-login-time": {"2026-01-02T03:04:05Z"}, "renewd-login-sequence": {"7"}, "renewd-deferred": {"1"},
+		"renewd-login-stream":   {"2026-01-02T03:04:05Z"},
+		"renewd-login-time":     {"2026-01-02T03:04:05Z"},
+		"renewd-login-sequence": {"7"},
+		"renewd-deferred":       {"1"},
 	}
-	if of, _, _, _, err := e.ParseDeferred("deferred.due.propelauth.u1", h); err != nil || of.User != "u1" || of.Sender != "" {
+	if of, _, _, _, err := e.ParseDeferred("deferred.due.propelauth.u1", h); err != nil ||
+		of.User != "u1" || of.Sender != "" {
 		t.Errorf("one that was put off by a version without senders: %+v, %v", of, err)
 	}
 	h.Set("renewd-sender", "a.b")
@@ -140,7 +150,8 @@ func TestLoginsPutOffAreCountedApart(t *testing.T) {
 	putOff(t, e, time.Now().Add(-time.Second), 7, 1, "due")
 	m := deferredLogin(t, js)
 	h := schema.Header{}
-	must(t, e.DeferLogin(ctx, loginOf(grant.Key{Provider: alice.Provider, User: "bob"}), time.Now().Add(time.Hour), place(8), 1, h, nil))
+	must(t, e.DeferLogin(ctx, loginOf(grant.Key{Provider: alice.Provider, User: "bob"}),
+		time.Now().Add(time.Hour), place(8), 1, h, nil))
 	d, err := e.Depths(ctx)
 	if err != nil || d.Timers != 1 || d.Deferred != 2 {
 		t.Errorf("%+v, %v", d, err)
@@ -161,8 +172,8 @@ func TestTheCreationOfLOGINSIsLookedUpWhenItsSequenceFalls(t *testing.T) {
 	if again := created(501); !again.Equal(first) {
 		t.Errorf("created %v, then %v", first, again)
 	}
-	must(t, js.DeleteStream(ctx, stream.Logins))
-	ensure(t, js, topology(t, ""))
+	must(t, js.DeleteStream(ctx, topology.Logins))
+	ensure(t, js, wanted(t, ""))
 	if anew := created(1); !anew.After(first) {
 		t.Errorf("made anew after %v, and still said to be of %v", first, anew)
 	}

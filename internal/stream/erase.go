@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -11,40 +12,45 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/topology"
 	"github.com/renewd/renewd/schema"
 )
 
-// NewestLogin is the place of the newest login that was accepted so far, of whatever user: what
-// comes after it is newer than anything that is done now.
-func (e *Engine) NewestLogin(ctx context.Context) (grant.Order, error) {
-	name := e.config.Subjects.Name(Logins)
+// NewestLogin is the place of the newest login accepted so far, of any user. A login after this
+// place is newer than anything done now.
+func (e *Engine) NewestLogin(ctx context.Context) (grant.Position, error) {
+	name := e.config.Subjects.Name(topology.Logins)
 	s, err := e.js.Stream(ctx, name)
 	if err != nil {
-		return grant.Order{}, fmt.Errorf("stream %s: %w", name, err)
+		return grant.Position{}, fmt.Errorf("stream %s: %w", name, err)
 	}
 	info := s.CachedInfo()
-	return grant.Order{Stream: info.Created.UTC(), Sequence: info.State.LastSeq, Time: info.State.LastTime.UTC()}, nil
+	return grant.Position{
+		Stream:   info.Created.UTC(),
+		Sequence: info.State.LastSeq,
+		Time:     info.State.LastTime.UTC(),
+	}, nil
 }
 
 // Erase removes everything about the user at this provider from the streams: commands, timer,
-// logins put off, parked pair, outcomes, and the mark that the removal of the record left in the
-// bucket of grants. A login after newest stays. A second call does what is left to do.
+// logins put off, parked pair, outcomes, and the mark left in the bucket of grants by the removal
+// of the record. A login after newest stays. A second call does what is left to do.
 //
-// The order of an erasure is: take the record away, or leave what refuses the logins up to newest
-// in its place; Settle; Erase; EraseTraces. Who took the work up before the record was gone has
-// then ended before anything is purged. Purged first, a message that is in hand would no longer be
-// seen to be.
-func (e *Engine) Erase(ctx context.Context, k grant.Key, newest grant.Order) error {
+// The order of an erasure is: remove the record, or replace the record by a tombstone that refuses
+// the logins up to newest; AwaitInFlight; Erase; EraseTraces. So a worker that took the work up
+// before the record was gone has ended before anything is purged. Purging first would hide a
+// message being handled from AwaitInFlight.
+func (e *Engine) Erase(ctx context.Context, k grant.Key, newest grant.Position) error {
 	upTo := jetstream.WithPurgeSequence(newest.Sequence + 1)
-	err := e.purge(ctx, Logins, e.commands(schema.UserLogin, k), upTo)
+	err := e.purge(ctx, topology.Logins, e.loginsOf(k), upTo)
 	if err == nil {
 		err = e.eraseDeferred(ctx, k, newest)
 	}
 	if err == nil {
-		err = e.purge(ctx, Requests, e.commands(schema.UserRefreshDue, k))
+		err = e.purge(ctx, topology.Requests, e.commands(schema.UserRefreshDue, k))
 	}
 	if err == nil {
-		err = e.purge(ctx, Renewals, e.renewals(k))
+		err = e.purge(ctx, topology.Renewals, e.renewals(k))
 	}
 	if err != nil {
 		return fmt.Errorf("erase %s: %w", k, err)
@@ -52,17 +58,24 @@ func (e *Engine) Erase(ctx context.Context, k grant.Key, newest grant.Order) err
 	return e.EraseTraces(ctx, k)
 }
 
-// Knows reports whether the streams hold anything about the user at this provider that Erase would
+// aboutUsers are the types of events whose subject names a user.
+func aboutUsers() []schema.Type {
+	all := schema.Outcomes()
+	return slices.DeleteFunc(all, func(t schema.Type) bool { return !t.PerUser() })
+}
+
+// Knows reports whether the streams hold anything about the user at this provider for Erase to
 // remove.
 func (e *Engine) Knows(ctx context.Context, k grant.Key) (bool, error) {
 	user := func(t schema.Type) string { return e.config.Subjects.Filter(t, k.Provider, k.User) }
 	filters := map[string][]string{
-		Logins: e.commands(schema.UserLogin, k), Requests: e.commands(schema.UserRefreshDue, k), Parked: {e.parked(k)},
-		Renewals: append(e.renewals(k), e.user(deferredTimerSubject, k), e.user(deferredDueSubject, k)),
-		Outcomes: {user(schema.MessageRejected)},
+		topology.Logins:   e.loginsOf(k),
+		topology.Requests: e.commands(schema.UserRefreshDue, k),
+		topology.Parked:   {e.parked(k)},
+		topology.Renewals: append(e.renewals(k), e.deferrals(k)...),
 	}
-	for _, t := range append(userOutcomes(), schema.UserForgotten) {
-		filters[Outcomes] = append(filters[Outcomes], user(t))
+	for _, t := range aboutUsers() {
+		filters[topology.Outcomes] = append(filters[topology.Outcomes], user(t))
 	}
 	for base, subjects := range filters {
 		for _, filter := range subjects {
@@ -74,64 +87,87 @@ func (e *Engine) Knows(ctx context.Context, k grant.Key) (bool, error) {
 	return false, nil
 }
 
-// ErrMayNotErase is wrapped by MayErase's error where the server forbids it.
+// ErrMayNotErase is wrapped by MayErase's error where the server forbids erasing.
 var ErrMayNotErase = errors.New("this NATS user may take nothing out of the outcomes")
 
-// mayEraseWait is how long MayErase waits for an answer: the server gives none where it forbids.
+// mayEraseWait is how long MayErase waits for an answer: a server that forbids gives no answer.
 const mayEraseWait = 5 * time.Second
 
-// MayErase asks the server whether this connection may erase outcomes. It removes nothing.
+// MayErase asks the server whether this connection may erase outcomes. MayErase removes nothing.
 func (e *Engine) MayErase(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, mayEraseWait)
 	defer cancel()
 	const noProvider = "-" // as no provider may be called
 	none := e.config.Subjects.Filter(schema.UserForgotten, noProvider, "")
-	err := e.purge(ctx, Outcomes, []string{none})
+	err := e.purge(ctx, topology.Outcomes, []string{none})
 	if err != nil && errors.Is(e.js.Conn().LastError(), nats.ErrPermissionViolation) {
 		return fmt.Errorf("%w: %w", ErrMayNotErase, err)
 	}
 	return err
 }
 
-// eraseDeferred removes logins that were put off, up to newest.
-func (e *Engine) eraseDeferred(ctx context.Context, k grant.Key, newest grant.Order) error {
-	for _, front := range []string{deferredTimerSubject, deferredDueSubject} { // one that fires meanwhile is found due
-		subject := e.user(front, k)
+// eraseDeferred removes logins and logouts put off, up to newest.
+func (e *Engine) eraseDeferred(ctx context.Context, k grant.Key, newest grant.Position) error {
+	for _, subject := range e.deferrals(k) { // a timer that fires meanwhile is found due
 		l, err := e.deferred(ctx, subject)
 		if err != nil {
 			return err
 		}
-		if l.sequence == 0 || l.ours && newest.Before(l.order) {
+		if l.sequence == 0 || l.ours && newest.Before(l.position) {
 			continue
 		}
-		if err := e.purge(ctx, Renewals, []string{subject}, jetstream.WithPurgeSequence(l.sequence+1)); err != nil {
+		err = e.purge(ctx, topology.Renewals, []string{subject},
+			jetstream.WithPurgeSequence(l.sequence+1))
+		if err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// EraseTraces removes what work on the user leaves behind: a parked pair, outcomes, and the mark of
-// a record that was removed from the bucket of grants.
+// EraseTraces removes the traces of work on the user: a parked pair, outcomes, the mark of a record
+// removed from the bucket of grants, and the sinks' values.
 func (e *Engine) EraseTraces(ctx context.Context, k grant.Key) error {
 	user := func(t schema.Type) string { return e.config.Subjects.Filter(t, k.Provider, k.User) }
-	outcomes := []string{user(schema.MessageRejected)}
-	for _, t := range append(userOutcomes(), schema.UserForgotten) {
+	var outcomes []string
+	for _, t := range aboutUsers() {
 		outcomes = append(outcomes, user(t))
 	}
-	err := errors.Join(e.purge(ctx, Parked, []string{e.parked(k)}), e.purge(ctx, Outcomes, outcomes), e.eraseMark(ctx, k))
+	err := errors.Join(e.purge(ctx, topology.Parked, []string{e.parked(k)}),
+		e.purge(ctx, topology.Outcomes, outcomes),
+		e.EraseMark(ctx, k), e.eraseSinks(ctx, k))
 	if err != nil {
 		return fmt.Errorf("erase traces of %s: %w", k, err)
 	}
 	return nil
 }
 
-// eraseMark removes the mark that a bucket keeps of a key which was deleted: it names the user for
-// ever. A record stays.
-func (e *Engine) eraseMark(ctx context.Context, k grant.Key) error {
-	bucket := e.config.Subjects.Name(BucketGrants)
+// eraseSinks removes the sinks' values about a user: outcomes waiting for a receiver, outcomes that
+// could not be delivered, and acknowledgements.
+func (e *Engine) eraseSinks(ctx context.Context, k grant.Key) error {
+	bucket := e.config.Subjects.Name(topology.BucketSinks)
+	s, err := e.js.Stream(ctx, topology.BucketStream(bucket))
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return nil // there are no sinks
+	}
+	if err != nil {
+		return fmt.Errorf("bucket %s: %w", bucket, err)
+	}
+	about := "$KV." + bucket + ".*.*." + k.Provider + "." + schema.EscapeUser(k.User)
+	for _, subject := range []string{about, about + ".*"} {
+		if err := s.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
+			return fmt.Errorf("purge %s: %w", subject, err)
+		}
+	}
+	return nil
+}
+
+// EraseMark removes the mark of a deleted key from the bucket of grants, since the mark names the
+// user forever. A record stays.
+func (e *Engine) EraseMark(ctx context.Context, k grant.Key) error {
+	bucket := e.config.Subjects.Name(topology.BucketGrants)
 	subject := "$KV." + bucket + "." + k.Provider + "." + schema.EscapeUser(k.User)
-	m, err := e.readFrom(ctx, bucketStream(bucket), query{Last: subject})
+	m, err := e.readFrom(ctx, topology.BucketStream(bucket), query{Last: subject})
 	if errors.Is(err, jetstream.ErrMsgNotFound) || isNotFound(err) {
 		return nil
 	}
@@ -141,9 +177,10 @@ func (e *Engine) eraseMark(ctx context.Context, k grant.Key) error {
 	if op := m.Header.Get("KV-Operation"); op != "DEL" && op != "PURGE" {
 		return nil
 	}
-	s, err := e.js.Stream(ctx, bucketStream(bucket))
+	s, err := e.js.Stream(ctx, topology.BucketStream(bucket))
 	if err == nil {
-		err = s.Purge(ctx, jetstream.WithPurgeSubject(subject), jetstream.WithPurgeSequence(m.Sequence+1))
+		err = s.Purge(ctx, jetstream.WithPurgeSubject(subject),
+			jetstream.WithPurgeSequence(m.Sequence+1))
 	}
 	if err != nil {
 		return fmt.Errorf("purge %s: %w", subject, err)
@@ -157,38 +194,39 @@ func isNotFound(err error) bool {
 	return ok && api.ErrorCode == jetstream.JSErrCodeStreamNotFound
 }
 
-// settlePoll is how often Settle looks.
-const settlePoll = 100 * time.Millisecond
+// inFlightPoll is how often AwaitInFlight looks.
+const inFlightPoll = 100 * time.Millisecond
 
-// Settle waits until every login, every request, and every renewal of the provider, that a worker
-// had in hand when it was called is settled, so that nothing which began before can write any more.
-// Its error tells that ctx ended first.
+// AwaitInFlight waits for the messages that a worker was handling at the time of the call: every
+// login, every request, and every renewal of the provider. When all are acknowledged, no work begun
+// before can write any more. An error means ctx ended first.
 //
-// It sees what is in hand by the acknowledgements that the server waits for, so call it before
-// anything is purged. A renewal whose message was replaced while it was in hand is not seen: what
-// it leaves, EraseTraces takes if it is done by then, and a worker must look at the record again
-// before it publishes.
-func (e *Engine) Settle(ctx context.Context, provider string) error {
+// AwaitInFlight knows these messages by the acknowledgements due to the server, so call it before
+// anything is purged. It misses a renewal whose message was replaced while being handled.
+// EraseTraces removes the traces of such a renewal if the renewal is done by then, and a worker
+// must look at the record again before it publishes.
+func (e *Engine) AwaitInFlight(ctx context.Context, provider string) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, d := range []struct{ base, durable string }{
-		{Logins, ConsumerLogin}, {Renewals, ConsumerDeferred}, {Requests, ConsumerRequest},
-		{Renewals, ConsumerRenew(provider)},
+		{topology.Logins, topology.ConsumerLogin}, {topology.Renewals, topology.ConsumerDeferred},
+		{topology.Requests, topology.ConsumerRequest},
+		{topology.Renewals, topology.ConsumerRenew(provider)},
 	} {
-		group.Go(func() error { return e.settle(ctx, d.base, d.durable) })
+		group.Go(func() error { return e.awaitInFlight(ctx, d.base, d.durable) })
 	}
 	return group.Wait()
 }
 
-func (e *Engine) settle(ctx context.Context, base, durable string) error {
+func (e *Engine) awaitInFlight(ctx context.Context, base, durable string) error {
 	name := e.config.Subjects.Name(base)
 	inHand := uint64(0)
 	for {
 		c, err := e.js.Consumer(ctx, name, durable)
 		if errors.Is(err, jetstream.ErrConsumerNotFound) {
-			return nil // nobody works on it
+			return nil // without a durable no worker handles a message
 		}
 		if err != nil {
-			return fmt.Errorf("wait for what is in hand of %s: %w", name, err)
+			return fmt.Errorf("wait for what workers have taken of %s: %w", name, err)
 		}
 		info := c.CachedInfo()
 		if inHand == 0 {
@@ -199,13 +237,16 @@ func (e *Engine) settle(ctx context.Context, base, durable string) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait for what is in hand of %s: %w", name, context.Cause(ctx))
-		case <-time.After(settlePoll):
+			return fmt.Errorf("wait for what workers have taken of %s: %w",
+				name, context.Cause(ctx))
+		case <-time.After(inFlightPoll):
 		}
 	}
 }
 
-func (e *Engine) purge(ctx context.Context, base string, subjects []string, opts ...jetstream.StreamPurgeOpt) error {
+func (e *Engine) purge(
+	ctx context.Context, base string, subjects []string, opts ...jetstream.StreamPurgeOpt,
+) error {
 	name := e.config.Subjects.Name(base)
 	s, err := e.js.Stream(ctx, name)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/internal/natskv"
-	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/internal/topology"
 	"github.com/renewd/renewd/schema"
 )
 
@@ -19,7 +19,9 @@ func TestErase(t *testing.T) {
 	ctx := t.Context()
 	bob := grant.Key{Provider: alice.Provider, User: "bob"}
 	subjects := schema.Subjects{}
-	names := []string{stream.Logins, stream.Requests, stream.Renewals, stream.Parked, stream.Outcomes}
+	names := []string{
+		topology.Logins, topology.Requests, topology.Renewals, topology.Parked, topology.Outcomes,
+	}
 	for _, k := range []grant.Key{alice, bob} {
 		for _, of := range []schema.Type{schema.UserLogin, schema.UserRefreshDue} {
 			_, err := js.Publish(ctx, subjects.Filter(of, k.Provider, k.User), nil)
@@ -47,7 +49,7 @@ func TestErase(t *testing.T) {
 	}
 }
 
-// A login newer than the erasure is not the erasure's to remove.
+// An erasure does not remove a login that is newer than the erasure.
 func TestEraseLeavesANewerLogin(t *testing.T) {
 	js, e := fresh(t)
 	ctx := t.Context()
@@ -57,19 +59,25 @@ func TestEraseLeavesANewerLogin(t *testing.T) {
 	_, err = js.Publish(ctx, subject, nil)
 	must(t, err)
 	must(t, e.Erase(ctx, alice, newest))
-	if n := messages(t, js, stream.Logins); n != 1 {
+	if n := messages(t, js, topology.Logins); n != 1 {
 		t.Errorf("%d logins are left, want the one that came later", n)
 	}
 }
 
-// Settle waits for whatever a worker has in hand that could bring the user back.
-func TestSettleWaitsForWhatIsInHand(t *testing.T) {
+// AwaitInFlight waits for whatever a worker is handling that could bring the user back.
+func TestAwaitInFlightWaitsForWorkers(t *testing.T) {
 	js, e := fresh(t)
 	ctx := t.Context()
-	must(t, e.Settle(ctx, alice.Provider))
+	must(t, e.AwaitInFlight(ctx, alice.Provider))
 	publish := func(of schema.Type) {
 		for _, sender := range []string{"", "shop", "crm"} {
-			_, err := js.Publish(ctx, schema.Subjects{}.Of(schema.Address{Type: of, Provider: alice.Provider, User: alice.User, Sender: sender}), nil)
+			subject := schema.Subjects{}.Of(schema.Address{
+				Type:     of,
+				Provider: alice.Provider,
+				User:     alice.User,
+				Sender:   sender,
+			})
+			_, err := js.Publish(ctx, subject, nil)
 			must(t, err)
 		}
 	}
@@ -77,20 +85,28 @@ func TestSettleWaitsForWhatIsInHand(t *testing.T) {
 		stream, durable string
 		put             func()
 	}{
-		{stream.Logins, stream.ConsumerLogin, func() { publish(schema.UserLogin) }},
-		{stream.Requests, stream.ConsumerRequest, func() { publish(schema.UserRefreshDue) }},
-		{stream.Renewals, stream.ConsumerRenew(alice.Provider), func() { must(t, e.Wake(ctx, alice, work("x"))) }},
-		{stream.Renewals, stream.ConsumerDeferred, func() { putOff(t, e, time.Now(), 7, 1, "x") }},
+		{topology.Logins, topology.ConsumerLogin, func() { publish(schema.UserLogin) }},
+		{topology.Requests, topology.ConsumerRequest, func() { publish(schema.UserRefreshDue) }},
+		{
+			topology.Renewals,
+			topology.ConsumerRenew(alice.Provider),
+			func() { must(t, e.Wake(ctx, alice, work("x"))) },
+		},
+		{
+			topology.Renewals,
+			topology.ConsumerDeferred,
+			func() { putOff(t, e, time.Now(), 7, 1, "x") },
+		},
 	} {
 		d.put()
-		inHand := next(t, js, d.stream, d.durable, 10*time.Second)
+		inHand := next(t, js, d.stream, d.durable, time.Minute)
 		impatient, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
-		if err := e.Settle(impatient, alice.Provider); err == nil {
+		if err := e.AwaitInFlight(impatient, alice.Provider); err == nil {
 			t.Fatalf("settled while %s had something in hand", d.durable)
 		}
 		cancel()
 		settled := make(chan error, 1)
-		go func() { settled <- e.Settle(ctx, alice.Provider) }()
+		go func() { settled <- e.AwaitInFlight(ctx, alice.Provider) }()
 		ack(t, inHand)
 		must(t, <-settled)
 	}
@@ -101,13 +117,23 @@ func TestSettleWaitsForWhatIsInHand(t *testing.T) {
 func TestNothingThatNamesTheUserIsLeft(t *testing.T) {
 	js, e := fresh(t)
 	ctx := t.Context()
-	store, err := natskv.Open(ctx, js, natskv.Config{Bucket: stream.BucketGrants, Cipher: plain{}, Now: time.Now})
+	store, err := natskv.Open(ctx, js, natskv.Config{
+		Bucket: topology.BucketGrants,
+		Cipher: plain{},
+		Now:    time.Now,
+	})
 	must(t, err)
 	revision, err := store.Save(ctx, grant.Grant{Key: alice, Status: grant.Live})
 	must(t, err)
-	for _, of := range []schema.Type{schema.UserLogin, schema.UserRefreshDue} {
+	for _, of := range schema.Commands() {
 		for _, sender := range []string{"", "shop", "crm"} {
-			_, err := js.Publish(ctx, schema.Subjects{}.Of(schema.Address{Type: of, Provider: alice.Provider, User: alice.User, Sender: sender}), nil)
+			subject := schema.Subjects{}.Of(schema.Address{
+				Type:     of,
+				Provider: alice.Provider,
+				User:     alice.User,
+				Sender:   sender,
+			})
+			_, err := js.Publish(ctx, subject, nil)
 			must(t, err)
 		}
 	}
@@ -116,14 +142,16 @@ func TestNothingThatNamesTheUserIsLeft(t *testing.T) {
 	must(t, e.Arm(ctx, alice, time.Now().Add(time.Hour), work("timer")))
 	newest, err := e.NewestLogin(ctx)
 	must(t, err)
-	must(t, e.DeferLogin(ctx, loginOf(alice), time.Now().Add(time.Hour), newest, 1, nil, nil))
+	for _, of := range []schema.Address{loginOf(alice), logoutOf(alice)} {
+		must(t, e.DeferLogin(ctx, of, time.Now().Add(time.Hour), newest, 1, nil, nil))
+	}
 	park(t, e, alice, grant.Parcel{Version: 1, Sealed: []byte("x")})
 	for _, of := range schema.Outcomes() {
 		must(t, e.Publish(ctx, outcome("o-"+string(of), of)))
 	}
 	must(t, store.Delete(ctx, alice, revision))
 
-	must(t, e.Settle(ctx, alice.Provider))
+	must(t, e.AwaitInFlight(ctx, alice.Provider))
 	must(t, e.Erase(ctx, alice, newest))
 	must(t, e.EraseTraces(ctx, alice))
 	names := js.StreamNames(ctx)
@@ -146,7 +174,8 @@ func TestNothingThatNamesTheUserIsLeft(t *testing.T) {
 	_, err = store.Save(ctx, grant.Grant{Key: alice, Status: grant.Live})
 	must(t, err)
 	must(t, e.Erase(ctx, alice, newest))
-	if n, kept := messages(t, js, stream.Renewals), messages(t, js, "KV_"+stream.BucketGrants); n != 1 || kept != 1 {
+	n, kept := messages(t, js, topology.Renewals), messages(t, js, "KV_"+topology.BucketGrants)
+	if n != 1 || kept != 1 {
 		t.Errorf("%d logins put off and %d records are left, want those that came later", n, kept)
 	}
 }

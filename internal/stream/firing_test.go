@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// A command that is put off while the grant's own timer is about to fire takes the place of none: the
-// server would remove both when it fires the one that it knows of. Both come.
+// A command that is put off while the grant's own timer is about to fire does not take the timer's
+// place: the server would remove both when it fires the timer that it knows of. Both come.
 func TestACommandTakesNoPlaceOfATimerThatFires(t *testing.T) {
 	js, e := fresh(t)
 	for round := range 5 {

@@ -4,23 +4,25 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/renewd/renewd/internal/topology"
 )
 
-// logins is what is known of the LOGINS stream.
+// logins is the known state of the LOGINS stream.
 type logins struct {
-	busy    chan struct{} // held by who looks or reads
+	busy    chan struct{} // held by a caller while it looks or reads
 	created time.Time
-	read    time.Duration // when the look that found it began, by the monotonic clock
-	highest uint64        // sequence asked for so far
+	read    time.Duration // when the look that found created began, by the monotonic clock
+	highest uint64        // highest sequence asked for so far
 }
 
 // loginsAge is how long LOGINS' creation time is believed without a new look.
 const loginsAge = time.Second
 
-// LoginsCreated is when the LOGINS stream was created that the login of this sequence is in: with
-// the sequence it orders logins also across a stream that was made anew. Ask when the login has
-// come. A sequence that is not above all those asked for before may be a new stream's, and is
-// looked up; one look answers everybody who asked before it began.
+// LoginsCreated is when the LOGINS stream with the login of this sequence was created. Creation
+// time and sequence together order logins also across a stream that was made again. Ask when the
+// login has come. A sequence not above all sequences asked for before may be a new stream's, so
+// LoginsCreated looks again. One look answers all callers that asked before the look began.
 func (e *Engine) LoginsCreated(ctx context.Context, sequence uint64) (time.Time, error) {
 	asked := e.config.Clock.Mono()
 	l := &e.logins
@@ -32,11 +34,12 @@ func (e *Engine) LoginsCreated(ctx context.Context, sequence uint64) (time.Time,
 	}
 	falls := sequence <= l.highest
 	l.highest = max(l.highest, sequence)
-	if known := !l.created.IsZero(); known && (l.read >= asked || !falls && asked-l.read < loginsAge) {
+	known := !l.created.IsZero()
+	if known && (l.read >= asked || !falls && asked-l.read < loginsAge) {
 		return l.created, nil
 	}
 	began := e.config.Clock.Mono()
-	name := e.config.Subjects.Name(Logins)
+	name := e.config.Subjects.Name(topology.Logins)
 	s, err := e.js.Stream(ctx, name)
 	if err != nil {
 		return time.Time{}, fmt.Errorf("look when stream %s was created: %w", name, err)

@@ -10,9 +10,9 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// Newest returns the latest mark that the streams know of the grant's record, from the user's last
-// outcomes and from the pair that is parked, if any: an intact store has that state or a later one.
-// Zero if they know nothing. It asks the streams' leaders, all at once.
+// Newest returns the latest mark of the grant's record known to the streams, from the user's last
+// outcomes and from the parked pair, if any. An intact store has this state or a later state. Zero
+// if the streams know nothing. Newest asks the streams' leaders, all at once.
 func (e *Engine) Newest(ctx context.Context, k grant.Key) (grant.Mark, error) {
 	var all []storedOutcome
 	var parcel grant.Mark
@@ -23,7 +23,7 @@ func (e *Engine) Newest(ctx context.Context, k grant.Key) (grant.Mark, error) {
 	})
 	group.Go(func() error {
 		p, found, err := e.Parked(ctx, k)
-		if found && !p.Candidate { // which says nothing of the record's own state
+		if found && !p.Candidate { // a candidate tells nothing of the record's own state
 			parcel = grant.Mark{Version: p.Version, Token: parkedToken}
 		}
 		return err
@@ -38,6 +38,6 @@ func (e *Engine) Newest(ctx context.Context, k grant.Key) (grant.Mark, error) {
 	return newest.Newest(parcel), nil
 }
 
-// parkedToken stands for the refresh token of a parked pair, which is sealed: it is never the one
-// that the store holds.
+// parkedToken stands for the refresh token of a parked pair, which is sealed. The store never holds
+// this token.
 const parkedToken = "parked"

@@ -5,22 +5,23 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/renewd/renewd/internal/pull"
 )
 
-// query asks a stream for one message.
+// query asks a stream for a message.
 type query struct {
 	Last string `json:"last_by_subj,omitempty"` // the newest of this subject, wildcards allowed
 	// Next is the subjects, wildcards allowed, of which the first message from sequence From on is
 	// wanted.
 	Next string `json:"next_by_subj,omitempty"`
 	From uint64 `json:"seq,omitempty"`
-	// Since is the time from which on it is wanted, instead of From.
+	// Since is the time from which on the message is wanted, instead of From.
 	Since *time.Time `json:"start_time,omitempty"`
 }
 
@@ -38,15 +39,17 @@ func (e *Engine) last(ctx context.Context, base, subject string) (*jetstream.Raw
 	return e.read(ctx, base, query{Last: subject})
 }
 
-// read asks the stream's leader, whatever the stream allows: a direct read may be answered by a
-// replica that lags behind an acknowledged publish, and "not there" is what we must not be wrong
-// about. Headers that cannot be decoded are none: they are somebody else's, and say nothing.
+// read asks the stream's leader, even if the stream allows direct reads. A direct read may be
+// answered by a replica that lags behind an acknowledged publish, and "not there" must never be
+// wrong. Headers that cannot be decoded count as no headers, since another writer wrote them.
 func (e *Engine) read(ctx context.Context, base string, q query) (*jetstream.RawStreamMsg, error) {
 	return e.readFrom(ctx, e.config.Subjects.Name(base), q)
 }
 
 // readFrom is read for a stream by its full name.
-func (e *Engine) readFrom(ctx context.Context, name string, q query) (*jetstream.RawStreamMsg, error) {
+func (e *Engine) readFrom(
+	ctx context.Context, name string, q query,
+) (*jetstream.RawStreamMsg, error) {
 	var answer struct {
 		Error   *jetstream.APIError `json:"error"`
 		Message *struct {
@@ -70,7 +73,12 @@ func (e *Engine) readFrom(ctx context.Context, name string, q query) (*jetstream
 		return nil, fmt.Errorf("read %s from %s: the answer holds no message", what, name)
 	}
 	m := answer.Message
-	raw := &jetstream.RawStreamMsg{Subject: m.Subject, Sequence: m.Sequence, Data: m.Data, Time: m.Time}
+	raw := &jetstream.RawStreamMsg{
+		Subject:  m.Subject,
+		Sequence: m.Sequence,
+		Data:     m.Data,
+		Time:     m.Time,
+	}
 	if len(m.Header) > 0 {
 		if raw.Header, err = nats.DecodeHeadersMsg(m.Header); err != nil {
 			raw.Header = nil
@@ -79,7 +87,7 @@ func (e *Engine) readFrom(ctx context.Context, name string, q query) (*jetstream
 	return raw, nil
 }
 
-// subjects counts the subjects of a stream that the filter takes, and lists none.
+// subjects counts the subjects of a stream that match the filter, and lists no subject.
 func (e *Engine) subjects(ctx context.Context, base, filter string) (uint64, error) {
 	var answer struct {
 		Error *jetstream.APIError `json:"error"`
@@ -96,14 +104,17 @@ func (e *Engine) subjects(ctx context.Context, base, filter string) (uint64, err
 	return answer.Total, nil
 }
 
-func (e *Engine) ask(ctx context.Context, what string, request, answer any) error {
-	body, err := json.Marshal(request)
-	if err != nil {
-		return err
+// ask asks JetStream's API. A question without a request has a nil request.
+func (e *Engine) ask(ctx context.Context, what string, request, answer any) (err error) {
+	var body []byte
+	if request != nil {
+		if body, err = json.Marshal(request); err != nil {
+			return err
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
 	defer cancel()
-	reply, err := e.js.Conn().RequestWithContext(ctx, e.apiPrefix()+what, body)
+	reply, err := e.js.Conn().RequestWithContext(ctx, pull.APIPrefix(e.js)+what, body)
 	if err != nil {
 		return err
 	}
@@ -113,29 +124,18 @@ func (e *Engine) ask(ctx context.Context, what string, request, answer any) erro
 	return nil
 }
 
-// apiPrefix is where the API of the JetStream that e was given listens.
-func (e *Engine) apiPrefix() string {
-	o := e.js.Options()
-	switch {
-	case o.APIPrefix != "":
-		return strings.TrimSuffix(o.APIPrefix, ".") + "."
-	case o.Domain != "":
-		return "$JS." + o.Domain + ".API."
-	}
-	return jetstream.DefaultAPIPrefix
-}
-
-// told remembers of which messages the log has heard.
+// told remembers that messages were logged.
 type told struct {
 	mu   sync.Mutex
 	seen map[string]uint64
 }
 
-// toldAtMost bounds what is remembered; what comes after it is told again.
+// toldAtMost bounds told. Beyond this number told starts empty again, so a message may be logged
+// again.
 const toldAtMost = 1024
 
-// foreign has the log say, once, that a message is none of renewd's. It is taken for none: what one
-// message holds must not stop its user for ever.
+// foreign has the log say, once, that a message is not renewd's. Such a message counts as no
+// message: the content of a message must not stop its user forever.
 func (e *Engine) foreign(ctx context.Context, m *jetstream.RawStreamMsg, why error) {
 	e.told.mu.Lock()
 	known := e.told.seen[m.Subject] == m.Sequence
@@ -145,7 +145,8 @@ func (e *Engine) foreign(ctx context.Context, m *jetstream.RawStreamMsg, why err
 	e.told.seen[m.Subject] = m.Sequence
 	e.told.mu.Unlock()
 	if !known {
-		e.config.Logger.ErrorContext(ctx, "a message is none of renewd's, or damaged: taken for none; who may write there?",
+		e.config.Logger.ErrorContext(ctx,
+			"a message is none of renewd's, or damaged: taken for none; who may write there?",
 			"subject", m.Subject, "sequence", m.Sequence, "error", why)
 	}
 }

@@ -10,13 +10,16 @@ import (
 
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/internal/topology"
 	"github.com/renewd/renewd/schema"
 )
 
 // askedNow is the message of the grant that a command made due.
-func askedNow(t *testing.T, js jetstream.JetStream, e *stream.Engine, k grant.Key) (grant.Work, uint64) {
+func askedNow(
+	t *testing.T, js jetstream.JetStream, e *stream.Engine, k grant.Key,
+) (grant.Work, uint64) {
 	t.Helper()
-	s, err := js.Stream(t.Context(), stream.Renewals)
+	s, err := js.Stream(t.Context(), topology.Renewals)
 	must(t, err)
 	subject := "renewal.due." + k.Provider + "." + schema.EscapeUser(k.User) + ".asked"
 	m, err := s.GetLastMsgForSubject(t.Context(), subject)
@@ -65,7 +68,7 @@ func TestRequestsOfOneUserKeepTheStrongestWant(t *testing.T) {
 	must(t, e.Request(ctx, alice, profile))
 	want := first
 	want.Cause, want.MinValid = profile.Cause, time.Hour
-	if w, _ := askedNow(t, js, e, alice); w != want || messages(t, js, stream.Renewals) != 1 {
+	if w, _ := askedNow(t, js, e, alice); w != want || messages(t, js, topology.Renewals) != 1 {
 		t.Errorf("woken for %+v, want %+v", w, want)
 	}
 }
@@ -82,7 +85,7 @@ func TestARequestThatWantsNoMoreKeepsThePlaceInTheQueue(t *testing.T) {
 		t.Errorf("woken for %+v at %d, want %+v to stay at %d", w, at, first, place)
 	}
 
-	// In hand, its work has begun: what is asked now is another renewal.
+	// A worker handles the message, so its work has begun: what is asked now is another renewal.
 	m := renewal(t, js)
 	must(t, e.Request(ctx, alice, second))
 	if w, at := askedNow(t, js, e, alice); w.Cause != second.Cause || at == place {
@@ -94,6 +97,21 @@ func TestARequestThatWantsNoMoreKeepsThePlaceInTheQueue(t *testing.T) {
 
 // A login is in the grant's record as well: a command that waits with it keeps the outcome's cause,
 // whichever came first.
+// A server that was killed may have lost that a command was delivered and done. The command then
+// seems to wait, and its outcome, which is out, answers no command that comes now.
+func TestACommandThatWasAnsweredAnswersNoOther(t *testing.T) {
+	js, e := fresh(t)
+	ctx := t.Context()
+	first, second := command("first"), command("second")
+	must(t, e.Request(ctx, alice, first))
+	out := outcome(grant.OutcomeID(alice, first.Cause), schema.UserSynced)
+	must(t, e.Publish(ctx, out))
+	must(t, e.Request(ctx, alice, second))
+	if w, _ := askedNow(t, js, e, alice); w != second {
+		t.Errorf("what waits is %+v, want the second command", w)
+	}
+}
+
 func TestALoginNeverTakesACommandsPlace(t *testing.T) {
 	js, e := fresh(t)
 	ctx := t.Context()
@@ -118,25 +136,26 @@ func TestALoginNeverTakesACommandsPlace(t *testing.T) {
 	}
 }
 
-// A worker that knew nothing of the request arms its timer, or servers that were killed fire one of
-// before the request again.
+// A worker that knew nothing of the request arms its timer, or servers that were killed fire an
+// earlier timer again.
 func TestATimerThatFiresLeavesACommandThatWaits(t *testing.T) {
 	js, e := fresh(t)
 	ctx := t.Context()
 	asked := command("asked")
 	must(t, e.Request(ctx, alice, asked))
 	must(t, e.Arm(ctx, alice, time.Now(), work("timer")))
-	renewals, err := js.Stream(ctx, stream.Renewals)
+	renewals, err := js.Stream(ctx, topology.Renewals)
 	must(t, err)
 	eventually(t, "the timer fires while the command waits", func() bool {
-		_, err := renewals.GetLastMsgForSubject(ctx, "renewal.timer.propelauth."+schema.EscapeUser(alice.User))
+		_, err := renewals.GetLastMsgForSubject(ctx,
+			"renewal.timer.propelauth."+schema.EscapeUser(alice.User))
 		return errors.Is(err, jetstream.ErrMsgNotFound)
 	})
 	doneForBoth(t, js, e, "asked", "timer")
 }
 
-// A command that was put off and one that waits for its turn are both done, also where servers that
-// were killed fire the timer of the first again.
+// A command that was put off and a command that waits for its turn are both done, also where
+// servers that were killed fire the timer of the first again.
 func TestACommandThatIsPutOffLeavesTheOneThatWaits(t *testing.T) {
 	js, e := fresh(t)
 	ctx := t.Context()
@@ -154,8 +173,8 @@ func TestACommandThatIsPutOffLeavesTheOneThatWaits(t *testing.T) {
 	doneForBoth(t, js, e, "first", "second")
 }
 
-// A command that was put off, and fired, is not lost to another one that is put off before the first
-// is done.
+// A command that was put off, and fired, is not lost to another command that is put off before the
+// first is done.
 func TestTwoCommandsThatArePutOffAreBothAnswered(t *testing.T) {
 	js, e := fresh(t)
 	ctx := t.Context()
@@ -192,7 +211,8 @@ func TestAUserMayBeCalledAsked(t *testing.T) {
 		} {
 			must(t, waits())
 			m := renewal(t, js)
-			if got, _, err := e.ParseWork(m.Subject(), schema.Header(m.Headers())); err != nil || got != k {
+			got, _, err := e.ParseWork(m.Subject(), schema.Header(m.Headers()))
+			if err != nil || got != k {
 				t.Errorf("%s: %v, %v", m.Subject(), got, err)
 			}
 			ack(t, m)

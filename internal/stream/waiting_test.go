@@ -12,18 +12,22 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// Every login that waits is shown, wherever it does, and so is what each parcel holds.
+// Every login that waits is shown, wherever it waits, and so is what each parcel holds.
 func TestWhatWaitsIsShown(t *testing.T) {
 	for _, prefix := range []string{"", "test"} {
 		js := start(t, natsd.Config{})
-		want := topology(t, prefix)
+		want := wanted(t, prefix)
 		ensure(t, js, want)
 		e := engine(t, js, stream.Config{Subjects: want.Subjects})
 		ctx := t.Context()
 		body := func(jwe string) []byte { return []byte(`{"tokens":"` + jwe + `"}`) }
 		header := schema.Header{
-			"ce-specversion": {"1.0"}, "ce-id": {"1"}, "ce-source": {"/x"}, "ce-type": {"user.login"},
-			"ce-subject": {"bob"}, "ce-time": {"2026-01-01T00:00:00Z"},
+			"ce-specversion": {"1.0"},
+			"ce-id":          {"1"},
+			"ce-source":      {"/x"},
+			"ce-type":        {"user.login"},
+			"ce-subject":     {"bob"},
+			"ce-time":        {"2026-01-01T00:00:00Z"},
 		}
 		login := schema.Address{Type: schema.UserLogin, Provider: "propelauth", User: "alice"}
 		_, err := js.Publish(ctx, want.Subjects.Of(login), body("fresh"))
@@ -35,9 +39,11 @@ func TestWhatWaitsIsShown(t *testing.T) {
 		must(t, err)
 		bob := grant.Key{Provider: "propelauth", User: "bob"}
 		eve := grant.Key{Provider: "propelauth", User: "eve"}
-		must(t, e.DeferLogin(ctx, loginOf(bob), time.Now().Add(time.Hour), place(1), 1, header, body("put off")))
+		must(t, e.DeferLogin(ctx, loginOf(bob), time.Now().Add(time.Hour), place(1), 1, header,
+			body("put off")))
 		header.Set("ce-subject", "eve")
-		must(t, e.DeferLogin(ctx, loginOf(eve), time.Now().Add(-time.Second), place(2), 1, header, body("due")))
+		must(t, e.DeferLogin(ctx, loginOf(eve), time.Now().Add(-time.Second), place(2), 1, header,
+			body("due")))
 		park(t, e, alice, grant.Parcel{Sealed: []byte("a pair")})
 		var logins []string
 		must(t, e.EachLogin(ctx, func(event schema.Event, err error) {
@@ -50,7 +56,9 @@ func TestWhatWaitsIsShown(t *testing.T) {
 			logins = append(logins, event.User+": "+data.Tokens)
 		}))
 		slices.Sort(logins)
-		if !slices.Equal(logins, []string{"alice: fresh", "bob: put off", "eve: due", "unclear", "zoe: by a sender"}) {
+		if !slices.Equal(logins, []string{
+			"alice: fresh", "bob: put off", "eve: due", "unclear", "zoe: by a sender",
+		}) {
 			t.Errorf("logins %q", logins)
 		}
 		var parked []string

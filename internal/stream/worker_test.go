@@ -9,21 +9,25 @@ import (
 
 	"github.com/renewd/renewd/internal/natsd"
 	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/internal/topology"
 )
 
-// A worker that says nothing any more is gone after a while, and its word is removed in time.
+// A worker that announces nothing any more is gone after a while, and its announcement is removed
+// in time.
 func TestWorkersThatSayNothingAreForgotten(t *testing.T) {
 	js := start(t, natsd.Config{})
-	ensure(t, js, topology(t, ""))
+	ensure(t, js, wanted(t, ""))
 	var ahead atomic.Int64
 	wall := func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
-	e := engine(t, js, stream.Config{Clock: stream.Clock{Wall: wall, Mono: func() time.Duration { return 0 }}})
+	clock := stream.Clock{Wall: wall, Mono: func() time.Duration { return 0 }}
+	e := engine(t, js, stream.Config{Clock: clock})
 	announce := func(id string) (leave func()) {
 		ctx, stop := context.WithCancel(t.Context())
 		changed, ended := make(chan struct{}), make(chan error, 1)
 		go func() {
 			keys := func() (opens, seals []string) { return []string{"k1", "k2"}, []string{"k2"} }
-			ended <- e.Announce(ctx, id, "host-"+id, keys, changed, func(err error) { t.Error(err) })
+			ended <- e.Announce(ctx, stream.Worker{ID: id, Host: "host-" + id}, keys, changed,
+				func(err error) { t.Error(err) })
 		}()
 		changed <- struct{}{} // what was said first is stored by now
 		return func() {
@@ -45,7 +49,7 @@ func TestWorkersThatSayNothingAreForgotten(t *testing.T) {
 	}
 	kept := func() (n int) {
 		t.Helper()
-		kv, err := js.KeyValue(t.Context(), stream.BucketProviders)
+		kv, err := js.KeyValue(t.Context(), topology.BucketProviders)
 		must(t, err)
 		keys, err := kv.ListKeysFiltered(t.Context(), "worker.*")
 		must(t, err)
@@ -55,7 +59,7 @@ func TestWorkersThatSayNothingAreForgotten(t *testing.T) {
 		return n
 	}
 	leave := announce("a")
-	announce("killed") // it never takes its word back while this test looks
+	announce("killed") // it is not withdrawn while this test looks
 	if got := fmt.Sprint(there()); got != "[a killed]" {
 		t.Errorf("got %s", got)
 	}
