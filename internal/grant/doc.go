@@ -1,7 +1,7 @@
-// Package grant owns the rules of a renewal: what a grant is, when it is due, what to do with it
-// now, what a provider's answer means, and what the next record looks like. It declares the Store
-// contract that keeps grants.
+// Package grant owns the rules of a renewal: the definition of a grant, when a grant is due, what
+// to do with it now, the meaning of a provider's answer, and the content of the next record. The
+// package declares the Store contract for keeping grants.
 //
-// It is pure: no network, no clock (now is an argument), no randomness (a draw in [0,1) is an
-// argument), no logger and no goroutine. All values may be copied; nothing here is shared.
+// The package is pure: no network, no clock (now is an argument), no randomness (a draw in [0,1) is
+// an argument), no logger and no goroutine. All values may be copied; nothing here is shared.
 package grant

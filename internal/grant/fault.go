@@ -3,28 +3,29 @@ package grant
 import (
 	"errors"
 	"fmt"
+	"github.com/renewd/renewd/internal/secret"
 	"time"
 )
 
-// Class sorts what can go wrong at a provider by what it allows us to do next. Only Permanent may
+// Class sorts the failures at a provider by what each allows renewd to do next. Only Permanent may
 // ever sign a user out.
 type Class string
 
-// The classes, see the table in internal/idp. What is not recognised is Unknown, never Permanent.
+// The classes, see the table in internal/idp. An unrecognised failure is Unknown, never Permanent.
 const (
 	Unsent    Class = "unsent"    // nothing was sent: retry freely
-	Ambiguous Class = "ambiguous" // sent, no usable answer: the token may be spent; present the same one again soon
+	Ambiguous Class = "ambiguous" // sent, no usable answer: maybe spent, present again soon
 	Throttled Class = "throttled" // the provider asks for patience, for all users
 	Config    Class = "config"    // the provider refuses our settings, not the user
-	Permanent Class = "permanent" // the provider says that this grant is dead
-	Unknown   Class = "unknown"   // refused in words nobody knows
+	Permanent Class = "permanent" // the provider says: this grant is dead
+	Unknown   Class = "unknown"   // refused in unknown words
 )
 
-// Classes lists all of them.
+// Classes lists all classes.
 func Classes() []Class { return []Class{Unsent, Ambiguous, Throttled, Config, Permanent, Unknown} }
 
-// Fault is a provider call that did not succeed. It carries no token and no response body, but for
-// Detail.
+// Fault is a provider call that did not succeed. A Fault carries no token, and nothing of a
+// response body except Detail.
 type Fault struct {
 	Class      Class
 	Op         string        // "refresh", "userinfo", "id_token", "discovery", "revoke"
@@ -33,10 +34,10 @@ type Fault struct {
 	Reason     string        // for Permanent: a reason of user.reauth_required
 	RetryAfter time.Duration // 0: the provider did not say
 	Err        error         // cause, already free of secrets; may be nil
-	// Detail is what the provider says about it to a developer: its error_description and error_uri
-	// (RFC 6749 section 5.2), on one line of at most 200 bytes, without what was sent. It may name a
-	// user. It is for a debug log and for the operator at a terminal: no error, event or stored
-	// record has it.
+	// Detail is the provider's text about the fault for a developer: its error_description and
+	// error_uri (RFC 6749 section 5.2), on one line of at most 200 bytes, without anything renewd
+	// sent. Detail may name a user. It is for a debug log and for the operator at a terminal: no
+	// error, event or stored record has it.
 	Detail string
 }
 
@@ -60,22 +61,23 @@ func (f *Fault) Unwrap() error { return f.Err }
 var (
 	// ErrAccessRefused: 401, the access token is not accepted (any more).
 	ErrAccessRefused = errors.New("userinfo: access token refused")
-	// ErrSubjectMismatch: the answer is about another user. Never store it.
+	// ErrSubjectMismatch: the answer is about another user. Never store such an answer.
 	ErrSubjectMismatch = errors.New("userinfo: answer is about another user")
 )
 
 // ErrNoRevocation: the provider names no endpoint to revoke tokens at (RFC 7009), and neither do
 // the settings.
-var ErrNoRevocation = errors.New("no revocation endpoint is known, so tokens stay good until they expire: set revoke_url if the provider has one")
+var ErrNoRevocation = errors.New("no revocation endpoint is known, so tokens stay good until " +
+	"they expire: set revoke_url if the provider has one")
 
-// Tokens is a provider's answer to a refresh. A zero Refresh means: keep the old one (RFC 6749
-// section 6). A zero Access beside a Refresh means: the answer had none that can be used, so the
-// access token is to be taken for expired.
+// Tokens is a provider's answer to a refresh. A zero Refresh means: keep the old refresh token (RFC
+// 6749 section 6). A zero Access beside a Refresh means: the answer had no usable access token, so
+// the access token is to be taken for expired.
 type Tokens struct {
-	Access    Secret
-	Refresh   Secret
-	ID        Secret
+	Access    secret.Value
+	Refresh   secret.Value
+	ID        secret.Value
 	Scope     string
 	ExpiresIn time.Duration // 0: the provider did not say
-	SentAt    time.Time     // just before the request was written, by the clock that all workers share: set by who calls
+	SentAt    time.Time     // just before the request, by the workers' clock, set by the caller
 }

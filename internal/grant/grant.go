@@ -2,11 +2,13 @@ package grant
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/renewd/renewd/internal/secret"
 	"github.com/renewd/renewd/schema"
 )
 
@@ -14,6 +16,12 @@ import (
 type Key struct {
 	Provider string
 	User     string
+}
+
+// Check reports whether schema accepts provider and user. A record with another key was not written
+// by renewd, and its subject could reach other users' messages.
+func (k Key) Check() error {
+	return errors.Join(schema.CheckProvider(k.Provider), schema.CheckUser(k.User))
 }
 
 // String is for people: provider/user. An id is quoted where its end could not be told in a text:
@@ -47,36 +55,44 @@ func plainID(id string) bool {
 
 // Pair is what a provider issued: the access token and the refresh token that renews it.
 type Pair struct {
-	Access    Secret
-	Refresh   Secret // zero: the provider gave none
-	ID        Secret // the ID token, if any
-	Answered  bool   // ID came with Access in one answer of the provider, and not with a login
+	Access    secret.Value
+	Refresh   secret.Value // zero: the provider gave no refresh token
+	ID        secret.Value // the ID token, if any
+	Answered  bool         // ID and Access came in one answer of the provider, not in a login
 	Scope     string
 	ExpiresAt time.Time     // of the access token
 	Lifetime  time.Duration // of the access token, measured from SentAt
-	SentAt    time.Time     // when we asked for it (for a login: when it was sealed)
-	Parent    string        // fingerprint of the refresh token that was presented for it; empty for a login
+	SentAt    time.Time     // when we asked for the pair (for a login: when it was sealed)
+	Parent    string        // fingerprint of the refresh token presented for it; "" for a login
 }
 
 // Status says whether a grant is renewed.
 type Status string
 
-// The states. Only a login leads out of ReauthRequired, a login or an operator out of Suspended.
+// The states. Only a login leads out of ReauthRequired and SignedOff; a login, a user.resume or an
+// operator out of Suspended; a login or any other command out of Dormant.
 const (
 	Live           Status = "live"
 	ReauthRequired Status = "reauth_required"
 	Suspended      Status = "suspended"
+	// SignedOff: a logout ended the session. The record holds no tokens, and Login has the place of
+	// the logout, so that no earlier login signs the user in.
+	SignedOff Status = "signed_out"
+	// Dormant: nothing has asked for the user for Policy.Idle. The session is kept as it is, and is
+	// not renewed until something asks for the user. NextDueAt is the end of the session where the
+	// policy has an end, and else zero.
+	Dormant Status = "dormant"
 	// Unproven: nothing was ever proven of this user. There is a login, and the provider has not
-	// named its user yet.
+	// named the login's user yet.
 	Unproven Status = "unproven"
 	// Forgotten: the user was erased. The record holds no tokens and no profile, only Version and
-	// Login, so that no login of before the erasure brings the user back. It may be deleted once
-	// NextDueAt has passed.
+	// Login, so that no login from before the erasure brings the user back. The record may be
+	// deleted once NextDueAt has passed.
 	Forgotten Status = "forgotten"
 )
 
 // Progress says how far the renewal of Grant.Cause came, so that the next worker goes on where the
-// last one died.
+// last worker died.
 type Progress string
 
 // The steps that leave a mark. Empty: nothing to resume.
@@ -85,13 +101,13 @@ const (
 	Synced Progress = "synced" // Pending holds the outcome to publish
 )
 
-// Claim is the lock on a grant and the write-ahead record of a presentation: whoever holds it may
-// present the refresh token with this fingerprint. It dies at Until, by the store's clock.
+// Claim is the lock on a grant and the write-ahead record of a presentation: its holder may present
+// the refresh token with this fingerprint. The claim dies at Until, by the store's clock.
 type Claim struct {
 	Nonce       string        `json:"nonce"`
 	Until       time.Time     `json:"until"`
-	For         time.Duration `json:"for,omitempty"` // how long it lasts from when it was written
-	Fingerprint string        `json:"fingerprint"`   // of the refresh token that it is for
+	For         time.Duration `json:"for,omitempty"` // from the claim's writing to Until
+	Fingerprint string        `json:"fingerprint"`   // of the claim's refresh token
 	Cause       schema.Cause  `json:"cause"`
 	// Presented is set just before the token leaves for the provider. Only then is an expired claim
 	// ambiguous.
@@ -106,68 +122,68 @@ type Verdict struct {
 	At          time.Time `json:"at"`             // when first refused
 	Again       time.Time `json:"again,omitzero"` // when refused once more, to be sure
 	Confirmed   bool      `json:"confirmed,omitempty"`
-	// Unsure: refused in words that nobody knows. That is about this user only if others are renewed
-	// meanwhile, which takes longer to tell.
+	// Unsure: refused in unknown words. Such a refusal is about this user only if other users are
+	// renewed meanwhile, which takes longer to tell.
 	Unsure bool `json:"unsure,omitempty"`
 }
 
-// Doubt remembers that a presentation of the stored refresh token ended without a readable answer:
-// the provider may have rotated it. A refusal after that is rotation_lost, not revoked.
+// Doubt remembers a presentation of the stored refresh token without a readable answer: the
+// provider may have rotated the token. A refusal after that is rotation_lost, not revoked.
 type Doubt struct {
 	Fingerprint string    `json:"fingerprint"`
 	Since       time.Time `json:"since"`
 }
 
-// Pending is an outcome that is decided and stored but perhaps not yet published.
+// Pending is an outcome, decided and stored but perhaps not yet published.
 type Pending struct {
 	ID   string      `json:"id"`
 	Type schema.Type `json:"type"`
-	// Version is the record's when the outcome was decided. 0: it was decided before records kept
+	// Version is the record's version when the outcome was decided. 0: decided before records kept
 	// it.
 	Version int64           `json:"version,omitempty"`
-	Data    json.RawMessage `json:"data"` // for user.synced without the profile: the record has it
-	// Stale: the profile could not be fetched this time, so the outcome goes without it.
+	Data    json.RawMessage `json:"data"` // for user.synced without the profile (in the record)
+	// Stale: the profile could not be fetched this time, so the outcome goes without a profile.
 	Stale bool `json:"stale,omitempty"`
 }
 
-// Order places a login among all logins of a user: by the creation time of the LOGINS stream, then
-// its sequence in it.
-type Order struct {
+// Position is the place of a login among all logins of a user: by the creation time of the LOGINS
+// stream, then by the login's sequence in the stream.
+type Position struct {
 	Stream   time.Time `json:"stream,omitzero"`
 	Sequence uint64    `json:"sequence,omitempty"`
 	// Time is when the stream took the login, by the server's clock.
 	Time time.Time `json:"time,omitzero"`
 	// SealedAt is when its tokens were sealed, by the publisher's clock.
 	SealedAt time.Time `json:"sealed_at,omitzero"`
-	// Token is the fingerprint of the refresh token it brought, or of the access token if it
-	// brought no other. It stays as it is however often that token was rotated since: the same
-	// login published again is known by it.
+	// Token is the fingerprint of the login's refresh token, or of its access token if the login
+	// brought no refresh token. Token stays the same however often the token was rotated since:
+	// Token identifies the same login when the login is published again.
 	Token string `json:"token,omitempty"`
-	// Event tells the login's event, its source and id, from others.
+	// Event identifies the login's event: its sender, source and id.
 	Event string `json:"event,omitempty"`
 }
 
-// sealSkew is how far the clocks of two machines that seal may be apart: only beyond it an older
-// seal tells an older login.
+// sealSkew is how far the clocks of two sealing machines may be apart: only beyond sealSkew an
+// older seal means an older login.
 const sealSkew = 5 * time.Minute
 
-// Repeats reports whether p, which was published after o, a login that was proven, brings what o
-// brought, or what was sealed before it: a message that was published again, from an outbox, a
-// restored stream or a recording. It says nothing new of the user.
-func (o Order) Repeats(p Order) bool {
+// Repeats reports whether p, published after the proven login o, brings the tokens of o, or tokens
+// sealed before those of o. Such a p is a message published again, from an outbox, a restored
+// stream or a recording, and says nothing new of the user.
+func (o Position) Repeats(p Position) bool {
 	return p.brings(o) || !p.SealedAt.IsZero() && p.SealedAt.Before(o.SealedAt.Add(-sealSkew))
 }
 
 // brings reports whether the tokens of o and p are the same.
-func (o Order) brings(p Order) bool { return o.Token != "" && o.Token == p.Token }
+func (o Position) brings(p Position) bool { return o.Token != "" && o.Token == p.Token }
 
-// rewound is how much later a login must have been taken to be newer than one with a higher
+// rewound is how much later a login must have been taken to be newer than a login with a higher
 // sequence: more than the clocks of a cluster's servers may be apart.
 const rewound = time.Minute
 
-// Before reports whether p is a newer login than o, the stored one. A stream restored from a backup
-// gives sequences out again; there the time tells.
-func (o Order) Before(p Order) bool {
+// Before reports whether p is a newer login than o, the stored login. A stream restored from a
+// backup gives sequences out again: then the time decides.
+func (o Position) Before(p Position) bool {
 	switch {
 	case !o.Stream.Equal(p.Stream):
 		return o.Stream.Before(p.Stream)
@@ -177,15 +193,25 @@ func (o Order) Before(p Order) bool {
 	return o.Sequence < p.Sequence
 }
 
+// Plausible reports whether o, from an unreadable record, may keep out a login at p, which is
+// handled at now. o may not if it lies in the future or has no time: another hand may have written
+// o, to keep the user out for good.
+func (o Position) Plausible(p Position, now time.Time) bool {
+	return !o.Stream.After(p.Stream) && !o.Time.IsZero() && !o.Time.After(now.Add(rewound))
+}
+
 // Grant is the store's record: the truth about one user at one provider. Stores keep every field,
 // tokens only encrypted.
+//
+// A Grant has about a kilobyte, so a method that says something of a Grant takes a pointer. A
+// method whose result is a Grant takes its Grant by value, and returns the changed copy.
 type Grant struct {
 	Key
-	// Revision is the store's tag for compare-and-swap; every write of any kind changes it. Zero:
-	// not stored yet.
+	// Revision is the store's tag for compare-and-swap; every write of any kind changes Revision.
+	// Zero: not stored yet.
 	Revision uint64
-	// Version grows with each stored change that others may care about, also across an erasure and
-	// a new login.
+	// Version grows with each stored change that matters to readers of outcomes, also across an
+	// erasure and a new login.
 	Version int64
 
 	Pair    Pair
@@ -193,23 +219,23 @@ type Grant struct {
 	Verdict *Verdict
 	Claim   *Claim
 	Doubt   *Doubt
-	// Candidate is a login whose user the provider has not named yet. nil: there is none. See
+	// Candidate is a login whose user the provider has not named yet; nil without such a login. See
 	// OnCandidate.
 	Candidate *Candidate `json:",omitempty"`
 
-	// SavedBy is the nonce of the last save: it tells a worker whose save was refused that the
-	// reply was lost, not the save.
+	// SavedBy is the nonce of the last save. A worker whose save was refused reads here whether
+	// only the reply was lost.
 	SavedBy  string
 	Cause    schema.Cause // of the renewal that Progress and Pending are about
 	BeganAt  time.Time    // when that renewal began
 	Progress Progress
 	Pending  *Pending
-	// Owed are outcomes of earlier causes which were decided, and which nobody is known to have
-	// published. Whoever works on the grant publishes them.
+	// Owed are decided outcomes of earlier causes, not known to have been published. The next
+	// worker on the grant publishes them.
 	Owed []Pending `json:",omitempty"`
-	// Refreshed: that renewal rotated the pair. Recovered: the next user.synced is the first
-	// success after a failure or a reauth_required; with an empty Progress it has not been said
-	// yet.
+	// Refreshed: the renewal of Cause rotated the pair. Recovered: the next user.synced is the
+	// first success after a failure or a reauth_required; with an empty Progress no outcome has
+	// said so yet.
 	Refreshed bool
 	Recovered bool
 
@@ -218,27 +244,36 @@ type Grant struct {
 	LastError string // reason of the last failure
 	// FailingSince is when the first of the Outages was; zero: none, or before records kept it.
 	FailingSince time.Time `json:",omitzero"`
-	// ToldAlone: it was told that these outages are this grant's alone.
+	// ToldAlone: an outcome has said that these outages are about this grant alone.
 	ToldAlone bool `json:",omitempty"`
 
-	// Profile is the user's, as last synced. While it is Kept, which stores set to the one they
-	// have, a save need not write it.
-	Profile Profile
-	Kept    Profile `json:"-"`
-	Login   Order
+	// Profile is the user's profile, as last synced. StoredProfile is the store's copy, set by the
+	// store. While both are the same, a save need not write Profile.
+	Profile       Profile
+	StoredProfile Profile `json:"-"`
+	Login         Position
+	// Disproven is the place of the newest rejected login, by which the login's message is
+	// recognised when it comes again. Disproven says nothing of the session that Login began. Zero:
+	// no rejected login, or from before records kept it.
+	Disproven Position `json:",omitzero"`
+	// Hold is the place of the newest user.suspend or user.resume that was carried out, among the
+	// logins and logouts. Only its Stream, Sequence and Time count.
+	Hold Position `json:",omitzero"`
 
 	NextDueAt   time.Time
 	LoginAt     time.Time
 	RefreshedAt time.Time
 	SyncedAt    time.Time // last time the profile was stored
 	FailedAt    time.Time
-	ActiveAt    time.Time // last login or command of a service
+	ActiveAt    time.Time // last login, or command of a service, or, with Policy.Idle, token read
 
 	onCandidate bool
+	// stirred: ActiveAt is so much newer than the stored ActiveAt that a write is worthwhile.
+	stirred bool
 }
 
-// Fingerprint is that of the stored refresh token.
-func (g Grant) Fingerprint() string { return g.Pair.Refresh.Fingerprint() }
+// Fingerprint is the fingerprint of the stored refresh token.
+func (g *Grant) Fingerprint() string { return g.Pair.Refresh.Fingerprint() }
 
 // Cipher encrypts and authenticates: a blob opens only under the associated data it was sealed
 // with. Safe for concurrent use.
@@ -247,59 +282,78 @@ type Cipher interface {
 	Open(sealed, associated []byte) ([]byte, error)
 }
 
-// What a sealed pair is for. A blob sealed for one purpose does not open for another.
+// The purposes of a sealed pair. A blob sealed for one purpose does not open for another.
 const (
 	PurposeStore = "store"
 	PurposePark  = "park"
 )
 
-// Parcel is a pair that the store would not take, sealed with PurposePark and set aside in a
-// stream.
+// Parcel is a pair which the store did not take, sealed with PurposePark and set aside in a stream.
 type Parcel struct {
-	Version int64 // that the pair was sealed for
-	// Parent is the fingerprint of the refresh token that the pair was got with.
+	Version int64 // the version that the pair was sealed for
+	// Parent is the fingerprint of the refresh token presented for the pair.
 	Parent string
-	// Candidate: the pair is of a login that was not proven. It says nothing of how far the proven
-	// side has come.
+	// Candidate: the pair is of an unproven login. It says nothing of the progress of the proven
+	// side.
 	Candidate bool
 	Sealed    []byte
-	// Sequence and Time are where and when it was set aside.
+	// Sequence and Time are the place and the time at which the pair was set aside.
 	Sequence uint64
 	Time     time.Time
 }
 
-// storedPair is the plain form that is sealed. It is the only place where tokens become JSON.
+// storedPair is the plain form that is sealed, and the only place where tokens become JSON.
 type storedPair struct {
 	Candidate *storedPair `json:"c,omitempty"`
-	// Profile is the grant's, where profiles are sealed. It costs no rollback: a renewd that does
-	// not know it takes the user for one whose profile was not synced yet.
-	Profile   json.RawMessage `json:"u,omitempty"`
-	Access    string          `json:"a"`
-	Refresh   string          `json:"r,omitempty"`
-	ID        string          `json:"i,omitempty"`
-	Answered  bool            `json:"j,omitempty"`
-	Scope     string          `json:"s,omitempty"`
-	ExpiresAt time.Time       `json:"e,omitzero"`
-	Lifetime  time.Duration   `json:"l,omitempty"`
-	SentAt    time.Time       `json:"t,omitzero"`
-	Parent    string          `json:"p,omitempty"`
+	// Profile is the grant's profile, where profiles are sealed. The field does not prevent a
+	// rollback of renewd: for a version without this field, the user's profile is not synced yet.
+	Profile json.RawMessage `json:"u,omitempty"`
+	// Bound is the Digest of everything the store keeps beside. The field does not prevent a
+	// rollback either.
+	Bound     Digest        `json:"b,omitempty"`
+	Access    string        `json:"a"`
+	Refresh   string        `json:"r,omitempty"`
+	ID        string        `json:"i,omitempty"`
+	Answered  bool          `json:"j,omitempty"`
+	Scope     string        `json:"s,omitempty"`
+	ExpiresAt time.Time     `json:"e,omitzero"`
+	Lifetime  time.Duration `json:"l,omitempty"`
+	SentAt    time.Time     `json:"t,omitzero"`
+	Parent    string        `json:"p,omitempty"`
 }
 
-// associated binds a sealed pair to its purpose, grant and version: a row copied to another user,
-// or rolled back, does not open.
+// associated binds a sealed pair to its purpose, grant and version: the pair opens for no other
+// user, and in no other version of the record. See Digest for the rest of a record.
 func associated(purpose string, k Key, version int64) []byte {
 	return fmt.Appendf(nil, "renewd %s\x00%s\x00%s\x00%d", purpose, k.Provider, k.User, version)
 }
 
 func storedOf(p Pair) storedPair {
 	return storedPair{
-		Access: p.Access.Reveal(), Refresh: p.Refresh.Reveal(), ID: p.ID.Reveal(), Answered: p.Answered, Scope: p.Scope, ExpiresAt: p.ExpiresAt.UTC(),
-		Lifetime: p.Lifetime, SentAt: p.SentAt.UTC(), Parent: p.Parent,
+		Access:    p.Access.Reveal(),
+		Refresh:   p.Refresh.Reveal(),
+		ID:        p.ID.Reveal(),
+		Answered:  p.Answered,
+		Scope:     p.Scope,
+		ExpiresAt: p.ExpiresAt.UTC(),
+		Lifetime:  p.Lifetime,
+		SentAt:    p.SentAt.UTC(),
+		Parent:    p.Parent,
 	}
 }
 
 func (s storedPair) pair() Pair {
-	return Pair{NewSecret(s.Access), NewSecret(s.Refresh), NewSecret(s.ID), s.Answered, s.Scope, s.ExpiresAt, s.Lifetime, s.SentAt, s.Parent}
+	return Pair{
+		Access:    secret.New(s.Access),
+		Refresh:   secret.New(s.Refresh),
+		ID:        secret.New(s.ID),
+		Answered:  s.Answered,
+		Scope:     s.Scope,
+		ExpiresAt: s.ExpiresAt,
+		Lifetime:  s.Lifetime,
+		SentAt:    s.SentAt,
+		Parent:    s.Parent,
+	}
 }
 
 // SealPair encrypts p for the grant k at version.
@@ -319,14 +373,16 @@ func (s storedPair) seal(c Cipher, purpose string, k Key, version int64) ([]byte
 	return sealed, nil
 }
 
-// OpenPair is the inverse of SealPair. It fails for another purpose, grant or version than the pair
-// was sealed for.
+// OpenPair is the inverse of SealPair. OpenPair fails for another purpose, grant or version than
+// the pair was sealed for.
 func OpenPair(c Cipher, purpose string, k Key, version int64, sealed []byte) (Pair, error) {
 	s, err := openStored(c, purpose, k, version, sealed)
 	return s.pair(), err
 }
 
-func openStored(c Cipher, purpose string, k Key, version int64, sealed []byte) (s storedPair, _ error) {
+func openStored(
+	c Cipher, purpose string, k Key, version int64, sealed []byte,
+) (s storedPair, _ error) {
 	plain, err := c.Open(sealed, associated(purpose, k, version))
 	if err != nil {
 		return s, fmt.Errorf("open pair of %s at version %d: %w", k, version, err)
@@ -335,57 +391,4 @@ func openStored(c Cipher, purpose string, k Key, version int64, sealed []byte) (
 		return storedPair{}, fmt.Errorf("decode pair of %s: not what was sealed", k)
 	}
 	return s, nil
-}
-
-// SealTokens encrypts all tokens of g, those of logins that are not proven too, as a store keeps
-// them; with profile its profile as well, which then need be nowhere else.
-func SealTokens(c Cipher, g Grant, profile bool) ([]byte, error) {
-	s := storedGrant(g.Pair, g.Candidate)
-	if profile {
-		s.Profile = json.RawMessage(g.Profile)
-	}
-	return s.seal(c, PurposeStore, g.Key, g.Version)
-}
-
-func storedGrant(p Pair, next *Candidate) storedPair {
-	s := storedOf(p)
-	if next != nil {
-		candidate := storedGrant(next.Pair, next.Next)
-		s.Candidate = &candidate
-	}
-	return s
-}
-
-// ResealTokens seals anew, as they are, what SealTokens sealed of the grant k at version. Its error
-// wraps ErrUnreadable if they do not open.
-func ResealTokens(c Cipher, k Key, version int64, sealed []byte) ([]byte, error) {
-	bound := associated(PurposeStore, k, version)
-	plain, err := c.Open(sealed, bound)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnreadable, err)
-	}
-	return c.Seal(plain, bound)
-}
-
-// OpenTokens is the inverse of SealTokens: it puts the tokens into g, which has everything else,
-// and the profile if that was sealed with them. Its error wraps ErrUnreadable.
-func OpenTokens(c Cipher, g *Grant, sealed []byte) error {
-	s, err := openStored(c, PurposeStore, g.Key, g.Version, sealed)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnreadable, err)
-	}
-	g.Pair = s.pair()
-	if len(s.Profile) > 0 {
-		g.Profile = Profile(s.Profile)
-	}
-	all := g.Candidate.all()
-	for i := range all {
-		if s.Candidate == nil {
-			return fmt.Errorf("%w: the tokens of a login of %s are missing", ErrUnreadable, g.Key)
-		}
-		s = *s.Candidate
-		all[i].Pair = s.pair()
-	}
-	g.Candidate = chained(all)
-	return nil
 }

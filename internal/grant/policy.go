@@ -10,12 +10,12 @@ import (
 )
 
 // Policy is how one provider's grants are renewed. The zero value of a field stands for its
-// default; WithDefaults fills them in.
+// default; WithDefaults fills in the defaults.
 type Policy struct {
 	// Lifetime of an access token when the provider does not say. Default 30 min.
 	Lifetime time.Duration
-	// MaxLifetime is the longest that a provider's or a publisher's word on the life of an access
-	// token is believed: a user is looked at this often at least. Default 24 h.
+	// MaxLifetime caps the life of an access token as a provider or a publisher states it: each
+	// user is looked at this often at least. Default 24 h.
 	MaxLifetime time.Duration
 	// Margin is how long before its expiry an access token is renewed, at most MarginShare of its
 	// lifetime. Defaults 5 min, 0.2.
@@ -27,6 +27,17 @@ type Policy struct {
 	Floor time.Duration
 	// ProfileEvery syncs profiles more often than tokens are renewed. 0: with each renewal only.
 	ProfileEvery time.Duration
+	// Idle is how long a user is renewed without a login, a command or a token read. Then the grant
+	// is Dormant. 0: always.
+	Idle time.Duration
+	// Keepalive is the longest time between two presentations of a refresh token that is not
+	// Dormant, for providers where an unused token dies. 0: as often as access tokens are renewed.
+	Keepalive time.Duration
+	// SessionMax is how long after its login a session is ended, however much it is used. 0: never.
+	SessionMax time.Duration
+	// Windows are when grants are renewed without a command. Work due outside the windows waits for
+	// the next opening; a command is done at once. Empty: at any time.
+	Windows []Window
 	// Tries a grant's own failures may take before user.refresh_failed and a wait of RetryLater.
 	// Default 5.
 	Tries int
@@ -38,13 +49,14 @@ type Policy struct {
 	// more, to be sure. A third of ConfirmMin later it is presented for the last time. Defaults 30
 	// s, 60 s.
 	ConfirmMin, ConfirmMax time.Duration
-	// ConfirmUnknown is the least wait between two refusals of a token in words that nobody knows:
-	// three of them end a grant, while others are renewed. Default 1 h.
+	// ConfirmUnknown is the least wait between two refusals of a token in unknown words. Three such
+	// refusals end a grant, while other users are renewed. Default 1 h.
 	ConfirmUnknown time.Duration
 	// Shown is how much of a profile user.synced shows. Default ShowMapped.
 	Shown Shown
-	// Volatile names members of the raw profile that move by themselves at this provider, so that
-	// they are no change of the user; beside the claims of a token, which never are. Default none.
+	// Volatile names members of the raw profile that change by themselves at this provider. A
+	// difference in these members is not a change of the user. The claims of a token never are such
+	// a change, and need not be named. Default none.
 	Volatile []string
 }
 
@@ -88,19 +100,31 @@ func (p Policy) Validate() error {
 	case p.JitterShare < 0 || p.JitterShare > 0.5:
 		return fmt.Errorf("jitter_share: %v: want 0 to 0.5", p.JitterShare)
 	case p.MarginShare+p.JitterShare > 0.95:
-		return fmt.Errorf("jitter_share: with margin_share it must leave at least 0.05 of the lifetime")
+		return fmt.Errorf("jitter_share: " +
+			"with margin_share it must leave at least 0.05 of the lifetime")
 	case p.Tries < 0 || p.Tries > 100:
 		return fmt.Errorf("tries: %d: want 1 to 100", p.Tries)
 	case p.RetryMin > p.RetryMax:
 		return fmt.Errorf("retry_max: %v is less than retry_min %v", p.RetryMax, p.RetryMin)
 	case !slices.Contains([]Shown{"", ShowNone, ShowMapped, ShowRaw}, p.Shown):
-		return fmt.Errorf("show_profile: %q: want %s, %s or %s", p.Shown, ShowNone, ShowMapped, ShowRaw)
+		return fmt.Errorf("show_profile: %q: want %s, %s or %s",
+			p.Shown, ShowNone, ShowMapped, ShowRaw)
 	case p.ConfirmMin > p.ConfirmMax:
 		return fmt.Errorf("confirm_max: %v is less than confirm_min %v", p.ConfirmMax, p.ConfirmMin)
 	}
 	for name, d := range map[string]time.Duration{
-		"lifetime": p.Lifetime, "max_lifetime": p.MaxLifetime, "margin": p.Margin, "floor": p.Floor, "profile_every": p.ProfileEvery, "retry_min": p.RetryMin,
-		"retry_later": p.RetryLater, "confirm_min": p.ConfirmMin, "confirm_unknown": p.ConfirmUnknown,
+		"lifetime":        p.Lifetime,
+		"max_lifetime":    p.MaxLifetime,
+		"margin":          p.Margin,
+		"floor":           p.Floor,
+		"profile_every":   p.ProfileEvery,
+		"retry_min":       p.RetryMin,
+		"retry_later":     p.RetryLater,
+		"confirm_min":     p.ConfirmMin,
+		"confirm_unknown": p.ConfirmUnknown,
+		"idle":            p.Idle,
+		"keepalive":       p.Keepalive,
+		"session_max":     p.SessionMax,
 	} {
 		if d < 0 {
 			return fmt.Errorf("%s: %v: must not be negative", name, d)
@@ -110,19 +134,19 @@ func (p Policy) Validate() error {
 }
 
 // margin before expiry for a token of this lifetime.
-func (p Policy) margin(lifetime time.Duration) time.Duration {
+func (p *Policy) margin(lifetime time.Duration) time.Duration {
 	return min(p.Margin, time.Duration(float64(lifetime)*p.MarginShare))
 }
 
 // largestJitter for a token of this lifetime.
-func (p Policy) largestJitter(lifetime time.Duration) time.Duration {
+func (p *Policy) largestJitter(lifetime time.Duration) time.Duration {
 	return time.Duration(float64(lifetime) * p.JitterShare)
 }
 
-// Due is when pair wants renewing: expiry − margin − jitter, never sooner than the floor after now.
-// draw is in [0,1). A pair without a refresh token is due when it ends: its user keeps what is
-// left. Where nobody said when that is, the provider is asked every Lifetime.
-func (p Policy) Due(pair Pair, now time.Time, draw float64) time.Time {
+// Due is when pair is to be renewed: expiry − margin − jitter, but never before now plus the
+// floor. draw is in [0,1). A pair without a refresh token is due when its access token ends: the
+// user keeps the rest of its life. If the end is not known, the provider is asked every Lifetime.
+func (p *Policy) Due(pair Pair, now time.Time, draw float64) time.Time {
 	due := p.renewal(pair, draw)
 	switch {
 	case pair.Refresh.IsZero() && pair.ExpiresAt.IsZero():
@@ -134,8 +158,9 @@ func (p Policy) Due(pair Pair, now time.Time, draw float64) time.Time {
 }
 
 // renewal is when a pair with a refresh token wants renewing.
-func (p Policy) renewal(pair Pair, draw float64) time.Time {
-	return pair.ExpiresAt.Add(-p.margin(pair.Lifetime) - time.Duration(draw*float64(p.largestJitter(pair.Lifetime))))
+func (p *Policy) renewal(pair Pair, draw float64) time.Time {
+	jitter := time.Duration(draw * float64(p.largestJitter(pair.Lifetime)))
+	return pair.ExpiresAt.Add(-p.margin(pair.Lifetime) - jitter)
 }
 
 func earlier(a, b time.Time) time.Time {
@@ -154,9 +179,13 @@ func later(a, b time.Time) time.Time {
 
 // Retry is the wait before try number n (1 is the first retry): exponential with full jitter
 // between RetryMin and RetryMax.
-func (p Policy) Retry(n int, draw float64) time.Duration {
+func (p *Policy) Retry(n int, draw float64) time.Duration {
 	b := backoff.ExponentialBackOff{
-		InitialInterval: p.RetryMin, MaxInterval: p.RetryMax, Multiplier: 2, Stop: backoff.Stop, Clock: backoff.SystemClock,
+		InitialInterval: p.RetryMin,
+		MaxInterval:     p.RetryMax,
+		Multiplier:      2,
+		Stop:            backoff.Stop,
+		Clock:           backoff.SystemClock,
 	}
 	b.Reset()
 	wait := p.RetryMin
@@ -167,11 +196,11 @@ func (p Policy) Retry(n int, draw float64) time.Duration {
 }
 
 // Confirm is the wait before a refused token is presented once more.
-func (p Policy) Confirm(draw float64) time.Duration {
+func (p *Policy) Confirm(draw float64) time.Duration {
 	return p.ConfirmMin + time.Duration(draw*float64(p.ConfirmMax-p.ConfirmMin))
 }
 
-// Work is one renewal to do: who asked, and for what.
+// Work is one renewal to do: its cause, and the tokens or profile wanted.
 type Work struct {
 	Cause    schema.Cause
 	Want     string        // schema.WantProfile (the default) or schema.WantTokens
@@ -179,12 +208,12 @@ type Work struct {
 	// Mark is the latest known of the grant's record when the work was made. Zero: made without
 	// looking at a record.
 	Mark Mark
-	// Refused is the fingerprint of an access token that the provider did not take in the course of
-	// this work.
+	// Refused is the fingerprint of an access token that the provider refused in the course of this
+	// work.
 	Refused string
-	// Deferrals counts how often the work was put off because it failed for a reason of its own.
+	// Deferrals counts how often the work was put off for a reason particular to the work.
 	Deferrals int
 	// Again: an earlier delivery of this cause was put off, and may have published its outcome
-	// before that.
+	// before.
 	Again bool
 }

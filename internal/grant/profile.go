@@ -11,12 +11,12 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// Profile is a schema.Profile as compact JSON: the form in which it is stored, compared and
-// published. It is hardly ever looked into, since hardly any profile changes. The zero Profile is
-// none.
+// Profile is a schema.Profile as compact JSON, the form in which profiles are stored, compared and
+// published. A Profile is hardly ever decoded, since hardly any profile changes. The zero Profile
+// means that no profile is known.
 type Profile string
 
-// NewProfile encodes p. It fails if p.Raw is no JSON.
+// NewProfile encodes p. The encoding fails if p.Raw is not JSON.
 func NewProfile(p schema.Profile) (Profile, error) {
 	var text strings.Builder // the builder's text is not copied, as Marshal's would be
 	if err := json.NewEncoder(&text).Encode(p); err != nil {
@@ -28,7 +28,8 @@ func NewProfile(p schema.Profile) (Profile, error) {
 // Shown says how much of a profile user.synced shows.
 type Shown string
 
-// What of a profile is shown: nothing, the members that renewd knows, or the provider's own JSON too.
+// The shown parts of a profile: nothing, the members known to renewd, or the provider's own JSON
+// too.
 const (
 	ShowNone   Shown = "none"
 	ShowMapped Shown = "mapped"
@@ -46,8 +47,8 @@ func (p Profile) Show(how Shown) Profile {
 	return p.withoutRaw()
 }
 
-// withoutRaw cuts the raw profile out. No text in JSON holds its name in quotes, and what stands
-// before it has no such member: the first one is it.
+// withoutRaw cuts the raw profile out. No text in JSON holds the member's name in quotes, and
+// nothing before the member has the name. So the first match is the member.
 func (p Profile) withoutRaw() Profile {
 	const name = `,"raw":`
 	start := strings.Index(string(p), name)
@@ -58,7 +59,7 @@ func (p Profile) withoutRaw() Profile {
 	for i := start + len(name); i < len(p); i++ {
 		switch c := p[i]; {
 		case quoted && c == '\\':
-			i++ // what is escaped ends no text
+			i++ // an escaped character ends no text
 		case c == '"':
 			quoted = !quoted
 		case quoted:
@@ -73,7 +74,7 @@ func (p Profile) withoutRaw() Profile {
 	return "" // damaged
 }
 
-// Decode is the inverse of NewProfile; nil for none.
+// Decode is the inverse of NewProfile; nil for the zero Profile.
 func (p Profile) Decode() (*schema.Profile, error) {
 	if p == "" {
 		return nil, nil
@@ -101,29 +102,30 @@ func (p *Profile) UnmarshalJSON(raw []byte) error {
 	return nil
 }
 
-// volatile are members of the raw profile that move by themselves, with every refresh at some
-// providers: no change. They are what PropelAuth keeps of the user's last visit, and the claims that
-// tell of a token or a session and not of the user (RFC 7519, OpenID Connect Core sections 2 and
-// 3.3.2.11; rat is Hydra's): Dex's userinfo is the access token's claims. The issuer is steady, and
-// updated_at is about the user: both count.
+// volatile are members of the raw profile that change by themselves, with every refresh at some
+// providers: no change of the user. They are PropelAuth's note of the user's last visit, and the
+// claims about a token or a session, not about the user (RFC 7519, OpenID Connect Core sections 2
+// and 3.3.2.11; rat is Hydra's). Dex's userinfo is the access token's claims. The issuer is steady,
+// and updated_at is about the user: both count.
 var volatile = []string{
-	"last_active_at", "exp", "iat", "nbf", "jti", "aud", "azp", "at_hash", "c_hash", "s_hash", "auth_time", "nonce", "sid", "rat",
+	"last_active_at", "exp", "iat", "nbf", "jti", "aud", "azp", "at_hash", "c_hash", "s_hash",
+	"auth_time", "nonce", "sid", "rat",
 }
 
 // Volatile reports whether a member of the raw profile moves by itself at any provider.
 func Volatile(member string) bool { return slices.Contains(volatile, member) }
 
 // Changed names the fields of the profile that changed at the provider, in the order of
-// schema.Profile: mapped fields by their JSON name, and "raw" if only something that is not mapped
-// differs. Everything in now is a change from none, or from one that cannot be read. What moves by
-// itself is left out, and so is what more names. Where the provider's own JSON is the same nothing
-// changed, whatever a newer version or other settings make of it.
+// schema.Profile: mapped fields by their JSON name, and "raw" if only an unmapped field differs. If
+// old is empty or unreadable, everything in now is a change. Members that change by themselves, and
+// the members in more, are left out. Where the provider's own JSON is the same, nothing changed,
+// even if a newer version or other settings map it differently.
 func Changed(old, now Profile, more ...string) []string {
 	names, _ := compare(old, now, more)
 	return names
 }
 
-// compare is Changed, and whether now is worth storing: also what is mapped anew is.
+// compare is Changed, and whether now is worth storing, as also if only the mapping changed.
 func compare(old, now Profile, more []string) (names []string, differs bool) {
 	if old == now || sameBut(string(old), string(now)) {
 		return nil, false
@@ -137,9 +139,9 @@ func compare(old, now Profile, more []string) (names []string, differs bool) {
 		b = &schema.Profile{}
 	}
 	names = mappedChanges(*a, *b)
-	same := bytes.Equal(a.Raw, b.Raw) || reflect.DeepEqual(steady(a.Raw, more), steady(b.Raw, more))
-	switch {
-	case same && a.Raw != nil && b.Raw != nil:
+	both := a.Raw != nil && b.Raw != nil
+	switch same := sameRaw(a.Raw, b.Raw, more); {
+	case same && both:
 		return nil, len(names) > 0
 	case len(names) == 0 && !same:
 		names = append(names, "raw")
@@ -147,7 +149,16 @@ func compare(old, now Profile, more []string) (names []string, differs bool) {
 	return names, len(names) > 0
 }
 
-// mappedChanges names the fields that differ, but for the raw profile.
+// sameRaw reports whether two raw profiles differ at most in volatile members and in more. No
+// profile is decoded where there was no profile before, as at each user's first sync.
+func sameRaw(a, b json.RawMessage, more []string) bool {
+	if a == nil || b == nil {
+		return len(a) == len(b)
+	}
+	return bytes.Equal(a, b) || reflect.DeepEqual(steady(a, more), steady(b, more))
+}
+
+// mappedChanges names the fields that differ, without the raw profile.
 func mappedChanges(old, now schema.Profile) (names []string) {
 	a, b := reflect.ValueOf(old), reflect.ValueOf(now)
 	for i := range a.NumField() {
@@ -164,13 +175,14 @@ func jsonName(f reflect.StructField) string {
 	return string(name)
 }
 
-// sameBut reports whether a and b, profiles, are the same bytes but for one number: the user's last
-// visit. Nearly every profile that did not change is, and decoding both costs more than all the rest
-// of a renewal.
+// sameBut reports whether the profiles a and b are the same bytes except for one number, the user's
+// last visit. Nearly every profile that did not change is such a case, and decoding both costs more
+// than all the rest of a renewal.
 func sameBut(a, b string) bool {
 	const member = `"last_active_at":`
 	i := strings.Index(a, member)
-	if i < 0 || strings.Count(a, "last_active_at") != 1 || !strings.HasPrefix(b, a[:i+len(member)]) || !inRaw(a[:i]) {
+	if i < 0 || strings.Count(a, "last_active_at") != 1 ||
+		!strings.HasPrefix(b, a[:i+len(member)]) || !inRaw(a[:i]) {
 		return false
 	}
 	digits := func(p string) string { return strings.TrimLeft(p[i+len(member):], "0123456789") }
@@ -178,14 +190,15 @@ func sameBut(a, b string) bool {
 	return len(x) > 0 && (x[0] == ',' || x[0] == '}') && x == y
 }
 
-// inRaw reports whether what follows front is a member of the raw profile itself, by its braces:
-// that is the only object in a profile which is in no list. A brace in a text only makes the slow
-// way be taken.
+// inRaw reports whether the text after front is a member of the raw profile itself, by its braces:
+// the raw profile is the only object in a profile outside any list. A brace in a text only makes
+// the slow way be taken.
 func inRaw(front string) bool {
-	return strings.Count(front, "{")-strings.Count(front, "}") == 2 && strings.Count(front, "[") == strings.Count(front, "]")
+	return strings.Count(front, "{")-strings.Count(front, "}") == 2 &&
+		strings.Count(front, "[") == strings.Count(front, "]")
 }
 
-// steady decodes raw without its volatile members, and without those in more.
+// steady decodes raw without its volatile members, and without the members in more.
 func steady(raw json.RawMessage, more []string) any {
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.UseNumber()

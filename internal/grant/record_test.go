@@ -10,13 +10,16 @@ import (
 	"time"
 
 	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/secret"
 	"github.com/renewd/renewd/schema"
 )
 
 func tokens(n int) grant.Tokens {
 	return grant.Tokens{
-		Access: grant.NewSecret(fmt.Sprintf("access-%d", n)), Refresh: grant.NewSecret(fmt.Sprintf("refresh-%d", n)),
-		ExpiresIn: 30 * time.Minute, SentAt: noon,
+		Access:    secret.New(fmt.Sprintf("access-%d", n)),
+		Refresh:   secret.New(fmt.Sprintf("refresh-%d", n)),
+		ExpiresIn: 30 * time.Minute,
+		SentAt:    noon,
 	}
 }
 
@@ -25,13 +28,16 @@ func TestRotatedSavesThePairAndEndsTheClaim(t *testing.T) {
 	g.Claim = &grant.Claim{Nonce: "n1"}
 	g.Verdict, g.Doubt = &grant.Verdict{}, &grant.Doubt{}
 	next := g.Rotated(turn(due, noon), tokens(1), g.Fingerprint())
-	if next.Pair.Refresh.Reveal() != "refresh-1" || next.Pair.Parent != g.Fingerprint() || next.Version != 101 || next.SavedBy != "n1" {
+	if next.Pair.Refresh.Reveal() != "refresh-1" || next.Pair.Parent != g.Fingerprint() ||
+		next.Version != 101 || next.SavedBy != "n1" {
 		t.Errorf("pair or version not as expected: %+v", next)
 	}
-	if next.Claim != nil || next.Verdict != nil || next.Doubt != nil || next.Progress != grant.Saved || !next.Recovered {
+	if next.Claim != nil || next.Verdict != nil || next.Doubt != nil ||
+		next.Progress != grant.Saved || !next.Recovered {
 		t.Errorf("claim, verdict, doubt or progress left behind: %+v", next)
 	}
-	if !next.Pair.ExpiresAt.Equal(noon.Add(30*time.Minute)) || !next.NextDueAt.Before(next.Pair.ExpiresAt) {
+	if !next.Pair.ExpiresAt.Equal(noon.Add(30*time.Minute)) ||
+		!next.NextDueAt.Before(next.Pair.ExpiresAt) {
 		t.Errorf("expires %v, due %v", next.Pair.ExpiresAt, next.NextDueAt)
 	}
 }
@@ -39,13 +45,17 @@ func TestRotatedSavesThePairAndEndsTheClaim(t *testing.T) {
 // RFC 6749 section 6: the authorization server MAY issue a new refresh token.
 func TestRotatedKeepsWhatTheProviderLeavesOut(t *testing.T) {
 	g := live(0)
-	g.Pair.ID, g.Pair.Scope = grant.NewSecret("id-0"), "openid"
-	next := g.Rotated(turn(due, noon), grant.Tokens{Access: grant.NewSecret("access-1"), SentAt: noon}, g.Fingerprint())
-	if next.Pair.Refresh.Reveal() != "refresh-0" || !next.Pair.ID.IsZero() || next.Pair.Scope != "openid" {
-		t.Errorf("kept %v %v %q", next.Pair.Refresh.Reveal(), next.Pair.ID.Reveal(), next.Pair.Scope)
+	g.Pair.ID, g.Pair.Scope = secret.New("id-0"), "openid"
+	next := g.Rotated(turn(due, noon), grant.Tokens{Access: secret.New("access-1"), SentAt: noon},
+		g.Fingerprint())
+	if next.Pair.Refresh.Reveal() != "refresh-0" || !next.Pair.ID.IsZero() ||
+		next.Pair.Scope != "openid" {
+		t.Errorf("kept %v %v %q",
+			next.Pair.Refresh.Reveal(), next.Pair.ID.Reveal(), next.Pair.Scope)
 	}
 	if next.Pair.Lifetime != policy.Lifetime {
-		t.Errorf("lifetime without expires_in is %v, want the default %v", next.Pair.Lifetime, policy.Lifetime)
+		t.Errorf("lifetime without expires_in is %v, want the default %v",
+			next.Pair.Lifetime, policy.Lifetime)
 	}
 }
 
@@ -70,7 +80,9 @@ func TestAccepts(t *testing.T) {
 	if !rotated.Accepts(presented, noon.Add(time.Second)) {
 		t.Error("the answer to a later presentation of the same token is refused")
 	}
-	in, _ := grant.LoggedIn(g, key, grant.Candidate{Pair: login(1), Login: grant.Order{Stream: noon, Sequence: 9}}, turn(due, noon))
+	in, _ := grant.LoggedIn(g, key,
+		grant.Candidate{Pair: login(1), Login: grant.Position{Stream: noon, Sequence: 9}},
+		turn(due, noon))
 	if !in.Accepts(presented, noon.Add(time.Hour)) {
 		t.Error("an answer to the proven pair is refused because there is a candidate")
 	}
@@ -78,14 +90,20 @@ func TestAccepts(t *testing.T) {
 		t.Error("an answer in flight replaces a newer login")
 	}
 	// A provider that does not rotate: parent and token are the same.
-	same := g.Rotated(turn(due, noon), grant.Tokens{Access: grant.NewSecret("access-1"), SentAt: noon}, presented)
-	if !same.Accepts(presented, noon.Add(time.Minute)) || same.Accepts(presented, noon.Add(-time.Minute)) {
+	same := g.Rotated(turn(due, noon), grant.Tokens{Access: secret.New("access-1"), SentAt: noon},
+		presented)
+	if !same.Accepts(presented, noon.Add(time.Minute)) ||
+		same.Accepts(presented, noon.Add(-time.Minute)) {
 		t.Error("a provider that does not rotate: later answers win, earlier ones do not")
 	}
 }
 
 func TestRefusedNeedsConfirmation(t *testing.T) {
-	fault := &grant.Fault{Class: grant.Permanent, Code: "invalid_grant", Reason: schema.ReasonRevoked}
+	fault := &grant.Fault{
+		Class:  grant.Permanent,
+		Code:   "invalid_grant",
+		Reason: schema.ReasonRevoked,
+	}
 	g := live(0)
 	presented := g.Fingerprint()
 	first, done := g.Refused(turn(due, noon), fault, presented)
@@ -95,18 +113,23 @@ func TestRefusedNeedsConfirmation(t *testing.T) {
 	if wait := first.NextDueAt.Sub(noon); wait < policy.ConfirmMin || wait > policy.ConfirmMax {
 		t.Errorf("asked again after %v", wait)
 	}
-	if early, done := first.Refused(turn(asked, noon.Add(5*time.Second)), fault, presented); done || !early.Verdict.At.Equal(noon) {
+	early, done := first.Refused(turn(asked, noon.Add(5*time.Second)), fault, presented)
+	if done || !early.Verdict.At.Equal(noon) {
 		t.Error("a second refusal right after the first confirms it, or starts the wait anew")
 	}
 	second, done := first.Refused(turn(due, first.NextDueAt), fault, presented)
 	if done || second.Status != grant.Live || !second.NextDueAt.After(first.NextDueAt) {
 		t.Fatalf("the second refusal is final: %+v", second)
 	}
-	if again, done := second.Refused(turn(due, second.NextDueAt.Add(time.Hour)), fault, presented); done || !again.Verdict.Again.After(second.Verdict.Again) {
-		t.Error("a refusal long after the second is final, though nobody knows any more what others were told then")
+	later := turn(due, second.NextDueAt.Add(time.Hour))
+	again, done := second.Refused(later, fault, presented)
+	if done || !again.Verdict.Again.After(second.Verdict.Again) {
+		t.Error("a refusal long after the second is final, " +
+			"though nobody knows any more what others were told then")
 	}
 	final, done := second.Refused(turn(due, second.NextDueAt), fault, presented)
-	if !done || final.Status != grant.ReauthRequired || final.Pending.Type != schema.UserReauthRequired {
+	if !done || final.Status != grant.ReauthRequired ||
+		final.Pending.Type != schema.UserReauthRequired {
 		t.Fatalf("a confirmed refusal is no verdict: %+v", final)
 	}
 	if !final.Pair.Refresh.IsZero() || !final.Pair.Access.IsZero() {
@@ -123,7 +146,10 @@ func TestFailedNeverSignsOut(t *testing.T) {
 		g := live(0)
 		answered := 0
 		for n := range 100 {
-			g = g.Failed(turn(due, noon.Add(time.Duration(n)*time.Hour)), grant.Failure{Reason: "x", Own: own})
+			g = g.Failed(turn(due, noon.Add(time.Duration(n)*time.Hour)), grant.Failure{
+				Reason: "x",
+				Own:    own,
+			})
 			if g.Status != grant.Live || g.Pair.Refresh.IsZero() {
 				t.Fatal("a failure ended the grant")
 			}
@@ -141,7 +167,10 @@ func TestFailedNeverSignsOut(t *testing.T) {
 }
 
 func TestRetryAfterIsObeyed(t *testing.T) {
-	g := live(0).Failed(turn(due, noon), grant.Failure{Reason: schema.ReasonThrottled, Wait: 7 * time.Minute})
+	g := live(0).Failed(turn(due, noon), grant.Failure{
+		Reason: schema.ReasonThrottled,
+		Wait:   7 * time.Minute,
+	})
 	if g.NextDueAt.Before(noon.Add(7 * time.Minute)) {
 		t.Errorf("next try at %v", g.NextDueAt)
 	}
@@ -157,7 +186,11 @@ func profile(p schema.Profile) grant.Profile {
 
 func TestChanged(t *testing.T) {
 	yes := true
-	a := schema.Profile{ID: "u", Email: "a@x", Raw: json.RawMessage(`{"last_active_at":1,"x":{"y":[1,2]}}`)}
+	a := schema.Profile{
+		ID:    "u",
+		Email: "a@x",
+		Raw:   json.RawMessage(`{"last_active_at":1,"x":{"y":[1,2]}}`),
+	}
 	b := a
 	b.Raw = json.RawMessage(`{"x":{"y":[1,2]},"last_active_at":2}`)
 	if got := grant.Changed(profile(a), profile(b)); got != nil {
@@ -176,7 +209,8 @@ func TestChanged(t *testing.T) {
 	}
 	inner := a
 	inner.Raw = json.RawMessage(`{"x":{"last_active_at":1}}`)
-	if b.Raw = json.RawMessage(`{"x":{"last_active_at":2}}`); len(grant.Changed(profile(inner), profile(b))) == 0 {
+	b.Raw = json.RawMessage(`{"x":{"last_active_at":2}}`)
+	if len(grant.Changed(profile(inner), profile(b))) == 0 {
 		t.Error("a member of another object counts as the user's last activity")
 	}
 	b.Raw = json.RawMessage(`{"x":{"y":[1,3]},"last_active_at":2}`)
@@ -185,20 +219,22 @@ func TestChanged(t *testing.T) {
 	}
 	b.Email, b.MFAEnabled = "b@x", &yes
 	b.Organisations = []schema.Organisation{{ID: "o1", Role: "Admin"}}
-	if got := grant.Changed(profile(a), profile(b)); !reflect.DeepEqual(got, []string{"email", "mfa_enabled", "organisations"}) {
+	got := grant.Changed(profile(a), profile(b))
+	if !reflect.DeepEqual(got, []string{"email", "mfa_enabled", "organisations"}) {
 		t.Errorf("changed %v", got)
 	}
-	if got := grant.Changed("", profile(schema.Profile{ID: "u"})); !reflect.DeepEqual(got, []string{"id"}) {
+	got = grant.Changed("", profile(schema.Profile{ID: "u"}))
+	if !reflect.DeepEqual(got, []string{"id"}) {
 		t.Errorf("from nothing %v", got)
 	}
 }
 
 func TestSecretCannotBePrinted(t *testing.T) {
 	type row struct {
-		Open   grant.Secret
-		hidden grant.Secret
+		Open   secret.Value
+		hidden secret.Value
 	}
-	s := grant.NewSecret("tok-canary")
+	s := secret.New("tok-canary")
 	r := row{s, s}
 	var log strings.Builder
 	logger := slog.New(slog.NewTextHandler(&log, nil))
@@ -208,7 +244,9 @@ func TestSecretCannotBePrinted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := log.String() + string(js) + fmt.Sprintf("%v %+v %#v %s %q %x %d %v %#v", s, s, s, s, s, s, s, r, r) + fmt.Sprint(live(0)) + fmt.Sprintf("%#v", live(0))
+	out := log.String() + string(js) +
+		fmt.Sprintf("%v %+v %#v %s %q %x %d %v %#v", s, s, s, s, s, s, s, r, r) +
+		fmt.Sprint(live(0)) + fmt.Sprintf("%#v", live(0))
 	if strings.Contains(out, "canary") || strings.Contains(out, "refresh-0") {
 		t.Errorf("a secret was printed: %s", out)
 	}
@@ -218,20 +256,23 @@ func TestSecretCannotBePrinted(t *testing.T) {
 }
 
 func TestOutcomeCarriesTheStoredProfile(t *testing.T) {
-	g, write := live(20*time.Minute).Resumed(turn(asked, noon)).WithProfile(turn(asked, noon), profile(schema.Profile{ID: "u17", Email: "new@example.com"}))
+	g, write := live(20*time.Minute).Resumed(turn(asked, noon)).
+		WithProfile(turn(asked, noon), profile(schema.Profile{ID: "u17", Email: "new@example.com"}))
 	if !write {
 		t.Fatal("a changed profile is not written")
 	}
 	e := g.Event("/renewd", noon, grant.ShowRaw)
 	d, err := schema.Data[schema.Synced](e)
-	if err != nil || d.Profile == nil || d.Profile.Email != "new@example.com" || d.Cause.ID != "r1" || !reflect.DeepEqual(d.Changed, []string{"email"}) {
+	if err != nil || d.Profile == nil || d.Profile.Email != "new@example.com" ||
+		d.Cause.ID != "r1" || !reflect.DeepEqual(d.Changed, []string{"email"}) {
 		t.Errorf("outcome %s, %v", e.Data, err)
 	}
 	if e.ID != grant.OutcomeID(key, asked) {
 		t.Error("the outcome's id is not that of its cause")
 	}
 	same := live(20 * time.Minute)
-	if _, write := same.Resumed(turn(asked, noon)).WithProfile(turn(asked, noon), same.Profile); write {
+	same = same.Resumed(turn(asked, noon))
+	if _, write := same.WithProfile(turn(asked, noon), same.Profile); write {
 		t.Error("an unchanged profile is written")
 	}
 }

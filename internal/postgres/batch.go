@@ -11,12 +11,13 @@ import (
 // errClosed answers calls after Close.
 var errClosed = errors.New("store is closed")
 
-// batcher collects calls and runs them together. Calls with the same key never share a batch: the
-// later one waits for the next, so one statement touches a row once.
+// batcher collects calls and runs the calls together. Calls with the same key never share a batch:
+// the later call waits for the next batch, so a statement touches each row once.
 type batcher[In, Out any] struct {
-	most int                              // calls in a batch
-	key  func(In) grant.Key               // what must be unique in a batch
-	run  func([]In) (outs []Out, _ error) // one statement; outs answer the ins in order, ErrRefused: nothing was done
+	most int                // calls in a batch
+	key  func(In) grant.Key // what must be unique in a batch
+	// runs one statement; outs answer the ins in order; ErrRefused: nothing was done
+	run func([]In) (outs []Out, _ error)
 
 	mu      sync.Mutex
 	waiting []*call[In, Out]
@@ -32,8 +33,8 @@ type call[In, Out any] struct {
 	done chan struct{}
 }
 
-// do runs one call in some batch. ctx ends the wait, not the statement: then nobody knows whether
-// it happened.
+// do runs one call in some batch. ctx ends the wait, not the statement. After such an end the
+// caller cannot know whether the statement took effect.
 func (b *batcher[In, Out]) do(ctx context.Context, in In) (out Out, err error) {
 	if err := context.Cause(ctx); err != nil {
 		return out, err
@@ -69,8 +70,8 @@ func (b *batcher[In, Out]) work() {
 	}
 }
 
-// answer runs a batch. One that the database refuses for what a call brings is run again by halves,
-// so that this call fails alone.
+// answer runs a batch. If the database refuses a batch for the data of one call, the batch is run
+// again by halves, so only the refused call fails.
 func (b *batcher[In, Out]) answer(batch []*call[In, Out]) {
 	ins := make([]In, len(batch))
 	for i, c := range batch {
@@ -113,7 +114,7 @@ func (b *batcher[In, Out]) next() []*call[In, Out] {
 	return batch
 }
 
-// close lets no new call in and waits for those inside.
+// close lets no new call in and waits for the calls inside.
 func (b *batcher[In, Out]) close() {
 	b.mu.Lock()
 	b.closed = true

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/renewd/renewd/internal/grant"
-	"github.com/renewd/renewd/internal/storetest"
+	"github.com/renewd/renewd/internal/testkit/storetest"
 )
 
 func key(user string) grant.Key { return grant.Key{Provider: "p", User: user} }
@@ -25,7 +25,7 @@ func saved(t *testing.T, s grant.Store, user string) grant.Grant {
 }
 
 // rolledBack makes the next update of a grant fail as a lost serialization when it commits, after
-// it has returned its rows, and each later one change nothing: as if somebody else had written the
+// it has returned its rows. Each later update changes nothing, as if another writer had written the
 // row in between.
 const rolledBack = `CREATE SEQUENCE renewd.tries;
 	CREATE FUNCTION renewd.once() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -33,7 +33,8 @@ const rolledBack = `CREATE SEQUENCE renewd.tries;
 	CREATE FUNCTION renewd.fail() RETURNS trigger LANGUAGE plpgsql AS $$
 		BEGIN RAISE EXCEPTION 'lost' USING ERRCODE = 'serialization_failure'; END $$;
 	CREATE TRIGGER once BEFORE UPDATE ON renewd.grants FOR EACH ROW EXECUTE FUNCTION renewd.once();
-	CREATE CONSTRAINT TRIGGER fail AFTER UPDATE ON renewd.grants DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION renewd.fail()`
+	CREATE CONSTRAINT TRIGGER fail AFTER UPDATE ON renewd.grants
+		DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION renewd.fail()`
 
 // What a rolled-back try returned is not reported by the next.
 func TestBatchTriedAgainReportsItsLastTryOnly(t *testing.T) {
@@ -46,7 +47,10 @@ func TestBatchTriedAgainReportsItsLastTryOnly(t *testing.T) {
 			return err
 		}, grant.ErrConflict},
 		"claim": {func(t *testing.T, s grant.Store, g grant.Grant) error {
-			_, _, err := s.Claim(t.Context(), g.Key, grant.ClaimRequest{Nonce: "a", For: time.Minute})
+			_, _, err := s.Claim(t.Context(), g.Key, grant.ClaimRequest{
+				Nonce: "a",
+				For:   time.Minute,
+			})
 			return err
 		}, grant.ErrClaimed},
 	} {
@@ -58,7 +62,8 @@ func TestBatchTriedAgainReportsItsLastTryOnly(t *testing.T) {
 			if err := c.call(t, s, g); !errors.Is(err, c.want) {
 				t.Errorf("error %v, want %v", err, c.want)
 			}
-			if got, err := s.Load(t.Context(), g.Key); err != nil || got.Revision != g.Revision || got.Claim != nil {
+			if got, err := s.Load(t.Context(), g.Key); err != nil || got.Revision != g.Revision ||
+				got.Claim != nil {
 				t.Errorf("stored is revision %d with claim %v, %v", got.Revision, got.Claim, err)
 			}
 		})
@@ -107,7 +112,9 @@ func TestDatabaseOfAnotherCollation(t *testing.T) {
 		t.Fatal(err)
 	}
 	address.Path += "_english"
-	exec(t, base, "CREATE DATABASE "+address.Path[1:]+" TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en-US'")
+	exec(t, base,
+		"CREATE DATABASE "+address.Path[1:]+
+			" TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en-US'")
 	s := open(t, address.String())
 	users := []string{"a", "B", "b", "A", "_", "Z", "z", "é", "e", "E", "a-b", "ab", "a b", "0"}
 	grants := make([]grant.Grant, len(users))
@@ -120,7 +127,9 @@ func TestDatabaseOfAnotherCollation(t *testing.T) {
 	}
 	slices.Sort(users)
 	// By ctid: as they were written.
-	if got := query(t, address.String(), "SELECT user_id FROM renewd.grants ORDER BY ctid"); !slices.Equal(got, users) {
+	if got := query(
+		t, address.String(), "SELECT user_id FROM renewd.grants ORDER BY ctid",
+	); !slices.Equal(got, users) {
 		t.Errorf("inserted, and so locked, as %q, want by bytes as updates do: %q", got, users)
 	}
 	var met []string

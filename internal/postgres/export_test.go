@@ -1,6 +1,10 @@
 package postgres
 
 import (
+	"context"
+	"fmt"
+	"strings"
+
 	"github.com/renewd/renewd/internal/grant"
 )
 
@@ -49,4 +53,41 @@ func (s *Store) SaveTogether(grants []grant.Grant) ([]error, error) {
 		}
 	}
 	return together(&s.saves, rows, func(refused error) error { return refused }), nil
+}
+
+// Columns are those that saves write, with the type of each.
+func Columns() [][2]string { return written }
+
+// Rewrite writes the row of k with another state, as another version would; with bound its tokens
+// bind the state.
+func (s *Store) Rewrite(
+	ctx context.Context, k grant.Key, bound bool, state func(string) string,
+) error {
+	r, err := s.loads.do(ctx, k)
+	if err != nil {
+		return err
+	}
+	g, err := s.grantOf(r)
+	if err != nil {
+		return err
+	}
+	var digest grant.Digest
+	if r.state = state(r.state); bound {
+		digest = r.digest()
+	}
+	if r.tokens, err = grant.SealTokens(s.cipher, &g, s.private, digest); err != nil {
+		return err
+	}
+	tag, err := s.pool.Exec(ctx, resealSQL, k.Provider, k.User, r.revision, r.tokens, r.state)
+	if err == nil && tag.RowsAffected() != 1 {
+		err = fmt.Errorf("%d rows were written", tag.RowsAffected())
+	}
+	return err
+}
+
+// Unbind writes the row of k as versions did that bound no row.
+func (s *Store) Unbind(ctx context.Context, k grant.Key) error {
+	return s.Rewrite(ctx, k, false, func(state string) string {
+		return "{" + strings.TrimPrefix(state, boundMark+",")
+	})
 }

@@ -16,34 +16,34 @@ import (
 	"github.com/pressly/goose/v3/database"
 	"github.com/pressly/goose/v3/lock"
 
-	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/secret"
 )
 
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// versions is the table in which goose notes what was applied.
+// versions is the table in which goose notes the applied migrations.
 const versions = "renewd.migrations"
 
 var (
 	// ErrNewer: the database was migrated by a later renewd. Run that version.
 	ErrNewer = errors.New("the database's schema is newer than this renewd")
-	// ErrOlder: the database lacks what this renewd needs. Migrate adds it.
+	// ErrOlder: the database lacks something this renewd needs. Migrate adds it.
 	ErrOlder = errors.New("the database's schema is older than this renewd")
 )
 
-// Migration is what Migrate did.
+// Migration is the result of Migrate.
 type Migration struct {
 	// From and To are the schema's version before and after; 0 before: there was no schema.
 	From, To int64
-	// Applied are the names of the files, in their order. None: nothing was to be done.
+	// Applied are the names of the files, in their order. Empty: nothing was to be done.
 	Applied []string
 }
 
-// Migrate brings the schema up to date with a role that owns it, or may create it. It does nothing
-// where nothing is to be done, and any number of processes may call it at a time. A schema of a
-// later version is ErrNewer. Its errors never show the address.
-func Migrate(ctx context.Context, address grant.Secret) (Migration, error) {
+// Migrate brings the schema up to date with a role that owns the schema, or may create it. Migrate
+// does nothing to a schema that is up to date, and any number of processes may call Migrate at a
+// time. A schema of a later version is ErrNewer. Errors never show the address.
+func Migrate(ctx context.Context, address secret.Value) (Migration, error) {
 	config, err := parse(address, defaultTimeout)
 	if err != nil {
 		return Migration{}, err
@@ -55,12 +55,12 @@ func Migrate(ctx context.Context, address grant.Secret) (Migration, error) {
 	return m, nil
 }
 
-// migrate brings the schema up to date under a session lock, and refuses a newer one.
+// migrate brings the schema up to date under a session lock, and refuses a newer schema.
 func migrate(ctx context.Context, config *pgx.ConnConfig) (m Migration, err error) {
 	db := stdlib.OpenDB(*config)
 	defer db.Close()
-	// Only where it is missing: PostgreSQL asks for the right to create schemas also where IF NOT
-	// EXISTS has nothing to do, and the schema's owner need not have it.
+	// Only where the schema is missing: PostgreSQL asks for the right to create schemas also where
+	// IF NOT EXISTS has nothing to do, and the schema's owner need not have this right.
 	const look = "SELECT to_regnamespace('renewd') IS NOT NULL"
 	var there bool
 	if err := db.QueryRowContext(ctx, look).Scan(&there); err != nil {
@@ -98,14 +98,14 @@ const (
 	duplicateSchema = "42P06"
 )
 
-// madeMeanwhile reports that another process made the schema in the same moment, which IF NOT EXISTS
-// does not see: the catalogue's own index does.
+// madeMeanwhile reports whether another process made the schema in the same moment. IF NOT EXISTS
+// does not see such a schema, but the catalogue's own index does.
 func madeMeanwhile(err error) bool {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	return ok && (pg.Code == uniqueViolation || pg.Code == duplicateSchema)
 }
 
-// check refuses a schema of another version than this one's, and changes nothing.
+// check refuses a schema of another version than this program's, and changes nothing.
 func check(ctx context.Context, config *pgx.ConnConfig) error {
 	db := stdlib.OpenDB(*config)
 	defer db.Close()
@@ -120,7 +120,7 @@ func check(ctx context.Context, config *pgx.ConnConfig) error {
 	return compare(have, newest)
 }
 
-// version is the schema's, 0 where there is none.
+// version is the schema's version, 0 without a schema.
 func version(ctx context.Context, db *sql.DB) (int64, error) {
 	const look = "SELECT to_regclass($1) IS NOT NULL"
 	var there bool

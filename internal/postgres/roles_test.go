@@ -12,9 +12,10 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/renewd/renewd/internal/grant"
-	"github.com/renewd/renewd/internal/pgtest"
 	"github.com/renewd/renewd/internal/postgres"
-	"github.com/renewd/renewd/internal/storetest"
+	"github.com/renewd/renewd/internal/secret"
+	"github.com/renewd/renewd/internal/testkit/pgtest"
+	"github.com/renewd/renewd/internal/testkit/storetest"
 )
 
 // roles are the addresses of one database: of a superuser, and of the two roles that
@@ -37,14 +38,14 @@ func give(t *testing.T, url string) roles {
 func migrated(t *testing.T) roles {
 	t.Helper()
 	r := give(t, databases.URL(t))
-	if _, err := postgres.Migrate(t.Context(), grant.NewSecret(r.owner)); err != nil {
+	if _, err := postgres.Migrate(t.Context(), secret.New(r.owner)); err != nil {
 		t.Fatal(err)
 	}
 	return r
 }
 
 func workerConfig(url string) postgres.Config {
-	return postgres.Config{URL: grant.NewSecret(url), Cipher: storetest.Cipher{}, Migrated: true}
+	return postgres.Config{URL: secret.New(url), Cipher: storetest.Cipher{}, Migrated: true}
 }
 
 func openMigrated(t *testing.T, url string) *postgres.Store {
@@ -67,7 +68,7 @@ func TestStoreAsWorker(t *testing.T) {
 	})
 }
 
-// statement runs one as a role, and returns how PostgreSQL refused it.
+// statement runs one statement as a role, and returns how PostgreSQL refused it.
 func statement(t *testing.T, url, sql string) error {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)
@@ -109,7 +110,7 @@ func TestWorkerMayNotChangeTheSchema(t *testing.T) {
 
 func TestMigrate(t *testing.T) {
 	r := give(t, databases.URL(t))
-	address := grant.NewSecret(r.owner)
+	address := secret.New(r.owner)
 	worker := workerConfig(r.worker)
 	if _, err := postgres.Open(t.Context(), worker); !errors.Is(err, postgres.ErrOlder) {
 		t.Errorf("opened a database without tables: %v", err)
@@ -157,8 +158,9 @@ func TestMigrateMeetsAnother(t *testing.T) {
 		}
 	}
 	var group errgroup.Group
-	group.Go(func() error { _, err := postgres.Migrate(t.Context(), grant.NewSecret(url)); return err })
-	const waits = "SELECT pid::text FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+	group.Go(func() error { _, err := postgres.Migrate(t.Context(), secret.New(url)); return err })
+	const waits = "SELECT pid::text FROM pg_stat_activity WHERE datname = current_database() AND " +
+		"wait_event_type = 'Lock'"
 	for len(query(t, url, waits)) == 0 {
 	}
 	if _, err := other.Exec(t.Context(), "COMMIT"); err != nil {
@@ -182,7 +184,7 @@ func TestRolesForWhatIsThere(t *testing.T) {
 	if _, err := s.Load(t.Context(), g.Key); err != nil {
 		t.Error(err)
 	}
-	m, err := postgres.Migrate(t.Context(), grant.NewSecret(r.owner))
+	m, err := postgres.Migrate(t.Context(), secret.New(r.owner))
 	if err != nil || len(m.Applied) > 0 {
 		t.Errorf("got %+v, %v", m, err)
 	}
@@ -207,7 +209,7 @@ func TestRolesAfterARestore(t *testing.T) {
 	if _, err := openMigrated(t, r.worker).Load(t.Context(), g.Key); err != nil {
 		t.Error(err)
 	}
-	m, err := postgres.Migrate(t.Context(), grant.NewSecret(r.owner))
+	m, err := postgres.Migrate(t.Context(), secret.New(r.owner))
 	if err != nil || len(m.Applied) > 0 {
 		t.Errorf("got %+v, %v", m, err)
 	}

@@ -17,9 +17,9 @@ import (
 	"github.com/renewd/renewd/internal/grant"
 )
 
-// retried runs a statement, again where the database says that it did nothing and that trying again
-// helps: a deadlock, or a lost serialization. run starts anew each time: what an earlier try
-// returned never happened.
+// retried runs a statement. The statement runs again after an error of the database that means:
+// nothing was done, and trying again helps (a deadlock, a lost serialization). Each run must start
+// from scratch, since the results of an earlier try never happened.
 func (s *Store) retried(run func(ctx context.Context) error) error {
 	var err error
 	for range 3 {
@@ -34,10 +34,11 @@ func (s *Store) retried(run func(ctx context.Context) error) error {
 	return told(err)
 }
 
-// told is err, as ErrRefused if the database works and refuses what it was given: class 22 is
-// malformed data, 54 more than it can hold.
+// told is err, as ErrRefused if the database works and refuses the data: class 22 is malformed
+// data, 54 more data than the database can hold.
 func told(err error) error {
-	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && (strings.HasPrefix(pg.Code, "22") || strings.HasPrefix(pg.Code, "54")) {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok &&
+		(strings.HasPrefix(pg.Code, "22") || strings.HasPrefix(pg.Code, "54")) {
 		return fmt.Errorf("%w: %w", grant.ErrRefused, err)
 	}
 	return err
@@ -51,10 +52,11 @@ func keys(in []grant.Key) (providers, users []string) {
 }
 
 const loadSQL = `SELECT ` + columns + ` FROM renewd.grants g
-	JOIN unnest($1::text[], $2::text[]) AS r(provider, user_id) ON g.provider = r.provider AND g.user_id = r.user_id`
+	JOIN unnest($1::text[], $2::text[]) AS r(provider, user_id)
+		ON g.provider = r.provider AND g.user_id = r.user_id`
 
-// runLoads returns nil for a row that is not there. Whoever asked decodes: what a batch does itself
-// all its calls wait for.
+// runLoads returns nil for a missing row. The caller of each load decodes its row, since all calls
+// of a batch wait for any work done in the batch itself.
 func (s *Store) runLoads(in []grant.Key) ([]*row, error) {
 	byKey := make(map[grant.Key]*row, len(in))
 	err := s.retried(func(ctx context.Context) error {
@@ -91,16 +93,16 @@ type claim struct {
 
 type claimed struct {
 	row    *row
-	loaded *grant.Grant // what the row was before the claim; nil: the row is whole
+	loaded *grant.Grant // the record before the claim; nil: the row is whole
 	prior  claimRow
 	err    error
 }
 
-func (c claimed) grant(cipher grant.Cipher) (g grant.Grant, prior *grant.Claim, err error) {
+func (s *Store) claimedOf(c claimed) (g grant.Grant, prior *grant.Claim, err error) {
 	if c.err != nil {
 		return g, nil, c.err
 	}
-	if g, err = c.current(cipher); err != nil {
+	if g, err = s.current(c); err != nil {
 		return g, nil, err
 	}
 	if prior, err = c.prior.claim(); err != nil {
@@ -110,10 +112,11 @@ func (c claimed) grant(cipher grant.Cipher) (g grant.Grant, prior *grant.Claim, 
 	return g, prior, nil
 }
 
-// current is the record under the claim. Only the claim has changed of one that was loaded before.
-func (c claimed) current(cipher grant.Cipher) (g grant.Grant, err error) {
+// current is the record under the claim. A record that the caller had loaded has changed in its
+// claim only.
+func (s *Store) current(c claimed) (g grant.Grant, err error) {
 	if c.loaded == nil {
-		return c.row.grant(cipher)
+		return s.grantOf(c.row)
 	}
 	g = *c.loaded
 	g.Revision = uint64(c.row.revision)
@@ -123,35 +126,46 @@ func (c claimed) current(cipher grant.Cipher) (g grant.Grant, err error) {
 	return g, nil
 }
 
-// claimSQL claims those that are free. A record that the caller has loaded is not sent again. What it returns of the claim before was read before the row
-// was locked, hence the comparison of revisions: whoever loses that race tries again. That a claim
-// was presented is read off the end of its text: JSON with a user's text in it may hold what
-// PostgreSQL cannot take apart (\u0000).
+// claimSQL claims the free grants. A record the caller has loaded is not sent again. The former
+// claim that claimSQL returns was read before the row was locked. Hence the comparison of
+// revisions: a statement that loses this race is tried again. Whether a claim was presented is read
+// off the end of its text, since PostgreSQL cannot take all JSON with a user's text apart (\u0000).
 const claimSQL = `WITH r AS (
-		SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::text[], $6::bool[], $7::text[], $8::bool[], $9::bigint[])
+		SELECT * FROM unnest(
+				$1::text[], $2::text[], $3::text[], $4::float8[], $5::text[], $6::bool[],
+				$7::text[], $8::bool[], $9::bigint[])
 			AS r(provider, user_id, nonce, seconds, cause, presented, fingerprint, extend, loaded)
 	)
-	UPDATE renewd.grants g SET revision = g.revision + 1, claim_nonce = r.nonce, claim_until = clock_timestamp() + make_interval(secs => r.seconds),
-		claim = json_build_object('fingerprint', coalesce(nullif(r.fingerprint, ''), g.fingerprint), 'cause', r.cause::json,
+	UPDATE renewd.grants g SET revision = g.revision + 1, claim_nonce = r.nonce,
+		claim_until = clock_timestamp() + make_interval(secs => r.seconds),
+		claim = json_build_object(
+			'fingerprint', coalesce(nullif(r.fingerprint, ''), g.fingerprint),
+			'cause', r.cause::json,
 			'for', (r.seconds * 1e9)::bigint,
-			'presented', r.presented OR coalesce(old.claim_nonce = r.nonce AND old.claim::text LIKE '%true}', false))
+			'presented', r.presented
+				OR coalesce(old.claim_nonce = r.nonce AND old.claim::text LIKE '%true}', false))
 	FROM r JOIN renewd.grants old ON old.provider = r.provider AND old.user_id = r.user_id
 	WHERE g.provider = r.provider AND g.user_id = r.user_id AND g.revision = old.revision
-		AND (old.claim_nonce = r.nonce OR NOT r.extend AND (old.claim_nonce IS NULL OR old.claim_until <= clock_timestamp()))
-	RETURNING ` + narrow + `, CASE WHEN old.revision <> r.loaded THEN g.tokens END, CASE WHEN old.revision <> r.loaded THEN g.profile::text END,
-		CASE WHEN old.revision <> r.loaded THEN g.state::text ELSE '' END, old.claim_nonce, old.claim_until, old.claim::text`
+		AND (old.claim_nonce = r.nonce
+			OR NOT r.extend AND (old.claim_nonce IS NULL OR old.claim_until <= clock_timestamp()))
+	RETURNING ` + narrow +
+	`, CASE WHEN old.revision <> r.loaded THEN g.tokens END,
+		CASE WHEN old.revision <> r.loaded THEN g.profile::text END,
+		CASE WHEN old.revision <> r.loaded THEN g.state::text ELSE '' END,
+		old.claim_nonce, old.claim_until, old.claim::text`
 
-// inOrder sorts a batch by key, so that two batches lock what they share in one order and do not
+// inOrder sorts a batch by key, so that two batches lock their common rows in one order and do not
 // wait for each other.
 func inOrder[T any](batch []T, key func(T) grant.Key) []T {
 	batch = slices.Clone(batch)
 	slices.SortFunc(batch, func(a, b T) int {
-		return cmp.Or(strings.Compare(key(a).Provider, key(b).Provider), strings.Compare(key(a).User, key(b).User))
+		return cmp.Or(strings.Compare(key(a).Provider, key(b).Provider),
+			strings.Compare(key(a).User, key(b).User))
 	})
 	return batch
 }
 
-// claimTries is how often a claim is tried that others' writes got in the way of.
+// claimTries is how often a claim is tried while other writers get in the way.
 const claimTries = 4
 
 func (s *Store) runClaims(in []claim) ([]claimed, error) {
@@ -168,7 +182,7 @@ func (s *Store) runClaims(in []claim) ([]claimed, error) {
 		}
 		if left = raced; tries == 1 {
 			for _, c := range raced {
-				done[c.key] = claimed{err: grant.ErrClaimed} // somebody is at it all the time
+				done[c.key] = claimed{err: grant.ErrClaimed} // other writers win each time
 			}
 			break
 		}
@@ -213,25 +227,34 @@ func (s *Store) tryClaims(in []claim) (won map[grant.Key]claimed, err error) {
 
 func claimArgs(in []claim) ([]any, error) {
 	n := len(in)
-	providers, users, nonces, causes, fingerprints := make([]string, n), make([]string, n), make([]string, n), make([]string, n), make([]string, n)
-	seconds, presented, extend, loaded := make([]float64, n), make([]bool, n), make([]bool, n), make([]int64, n)
+	providers, users, nonces, causes, fingerprints := make([]string, n), make([]string, n),
+		make([]string, n), make([]string, n), make([]string, n)
+	seconds, presented, extend, loaded := make([]float64, n), make([]bool, n), make([]bool, n),
+		make([]int64, n)
 	for i, c := range in {
 		cause, err := json.Marshal(c.request.Cause)
 		if err != nil {
 			return nil, err
 		}
-		providers[i], users[i], nonces[i], causes[i], fingerprints[i] = c.key.Provider, c.key.User, c.request.Nonce, string(cause), c.request.Fingerprint
-		seconds[i], presented[i], extend[i] = c.request.For.Seconds(), c.request.Presented, c.request.Extend
+		providers[i], users[i], nonces[i], causes[i], fingerprints[i] = c.key.Provider, c.key.User,
+			c.request.Nonce, string(cause), c.request.Fingerprint
+		seconds[i], presented[i], extend[i] = c.request.For.Seconds(), c.request.Presented,
+			c.request.Extend
 		if g := c.request.Loaded; g != nil {
 			loaded[i] = int64(g.Revision)
 		}
 	}
-	return []any{providers, users, nonces, seconds, causes, presented, fingerprints, extend, loaded}, nil
+	return []any{
+		providers, users, nonces, seconds, causes, presented, fingerprints, extend, loaded,
+	}, nil
 }
 
-// heldSQL tells whose claims are alive, by the clock that they were made by.
-const heldSQL = `SELECT g.provider, g.user_id, coalesce(g.claim_nonce, ''), coalesce(g.claim_until > clock_timestamp(), false) FROM renewd.grants g
-	JOIN unnest($1::text[], $2::text[]) AS r(provider, user_id) ON g.provider = r.provider AND g.user_id = r.user_id`
+// heldSQL tells which claims are alive, by the clock that made the claims.
+const heldSQL = `SELECT g.provider, g.user_id, coalesce(g.claim_nonce, ''),
+		coalesce(g.claim_until > clock_timestamp(), false)
+	FROM renewd.grants g
+	JOIN unnest($1::text[], $2::text[]) AS r(provider, user_id)
+		ON g.provider = r.provider AND g.user_id = r.user_id`
 
 type holder struct {
 	nonce string
@@ -248,16 +271,17 @@ func (s *Store) holders(of []grant.Key) (found map[grant.Key]holder, err error) 
 		}
 		var k grant.Key
 		var h holder
-		_, err = pgx.ForEachRow(rows, []any{&k.Provider, &k.User, &h.nonce, &h.alive}, func() error {
-			found[k] = h
-			return nil
-		})
+		_, err = pgx.ForEachRow(rows, []any{&k.Provider, &k.User, &h.nonce, &h.alive},
+			func() error {
+				found[k] = h
+				return nil
+			})
 		return err
 	})
 }
 
-// unclaimed tells apart, of those that were not claimed, those that are not there, those that may
-// not be claimed, and those that somebody wrote just then; these it returns.
+// unclaimed sorts the grants that were not claimed: missing grants, grants that may not be claimed,
+// and grants changed just then by another writer. unclaimed returns the last kind.
 func (s *Store) unclaimed(in []claim, done map[grant.Key]claimed) (raced []claim, err error) {
 	var left []claim
 	var missing []grant.Key
@@ -287,13 +311,13 @@ func (s *Store) unclaimed(in []claim, done map[grant.Key]claimed) (raced []claim
 	return raced, nil
 }
 
-// unclaimSQL puts the claim back that was there before, if the row is still as the claim of this
-// nonce left it.
-const unclaimSQL = `UPDATE renewd.grants SET revision = revision + 1, claim_nonce = $5, claim_until = $6, claim = $7::text::json
+// unclaimSQL puts the former claim back, if the row is still as the claim of this nonce left it.
+const unclaimSQL = `UPDATE renewd.grants SET
+		revision = revision + 1, claim_nonce = $5, claim_until = $6, claim = $7::text::json
 	WHERE provider = $1 AND user_id = $2 AND revision = $3 AND claim_nonce = $4`
 
-// unclaim gives back what nonce has just claimed of g, whose claim was prior before, also when ctx
-// has ended. If somebody else wrote meanwhile there is nothing to give back.
+// unclaim gives back nonce's new claim on g and restores prior, the claim before, also when ctx has
+// ended. After another write in between there is nothing to give back.
 func (s *Store) unclaim(ctx context.Context, g *grant.Grant, nonce string, prior claimRow) error {
 	if prior.nonce != nil && *prior.nonce == nonce {
 		prior = claimRow{} // an earlier try's, which could not be given back
@@ -302,7 +326,8 @@ func (s *Store) unclaim(ctx context.Context, g *grant.Grant, nonce string, prior
 	return s.retried(func(context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, s.timeout)
 		defer cancel()
-		tag, err := s.pool.Exec(ctx, unclaimSQL, g.Provider, g.User, int64(g.Revision), nonce, prior.nonce, prior.until, prior.rest)
+		tag, err := s.pool.Exec(ctx, unclaimSQL, g.Provider, g.User, int64(g.Revision), nonce,
+			prior.nonce, prior.until, prior.rest)
 		if err == nil && tag.RowsAffected() == 1 {
 			g.Revision++
 			g.Claim, _ = prior.claim() // damaged as it was
@@ -313,11 +338,28 @@ func (s *Store) unclaim(ctx context.Context, g *grant.Grant, nonce string, prior
 
 // written are the columns that a save writes, with the type of each.
 var written = [][2]string{
-	{"provider", "text"}, {"user_id", "text"}, {"revision", "bigint"}, {"version", "bigint"}, {"status", "text"}, {"fingerprint", "text"},
-	{"tokens", "bytea"}, {"expires_at", "timestamptz"}, {"next_due_at", "timestamptz"}, {"login_at", "timestamptz"},
-	{"refreshed_at", "timestamptz"}, {"synced_at", "timestamptz"}, {"failed_at", "timestamptz"}, {"active_at", "timestamptz"},
-	{"attempts", "integer"}, {"outages", "integer"}, {"last_error", "text"}, {"claim_nonce", "text"}, {"claim_until", "timestamptz"},
-	{"claim", "json"}, {"profile", "json"}, {"state", "json"},
+	{"provider", "text"},
+	{"user_id", "text"},
+	{"revision", "bigint"},
+	{"version", "bigint"},
+	{"status", "text"},
+	{"fingerprint", "text"},
+	{"tokens", "bytea"},
+	{"expires_at", "timestamptz"},
+	{"next_due_at", "timestamptz"},
+	{"login_at", "timestamptz"},
+	{"refreshed_at", "timestamptz"},
+	{"synced_at", "timestamptz"},
+	{"failed_at", "timestamptz"},
+	{"active_at", "timestamptz"},
+	{"attempts", "integer"},
+	{"outages", "integer"},
+	{"last_error", "text"},
+	{"claim_nonce", "text"},
+	{"claim_until", "timestamptz"},
+	{"claim", "json"},
+	{"profile", "json"},
+	{"state", "json"},
 }
 
 // updateSQL and insertSQL write the rows whose compare-and-swap holds, and name them.
@@ -339,16 +381,20 @@ func saveSQL() (update, insert string) {
 		values = append(values, value)
 		switch {
 		case c[0] == "profile":
-			sets = append(sets, "profile = CASE WHEN r.profile = '' THEN g.profile ELSE r.profile::json END")
+			sets = append(sets,
+				"profile = CASE WHEN r.profile = '' THEN g.profile ELSE r.profile::json END")
 		case i > 1:
 			sets = append(sets, c[0]+" = "+value)
 		}
 	}
 	list := strings.Join(names, ", ")
-	rows := fmt.Sprintf("r AS (SELECT * FROM unnest(%s, $%d::bigint[]) AS r(%s, was))", strings.Join(casts, ", "), len(written)+1, list)
+	rows := fmt.Sprintf("r AS (SELECT * FROM unnest(%s, $%d::bigint[]) AS r(%s, was))",
+		strings.Join(casts, ", "), len(written)+1, list)
 	update = "WITH " + rows + " UPDATE renewd.grants g SET " + strings.Join(sets, ", ") + `
-		FROM r WHERE g.provider = r.provider AND g.user_id = r.user_id AND g.revision = r.was RETURNING g.provider, g.user_id`
-	insert = "WITH " + rows + " INSERT INTO renewd.grants (" + list + ") SELECT " + strings.Join(values, ", ") +
+		FROM r WHERE g.provider = r.provider AND g.user_id = r.user_id AND g.revision = r.was
+		RETURNING g.provider, g.user_id`
+	insert = "WITH " + rows + " INSERT INTO renewd.grants (" + list + ") SELECT " +
+		strings.Join(values, ", ") +
 		` FROM r ORDER BY r.provider COLLATE "C", r.user_id COLLATE "C"` +
 		" ON CONFLICT DO NOTHING RETURNING provider, user_id"
 	return update, insert
@@ -398,7 +444,8 @@ func (s *Store) runSaves(in []*row) ([]error, error) {
 // saveArgs turns rows into one array a column, in the order of written, and then was.
 func saveArgs(rows []*row) []any {
 	n := len(rows)
-	providers, users, statuses, fingerprints := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
+	providers, users, statuses, fingerprints := make([]string, n), make([]string, n),
+		make([]string, n), make([]string, n)
 	revisions, versions, was := make([]int64, n), make([]int64, n), make([]int64, n)
 	tokens := make([][]byte, n)
 	var times [7][]pgtype.Timestamptz
@@ -410,16 +457,20 @@ func saveArgs(rows []*row) []any {
 	nonces, claims, profiles := make([]*string, n), make([]*string, n), make([]*string, n)
 	untils := make([]pgtype.Timestamptz, n)
 	for i, r := range rows {
-		providers[i], users[i], statuses[i], fingerprints[i] = r.key.Provider, r.key.User, r.status, r.fingerprint
+		providers[i], users[i], statuses[i], fingerprints[i] = r.key.Provider, r.key.User, r.status,
+			r.fingerprint
 		revisions[i], versions[i], was[i], tokens[i] = r.revision, r.version, r.was, r.tokens
 		for t := range times {
 			times[t][i] = r.times[t]
 		}
-		attempts[i], outages[i], lastErrors[i], states[i] = r.attempts, r.outages, r.lastError, r.state
-		nonces[i], untils[i], claims[i], profiles[i] = r.claim.nonce, r.claim.until, r.claim.rest, r.profile
+		attempts[i], outages[i], lastErrors[i], states[i] = r.attempts, r.outages, r.lastError,
+			r.state
+		nonces[i], untils[i], claims[i], profiles[i] = r.claim.nonce, r.claim.until, r.claim.rest,
+			r.profile
 	}
 	return []any{
-		providers, users, revisions, versions, statuses, fingerprints, tokens, times[0], times[1], times[2], times[3], times[4], times[5], times[6],
+		providers, users, revisions, versions, statuses, fingerprints, tokens, times[0], times[1],
+		times[2], times[3], times[4], times[5], times[6],
 		attempts, outages, lastErrors, nonces, untils, claims, profiles, states, was,
 	}
 }
