@@ -13,6 +13,7 @@ import (
 
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/internal/idp"
+	"github.com/renewd/renewd/internal/secret"
 )
 
 // answer is what a real provider said, as recorded from it or as its documentation or source shows
@@ -24,8 +25,8 @@ type answer struct {
 	ContentType string `json:"content_type"`
 	Body        string `json:"body"`
 	Source      string `json:"source"` // an address, a file at a version, or "recorded: …"
-	// Class is the grant.Class that it must be sorted into; "success"; or, of userinfo, "refused":
-	// the access token is not taken, which is grant.ErrAccessRefused.
+	// Class is the grant.Class that the answer must be sorted into, or "success". For userinfo it
+	// can be "refused": the access token is not taken, which is grant.ErrAccessRefused.
 	Class  string `json:"class"`
 	Reason string `json:"reason"` // of user.reauth_required, where Class is permanent
 	Note   string `json:"note"`
@@ -66,7 +67,8 @@ func readAnswers(t *testing.T, file string) (all []answer) {
 			t.Errorf("%s: %q: want a name of its own and a source", file, a.Name)
 		}
 		if (a.Reason != "") != (a.Class == string(grant.Permanent)) {
-			t.Errorf("%s: %q: a reason belongs to a permanent answer, and to no other", file, a.Name)
+			t.Errorf("%s: %q: a reason belongs to a permanent answer, and to no other", file,
+				a.Name)
 		}
 		names[a.Name] = true
 	}
@@ -90,24 +92,25 @@ func (a answer) check(t *testing.T, provider string) {
 	var err error
 	switch a.Endpoint {
 	case "token":
-		_, err = p.Refresh(t.Context(), grant.NewSecret(canary))
+		_, err = p.Refresh(t.Context(), secret.New(canary))
 	case "userinfo":
-		_, err = p.UserInfo(t.Context(), grant.NewSecret(canary), a.subject(preset))
+		_, err = p.UserInfo(t.Context(), secret.New(canary), a.subject(preset))
 	case "revoke":
-		err = p.Revoke(t.Context(), grant.NewSecret(canary))
+		err = p.Revoke(t.Context(), secret.New(canary))
 	default:
 		t.Fatalf("endpoint %q: want token, userinfo or revoke", a.Endpoint)
 	}
 	class, reason := outcome(err)
 	if class != a.Class || reason != a.Reason {
-		t.Errorf("%d %s: %s %s, want %s %s\nsource: %s\nnote: %s", a.Status, a.Body, class, reason, a.Class, a.Reason, a.Source, a.Note)
+		t.Errorf("%d %s: %s %s, want %s %s\nsource: %s\nnote: %s", a.Status, a.Body, class, reason,
+			a.Class, a.Reason, a.Source, a.Note)
 	}
 	if err != nil && strings.Contains(fmt.Sprintf("%v %+v", err, err), url.QueryEscape(canary)) {
 		t.Errorf("the error quotes what was sent: %v", err)
 	}
 }
 
-// subject is whom a profile is about, so that it is taken for the right user's.
+// subject is the user that a profile is about, so that the profile is taken for that user's.
 func (a answer) subject(preset string) string {
 	var members map[string]any
 	dec := json.NewDecoder(strings.NewReader(a.Body))

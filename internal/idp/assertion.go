@@ -19,8 +19,8 @@ import (
 	"github.com/go-jose/go-jose/v4"
 )
 
-// assertionLife is how long a signed assertion is good for: a call and its way, and clocks that
-// differ.
+// assertionLife is how long a signed assertion is valid: long enough for a call on its way, and for
+// clocks that differ.
 const assertionLife = time.Minute
 
 // asserter names the client by a signature: private_key_jwt (OpenID Connect Core section 9, RFC
@@ -30,9 +30,9 @@ type asserter struct {
 	signer jose.Signer
 }
 
-// newAsserter reads a private key: PEM (PKCS #8, PKCS #1 or SEC 1) or a JSON Web Key. id is the key's
-// at the provider; empty: the JWK's own, else its thumbprint (RFC 7638). Its errors never quote the
-// key.
+// newAsserter reads a private key: PEM (PKCS #8, PKCS #1 or SEC 1) or a JSON Web Key. id is the
+// key's id at the provider. Without id the JWK's own id counts, else the key's thumbprint (RFC
+// 7638). The errors never quote the key.
 func newAsserter(client, text, id string) (*asserter, error) {
 	key, err := parseKey(text)
 	if err != nil {
@@ -52,7 +52,8 @@ func newAsserter(client, text, id string) (*asserter, error) {
 	if algorithm == "" {
 		algorithm = algorithmOf(key.Key)
 	}
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: algorithm, Key: key}, new(jose.SignerOptions).WithType("JWT"))
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: algorithm, Key: key},
+		new(jose.SignerOptions).WithType("JWT"))
 	if err != nil {
 		return nil, fmt.Errorf("no key to sign with by %s", algorithm)
 	}
@@ -86,7 +87,7 @@ func parseKey(text string) (key jose.JSONWebKey, _ error) {
 	return key, nil
 }
 
-// algorithmOf is what every server takes for a kind of key.
+// algorithmOf is the signature algorithm every server takes for a kind of key.
 func algorithmOf(key any) jose.SignatureAlgorithm {
 	switch k := key.(type) {
 	case *rsa.PrivateKey:
@@ -104,11 +105,16 @@ func algorithmOf(key any) jose.SignatureAlgorithm {
 	return jose.ES256
 }
 
-// assert is an assertion for one call of an endpoint. now is by the provider's clock, as far as it is
-// known.
+// assert makes an assertion for a single call of an endpoint. now is the provider's time, as far as
+// the provider's clock is known.
 func (a *asserter) assert(endpoint string, now time.Time) (string, error) {
 	claims, err := json.Marshal(map[string]any{
-		"iss": a.client, "sub": a.client, "aud": endpoint, "jti": rand.Text(), "iat": now.Unix(), "exp": now.Add(assertionLife).Unix(),
+		"iss": a.client,
+		"sub": a.client,
+		"aud": endpoint,
+		"jti": rand.Text(),
+		"iat": now.Unix(),
+		"exp": now.Add(assertionLife).Unix(),
 	})
 	if err != nil {
 		return "", err

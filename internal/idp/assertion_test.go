@@ -18,8 +18,8 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 
-	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/internal/idp"
+	"github.com/renewd/renewd/internal/secret"
 )
 
 func pemOf(t *testing.T, kind string, der []byte, err error) string {
@@ -58,10 +58,12 @@ func newAsserted(t *testing.T, public any, algorithm jose.SignatureAlgorithm) *a
 
 func (a *asserted) refuses(r *http.Request, public any, algorithm jose.SignatureAlgorithm) string {
 	f := r.PostForm
-	if f.Get("client_assertion_type") != "urn:ietf:params:oauth:client-assertion-type:jwt-bearer" || f.Get("client_secret") != "" || r.Header.Get("Authorization") != "" {
+	if f.Get("client_assertion_type") != "urn:ietf:params:oauth:client-assertion-type:jwt-bearer" ||
+		f.Get("client_secret") != "" || r.Header.Get("Authorization") != "" {
 		return "another way of authentication"
 	}
-	signed, err := jose.ParseSignedCompact(f.Get("client_assertion"), []jose.SignatureAlgorithm{algorithm})
+	signed, err := jose.ParseSignedCompact(f.Get("client_assertion"),
+		[]jose.SignatureAlgorithm{algorithm})
 	if err != nil {
 		return err.Error()
 	}
@@ -95,12 +97,19 @@ func (a *asserted) refuses(r *http.Request, public any, algorithm jose.Signature
 
 func keyed(a *asserted, key, id string) idp.Config {
 	return idp.Config{
-		ID: "acme", Preset: "oidc", TokenURL: a.URL + "/token", UserInfoURL: a.URL + "/userinfo", RevokeURL: a.URL + "/revoke", ClientID: "c1",
-		ClientKey: grant.NewSecret(key), ClientKeyID: id, AllowHTTPLoopback: true,
+		ID:                "acme",
+		Preset:            "oidc",
+		TokenURL:          a.URL + "/token",
+		UserInfoURL:       a.URL + "/userinfo",
+		RevokeURL:         a.URL + "/revoke",
+		ClientID:          "c1",
+		ClientKey:         secret.New(key),
+		ClientKeyID:       id,
+		AllowHTTPLoopback: true,
 	}
 }
 
-// A client with a key signs each call anew, whatever the form of the key (RFC 7523).
+// A client with a key signs each call afresh, whatever the form of the key (RFC 7523).
 func TestAClientNamesItselfByItsKey(t *testing.T) {
 	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
@@ -134,9 +143,14 @@ func TestAClientNamesItselfByItsKey(t *testing.T) {
 		algorithm jose.SignatureAlgorithm
 		kid       string
 	}{
-		"RSA, PKCS #1":    {pemOf(t, "RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(rsaKey), nil), "k1", &rsaKey.PublicKey, jose.RS256, "k1"},
-		"RSA, PKCS #8":    {pkcs8(rsaKey), "", &rsaKey.PublicKey, jose.RS256, ""},
-		"P-256, SEC 1":    {pemOf(t, "EC PRIVATE KEY", sec1, err), "", &ecKey.PublicKey, jose.ES256, ""},
+		"RSA, PKCS #1": {
+			pemOf(t, "RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(rsaKey), nil), "k1",
+			&rsaKey.PublicKey, jose.RS256, "k1",
+		},
+		"RSA, PKCS #8": {pkcs8(rsaKey), "", &rsaKey.PublicKey, jose.RS256, ""},
+		"P-256, SEC 1": {
+			pemOf(t, "EC PRIVATE KEY", sec1, err), "", &ecKey.PublicKey, jose.ES256, "",
+		},
 		"P-384, PKCS #8":  {pkcs8(p384), "", &p384.PublicKey, jose.ES384, ""},
 		"Ed25519":         {pkcs8(edKey), "", edPublic, jose.EdDSA, ""},
 		"a JSON Web Key":  {string(jwk), "", &rsaKey.PublicKey, jose.PS256, "own"},
@@ -150,11 +164,12 @@ func TestAClientNamesItselfByItsKey(t *testing.T) {
 			}
 			defer p.Close()
 			for range 2 {
-				if got, err := p.Refresh(t.Context(), grant.NewSecret("r1")); err != nil || got.Refresh.Reveal() != "r2" {
+				if got, err := p.Refresh(t.Context(), secret.New("r1")); err != nil ||
+					got.Refresh.Reveal() != "r2" {
 					t.Errorf("refresh: %v", err)
 				}
 			}
-			if err := p.Revoke(t.Context(), grant.NewSecret("r2")); err != nil {
+			if err := p.Revoke(t.Context(), secret.New("r2")); err != nil {
 				t.Errorf("revoke: %v", err)
 			}
 			if len(a.kids) != 3 || a.kids[0] == "" || c.kid != "" && a.kids[0] != c.kid {
@@ -180,22 +195,32 @@ func TestAClientKeyThatDoesNotFitIsNamed(t *testing.T) {
 	a := &asserted{Server: httptest.NewServer(http.NotFoundHandler())}
 	defer a.Close()
 	for says, change := range map[string]func(*idp.Config){
-		"client_key: neither PEM": func(c *idp.Config) { c.ClientKey = grant.NewSecret("hunter2") },
+		"client_key: neither PEM": func(c *idp.Config) { c.ClientKey = secret.New("hunter2") },
 		"client_key: PEM": func(c *idp.Config) {
-			c.ClientKey = grant.NewSecret("-----BEGIN PRIVATE KEY-----\naHVudGVyMg==\n-----END PRIVATE KEY-----")
+			c.ClientKey = secret.New("-----BEGIN PRIVATE KEY-----\naHVudGVyMg==\n-----END " +
+				"PRIVATE KEY-----")
 		},
-		"client_key: no private JSON": func(c *idp.Config) { c.ClientKey = grant.NewSecret(string(public)) },
+		"client_key: no private JSON": func(c *idp.Config) {
+			c.ClientKey = secret.New(string(public))
+		},
 		"client_key: no key to sign": func(c *idp.Config) {
-			c.ClientKey = grant.NewSecret(strings.Replace(string(good), "{", `{"alg":"RS256",`, 1))
+			c.ClientKey = secret.New(strings.Replace(string(good), "{", `{"alg":"RS256",`, 1))
 		},
-		"client_key: client_auth":       func(c *idp.Config) { c.ClientAuth, c.ClientSecret = idp.AuthBasic, grant.NewSecret("s") },
-		"client_secret: a client_key":   func(c *idp.Config) { c.ClientSecret = grant.NewSecret("s") },
-		"client_key_id: set, but no":    func(c *idp.Config) { c.ClientKey, c.ClientKeyID = grant.Secret{}, "k" },
-		"client_key: client_auth priva": func(c *idp.Config) { c.ClientKey, c.ClientAuth = grant.Secret{}, idp.AuthPrivateKey },
+		"client_key: client_auth": func(c *idp.Config) {
+			c.ClientAuth, c.ClientSecret = idp.AuthBasic, secret.New("s")
+		},
+		"client_secret: a client_key": func(c *idp.Config) { c.ClientSecret = secret.New("s") },
+		"client_key_id: set, but no": func(c *idp.Config) {
+			c.ClientKey, c.ClientKeyID = secret.Value{}, "k"
+		},
+		"client_key: client_auth priva": func(c *idp.Config) {
+			c.ClientKey, c.ClientAuth = secret.Value{}, idp.AuthPrivateKey
+		},
 	} {
 		c := keyed(a, string(good), "")
 		change(&c)
-		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "hunter2") {
+		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), says) ||
+			strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("want %q: %v", says, err)
 		}
 	}

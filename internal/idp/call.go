@@ -27,7 +27,7 @@ var (
 	formType  = []string{"application/x-www-form-urlencoded"}
 )
 
-// call is one request to a provider.
+// call is a request to a provider.
 type call struct {
 	op     string // for the fault
 	method string
@@ -37,31 +37,33 @@ type call struct {
 	limit  int64      // largest body that is read, in bytes
 }
 
-// reply is what came back, body and all.
+// reply is a provider's answer, body and all.
 type reply struct {
 	status int
 	header http.Header
 	body   []byte
-	cut    bool // the body is larger than the limit, or broke off: there is only its front
+	cut    bool // the body is larger than the limit, or broke off: body is only its front
 }
 
-// errWritten ends net/http's own second try.
+// errWritten keeps net/http from sending a request a second time.
 var errWritten = errors.New("not sent again: the request may have arrived")
 
-// send makes one request, once. Its error is a *grant.Fault: Unsent if nothing of the request can
-// have reached the provider, else Ambiguous. Beside the fault of an answer that broke off is what
-// came of it.
+// send makes a request once. Its error is a *grant.Fault: Unsent if nothing of the request can have
+// reached the provider, else Ambiguous. If the answer broke off, send returns the part received
+// beside the fault.
 func (p *Provider) send(ctx context.Context, c call) (reply, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.config.Timeout)
 	defer cancel()
 	var wrote atomic.Bool
 	mark := func() { wrote.Store(true) }
 	req, err := c.request(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		WroteHeaderField: func(string, []string) { mark() }, // a long header is flushed before its end
+		// a long header is flushed before its end
+		WroteHeaderField: func(string, []string) { mark() },
 		WroteHeaders:     mark,
 	}), p.header, &wrote)
 	if err != nil {
-		return reply{}, &grant.Fault{Class: grant.Config, Op: c.op, Err: errors.New("malformed URL")}
+		return reply{},
+			&grant.Fault{Class: grant.Config, Op: c.op, Err: errors.New("malformed URL")}
 	}
 	var r reply
 	fault := func(err error) (reply, error) {
@@ -70,12 +72,12 @@ func (p *Provider) send(ctx context.Context, c call) (reply, error) {
 			class = grant.Ambiguous
 		}
 		if ctx.Err() != nil {
-			err = ctx.Err() // not its cause, which is the caller's and not of the network
+			err = ctx.Err() // not context.Cause: the cause is the caller's, not the network's
 		}
 		return r, &grant.Fault{Class: class, Op: c.op, Status: r.status, Err: quiet(err)}
 	}
-	// Not through an http.Client: that follows redirects, and a redirected POST would hand the
-	// refresh token to whoever the answer names.
+	// Not through an http.Client, which follows redirects: a redirected POST would hand the refresh
+	// token to any host the answer names.
 	resp, err := p.round.RoundTrip(req)
 	if err != nil {
 		return fault(err)
@@ -97,8 +99,8 @@ func (p *Provider) send(ctx context.Context, c call) (reply, error) {
 	return r, nil
 }
 
-// date is when r was made, by the provider's clock where it says so: times in an answer are the
-// provider's own.
+// date is when the answer with the header r was made. The provider's own clock counts if r has a
+// Date, since times in an answer are by the same clock.
 func (p *Provider) date(r http.Header) time.Time {
 	if at, err := http.ParseTime(r.Get("Date")); err == nil {
 		return at
@@ -106,7 +108,9 @@ func (p *Provider) date(r http.Header) time.Time {
 	return p.now()
 }
 
-func (c call) request(ctx context.Context, every http.Header, wrote *atomic.Bool) (*http.Request, error) {
+func (c call) request(
+	ctx context.Context, every http.Header, wrote *atomic.Bool,
+) (*http.Request, error) {
 	var body io.Reader
 	var text string
 	if c.form != nil {
@@ -120,9 +124,9 @@ func (c call) request(ctx context.Context, every http.Header, wrote *atomic.Bool
 	req.Header = maps.Clone(every)
 	if c.form != nil {
 		req.Header["Content-Type"] = formType
-		// net/http tries again by itself where a connection turns out to be closed, and over HTTP/2
-		// also where the server resets a stream that it may have read to its end. It may, until the
-		// first byte of the request is out.
+		// net/http tries again by itself if a connection turns out to be closed. Over HTTP/2 a
+		// reset stream is tried again too, though the server may have read the stream to its end. A
+		// second try is allowed until the first byte of the request is out.
 		req.GetBody = func() (io.ReadCloser, error) {
 			if wrote.Load() {
 				return nil, errWritten
@@ -134,8 +138,8 @@ func (c call) request(ctx context.Context, every http.Header, wrote *atomic.Bool
 	return req, nil
 }
 
-// quiet keeps of an error what may be logged: which kind of failure it was. Errors of net/http can
-// quote what the other side sent.
+// quiet keeps the part of an error that is fit for a log: the kind of failure. Errors of net/http
+// can quote the other side.
 func quiet(err error) error {
 	if ue, ok := errors.AsType[*url.Error](err); ok {
 		err = ue.Err // without the URL, whose query could hold anything
@@ -143,7 +147,9 @@ func quiet(err error) error {
 	if oe, ok := errors.AsType[*net.OpError](err); ok {
 		return oe
 	}
-	for _, known := range []error{context.DeadlineExceeded, context.Canceled, io.ErrUnexpectedEOF, io.EOF, errWritten} {
+	for _, known := range []error{
+		context.DeadlineExceeded, context.Canceled, io.ErrUnexpectedEOF, io.EOF, errWritten,
+	} {
 		if errors.Is(err, known) {
 			return known
 		}

@@ -28,6 +28,7 @@ import (
 
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/internal/idp"
+	"github.com/renewd/renewd/internal/secret"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -97,7 +98,10 @@ func TestResetStreamIsNotSentAgain(t *testing.T) {
 	certified, pool := quietTLS(t, nil)
 	const protocolError, refusedStream = 1, 7
 	for _, code := range []uint32{protocolError, refusedStream} {
-		l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: certified.TLS.Certificates, NextProtos: []string{"h2"}})
+		l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{
+			Certificates: certified.TLS.Certificates,
+			NextProtos:   []string{"h2"},
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -118,7 +122,9 @@ func TestResetStreamIsNotSentAgain(t *testing.T) {
 // written to it.
 func TestClosedIdleConnectionIsReplaced(t *testing.T) {
 	closed := make(chan struct{}, 8)
-	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"access_token":"a"}`)) }))
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte(`{"access_token":"a"}`))
+	}))
 	s.Config.ConnState = func(_ net.Conn, state http.ConnState) {
 		if state == http.StateClosed {
 			closed <- struct{}{}
@@ -128,7 +134,7 @@ func TestClosedIdleConnectionIsReplaced(t *testing.T) {
 	defer s.Close()
 	p := open(t, s.URL, nil)
 	for range 3 {
-		if _, err := p.Refresh(t.Context(), grant.NewSecret(canary)); err != nil {
+		if _, err := p.Refresh(t.Context(), secret.New(canary)); err != nil {
 			t.Fatal(err)
 		}
 		p.Close()
@@ -151,13 +157,18 @@ func TestHandshakeFailuresAreUnsent(t *testing.T) {
 	}{
 		"an unknown authority": {untrusted.URL, nil},
 		"no TLS at all":        {strings.Replace(plain.URL, "http:", "https:", 1), nil},
-		"a silent server":      {"https://" + silent.Addr().String(), func(c *idp.Config) { c.Timeout = 50 * time.Millisecond }},
+		"a silent server": {
+			"https://" + silent.Addr().String(),
+			func(c *idp.Config) { c.Timeout = 50 * time.Millisecond },
+		},
 	} {
 		if f := fault(t, open(t, tt.url, tt.change)); f.Class != grant.Unsent || f.Err == nil {
 			t.Errorf("%s: %v", name, f)
 		}
 	}
-	if f := fault(t, open(t, untrusted.URL, func(c *idp.Config) { c.RootCAs = pool })); f.Status != 404 {
+	if f := fault(t, open(t, untrusted.URL, func(c *idp.Config) {
+		c.RootCAs = pool
+	})); f.Status != 404 {
 		t.Errorf("with its own authority: %v", f)
 	}
 }
@@ -170,8 +181,9 @@ func TestCancelledCallNamesNoCause(t *testing.T) {
 		<-r.Context().Done()
 	}))
 	defer s.Close()
-	_, err := open(t, s.URL, nil).Refresh(ctx, grant.NewSecret(canary))
-	if f, ok := errors.AsType[*grant.Fault](err); !ok || f.Class != grant.Ambiguous || !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), canary) {
+	_, err := open(t, s.URL, nil).Refresh(ctx, secret.New(canary))
+	if f, ok := errors.AsType[*grant.Fault](err); !ok || f.Class != grant.Ambiguous ||
+		!errors.Is(err, context.Canceled) || strings.Contains(err.Error(), canary) {
 		t.Errorf("%v", err)
 	}
 }
@@ -204,10 +216,13 @@ func TestProxyOnlyWhereSet(t *testing.T) {
 	defer proxy.Close()
 	t.Setenv("HTTPS_PROXY", proxy.URL)
 	t.Setenv("https_proxy", proxy.URL)
-	if f := fault(t, open(t, "https://nowhere.invalid", nil)); f.Class != grant.Unsent || through.Load() != 0 {
+	if f := fault(t, open(t, "https://nowhere.invalid", nil)); f.Class != grant.Unsent ||
+		through.Load() != 0 {
 		t.Errorf("%v; %d times through the environment's proxy", f, through.Load())
 	}
-	if f := fault(t, open(t, "https://nowhere.invalid", func(c *idp.Config) { c.ProxyURL = grant.NewSecret(proxy.URL) })); f.Class != grant.Unsent || through.Load() != 1 {
+	if f := fault(t, open(t, "https://nowhere.invalid", func(c *idp.Config) {
+		c.ProxyURL = secret.New(proxy.URL)
+	})); f.Class != grant.Unsent || through.Load() != 1 {
 		t.Errorf("%v; %d times through the proxy", f, through.Load())
 	}
 }
@@ -220,7 +235,11 @@ func TestTelemetry(t *testing.T) {
 	tracers := sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans))
 	meters := sdkmetric.NewMeterProvider(sdkmetric.WithReader(reader))
 	p, err := idp.New(idp.Config{
-		ID: "p", BaseURL: s.URL, ClientID: "client", ClientSecret: grant.NewSecret("canary-secret"), AllowHTTPLoopback: true,
+		ID:                "p",
+		BaseURL:           s.URL,
+		ClientID:          "client",
+		ClientSecret:      secret.New("canary-secret"),
+		AllowHTTPLoopback: true,
 	}, idp.Telemetry{Tracers: tracers, Meters: meters})
 	if err != nil {
 		t.Fatal(err)
@@ -228,7 +247,7 @@ func TestTelemetry(t *testing.T) {
 	if f := fault(t, p); f.Class != grant.Permanent {
 		t.Error(f)
 	}
-	_, _ = p.UserInfo(t.Context(), grant.NewSecret(canary), "u")
+	_, _ = p.UserInfo(t.Context(), secret.New(canary), "u")
 	var metrics metricdata.ResourceMetrics
 	if err := reader.Collect(t.Context(), &metrics); err != nil {
 		t.Fatal(err)

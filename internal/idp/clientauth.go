@@ -11,15 +11,17 @@ import (
 	"time"
 
 	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/secret"
 )
 
 // ClientAuth is how renewd names itself to a token endpoint (RFC 6749 section 2.3).
 type ClientAuth string
 
-// The ways. AuthAuto is AuthNone without a secret. With one it is AuthBasic, the way that every
-// server supports (RFC 6749 section 2.3.1) and the default of OpenID Connect Discovery; where
-// discovery offers AuthPost alone, or the preset wants that first, it is AuthPost. While it is not
-// proven, the other way is tried once where the first is refused.
+// The ways of client authentication. AuthAuto is AuthPrivateKey with a ClientKey, and AuthNone with
+// neither key nor secret. With a secret AuthAuto is AuthBasic, the way every server supports (RFC
+// 6749 section 2.3.1) and the default of OpenID Connect Discovery. AuthAuto is AuthPost instead if
+// discovery offers AuthPost alone, or does not decide and the preset wants AuthPost first. Until a
+// way is proven, the other way is tried once if the first is refused.
 const (
 	AuthAuto  ClientAuth = ""
 	AuthNone  ClientAuth = "none"  // client_id in the form
@@ -29,13 +31,14 @@ const (
 	AuthPrivateKey ClientAuth = "private_key_jwt"
 )
 
-// ways are those in which a client with a secret names itself, in the order in which they are tried.
-// offered are what discovery names, if it names any.
+// ways are the ways in which a client with a secret names itself, in the order of the tries.
+// offered are the ways in the discovery document, if any.
 func ways(set, first ClientAuth, offered []string) []ClientAuth {
 	if set != AuthAuto {
 		return []ClientAuth{set}
 	}
-	basic, post := slices.Contains(offered, "client_secret_basic"), slices.Contains(offered, "client_secret_post")
+	basic, post := slices.Contains(offered, "client_secret_basic"),
+		slices.Contains(offered, "client_secret_post")
 	switch {
 	case basic && !post:
 		return []ClientAuth{AuthBasic}
@@ -47,20 +50,22 @@ func ways(set, first ClientAuth, offered []string) []ClientAuth {
 	return []ClientAuth{AuthBasic, AuthPost}
 }
 
-// credential is a way for renewd to name itself, with one of its secrets.
+// credential is a way for renewd to name itself, with the secret to use, if any.
 type credential struct {
 	way    ClientAuth
-	secret grant.Secret
+	secret secret.Value
 }
 
-// authenticate names the client in one way, never two (RFC 6749 section 2.3), in the form or in the
-// header it returns.
+// authenticate names the client in a single way (RFC 6749 section 2.3): in the form or in the
+// returned header.
 func (c credential) authenticate(id string, form url.Values) http.Header {
 	switch c.way {
 	case AuthBasic:
 		// Form-encoded before base64, RFC 6749 section 2.3.1.
 		pair := url.QueryEscape(id) + ":" + url.QueryEscape(c.secret.Reveal())
-		return http.Header{"Authorization": {"Basic " + base64.StdEncoding.EncodeToString([]byte(pair))}}
+		return http.Header{
+			"Authorization": {"Basic " + base64.StdEncoding.EncodeToString([]byte(pair))},
+		}
 	case AuthPost:
 		form.Set("client_secret", c.secret.Reveal())
 	}
@@ -68,21 +73,21 @@ func (c credential) authenticate(id string, form url.Values) http.Header {
 	return nil
 }
 
-// credentials remembers by which credential the provider takes this client. It is safe for
+// credentials remembers by which credential the provider takes this client. credentials is safe for
 // concurrent use.
 type credentials struct {
-	searching chan struct{} // holds a value while a call tries the others; its capacity is 1
+	searching chan struct{} // holds a value while a call tries the other credentials; capacity 1
 
 	mu       sync.Mutex
-	all      []credential // in the order in which they are tried; none before the first call
-	now      int          // index of the one in use
-	refused  bool         // all were refused, one after the other
-	searches int          // how often the others were tried
-	last     ClientAuth   // of the last call that was not refused
+	all      []credential // in the order of the tries; nil before the first call
+	now      int          // index of the credential in use
+	refused  bool         // the provider refused all credentials, one after another
+	searches int          // how often a call tried the other credentials
+	last     ClientAuth   // way of the last call that was not refused
 }
 
-// current is the credential in use, and how often another one was searched for so far. list makes
-// all of them, before the first call.
+// current returns the credential in use, and the number of searches for another credential so far.
+// list makes all credentials, before the first call.
 func (c *credentials) current(list func() []credential) (credential, int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -92,12 +97,15 @@ func (c *credentials) current(list func() []credential) (credential, int) {
 	return c.all[c.now], c.searches
 }
 
-// search returns what a call may still try whose credential, used, was refused; since is the number
-// that came with it. One call at a time tries all the others, so that a herd does not; who was
-// refused meanwhile tries what that call has found, if anything. Once all were refused nobody tries
-// a second one: each such call moves on to the next. At the end the caller calls done, with the
-// credential that was taken, or nil, and whether all others were refused.
-func (c *credentials) search(ctx context.Context, used credential, since int) (others []credential, done func(taken *credential, refused bool)) {
+// search returns the credentials that a call may still try after its credential, used, was refused.
+// since is the number of searches that came with used. One call at a time tries all other
+// credentials: a herd of calls must not. A call refused meanwhile tries only the credential found
+// by that search, if any. Once all credentials were refused no call tries a second credential: each
+// such call moves on to the next credential. At its end the caller calls done with the credential
+// that was taken, or nil, and whether all others were refused.
+func (c *credentials) search(
+	ctx context.Context, used credential, since int,
+) (others []credential, done func(taken *credential, refused bool)) {
 	nothing := func(*credential, bool) {}
 	select {
 	case c.searching <- struct{}{}:
@@ -108,7 +116,9 @@ func (c *credentials) search(ctx context.Context, used credential, since int) (o
 	defer c.mu.Unlock()
 	inUse := c.all[c.now] == used
 	if len(c.all) > 1 && !c.refused && c.searches == since {
-		others = slices.DeleteFunc(slices.Clone(c.all), func(o credential) bool { return o == used })
+		others = slices.DeleteFunc(slices.Clone(c.all), func(o credential) bool {
+			return o == used
+		})
 		return others, c.searched
 	}
 	<-c.searching
@@ -131,21 +141,21 @@ func (c *credentials) searched(taken *credential, refused bool) {
 	<-c.searching
 }
 
-// use remembers a credential, unless its way was given up meanwhile.
+// use makes taken the credential in use, unless its way was given up meanwhile.
 func (c *credentials) use(taken credential) {
 	if i := slices.Index(c.all, taken); i >= 0 {
 		c.now = i
 	}
 }
 
-// open reports whether there are two ways, and none is proven.
+// open reports whether there are two ways, and neither is proven.
 func (c *credentials) open() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.ContainsFunc(c.all, func(o credential) bool { return o.way != c.all[0].way })
 }
 
-// taken notes that the provider did not refuse a client that came by this credential.
+// taken notes that the provider let a client in with this credential.
 func (c *credentials) taken(by credential) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -155,15 +165,16 @@ func (c *credentials) taken(by credential) {
 	}
 }
 
-// came notes that a client was not refused.
+// came notes the way of a client that was not refused.
 func (c *credentials) came(by credential) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.last = by.way
 }
 
-// proven notes that tokens were issued to who came by this credential: its way is the right one
-// from now on, and the other is not tried again. Another secret still is: secrets are replaced.
+// proven notes that the provider issued tokens for this credential. From now on its way is the
+// right way, and the other way is not tried again. Another secret still is, because secrets are
+// replaced.
 func (c *credentials) proven(by credential) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -171,7 +182,9 @@ func (c *credentials) proven(by credential) {
 		return
 	}
 	inUse := c.all[c.now]
-	c.all = slices.DeleteFunc(slices.Clone(c.all), func(o credential) bool { return o.way != by.way })
+	c.all = slices.DeleteFunc(slices.Clone(c.all), func(o credential) bool {
+		return o.way != by.way
+	})
 	if c.now = 0; inUse.way == by.way {
 		c.use(inUse)
 	} else {
@@ -179,40 +192,46 @@ func (c *credentials) proven(by credential) {
 	}
 }
 
-// answer is what a token endpoint answered, read.
+// answer is a token endpoint's answer, with the tokens and the code read from its body.
 type answer struct {
 	reply
 	tokens grant.Tokens
-	code   string // the error that it names, as it came
+	code   string // the error code in the body, as received
 }
 
-// refusesClient reports whether it says, in words, that the client is not let in; Keycloak says so in
-// others. Who is not let in has spent nothing: the token is not looked at before (RFC 6749 section
-// 5.2). Nothing else says so, an empty body least of all: Glewlwyd spends a token that it answers so.
+// refusesClient reports whether the answer says in words that the client is not let in. Keycloak
+// has its own words for this refusal. Such a request has spent nothing: a server authenticates the
+// client before looking at the token (RFC 6749 section 5.2). No other answer proves as much, an
+// empty body least of all: Glewlwyd spends a token and answers with an empty body.
 func (a answer) refusesClient() bool {
 	refused := a.code == "invalid_client" && a.status == http.StatusBadRequest ||
-		(a.code == "invalid_client" || a.code == "unauthorized_client") && a.status == http.StatusUnauthorized
+		(a.code == "invalid_client" || a.code == "unauthorized_client") &&
+			a.status == http.StatusUnauthorized
 	return refused && a.tokens.Refresh.IsZero()
 }
 
-// malformed reports whether it takes the request for malformed, of which a way of authentication that
-// it does not read is a kind (RFC 6749 section 5.2). Nothing of such a request was done.
+// malformed reports whether the answer calls the request malformed. A server may say so if it
+// cannot read a way of authentication (RFC 6749 section 5.2). Nothing of such a request was done.
 func (a answer) malformed() bool {
-	return a.status == http.StatusBadRequest && a.code == "invalid_request" && a.tokens.Refresh.IsZero()
+	return a.status == http.StatusBadRequest && a.code == "invalid_request" &&
+		a.tokens.Refresh.IsZero()
 }
 
-// takesClient reports whether it is about the token, so that the client was let in.
+// takesClient reports whether the answer is about the token: then the client was let in.
 func (a answer) takesClient() bool {
 	_, dead := permanent[a.code]
 	return a.status < 300 && a.code == "" || dead && a.status < 500
 }
 
-// post sends a form to the token endpoint, or one that authenticates clients in the same way. Where
-// the answer refuses the client, and its way or secret is not settled, or takes the request for
-// malformed, and its way is not, the form is sent again by the
-// next credential; each once, and never before the one before was answered, so that a token is never
-// under way twice. Who paces calls counts them as one: it happens once in a process's life.
-func (p *Provider) post(ctx context.Context, op, target string, e endpoints, form url.Values) (a answer, used credential, err error) {
+// post sends a form to the token endpoint, or to another endpoint with the same client
+// authentication. The form is sent again with the next credential in two cases: the answer refuses
+// the client while its way or secret is not settled, or calls the request malformed while the way
+// is not settled. Each credential is tried once, and only after the answer to the try before, so
+// that a token is never under way twice. A caller that paces calls counts all tries as one call,
+// because a search happens once in a process's life.
+func (p *Provider) post(
+	ctx context.Context, op, target string, e endpoints, form url.Values,
+) (a answer, used credential, err error) {
 	defer func() {
 		if err == nil && !a.refusesClient() {
 			p.credentials.came(used)
@@ -221,8 +240,12 @@ func (p *Provider) post(ctx context.Context, op, target string, e endpoints, for
 	return p.postAsAny(ctx, op, target, e, form)
 }
 
-func (p *Provider) postAsAny(ctx context.Context, op, target string, e endpoints, form url.Values) (answer, credential, error) {
-	used, since := p.credentials.current(func() []credential { return p.config.credentials(p.firstWay, e.Auth) })
+func (p *Provider) postAsAny(
+	ctx context.Context, op, target string, e endpoints, form url.Values,
+) (answer, credential, error) {
+	used, since := p.credentials.current(func() []credential {
+		return p.config.credentials(p.firstWay, e.Auth)
+	})
 	first, err := p.postAs(ctx, used, e.Token, op, target, form)
 	malformed := err == nil && first.malformed() && p.credentials.open()
 	if err != nil || !first.refusesClient() && !malformed {
@@ -252,9 +275,11 @@ func (p *Provider) postAsAny(ctx context.Context, op, target string, e endpoints
 	return first, used, nil
 }
 
-// postAs is one call. An assertion is meant for audience, which is the token endpoint also where another
-// one is called (OpenID Connect Core section 9).
-func (p *Provider) postAs(ctx context.Context, c credential, audience, op, target string, form url.Values) (answer, error) {
+// postAs makes one call. An assertion is meant for audience: the token endpoint, even if the call
+// goes to another endpoint (OpenID Connect Core section 9).
+func (p *Provider) postAs(
+	ctx context.Context, c credential, audience, op, target string, form url.Values,
+) (answer, error) {
 	form = maps.Clone(form)
 	header := c.authenticate(p.config.ClientID, form)
 	if c.way == AuthPrivateKey {
@@ -265,7 +290,14 @@ func (p *Provider) postAs(ctx context.Context, c credential, audience, op, targe
 		form.Set("client_assertion_type", assertionType)
 		form.Set("client_assertion", assertion)
 	}
-	r, err := p.send(ctx, call{op: op, method: http.MethodPost, url: target, header: header, form: form, limit: maxTokenBody})
+	r, err := p.send(ctx, call{
+		op:     op,
+		method: http.MethodPost,
+		url:    target,
+		header: header,
+		form:   form,
+		limit:  maxTokenBody,
+	})
 	a, at := answer{reply: r}, p.date(r.header)
 	if err == nil {
 		p.ahead.Store(int64(at.Sub(p.now())))
@@ -274,15 +306,15 @@ func (p *Provider) postAs(ctx context.Context, c credential, audience, op, targe
 	return a, err
 }
 
-// assertionType is RFC 7523's, section 2.2.
+// assertionType is the type of a JWT assertion (RFC 7523 section 2.2).
 const assertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 
-// credentials are all that the settings allow, in the order in which they are tried.
+// credentials are all credentials of the settings, in the order of the tries.
 func (c Config) credentials(first ClientAuth, offered []string) (all []credential) {
 	if c.ClientAuth == AuthNone || c.ClientAuth == AuthPrivateKey {
 		return []credential{{way: c.ClientAuth}}
 	}
-	for _, secret := range []grant.Secret{c.ClientSecret, c.NextSecret} {
+	for _, secret := range []secret.Value{c.ClientSecret, c.NextSecret} {
 		for _, way := range ways(c.ClientAuth, first, offered) {
 			if !secret.IsZero() {
 				all = append(all, credential{way, secret})

@@ -11,6 +11,7 @@ import (
 
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/internal/idp"
+	"github.com/renewd/renewd/internal/secret"
 )
 
 // picky is a provider that takes only the clients in takes, each written as way:secret. It refuses
@@ -28,7 +29,12 @@ type picky struct {
 
 func newPicky(t *testing.T, takes ...string) *picky {
 	t.Helper()
-	p := &picky{takes: takes, status: 401, refusal: `{"error":"invalid_client"}`, holding: map[string]int{}}
+	p := &picky{
+		takes:   takes,
+		status:  401,
+		refusal: `{"error":"invalid_client"}`,
+		holding: map[string]int{},
+	}
 	p.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_ = r.ParseForm()
 		token := r.PostForm.Get("refresh_token") + r.PostForm.Get("token")
@@ -87,7 +93,7 @@ func (p *picky) client(t *testing.T, change func(*idp.Config)) *idp.Provider {
 	t.Helper()
 	return open(t, p.URL, func(c *idp.Config) {
 		c.Preset, c.TokenURL, c.UserInfoURL, c.RevokeURL = "oidc", p.URL, p.URL, p.URL
-		c.ClientSecret = grant.NewSecret("s")
+		c.ClientSecret = secret.New("s")
 		if change != nil {
 			change(c)
 		}
@@ -97,7 +103,7 @@ func (p *picky) client(t *testing.T, change func(*idp.Config)) *idp.Provider {
 // renew refreshes, and holds what the provider saw against want.
 func (p *picky) renew(t *testing.T, client *idp.Provider, want ...string) error {
 	t.Helper()
-	_, err := client.Refresh(t.Context(), grant.NewSecret(canary))
+	_, err := client.Refresh(t.Context(), secret.New(canary))
 	if got := p.seen(); !slices.Equal(got, want) {
 		t.Errorf("saw %q, want %q (%v)", got, want, err)
 	}
@@ -137,8 +143,8 @@ func TestPresetNamesTheFirstWay(t *testing.T) {
 	}
 }
 
-// A server that does not read the header may take the form without a client_id for malformed. One for
-// which every dead token is that learns of the way by the first good one.
+// A server that does not read the header may take the form without a client_id for malformed. If a
+// server also calls every dead token malformed, the first good token shows which way is right.
 func TestAMalformedRequestIsTriedTheOtherWayUntilOneIsProven(t *testing.T) {
 	var seen []string
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -157,13 +163,13 @@ func TestAMalformedRequestIsTriedTheOtherWayUntilOneIsProven(t *testing.T) {
 	}))
 	t.Cleanup(s.Close)
 	p := open(t, s.URL, func(c *idp.Config) {
-		c.Preset, c.TokenURL, c.UserInfoURL, c.ClientSecret = "oidc", s.URL, s.URL, grant.NewSecret("s")
+		c.Preset, c.TokenURL, c.UserInfoURL, c.ClientSecret = "oidc", s.URL, s.URL, secret.New("s")
 	})
 	for _, tt := range []struct{ token, want string }{
 		{"dead", "[basic post]"}, {"good", "[basic post]"}, {"dead", "[post]"}, {"good", "[post]"},
 	} {
 		seen = nil
-		_, err := p.Refresh(t.Context(), grant.NewSecret(tt.token))
+		_, err := p.Refresh(t.Context(), secret.New(tt.token))
 		if fmt.Sprint(seen) != tt.want || (err == nil) != (tt.token == "good") {
 			t.Errorf("%s: %v, want %s; %v", tt.token, seen, tt.want, err)
 		}
@@ -176,9 +182,15 @@ func TestOnlyInvalidClientIsTriedAgain(t *testing.T) {
 		status int
 		body   string
 	}{
-		"Glewlwyd's empty 400": {400, ""}, "a bare 401": {401, ""}, "a broken gateway": {500, `{"error":"invalid_client"}`}, "a 503": {503, `{"error":"invalid_client"}`},
-		"another code": {400, `{"error":"invalid_grant"}`}, "unauthorized": {400, `{"error":"unauthorized_client"}`}, "a 200": {200, `{"error":"invalid_client"}`},
-		"tokens beside it": {401, `{"error":"invalid_client","refresh_token":"new"}`}, "broken off": {401, `{"error":"invalid_client","x":"`},
+		"Glewlwyd's empty 400": {400, ""},
+		"a bare 401":           {401, ""},
+		"a broken gateway":     {500, `{"error":"invalid_client"}`},
+		"a 503":                {503, `{"error":"invalid_client"}`},
+		"another code":         {400, `{"error":"invalid_grant"}`},
+		"unauthorized":         {400, `{"error":"unauthorized_client"}`},
+		"a 200":                {200, `{"error":"invalid_client"}`},
+		"tokens beside it":     {401, `{"error":"invalid_client","refresh_token":"new"}`},
+		"broken off":           {401, `{"error":"invalid_client","x":"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := newPicky(t)
@@ -199,8 +211,8 @@ func TestAWayThatIsSetIsTheOnlyOne(t *testing.T) {
 }
 
 // A secret that is wrong in every way is shown in one way a call from then on, so that a provider
-// that spends tokens anyhow gets few. Each call shows it in the next way: whatever is put right
-// there is found.
+// that spends tokens even so gets few. Each call shows the secret in the next way: any correction
+// at the provider is found.
 func TestRefusedInEveryWay(t *testing.T) {
 	p := newPicky(t)
 	client := p.client(t, nil)
@@ -256,7 +268,7 @@ func TestARefusedTokenTellsTheWay(t *testing.T) {
 	}
 }
 
-// Everybody who was refused at the same time waits for one of them to try the other way.
+// All calls that were refused at the same time wait for one of them to try the other way.
 func TestAHerdTriesTheOtherWayOnce(t *testing.T) {
 	const herd = 20
 	for name, taken := range map[string]bool{"refused": false, "taken": true} {
@@ -268,7 +280,7 @@ func TestAHerdTriesTheOtherWayOnce(t *testing.T) {
 			var all sync.WaitGroup
 			all.Add(herd)
 			p.hold = func(shown string) {
-				if shown == "basic:s" { // nobody is answered before all are there
+				if shown == "basic:s" { // no call is answered before all are there
 					all.Done()
 					all.Wait()
 				}
@@ -277,7 +289,7 @@ func TestAHerdTriesTheOtherWayOnce(t *testing.T) {
 			var wg sync.WaitGroup
 			for i := range herd {
 				wg.Go(func() {
-					_, err := client.Refresh(t.Context(), grant.NewSecret(fmt.Sprint(canary, i)))
+					_, err := client.Refresh(t.Context(), secret.New(fmt.Sprint(canary, i)))
 					if (err == nil) != taken {
 						t.Error(err)
 					}
@@ -301,7 +313,7 @@ func TestRevokeTriesTheOtherWay(t *testing.T) {
 	p := newPicky(t, "post:s")
 	client := p.client(t, nil)
 	for _, want := range [][]string{{"basic:s", "post:s"}, {"post:s"}} {
-		err := client.Revoke(t.Context(), grant.NewSecret(canary))
+		err := client.Revoke(t.Context(), secret.New(canary))
 		if got := p.seen(); err != nil || !slices.Equal(got, want) {
 			t.Errorf("saw %q, want %q (%v)", got, want, err)
 		}
@@ -309,7 +321,7 @@ func TestRevokeTriesTheOtherWay(t *testing.T) {
 	// An endpoint that takes any client for a revocation proves nothing for the other one.
 	p.now("basic:s", "post:s")
 	client = p.client(t, nil)
-	if err := client.Revoke(t.Context(), grant.NewSecret(canary)); err != nil {
+	if err := client.Revoke(t.Context(), secret.New(canary)); err != nil {
 		t.Error(err)
 	}
 	p.seen()
@@ -323,8 +335,18 @@ func TestRevokeTriesTheOtherWay(t *testing.T) {
 func TestSettingsKeepTheirFingerprint(t *testing.T) {
 	for want, c := range map[string]idp.Config{
 		"iNciE40Dfdby8nRRMjQtfw": {BaseURL: "https://id.example", ClientID: "c"},
-		"ktrZNfi9nSLRijwQRFGVQQ": {BaseURL: "https://id.example", ClientID: "c", ClientSecret: grant.NewSecret("s"), TokenURL: "https://id.example/t"},
-		"iYMEEnkJf2_TN3Y_Dg0N3w": {BaseURL: "https://id.example", ClientID: "c", ClientSecret: grant.NewSecret("s"), ClientAuth: idp.AuthBasic},
+		"ktrZNfi9nSLRijwQRFGVQQ": {
+			BaseURL:      "https://id.example",
+			ClientID:     "c",
+			ClientSecret: secret.New("s"),
+			TokenURL:     "https://id.example/t",
+		},
+		"iYMEEnkJf2_TN3Y_Dg0N3w": {
+			BaseURL:      "https://id.example",
+			ClientID:     "c",
+			ClientSecret: secret.New("s"),
+			ClientAuth:   idp.AuthBasic,
+		},
 	} {
 		p := open(t, "", func(to *idp.Config) { *to = c })
 		if got := p.Settings(); got != want {

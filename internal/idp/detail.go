@@ -10,15 +10,15 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/secret"
 )
 
 // maxDetail is the longest grant.Fault.Detail, in bytes.
 const maxDetail = 200
 
-// detail is what an answer says about its error (RFC 6749 section 5.2), fit for a terminal. A
-// provider may quote what it was sent: shown, the token, and the client's secrets are cut out.
-func (p *Provider) detail(r reply, shown grant.Secret) string {
+// detail is an answer's description of its error (RFC 6749 section 5.2), fit for a terminal. A
+// provider may quote the request: shown, the token, and the client's secrets are cut out.
+func (p *Provider) detail(r reply, shown secret.Value) string {
 	if r.cut {
 		return ""
 	}
@@ -36,7 +36,8 @@ func (p *Provider) detail(r reply, shown grant.Secret) string {
 
 func described(r reply) (description, uri string) {
 	media, _, _ := mime.ParseMediaType(r.header.Get("Content-Type"))
-	if media == "application/x-www-form-urlencoded" && !bytes.HasPrefix(bytes.TrimSpace(r.body), []byte("{")) {
+	if media == "application/x-www-form-urlencoded" &&
+		!bytes.HasPrefix(bytes.TrimSpace(r.body), []byte("{")) {
 		v, _ := url.ParseQuery(string(r.body))
 		return v.Get("error_description"), v.Get("error_uri")
 	}
@@ -44,10 +45,10 @@ func described(r reply) (description, uri string) {
 	if err != nil {
 		return "", ""
 	}
-	return text(all["error_description"]), text(all["error_uri"])
+	return text(all.get("error_description")), text(all.get("error_uri"))
 }
 
-// oneLine is s without what a terminal would act on, its white space made single spaces.
+// oneLine is s without characters a terminal would act on, its white space made single spaces.
 func oneLine(s string) string {
 	s = strings.Map(func(r rune) rune {
 		switch {
@@ -62,17 +63,17 @@ func oneLine(s string) string {
 }
 
 const (
-	shortest = 8  // length, in bytes, from which on a part of a secret is taken for one
-	longest  = 40 // from which on a word is taken for a token, be it another user's: a UUID has 36
+	shortest = 8  // length, in bytes, from which a part of a secret counts as the secret
+	longest  = 40 // length from which a word counts as a token, even another user's: a UUID has 36
 )
 
-// censored is s on one line, without any word that is or holds a secret, is a part of one, or could
-// be one.
-func (p *Provider) censored(s string, shown grant.Secret) string {
+// censored is s on one line, without any word that is a secret, holds a secret, is a part of a
+// secret or could be a secret.
+func (p *Provider) censored(s string, shown secret.Value) string {
 	s = oneLine(s)
 	secrets := p.secrets(shown)
 	for _, secret := range secrets {
-		s = strings.ReplaceAll(s, secret, "\x00") // of which s has none
+		s = strings.ReplaceAll(s, secret, "\x00") // NUL, which s does not have
 	}
 	var out strings.Builder
 	word := func(w string) {
@@ -93,15 +94,19 @@ func (p *Provider) censored(s string, shown grant.Secret) string {
 	return out.String()
 }
 
-// hides reports whether a word must not be seen. Where it has a secret in it, that is a NUL by now.
+// hides reports whether a word must not be seen. A secret in the word is a NUL by now.
 func hides(word string, secrets []string) bool {
-	part := func(secret string) bool { return len(word) >= shortest && strings.Contains(secret, word) }
+	part := func(secret string) bool {
+		return len(word) >= shortest &&
+			strings.Contains(secret, word)
+	}
 	long := func(s string) bool { return len(s) >= longest }
-	return strings.Contains(word, "\x00") || slices.ContainsFunc(secrets, part) || slices.ContainsFunc(strings.Split(word, "/"), long)
+	return strings.Contains(word, "\x00") || slices.ContainsFunc(secrets, part) ||
+		slices.ContainsFunc(strings.Split(word, "/"), long)
 }
 
-// secrets are the texts in which what was sent may come back.
-func (p *Provider) secrets(shown grant.Secret) (out []string) {
+// secrets are the texts in which an answer may quote the secrets of a request.
+func (p *Provider) secrets(shown secret.Value) (out []string) {
 	add := func(texts ...string) {
 		for _, text := range texts {
 			if text = oneLine(text); text != "" {
@@ -110,7 +115,7 @@ func (p *Provider) secrets(shown grant.Secret) (out []string) {
 		}
 	}
 	add(shown.Reveal(), url.QueryEscape(shown.Reveal()))
-	for _, secret := range []grant.Secret{p.config.ClientSecret, p.config.NextSecret} {
+	for _, secret := range []secret.Value{p.config.ClientSecret, p.config.NextSecret} {
 		if client := secret.Reveal(); client != "" {
 			pair := url.QueryEscape(p.config.ClientID) + ":" + url.QueryEscape(client)
 			add(base64.StdEncoding.EncodeToString([]byte(pair)), url.QueryEscape(client), client)

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/secret"
 )
 
 // The document is read again each day, beside the calls, and what is known holds where that fails.
@@ -28,12 +28,18 @@ func TestTheDocumentIsReadAgainEachDay(t *testing.T) {
 			w.WriteHeader(http.StatusBadGateway)
 			return
 		}
-		fmt.Fprintf(w, `{"issuer":%q,"token_endpoint":"%s/token-%d","userinfo_endpoint":"%s/me"}`, base, base, n, base)
+		fmt.Fprintf(w, `{"issuer":%q,"token_endpoint":"%s/token-%d","userinfo_endpoint":"%s/me"}`,
+			base, base, n, base)
 	}))
 	t.Cleanup(s.Close)
 	base = s.URL
 	p, err := New(Config{
-		ID: "p", Preset: "oidc", BaseURL: s.URL, ClientID: "c", ClientAuth: AuthNone, AllowHTTPLoopback: true,
+		ID:                "p",
+		Preset:            "oidc",
+		BaseURL:           s.URL,
+		ClientID:          "c",
+		ClientAuth:        AuthNone,
+		AllowHTTPLoopback: true,
 	}, Telemetry{})
 	if err != nil {
 		t.Fatal(err)
@@ -43,12 +49,13 @@ func TestTheDocumentIsReadAgainEachDay(t *testing.T) {
 	p.now = func() time.Time { return now }
 	refresh := func(at string, asked int32) {
 		t.Helper()
-		if _, err := p.Refresh(context.Background(), grant.NewSecret("r")); err != nil {
+		if _, err := p.Refresh(context.Background(), secret.New("r")); err != nil {
 			t.Fatal(err)
 		}
 		p.asks.Wait()
 		if called != at || answers.Load() != asked {
-			t.Errorf("called %s after %d readings, want %s after %d", called, answers.Load(), at, asked)
+			t.Errorf("called %s after %d readings, want %s after %d", called, answers.Load(), at,
+				asked)
 		}
 	}
 	refresh("/token-1", 1)

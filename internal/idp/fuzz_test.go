@@ -3,6 +3,7 @@ package idp
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -16,9 +17,12 @@ import (
 
 func FuzzParseTokens(f *testing.F) {
 	for _, seed := range []string{
-		`{"access_token":"a","refresh_token":"r","expires_in":1800}`, `{"access_token":{"access_token":"a","expires_at_seconds":1}}`, `{"ok":false,"error":"x"}`,
-		`{"error":{"code":"x"}}`, `[]`, `null`, `{"expires_in":1e400}`, `{"expires_in":1e10}`, `{"expires_in":"NaN"}`, `{"access_token":"h.e30.s"}`, "", "\xef\xbb\xbf{}",
-		`{"access_token":"a","scope":["x"],"refresh_token":7}`, `{"access_token":"h.eyJpYXQiOiJ4IiwiZXhwIjoyfQ.s"}`, `{"error":"invalid_grant"}`,
+		`{"access_token":"a","refresh_token":"r","expires_in":1800}`,
+		`{"access_token":{"access_token":"a","expires_at_seconds":1}}`, `{"ok":false,"error":"x"}`,
+		`{"error":{"code":"x"}}`, `[]`, `null`, `{"expires_in":1e400}`, `{"expires_in":1e10}`,
+		`{"expires_in":"NaN"}`, `{"access_token":"h.e30.s"}`, "", "\xef\xbb\xbf{}",
+		`{"access_token":"a","scope":["x"],"refresh_token":7}`,
+		`{"access_token":"h.eyJpYXQiOiJ4IiwiZXhwIjoyfQ.s"}`, `{"error":"invalid_grant"}`,
 	} {
 		f.Add([]byte(seed), "application/json")
 	}
@@ -46,15 +50,22 @@ func FuzzParseTokens(f *testing.F) {
 
 func FuzzParseProfile(f *testing.F) {
 	for _, seed := range []string{
-		`{"user_id":"u","org_id_to_org_info":{"o":{"user_role":"r"}}}`, `{"sub":"u","email":7}`, `{"org_id_to_org_info":[1]}`, `[]`, `{}`, ``,
-		`{"id":583231,"login":"octo"}`, `{"ok":false,"error":"token_expired"}`, `{"org_id_to_org_member_info":{"b":{},"a":null}}`,
-		`{"sub":"u","name":"Jos\xe9"}`, `{"sub":"u","name":"a\u0000b\\u0000\ud800\ud83d\ude00\udead\udead"}`, `{"sub":"u","SUB":"v","sub":"w"}`,
+		`{"user_id":"u","org_id_to_org_info":{"o":{"user_role":"r"}}}`, `{"sub":"u","email":7}`,
+		`{"org_id_to_org_info":[1]}`, `[]`, `{}`, ``,
+		`{"id":583231,"login":"octo"}`, `{"ok":false,"error":"token_expired"}`,
+		`{"org_id_to_org_member_info":{"b":{},"a":null}}`,
+		`{"sub":"u","name":"Jos\xe9"}`,
+		`{"sub":"u","name":"a\u0000b\\u0000\ud800\ud83d\ude00\udead\udead"}`,
+		`{"sub":"u","SUB":"v","sub":"w"}`,
 	} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		for _, claim := range []string{"user_id", "sub", "id"} {
-			u, err := parseProfile(bytes.Clone(body), claim, map[string]string{"roles": "/org_id_to_org_info/o", "email": "/x/0/y"})
+			u, err := parseProfile(bytes.Clone(body), claim, map[string]string{
+				"roles": "/org_id_to_org_info/o",
+				"email": "/x/0/y",
+			})
 			if err != nil {
 				return
 			}
@@ -62,7 +73,8 @@ func FuzzParseProfile(f *testing.F) {
 				t.Errorf("body %q", body)
 			}
 			p := u.profile(u.subject(claim))
-			if !json.Valid(p.Raw) || !utf8.Valid(p.Raw) || bytes.Contains(bytes.ReplaceAll(p.Raw, []byte(`\\`), nil), []byte(`\u0000`)) {
+			if !json.Valid(p.Raw) || !utf8.Valid(p.Raw) ||
+				bytes.Contains(bytes.ReplaceAll(p.Raw, []byte(`\\`), nil), []byte(`\u0000`)) {
 				t.Errorf("raw %q", p.Raw)
 			}
 			encoded, err := grant.NewProfile(p)
@@ -70,10 +82,13 @@ func FuzzParseProfile(f *testing.F) {
 				t.Error(err)
 			}
 			var compact bytes.Buffer
-			if err := json.Compact(&compact, []byte(encoded)); err != nil || compact.String() != string(encoded) {
+			if err := json.Compact(&compact, []byte(encoded)); err != nil ||
+				compact.String() != string(encoded) {
 				t.Errorf("profile %q is not compact JSON: %v", encoded, err)
 			}
-			if !slices.IsSortedFunc(p.Organisations, func(a, b schema.Organisation) int { return strings.Compare(a.ID, b.ID) }) {
+			if !slices.IsSortedFunc(p.Organisations, func(a, b schema.Organisation) int {
+				return strings.Compare(a.ID, b.ID)
+			}) {
 				t.Errorf("organisations %v", p.Organisations)
 			}
 		}
@@ -83,8 +98,12 @@ func FuzzParseProfile(f *testing.F) {
 // FuzzMembers holds the way to take an object and its lists apart against the decoder's.
 func FuzzMembers(f *testing.F) {
 	for _, seed := range []string{
-		`{}`, ` { "a" : 1 ,"b":{"c":[{"d":":"}]},"e":"\\","f":"\":{"} `, `{"a":1,"a":2}`, `{"a":1,"\u0061":2}`, `{"a":{"b":1,"b":2}}`, `null`, `[1]`,
-		`{"a":null}`, `{"a":1`, `{"a":1}{}`, `{"a":1,}`, "{\"\xff\":1,\"\xfe\":2}", `{"":1}`, "\u00a0{}", `{"a":[-1.5e3 , true],"b":false}`, `{"a":[ ],"b":[ [1,"]"] ,{"c":[","]}, null ]}`, `{"a":1,"b":`,
+		`{}`, ` { "a" : 1 ,"b":{"c":[{"d":":"}]},"e":"\\","f":"\":{"} `, `{"a":1,"a":2}`,
+		`{"a":1,"\u0061":2}`, `{"a":{"b":1,"b":2}}`, `null`, `[1]`,
+		`{"a":null}`, `{"a":1`, `{"a":1}{}`, `{"a":1,}`, "{\"\xff\":1,\"\xfe\":2}", `{"":1}`,
+		"\u00a0{}", `{"a":[-1.5e3 , true],"b":false}`,
+		`{"a":[ ],"b":[ [1,"]"] ,{"c":[","]}, null ]}`, `{"a":1,"b":`,
+		large(few), large(few + 1), large(3 * few),
 	} {
 		f.Add([]byte(seed))
 	}
@@ -95,15 +114,21 @@ func FuzzMembers(f *testing.F) {
 			t.Errorf("%q: %v, the decoder says %v", body, err, invalid)
 		}
 		if err != nil {
-			want = membersBefore(body)
+			want = byName(membersBefore(body))
 		}
-		if !maps.EqualFunc(all, want, func(a, b json.RawMessage) bool { return bytes.Equal(a, b) }) {
-			t.Errorf("%q: %s; want %s", body, all, want)
+		if got := byName(all); len(got) != len(all) ||
+			!maps.EqualFunc(got, want, func(a, b json.RawMessage) bool {
+				return bytes.Equal(a, b)
+			}) {
+			t.Errorf("%q: %s; want %s", body, got, want)
 		}
-		for _, value := range all {
+		for _, m := range all {
+			value := m.value
 			var want []json.RawMessage
 			_ = json.Unmarshal(value, &want) // no list: it has no items
-			if got := list(value); !slices.EqualFunc(got, want, func(a, b json.RawMessage) bool { return bytes.Equal(a, b) }) {
+			if got := list(value); !slices.EqualFunc(got, want, func(a, b json.RawMessage) bool {
+				return bytes.Equal(a, b)
+			}) {
 				t.Errorf("%q: the items %s; want %s", value, got, want)
 			}
 		}
@@ -120,8 +145,29 @@ func FuzzMembers(f *testing.F) {
 	})
 }
 
+// large is an object with this many members, and one of them again.
+func large(n int) string {
+	out := "{"
+	for i := range n {
+		out += fmt.Sprintf(`"m%d":%d,`, i, i)
+	}
+	return out + `"m1":"again"}`
+}
+
+func byName(all memberSet) map[string]json.RawMessage {
+	named := map[string]json.RawMessage{}
+	for _, m := range all {
+		named[m.name] = m.value
+	}
+	return named
+}
+
 func BenchmarkMembers(b *testing.B) {
-	profile := []byte(`{"user_id":"31c41c16-c281-44ae-9602-8a047e3bf33d","email":"test@example.com","first_name":"Ada","org_id_to_org_info":{"1189c444-8a2d-4c41-8b4b-ae43ce79a492":{"org_name":"Acme","user_role":"Owner","inherited_user_roles_plus_current_role":["Owner","Admin"]}},"enabled":true,"created_at":1614618000}`)
+	profile := []byte(`{"user_id":"31c41c16-c281-44ae-9602-8a047e3bf33d",` +
+		`"email":"test@example.com","first_name":"Ada",` +
+		`"org_id_to_org_info":{"1189c444-8a2d-4c41-8b4b-ae43ce79a492":{"org_name":"Acme",` +
+		`"user_role":"Owner","inherited_user_roles_plus_current_role":["Owner","Admin"]}},` +
+		`"enabled":true,"created_at":1614618000}`)
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, _, err := members(profile); err != nil {

@@ -7,13 +7,13 @@ import (
 	"unicode/utf8"
 )
 
-// members takes a JSON object apart, so that each member is read for itself: a provider that has
-// rotated a token has killed the old one, so what is not of its kind is left out and must not cost
-// the session. Names are exact: the decoder's own way of filling a struct ignores case and lets the
-// last of two win, so that whoever can add a member of some name could replace another one's value.
-// twice are the names that are there more than once; of those the last counts. Beside an error is
-// what came before it.
-func members(body []byte) (all map[string]json.RawMessage, twice []string, _ error) {
+// members takes a JSON object apart, so that each member is read separately. A provider that has
+// rotated a token has killed the old token, so a member of the wrong kind is left out and must not
+// cost the session. Names are exact. The decoder's own way of filling a struct ignores case and
+// lets the last of two members win, so a writer able to add some member could replace another
+// member's value. twice are the names that occur more than once; the last member of such a name
+// counts. Beside an error members returns the members before the error.
+func members(body []byte) (all memberSet, twice []string, _ error) {
 	if !json.Valid(body) {
 		return membersBefore(body), nil, errNoObject
 	}
@@ -22,29 +22,89 @@ func members(body []byte) (all map[string]json.RawMessage, twice []string, _ err
 
 var errNoObject = errors.New("no JSON object")
 
-// object is members for JSON that is valid, such as a member's value: to check that again would
-// cost most of the time.
-func object(valid json.RawMessage) (all map[string]json.RawMessage, twice []string, _ error) {
+// memberSet is the members of a JSON object, each name once. Most objects are small, where a list
+// costs a third of a map.
+type memberSet []member
+
+type member struct {
+	name  string
+	value json.RawMessage
+}
+
+// get is the value of the member with this name; nil without such a member.
+func (s memberSet) get(name string) json.RawMessage {
+	if i := s.index(name); i >= 0 {
+		return s[i].value
+	}
+	return nil
+}
+
+// index is the place of the member with this name; -1 without such a member.
+func (s memberSet) index(name string) int {
+	for i := range s { // a member has 40 bytes, which slices.IndexFunc copies
+		if s[i].name == name {
+			return i
+		}
+	}
+	return -1
+}
+
+// adding adds members to a set, and looks a name up in a map once the set is large: the time to
+// read an object must not grow with the square of its members.
+type adding struct {
+	memberSet
+	places map[string]int
+}
+
+// few is the largest set without a map of the places.
+const few = 64
+
+// add adds a member, or replaces the value of the member with this name and reports that.
+func (a *adding) add(name string, value json.RawMessage) (twice bool) {
+	if len(a.memberSet) == few && a.places == nil {
+		a.places = make(map[string]int, 2*few)
+		for i, m := range a.memberSet {
+			a.places[m.name] = i
+		}
+	}
+	place := -1
+	if a.places == nil {
+		place = a.index(name)
+	} else if i, there := a.places[name]; there {
+		place = i
+	}
+	if place >= 0 {
+		a.memberSet[place].value = value
+		return true
+	}
+	if a.places != nil {
+		a.places[name] = len(a.memberSet)
+	}
+	a.memberSet = append(a.memberSet, member{name, value})
+	return false
+}
+
+// object is members for valid JSON, such as a member's value. To check such JSON again would cost
+// most of the time.
+func object(valid json.RawMessage) (all memberSet, twice []string, _ error) {
 	rest := skip(valid, ' ')
 	if !bytes.HasPrefix(rest, []byte("{")) {
 		return nil, nil, errNoObject
 	}
-	const usual = 32 // as many as most have: a map that grows costs more than one that is too large
-	all = make(map[string]json.RawMessage, min(usual, bytes.Count(rest, []byte(":"))))
+	const usual = 32 // enough for most objects
+	set := adding{memberSet: make(memberSet, 0, min(usual, bytes.Count(rest, []byte(":"))))}
 	var raw, value json.RawMessage
 	for rest = skip(rest[1:], ' '); rest[0] != '}'; rest = skip(rest, ',') {
 		raw, rest = nextValue(rest)
 		value, rest = nextValue(skip(rest, ':'))
-		name := text(raw)
-		if _, there := all[name]; there {
+		if name := text(raw); set.add(name, value) {
 			twice = append(twice, name)
 		}
-		all[name] = value
 	}
-	return all, twice, nil
+	return set.memberSet, twice, nil
 }
 
-// list are the items of a list in valid JSON; nil for anything else.
+// list returns the items of a list in valid JSON; nil for any other value.
 func list(valid json.RawMessage) (items []json.RawMessage) {
 	rest := skip(valid, ' ')
 	if !bytes.HasPrefix(rest, []byte("[")) {
@@ -58,7 +118,7 @@ func list(valid json.RawMessage) (items []json.RawMessage) {
 	return items
 }
 
-// skip cuts off leading space, and the separator too.
+// skip cuts off leading space and separators.
 func skip(json []byte, separator byte) []byte {
 	for len(json) > 0 && (isSpace(json[0]) || json[0] == separator) {
 		json = json[1:]
@@ -68,13 +128,13 @@ func skip(json []byte, separator byte) []byte {
 
 func isSpace(c byte) bool { return c == ' ' || c == '\t' || c == '\r' || c == '\n' }
 
-// nextValue cuts off the value that valid JSON begins with.
+// nextValue cuts off the value at the beginning of valid JSON.
 func nextValue(valid []byte) (first, rest []byte) {
 	depth, quoted := 0, false
 	for i := 0; i < len(valid); i++ {
 		switch c := valid[i]; {
 		case quoted && c == '\\':
-			i++ // what is escaped ends no text
+			i++ // an escaped character ends no text
 			continue
 		case quoted && c != '"':
 			continue
@@ -97,12 +157,15 @@ func nextValue(valid []byte) (first, rest []byte) {
 }
 
 // membersBefore are the members before the place where a body breaks off, or stops being JSON.
-func membersBefore(body []byte) map[string]json.RawMessage {
+func membersBefore(body []byte) memberSet {
+	if !bytes.HasPrefix(skip(body, ' '), []byte("{")) {
+		return nil
+	}
 	dec := json.NewDecoder(bytes.NewReader(body))
 	if start, err := dec.Token(); err != nil || start != json.Delim('{') {
 		return nil
 	}
-	all := map[string]json.RawMessage{}
+	var all adding
 	for dec.More() {
 		name, err := dec.Token()
 		var value json.RawMessage
@@ -110,14 +173,14 @@ func membersBefore(body []byte) map[string]json.RawMessage {
 			break
 		}
 		if name, ok := name.(string); ok {
-			all[name] = value
+			all.add(name, value)
 		}
 	}
-	return all
+	return all.memberSet
 }
 
-// text is the text that a member is; "" for anything else. Most texts have nothing escaped and need
-// no decoder.
+// text is the text of a JSON value; "" for any other kind of value. Most texts have no escapes and
+// need no decoder.
 func text(raw json.RawMessage) string {
 	if len(raw) < 2 || raw[0] != '"' {
 		return ""

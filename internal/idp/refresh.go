@@ -11,21 +11,21 @@ import (
 	"time"
 
 	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/secret"
 )
 
-// maxTokenBody is the largest answer of a token endpoint that is read, in bytes. Of a larger one
-// the front is.
+// maxTokenBody is how much of a token endpoint's answer is read, in bytes. Of a larger answer only
+// the front is read.
 const maxTokenBody = 256 << 10
 
-// Refresh presents a refresh token, once (RFC 6749 section 6); see post for a client that is
-// refused. Its errors are *grant.Fault. It
-// cannot know whose the tokens are; UserInfo holds that against the user. SentAt is left to the
-// caller, who has the clock that all workers share.
+// Refresh presents a refresh token once (RFC 6749 section 6). See post for a client that is
+// refused. Its errors are *grant.Fault. Refresh cannot know which user the tokens are for: UserInfo
+// checks the user. The caller sets SentAt, by the clock all workers share.
 //
 // A new refresh token has replaced the old one, whatever else the answer is: too long, broken off,
-// without an access token. So it is returned without an error, beside what else can be read. A zero
-// Access then stands for an access token that has expired.
-func (p *Provider) Refresh(ctx context.Context, refresh grant.Secret) (grant.Tokens, error) {
+// without an access token. So Refresh returns the new token without an error, beside the readable
+// rest. A zero Access then stands for an expired access token.
+func (p *Provider) Refresh(ctx context.Context, refresh secret.Value) (grant.Tokens, error) {
 	e, err := p.discover(ctx)
 	if err != nil {
 		return grant.Tokens{}, err
@@ -39,7 +39,8 @@ func (p *Provider) Refresh(ctx context.Context, refresh grant.Secret) (grant.Tok
 	tokens, errorCode := r.tokens, r.code
 	rotated := !tokens.Refresh.IsZero() && tokens.Refresh.Reveal() != refresh.Reveal()
 	a := Answer{Status: r.status, Code: errorCode}
-	a.Usable = r.status >= 200 && r.status < 300 && errorCode == "" && (rotated || !tokens.Access.IsZero())
+	a.Usable = r.status >= 200 && r.status < 300 && errorCode == "" &&
+		(rotated || !tokens.Access.IsZero())
 	if err != nil && !a.Usable {
 		return grant.Tokens{}, err
 	}
@@ -52,8 +53,13 @@ func (p *Provider) Refresh(ctx context.Context, refresh grant.Secret) (grant.Tok
 		return tokens, nil
 	}
 	f := &grant.Fault{
-		Class: class, Op: "refresh", Status: r.status, Code: code(errorCode), Reason: reason, RetryAfter: p.patience(class, r.reply),
-		Detail: p.detail(r.reply, refresh),
+		Class:      class,
+		Op:         "refresh",
+		Status:     r.status,
+		Code:       code(errorCode),
+		Reason:     reason,
+		RetryAfter: p.patience(class, r.reply),
+		Detail:     p.detail(r.reply, refresh),
 	}
 	switch {
 	case r.cut:
@@ -66,7 +72,7 @@ func (p *Provider) Refresh(ctx context.Context, refresh grant.Secret) (grant.Tok
 	return grant.Tokens{}, f
 }
 
-// patience is what the provider asks for, where it is in a state to ask for it.
+// patience is the wait the provider asks for; 0 if the answer is neither Throttled nor a 5xx.
 func (p *Provider) patience(class grant.Class, r reply) time.Duration {
 	if class != grant.Throttled && r.status < 500 {
 		return 0
@@ -74,12 +80,12 @@ func (p *Provider) patience(class grant.Class, r reply) time.Duration {
 	return retryAfter(r.header, p.date(r.header))
 }
 
-// Revoke ends a refresh token at the provider (RFC 7009), and so at most providers all that came of
-// it. A token that the provider does not know, or holds for dead, is revoked too. Errors:
-// grant.ErrNoRevocation where no endpoint for it is known, else a *grant.Fault, never Permanent;
-// after either the token may still be good. After a fault that is Throttled, Unsent or Ambiguous
-// the call may be made again.
-func (p *Provider) Revoke(ctx context.Context, refresh grant.Secret) error {
+// Revoke ends a refresh token at the provider (RFC 7009), and at most providers all tokens that
+// came of it. A token that the provider does not know, or holds for dead, counts as revoked. The
+// error is grant.ErrNoRevocation if no revocation endpoint is known, else a *grant.Fault, never
+// Permanent. After an error the token may still be good. After a fault that is Throttled, Unsent or
+// Ambiguous the call may be made again.
+func (p *Provider) Revoke(ctx context.Context, refresh secret.Value) error {
 	e, err := p.discover(ctx)
 	switch {
 	case err != nil:
@@ -93,14 +99,23 @@ func (p *Provider) Revoke(ctx context.Context, refresh grant.Secret) error {
 		return err
 	}
 	errorCode := r.code
-	class, _ := Classify(Answer{Status: r.status, Code: errorCode, Usable: r.status >= 200 && r.status < 300 && errorCode == ""}, nil)
-	// Section 2.2 wants 200 for a token that is good no more; some (Google) refuse it in words.
+	class, _ := Classify(Answer{
+		Status: r.status,
+		Code:   errorCode,
+		Usable: r.status >= 200 && r.status < 300 && errorCode == "",
+	}, nil)
+	// Section 2.2 wants 200 for a dead token, but some providers (Google) refuse such a token in
+	// words.
 	if class == "" || class == grant.Permanent || errorCode == "invalid_token" {
 		return nil
 	}
 	f := &grant.Fault{
-		Class: class, Op: "revoke", Status: r.status, Code: code(errorCode), RetryAfter: p.patience(class, r.reply),
-		Detail: p.detail(r.reply, refresh),
+		Class:      class,
+		Op:         "revoke",
+		Status:     r.status,
+		Code:       code(errorCode),
+		RetryAfter: p.patience(class, r.reply),
+		Detail:     p.detail(r.reply, refresh),
 	}
 	if class == grant.Config {
 		f.Err = advice(r.status, errorCode)
@@ -108,15 +123,20 @@ func (p *Provider) Revoke(ctx context.Context, refresh grant.Secret) error {
 	return f
 }
 
-// Reach finds out whether the provider answers at all: its discovery document, where it has one,
-// and its token endpoint, which is shown neither credentials nor tokens. Any answer below 500 will
-// do. Its error is a *grant.Fault.
+// Reach finds out whether the provider answers at all, at its discovery document, if any, and at
+// its token endpoint. The token endpoint is shown neither credentials nor tokens. Any answer below
+// 500 will do. The error is a *grant.Fault.
 func (p *Provider) Reach(ctx context.Context) error {
 	e, err := p.discover(ctx)
 	if err != nil {
 		return err
 	}
-	r, err := p.send(ctx, call{op: "reach", method: http.MethodGet, url: e.Token, limit: maxTokenBody})
+	r, err := p.send(ctx, call{
+		op:     "reach",
+		method: http.MethodGet,
+		url:    e.Token,
+		limit:  maxTokenBody,
+	})
 	if err == nil && r.status >= http.StatusInternalServerError {
 		err = &grant.Fault{Class: grant.Ambiguous, Op: "reach", Status: r.status}
 	}

@@ -11,47 +11,53 @@ import (
 	"time"
 
 	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/secret"
 )
 
-// parseTokens reads an answer of a token endpoint, in all the shapes met: access_token is a string,
-// or at PropelAuth's session endpoint an object; scope is a string, or at Twitch a list; ok and
-// error are Slack's and everybody's ways to refuse, also with status 200. asked is the provider's
-// time. errorCode is the error that the body names; a body that is nothing of the kind gives
-// neither tokens nor a code. Without any expiry ExpiresIn is 0.
+// parseTokens reads a token endpoint's answer, in all known shapes. access_token is a string, or at
+// PropelAuth's session endpoint an object. scope is a string, or at Twitch a list. A refusal is in
+// the member error, at Slack also in ok, even with status 200. asked is the provider's time.
+// errorCode is the error in the body. A body of another kind gives neither tokens nor a code.
+// Without any expiry ExpiresIn is 0.
 //
-// A body that is not whole, or whose syntax breaks somewhere, is looked through for a refresh token
-// alone. What it says of an error is no verdict, but then its token is none either.
-func parseTokens(body []byte, whole bool, contentType string, asked time.Time) (t grant.Tokens, errorCode string) {
+// In a body that is not whole, or has a syntax error, parseTokens searches only for a refresh
+// token. An error in such a body is not a verdict, but then a token in the body is not used either.
+func parseTokens(
+	body []byte, whole bool, contentType string, asked time.Time,
+) (t grant.Tokens, errorCode string) {
 	body = bytes.TrimSpace(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")))
 	media, _, _ := mime.ParseMediaType(contentType)
 	if media == "application/x-www-form-urlencoded" && !bytes.HasPrefix(body, []byte("{")) {
 		return parseForm(body, whole, asked)
 	}
 	b, _, err := members(body)
-	if errorCode = errorOf(b["error"]); errorCode == "" && string(b["ok"]) == "false" {
+	if errorCode = errorOf(b.get("error")); errorCode == "" && string(b.get("ok")) == "false" {
 		errorCode = "not_ok"
 	}
 	if err != nil {
 		if errorCode == "" {
-			t.Refresh = grant.NewSecret(text(b["refresh_token"]))
+			t.Refresh = secret.New(text(b.get("refresh_token")))
 		}
 		return t, ""
 	}
-	access, expiresAt := text(b["access_token"]), b["expires_at_seconds"]
-	if nested, _, err := object(b["access_token"]); err == nil {
-		access = text(nested["access_token"])
+	access, expiresAt := text(b.get("access_token")), b.get("expires_at_seconds")
+	if nested, _, err := object(b.get("access_token")); err == nil {
+		access = text(nested.get("access_token"))
 		if len(expiresAt) == 0 {
-			expiresAt = nested["expires_at_seconds"]
+			expiresAt = nested.get("expires_at_seconds")
 		}
 	}
 	return grant.Tokens{
-		Access: grant.NewSecret(access), Refresh: grant.NewSecret(text(b["refresh_token"])), ID: grant.NewSecret(text(b["id_token"])),
-		Scope: scope(b["scope"]), ExpiresIn: lifetime(b["expires_in"], expiresAt, access, asked),
+		Access:    secret.New(access),
+		Refresh:   secret.New(text(b.get("refresh_token"))),
+		ID:        secret.New(text(b.get("id_token"))),
+		Scope:     scope(b.get("scope")),
+		ExpiresIn: lifetime(b.get("expires_in"), expiresAt, access, asked),
 	}, errorCode
 }
 
-// parseForm reads the form-encoded answers of old GitHub Apps. The last value of one that broke off
-// may be half of it.
+// parseForm reads the form-encoded answers of old GitHub Apps. The last value of a body that broke
+// off may be incomplete.
 func parseForm(body []byte, whole bool, asked time.Time) (t grant.Tokens, errorCode string) {
 	if !whole {
 		body = body[:max(0, bytes.LastIndexByte(body, '&'))]
@@ -62,24 +68,27 @@ func parseForm(body []byte, whole bool, asked time.Time) (t grant.Tokens, errorC
 	}
 	if !whole {
 		if !v.Has("error") {
-			t.Refresh = grant.NewSecret(v.Get("refresh_token"))
+			t.Refresh = secret.New(v.Get("refresh_token"))
 		}
 		return t, ""
 	}
 	access := v.Get("access_token")
 	return grant.Tokens{
-		Access: grant.NewSecret(access), Refresh: grant.NewSecret(v.Get("refresh_token")), ID: grant.NewSecret(v.Get("id_token")), Scope: v.Get("scope"),
+		Access:    secret.New(access),
+		Refresh:   secret.New(v.Get("refresh_token")),
+		ID:        secret.New(v.Get("id_token")),
+		Scope:     v.Get("scope"),
 		ExpiresIn: lifetime(json.RawMessage(v.Get("expires_in")), nil, access, asked),
 	}, v.Get("error")
 }
 
-// errorOf is the code of an error member: a string, or an object that has one.
+// errorOf is the code of an error member: a string, or an object with a code.
 func errorOf(raw json.RawMessage) string {
 	if s := text(raw); s != "" {
 		return s
 	}
 	nested, _, _ := object(raw)
-	return text(nested["code"])
+	return text(nested.get("code"))
 }
 
 func scope(raw json.RawMessage) string {
@@ -93,9 +102,9 @@ func scope(raw json.RawMessage) string {
 // maxLifetime caps the life of an access token: no provider means more.
 const maxLifetime = 10 * 365 * 24 * time.Hour
 
-// lifetime is what the answer says of the access token's life: expires_in, else an absolute time,
-// else the token's own exp. Absolute times are taken against the token's iat, or against asked
-// where there is none, since clocks differ.
+// lifetime is the access token's life by the answer: expires_in, else an absolute time, else the
+// token's own exp. Absolute times count from the token's iat, or without an iat from asked, since
+// clocks differ.
 func lifetime(in, at json.RawMessage, access string, asked time.Time) time.Duration {
 	if s := seconds(in); s > 0 {
 		return duration(s)
@@ -110,7 +119,7 @@ func lifetime(in, at json.RawMessage, access string, asked time.Time) time.Durat
 	return duration(expires - issued)
 }
 
-// duration is 0 for what is no life at all.
+// duration is 0 for a figure that cannot be a lifetime.
 func duration(seconds float64) time.Duration {
 	switch {
 	case seconds >= maxLifetime.Seconds():
@@ -121,7 +130,7 @@ func duration(seconds float64) time.Duration {
 	return 0
 }
 
-// seconds reads a number, or one in quotes; 0 for anything else.
+// seconds reads a number, also in quotes; 0 for any other value.
 func seconds(raw json.RawMessage) float64 {
 	s, err := strconv.ParseFloat(strings.Trim(string(raw), `"`), 64)
 	if err != nil {
@@ -130,8 +139,8 @@ func seconds(raw json.RawMessage) float64 {
 	return s
 }
 
-// jwtTimes reads iat and exp of a JWT without checking anything: whether it is good is the
-// provider's business.
+// jwtTimes reads iat and exp of a JWT without any check: whether the JWT is good is the provider's
+// business.
 func jwtTimes(token string) (iat, exp float64) {
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 {
@@ -142,5 +151,5 @@ func jwtTimes(token string) (iat, exp float64) {
 		return 0, 0
 	}
 	c, _, _ := members(payload)
-	return seconds(c["iat"]), seconds(c["exp"])
+	return seconds(c.get("iat")), seconds(c.get("exp"))
 }

@@ -1,4 +1,4 @@
-package guard
+package health
 
 import (
 	"context"
@@ -26,9 +26,11 @@ func TestAnOperatorsPauseOutlivesTheBreaker(t *testing.T) {
 	b.Settings = "b"
 	b.round(t.Context())
 	newer := s.now().Add(time.Hour)
-	for range 3 * pauseFor / time.Minute { // a pause without an end is renewed, so that losing the record ends it
+	// a pause without an end is renewed, so that losing the record ends it
+	for range 3 * pauseFor / time.Minute {
 		left := s.brake.until.Sub(s.now())
-		if b.Wait(newer) == 0 || b.WaitToPresent(newer, false) == 0 || left < pauseFor-time.Minute || left > 2*pauseFor {
+		if b.Wait(newer) == 0 || b.WaitToPresent(newer, false) == 0 ||
+			left < pauseFor-time.Minute || left > 2*pauseFor {
 			t.Errorf("waits %v, paused for %v", b.Wait(newer), left)
 		}
 		s.advance(time.Minute)
@@ -55,7 +57,11 @@ func TestAPauseEndsInItsTime(t *testing.T) {
 	s := newSite(t)
 	a := s.worker(s.bucket)
 	for _, lasts := range []time.Duration{time.Minute, time.Hour} {
-		if err := PauseBy(t.Context(), s.bucket, "p", Pause{By: "jo", Since: s.now(), Until: s.now().Add(lasts)}); err != nil {
+		if err := PauseBy(t.Context(), s.bucket, "p", Pause{
+			By:    "jo",
+			Since: s.now(),
+			Until: s.now().Add(lasts),
+		}); err != nil {
 			t.Fatal(err)
 		}
 		a.round(t.Context())
@@ -90,7 +96,7 @@ func TestResumeTriesAtOnce(t *testing.T) {
 	}
 }
 
-// provenAndRefused makes a provider of it that answers everybody in words nobody knows.
+// provenAndRefused makes a provider of it that answers everybody in unknown words.
 func (s *site) provenAndRefused(g *Guard) {
 	g.Report(nil, false)
 	g.round(s.t.Context())
@@ -104,7 +110,7 @@ func (s *site) provenAndRefused(g *Guard) {
 	g.round(s.t.Context())
 }
 
-// Of all workers one wakes those who waited, once; if it dies another one does.
+// One worker of all wakes the renewals that waited, once; if it dies another worker does.
 func TestThoseWhoWaitedAreWokenOnce(t *testing.T) {
 	s := newSite(t)
 	var woken []time.Time
@@ -151,7 +157,7 @@ func TestThoseWhoWaitedAreWokenOnce(t *testing.T) {
 	}
 }
 
-// Under settings with which nobody was renewed yet, tokens are shown one after the other.
+// Under settings with which no user was renewed yet, tokens are shown one after the other.
 func TestUntriedSettingsShowOneTokenAtATime(t *testing.T) {
 	s := newSite(t)
 	a := s.worker(s.bucket)
@@ -180,13 +186,37 @@ func TestUntriedSettingsShowOneTokenAtATime(t *testing.T) {
 	}
 	a.Report(nil, false)
 	a.round(t.Context())
-	if first, second := a.WaitToPresent(time.Time{}, true), a.WaitToPresent(time.Time{}, true); first != 0 || second != 0 {
+	first, second := a.WaitToPresent(time.Time{}, true), a.WaitToPresent(time.Time{}, true)
+	if first != 0 || second != 0 {
 		t.Error("somebody was renewed, and others wait")
 	}
 }
 
-// While a provider refuses everybody in words that nobody knows, a login that came since is a better
-// probe than those who were there before.
+// A worker presents no token before it has looked at the provider's record, which may say that the
+// settings are new: all its messages come at once when it starts. A record that it cannot read
+// keeps no token back.
+func TestNothingIsPresentedBeforeTheRecordIsKnown(t *testing.T) {
+	s := newSite(t)
+	a := s.worker(s.bucket)
+	if a.WaitToPresent(time.Time{}, false) == 0 {
+		t.Error("a token is presented before the record was looked at")
+	}
+	a.round(t.Context())
+	if a.WaitToPresent(time.Time{}, false) != 0 {
+		t.Error("the record is known, and the first token waits")
+	}
+	if _, err := s.bucket.PutString(t.Context(), "p", "damaged"); err != nil {
+		t.Fatal(err)
+	}
+	b := s.worker(s.bucket)
+	b.round(t.Context())
+	if b.WaitToPresent(time.Time{}, false) != 0 {
+		t.Error("the record cannot be read, and the first token waits")
+	}
+}
+
+// While a provider refuses everybody in unknown words, a login that came since is a better probe
+// than the users who were there before.
 func TestANewerLoginTriesSooner(t *testing.T) {
 	s := newSite(t)
 	a := s.worker(s.bucket)
@@ -201,7 +231,8 @@ func TestANewerLoginTriesSooner(t *testing.T) {
 	if a.WaitToPresent(older, true) < longestTurn {
 		t.Errorf("who was refused before waits %v", a.WaitToPresent(older, true))
 	}
-	if a.WaitToPresent(newer, false) != 0 || a.WaitToPresent(newer, false) == 0 || a.WaitToPresent(older, false) == 0 {
+	if a.WaitToPresent(newer, false) != 0 || a.WaitToPresent(newer, false) == 0 ||
+		a.WaitToPresent(older, false) == 0 {
 		t.Error("want one try of a newer login, and no second one beside it")
 	}
 	s.advance(a.Rules.Release)

@@ -1,4 +1,4 @@
-package guard_test
+package health_test
 
 import (
 	"fmt"
@@ -6,34 +6,36 @@ import (
 	"time"
 
 	"github.com/renewd/renewd/internal/grant"
-	"github.com/renewd/renewd/internal/guard"
+	"github.com/renewd/renewd/internal/health"
 )
 
 func TestMassFailureHoldsVerdicts(t *testing.T) {
-	s, at := feed(guard.State{}, noon, guard.Tally{OK: 1000}, guard.Tally{OK: 1, Dead: 500})
-	if said(s) != "" || s.Hold(given(noon), at, rules) != "" {
+	s, at := feed(health.State{}, noon, health.Tally{OK: 1000}, health.Tally{OK: 1, Dead: 500})
+	if said(s) != "" || s.Withhold(given(noon), at, rules) != "" {
 		t.Fatal("a third of the users gone trips the guard")
 	}
-	s, at = feed(s, at, guard.Tally{OK: 1, Dead: 600})
-	if s.Doubt == nil || said(s) != degraded+guard.ReasonMassFailure {
+	s, at = feed(s, at, health.Tally{OK: 1, Dead: 600})
+	if s.Doubt == nil || said(s) != degraded+health.ReasonMassFailure {
 		t.Fatalf("most users gone: %s", said(s))
 	}
-	if s.Hold(given(noon), at, rules) != guard.ReasonMassFailure {
+	if s.Withhold(given(noon), at, rules) != health.ReasonMassFailure {
 		t.Error("a verdict is believed while most users are refused")
 	}
 	if !s.Doubt.Until.IsZero() || s.Limit(at, 50) != 50 || !s.PausedUntil(at).IsZero() {
 		t.Errorf("those who are renewed wait for those who are not: %+v", s.Doubt)
 	}
-	s, at = feed(s, at, guard.Tally{OK: 2000})
-	if s.Doubt != nil || said(s) != recovered+guard.ReasonMassFailure || s.Hold(given(noon), at, rules) != "" {
+	s, at = feed(s, at, health.Tally{OK: 2000})
+	if s.Doubt != nil || said(s) != recovered+health.ReasonMassFailure ||
+		s.Withhold(given(noon), at, rules) != "" {
 		t.Errorf("most users are renewed again, and verdicts are held: %s", said(s))
 	}
 }
 
-// Only while nobody at all is renewed do presentations wait: they would spend tokens on what may be
-// our own fault. The tries come soon, and anybody who is renewed ends it for all.
+// Only while no user is renewed do presentations wait: they would spend tokens on what may be our
+// own fault. The tries come soon, and the first user who is renewed ends the wait for all.
 func TestPresentationsWaitOnlyWhileNobodyIsRenewed(t *testing.T) {
-	s, at := feed(guard.State{}, noon, guard.Tally{OK: 5000}, guard.Tally{Dead: 10}, guard.Tally{Dead: 10})
+	s, at := feed(health.State{}, noon, health.Tally{OK: 5000}, health.Tally{Dead: 10},
+		health.Tally{Dead: 10})
 	if s.Doubt == nil || !s.Doubt.Until.Equal(at.Add(rules.OpenMin)) {
 		t.Fatalf("twenty refused in a row, nobody renewed: %+v", s.Doubt)
 	}
@@ -43,17 +45,19 @@ func TestPresentationsWaitOnlyWhileNobodyIsRenewed(t *testing.T) {
 	var waits []time.Duration
 	for range 8 {
 		before := s.Doubt.Until
-		s = s.Next(guard.Tally{Dead: 1}, "a", before, rules)
+		s = s.Next(health.Tally{Dead: 1}, "a", before, rules)
 		waits = append(waits, s.Doubt.Until.Sub(before)/time.Second)
 	}
 	if got := fmt.Sprint(waits); got != "[2ns 4ns 8ns 16ns 32ns 60ns 60ns 60ns]" {
 		t.Errorf("seconds between tries: %s", got)
 	}
-	if s.Hold(given(noon), noon.Add(100*rules.Hold), rules) != guard.ReasonMassFailure {
-		t.Error("verdicts are believed though nobody at all is renewed")
+	if s.Withhold(given(noon), noon.Add(100*rules.Hold), rules) != health.ReasonMassFailure {
+		t.Error("verdicts are believed though no user at all is renewed")
 	}
-	// Somebody who signed in meanwhile is renewed.
-	if s = s.Next(guard.Tally{OK: 1}, "a", s.Doubt.Until.Add(-time.Second), rules); s.Doubt != nil && !s.Doubt.Until.IsZero() {
+	// A user who signed in meanwhile is renewed.
+	if s = s.Next(
+		health.Tally{OK: 1}, "a", s.Doubt.Until.Add(-time.Second), rules,
+	); s.Doubt != nil && !s.Doubt.Until.IsZero() {
 		t.Errorf("everybody waits on: %+v", s.Doubt)
 	}
 }
@@ -61,23 +65,23 @@ func TestPresentationsWaitOnlyWhileNobodyIsRenewed(t *testing.T) {
 // What doctor advises works: a changed rule holds for what is in force, without anything else
 // happening.
 func TestChangedRulesEndWhatIsInForce(t *testing.T) {
-	s, at := feed(guard.State{}, noon, guard.Tally{OK: 1}, guard.Tally{Dead: 30})
+	s, at := feed(health.State{}, noon, health.Tally{OK: 1}, health.Tally{Dead: 30})
 	if s.Doubt == nil || s.Doubt.Until.IsZero() {
 		t.Fatal("no pause")
 	}
 	raised := rules
 	raised.DeadShare = 1.1
-	s = s.Next(guard.Tally{}, "a", at, raised)
-	if s.Doubt != nil || said(s) != recovered+guard.ReasonMassFailure {
+	s = s.Next(health.Tally{}, "a", at, raised)
+	if s.Doubt != nil || said(s) != recovered+health.ReasonMassFailure {
 		t.Errorf("dead_share was raised: %+v", s.Doubt)
 	}
-	if s = s.Next(guard.Tally{Dead: 30}, "a", at, raised); s.Doubt != nil {
+	if s = s.Next(health.Tally{Dead: 30}, "a", at, raised); s.Doubt != nil {
 		t.Error("switched off, and it trips")
 	}
-	s, at = feed(guard.State{}, noon, guard.Tally{Failed: 10})
+	s, at = feed(health.State{}, noon, health.Tally{Failed: 10})
 	off := rules
 	off.FailShare = 1.1
-	if s = s.Next(guard.Tally{}, "a", at, off); s.Outage != nil {
+	if s = s.Next(health.Tally{}, "a", at, off); s.Outage != nil {
 		t.Error("fail_share was raised, and the breaker stays open")
 	}
 	if until := s.PausedUntil(at); until.IsZero() || until.After(at) {
@@ -87,28 +91,36 @@ func TestChangedRulesEndWhatIsInForce(t *testing.T) {
 
 // A record that a version before wrote in the middle of a mass failure goes on as a doubt.
 func TestAnOlderRecordGoesOn(t *testing.T) {
-	s := guard.State{Settings: "a", Outage: &guard.Outage{Reason: guard.ReasonMassFailure, Since: noon, Until: noon.Add(time.Hour)}}
-	if s = s.Next(guard.Tally{}, "a", noon, rules); s.Outage != nil || s.Doubt == nil || !s.Doubt.Since.Equal(noon) {
+	s := health.State{
+		Settings: "a",
+		Outage: &health.Outage{
+			Reason: health.ReasonMassFailure,
+			Since:  noon,
+			Until:  noon.Add(time.Hour),
+		},
+	}
+	if s = s.Next(health.Tally{}, "a", noon, rules); s.Outage != nil || s.Doubt == nil ||
+		!s.Doubt.Since.Equal(noon) {
 		t.Errorf("%+v %+v", s.Outage, s.Doubt)
 	}
 }
 
-// In a backlog a verdict is confirmed long after it was given. What was said to everybody when it
-// was is still known, and the successes just before it speak against nobody.
+// In a backlog a verdict is confirmed long after it was given. What all users were told at that
+// time is still known, and the successes just before it speak against no user.
 func TestVerdictsAreWeighedAgainstTheLastHour(t *testing.T) {
-	s, at := feed(guard.State{}, noon, guard.Tally{OK: 300}, guard.Tally{OK: 1, Dead: 12})
+	s, at := feed(health.State{}, noon, health.Tally{OK: 300}, health.Tally{OK: 1, Dead: 12})
 	first := at
 	for range 40 {
 		s, at = pass(s, at, time.Minute)
-		s, at = feed(s, at, guard.Tally{OK: 0, Again: 1})
+		s, at = feed(s, at, health.Tally{OK: 0, Again: 1})
 	}
 	v := grant.Verdict{At: first, Again: at.Add(-10 * time.Second)}
-	if s.Hold(v, at, rules) != guard.ReasonMassFailure {
+	if s.Withhold(v, at, rules) != health.ReasonMassFailure {
 		t.Error("40 minutes later nobody knows that everybody was refused")
 	}
 	for range 100 {
 		s, at = pass(s, at, 37*time.Second)
-		s, at = feed(s, at, guard.Tally{OK: 1})
+		s, at = feed(s, at, health.Tally{OK: 1})
 	}
 	if n := len(s.Lately); n > 130 {
 		t.Errorf("%d pieces are kept", n)
@@ -129,8 +141,8 @@ type patient struct {
 // ward is a provider's users, by when they are due.
 type ward struct {
 	t     *testing.T
-	state guard.State
-	rules guard.Rules
+	state health.State
+	rules health.Rules
 	due   map[int64][]*patient
 	late  int // renewals of the living that were more than a minute late
 	told  int
@@ -142,7 +154,7 @@ func (w *ward) arm(p *patient, at time.Time) { w.due[at.Unix()] = append(w.due[a
 
 // second handles all who are due at a time.
 func (w *ward) second(at time.Time) {
-	var tally guard.Tally
+	var tally health.Tally
 	for i, p := range w.due[at.Unix()] {
 		switch d := w.state.Doubt; {
 		case d != nil && at.Before(d.Until):
@@ -164,7 +176,7 @@ func (w *ward) second(at time.Time) {
 
 // refuse is what becomes of a user who has left: refused three times, then told, or held and asked
 // again.
-func (w *ward) refuse(p *patient, nth int, at time.Time, tally *guard.Tally) {
+func (w *ward) refuse(p *patient, nth int, at time.Time, tally *health.Tally) {
 	switch v := p.verdict; {
 	case v == nil:
 		tally.Dead++
@@ -174,7 +186,7 @@ func (w *ward) refuse(p *patient, nth int, at time.Time, tally *guard.Tally) {
 	case v.Again.IsZero():
 		v.Again = at
 		w.arm(p, at.Add(10*time.Second))
-	case w.state.Hold(*v, at, w.rules) != "":
+	case w.state.Withhold(*v, at, w.rules) != "":
 		v.Again = at
 		w.arm(p, at.Add(3*time.Minute+time.Duration(nth%120)*time.Second))
 	default:
@@ -187,12 +199,17 @@ func (w *ward) refuse(p *patient, nth int, at time.Time, tally *guard.Tally) {
 	tally.Again++
 }
 
-// 60 % of 10,000 users are signed out by their provider, for true, and 40 % are fine. The living
-// are renewed on time all the while, nobody is signed out before the hold is over, and then the
-// dead are.
+// 60 % of 10,000 users are really signed out by their provider, and 40 % are fine. The living are
+// renewed on time all the while. No user is signed out before the hold is over, and then the dead
+// are.
 func TestTheLivingAreRenewedWhileTheDeadAreHeld(t *testing.T) {
 	const users = 10_000
-	w := ward{t: t, state: guard.State{Settings: "a", ProvenAt: noon}, rules: rules, due: map[int64][]*patient{}}
+	w := ward{
+		t:     t,
+		state: health.State{Settings: "a", ProvenAt: noon},
+		rules: rules,
+		due:   map[int64][]*patient{},
+	}
 	w.rules.Hold = 6 * time.Hour
 	var all []*patient
 	for i := range users {
@@ -207,12 +224,14 @@ func TestTheLivingAreRenewedWhileTheDeadAreHeld(t *testing.T) {
 		t.Errorf("%d renewals of the living were more than a minute late", w.late)
 	}
 	for _, p := range all {
-		if p.dead && p.told.IsZero() || !p.dead && (!p.told.IsZero() || p.renewed.Before(noon.Add(8*time.Hour))) {
+		if p.dead && p.told.IsZero() ||
+			!p.dead && (!p.told.IsZero() || p.renewed.Before(noon.Add(8*time.Hour))) {
 			t.Fatalf("at the end %+v", *p)
 		}
 	}
 	s := w.state
-	if w.told != users*3/5 || s.Doubt != nil || len(s.Untold) != 2 || said(s) != recovered+guard.ReasonMassFailure {
+	if w.told != users*3/5 || s.Doubt != nil || len(s.Untold) != 2 ||
+		said(s) != recovered+health.ReasonMassFailure {
 		t.Errorf("%d told, doubt %+v, events %+v", w.told, s.Doubt, s.Untold)
 	}
 }

@@ -1,4 +1,4 @@
-package guard
+package health
 
 import (
 	"context"
@@ -14,17 +14,22 @@ import (
 // ErrNotPaused: there is nothing to resume.
 var ErrNotPaused = errors.New("the provider is not paused")
 
-// PauseBy stores an operator's pause in the provider's record, in place of one that is there. Every
-// worker heeds it within a second or so, and it outlives the breaker and all of them. A zero Until
-// holds until Resume. The change is told as provider.degraded, in the name of p.By.
+// PauseBy stores an operator's pause in the provider's record, in place of a pause already there.
+// Every worker heeds the pause within a second or so, and it outlives the breaker and all workers.
+// A zero Until holds until Resume. The change is told as provider.degraded, in the name of p.By.
 func PauseBy(ctx context.Context, bucket jetstream.KeyValue, provider string, p Pause) error {
-	_, err := change(ctx, bucket, provider, func(s State) (State, error) { return s.paused(p), nil })
+	_, err := change(ctx, bucket, provider, func(s State) (State, error) {
+		return s.paused(p), nil
+	})
 	return err
 }
 
-// ResumeBy ends an operator's pause, and has a try made at once of what the breaker or a doubt holds
-// back. by is who asks, at now. Errors: ErrNotPaused if nothing holds the provider back, ErrRecord.
-func ResumeBy(ctx context.Context, bucket jetstream.KeyValue, provider, by string, now time.Time) error {
+// ResumeBy ends an operator's pause, and has the calls held back by the breaker or a doubt tried at
+// once. by names the operator, at now. Errors: ErrNotPaused if nothing holds the provider back,
+// ErrRecord.
+func ResumeBy(
+	ctx context.Context, bucket jetstream.KeyValue, provider, by string, now time.Time,
+) error {
 	_, err := change(ctx, bucket, provider, func(s State) (State, error) {
 		if s.Paused == nil && s.Outage == nil && s.Doubt == nil {
 			return s, fmt.Errorf("%s: %w", provider, ErrNotPaused)
@@ -46,7 +51,7 @@ func (s State) paused(p Pause) State {
 	return s
 }
 
-// unpaused ends the pause, in the name of by; empty: it ran out. What waited is woken.
+// unpaused ends the pause, in the name of by; empty: the pause ran out. Waiting grants are woken.
 func (s State) unpaused(by string, now time.Time) State {
 	p := s.Paused
 	s.Paused, s.RecoveredAt, s.LiftUntil, s.WakeAt = nil, now.UTC(), p.end(), now.UTC()
@@ -55,7 +60,7 @@ func (s State) unpaused(by string, now time.Time) State {
 	return s
 }
 
-// resumed is s with nothing that keeps the next try from being made at now.
+// resumed is s with the next try free to be made at now.
 func (s State) resumed(by string, now time.Time) State {
 	if s.Paused != nil {
 		s = s.unpaused(by, now)
@@ -78,7 +83,7 @@ func (s State) expired(now time.Time) State {
 	return s.unpaused("", now)
 }
 
-// end is when the pause ends; one without an end is set for longer than anybody waits.
+// end is when the pause ends. A pause without an end is set for longer than any user waits.
 func (p Pause) end() time.Time {
 	if p.Until.IsZero() {
 		return p.Since.AddDate(100, 0, 0).UTC()

@@ -1,4 +1,4 @@
-package guard
+package health
 
 import (
 	"slices"
@@ -15,12 +15,12 @@ type Tally struct {
 	Failed    int `json:"failed,omitempty"`    // outages: unsent, ambiguous
 	Config    int `json:"config,omitempty"`    // our settings refused
 	Throttled int `json:"throttled,omitempty"` // asked for patience
-	// Unknown are the users refused for the first time in words nobody knows, UnknownAgain those
-	// refused once more like that.
+	// Unknown are the users refused for the first time in unknown words, UnknownAgain the users
+	// refused in unknown words once more.
 	Unknown      int `json:"unknown,omitempty"`
 	UnknownAgain int `json:"unknown_again,omitempty"`
-	// Quiet is the latest time until which a throttling answer asked to be left alone; zero: none
-	// said.
+	// Quiet is the latest time until which a throttling answer asked to be left alone; zero: no
+	// answer named a time.
 	Quiet time.Time `json:"quiet,omitzero"`
 }
 
@@ -49,21 +49,28 @@ func tallied(f *grant.Fault, again bool, now time.Time) Tally {
 
 func (t Tally) add(u Tally) Tally {
 	return Tally{
-		t.OK + u.OK, t.Dead + u.Dead, t.Again + u.Again, t.Failed + u.Failed, t.Config + u.Config, t.Throttled + u.Throttled,
-		t.Unknown + u.Unknown, t.UnknownAgain + u.UnknownAgain, later(t.Quiet, u.Quiet),
+		OK:           t.OK + u.OK,
+		Dead:         t.Dead + u.Dead,
+		Again:        t.Again + u.Again,
+		Failed:       t.Failed + u.Failed,
+		Config:       t.Config + u.Config,
+		Throttled:    t.Throttled + u.Throttled,
+		Unknown:      t.Unknown + u.Unknown,
+		UnknownAgain: t.UnknownAgain + u.UnknownAgain,
+		Quiet:        later(t.Quiet, u.Quiet),
 	}
 }
 
-// answers are those that say something about a user: the provider takes our settings.
+// answers are the calls that say something about a user: the provider takes our settings.
 func (t Tally) answers() int { return t.OK + t.Dead + t.Again }
 
 // bad are the calls that say something against the provider, or our settings.
 func (t Tally) bad() int { return t.Failed + t.Config + t.Throttled }
 
-// denied are the calls that refused a user, in plain words or in others.
+// denied are the calls that refused a user, in known or unknown words.
 func (t Tally) denied() int { return t.Dead + t.Again + t.Unknown + t.UnknownAgain }
 
-// refused are the calls that renewed nobody, though the provider answered.
+// refused are the calls that renewed no user, though the provider answered.
 func (t Tally) refused() int { return t.denied() + t.Config }
 
 func later(a, b time.Time) time.Time {
@@ -73,33 +80,39 @@ func later(a, b time.Time) time.Time {
 	return a
 }
 
-// What was said is remembered in pieces of fine for fineFor, and in pieces of coarse for coarseFor:
-// a verdict is weighed against what the provider said to everybody since it was first given, and in
-// a backlog that can be long ago.
+// Answers are remembered in pieces of fine for fineFor, and in pieces of coarse for coarseFor. A
+// verdict is weighed against the provider's answers to all users since the verdict was first given.
+// In a backlog this can be long ago.
 const (
 	fine, fineFor     = 2 * time.Second, 2 * time.Minute
 	coarse, coarseFor = time.Minute, time.Hour
 	bucketsMost       = int(fineFor/fine + coarseFor/coarse + 4)
 )
 
-// Bucket is what happened in one piece of time.
+// Bucket counts the answers in one piece of time.
 type Bucket struct {
 	From time.Time `json:"from"`
 	OK   int       `json:"ok,omitempty"`
 	Dead int       `json:"dead,omitempty"`
-	// Again are those refused once more, Unknown those refused for the first time in words nobody
-	// knows, UnknownAgain those refused once more like that.
+	// Again are users refused once more, Unknown users refused for the first time in unknown words,
+	// UnknownAgain users refused in unknown words once more.
 	Again        int  `json:"again,omitempty"`
 	Unknown      int  `json:"unknown,omitempty"`
 	UnknownAgain int  `json:"unknown_again,omitempty"`
 	Coarse       bool `json:"coarse,omitempty"`
 }
 
-// after is what surely happened after at, or may have: of a piece that lies across it refusals
-// count, and where the piece is long successes do not, so that those before at speak against
-// nobody.
+// after counts the answers that came after at, or may have come after it. Of a piece across at,
+// refusals count. If the piece is long, its successes do not count, so that successes before at
+// speak against no user.
 func (b Bucket) after(at time.Time) Tally {
-	t := Tally{OK: b.OK, Dead: b.Dead, Again: b.Again, Unknown: b.Unknown, UnknownAgain: b.UnknownAgain}
+	t := Tally{
+		OK:           b.OK,
+		Dead:         b.Dead,
+		Again:        b.Again,
+		Unknown:      b.Unknown,
+		UnknownAgain: b.UnknownAgain,
+	}
 	switch {
 	case b.Coarse && !b.From.Add(coarse).After(at), !b.Coarse && !b.From.Add(fine).After(at):
 		return Tally{}
@@ -109,15 +122,15 @@ func (b Bucket) after(at time.Time) Tally {
 	return t
 }
 
-// with is b with what t counts added.
+// with is b with the counts of t added.
 func (b Bucket) with(t Tally) Bucket {
 	b.OK, b.Dead, b.Again = b.OK+t.OK, b.Dead+t.Dead, b.Again+t.Again
 	b.Unknown, b.UnknownAgain = b.Unknown+t.Unknown, b.UnknownAgain+t.UnknownAgain
 	return b
 }
 
-// lately is list with t at its end, older pieces made coarse, and those that are too old left out.
-// The list that is shared is left as it is.
+// lately is list with t at its end, older pieces made coarse, and too old pieces left out. The
+// shared list stays unchanged.
 func lately(list []Bucket, t Tally, now time.Time) []Bucket {
 	if t.OK+t.denied() == 0 {
 		return list
@@ -144,7 +157,7 @@ func lately(list []Bucket, t Tally, now time.Time) []Bucket {
 	return out[max(0, len(out)-bucketsMost):]
 }
 
-// since is what was said after at, as far as it is remembered.
+// since counts the answers after at, as far as remembered.
 func (s State) since(at time.Time) Tally {
 	var sum Tally
 	for _, b := range s.Lately {
@@ -153,12 +166,14 @@ func (s State) since(at time.Time) Tally {
 	return sum
 }
 
-// Said is what the provider said to users since a time, as far as it is remembered.
+// Said counts the provider's answers to users since a time, as far as remembered.
 func (s State) Said(since time.Time) Tally { return s.since(since) }
 
-// renewed reports whether anybody was renewed since.
+// renewed reports whether a user was renewed since.
 func (s State) renewed(since time.Time) bool {
-	return slices.ContainsFunc(s.Lately, func(b Bucket) bool { return b.OK > 0 && !b.From.Before(since) })
+	return slices.ContainsFunc(s.Lately, func(b Bucket) bool {
+		return b.OK > 0 && !b.From.Before(since)
+	})
 }
 
 func share(part, whole int) float64 {

@@ -1,4 +1,4 @@
-package guard
+package health
 
 import (
 	"context"
@@ -6,21 +6,23 @@ import (
 )
 
 const (
-	// wakeFor is how long a worker has to wake those who wait. After that another one begins anew, in
-	// case it died.
+	// wakeFor is how long a worker has to wake the waiting grants. After wakeFor another worker
+	// starts over, in case the first worker died.
 	wakeFor = 5 * time.Minute
-	// wakeEvery is the least time between two, and doubles up to an hour: workers whose settings
-	// differ change them back and forth, and whoever fails must not be tried each time.
+	// wakeEvery is the least time between two wakings, and doubles up to an hour. Workers whose
+	// settings differ change the settings back and forth, and a failing user must not be tried each
+	// time.
 	wakeEvery = time.Minute
 )
 
-// wakeAll wakes those who wait whenever the record says so, until ctx ends.
+// wakeAll wakes the waiting grants whenever the record says so, until ctx ends.
 func (g *Guard) wakeAll(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
 		if err := g.wake(ctx); err != nil && ctx.Err() == nil {
-			g.Logger.Warn("not everybody who waits for the provider was woken; they come in their own time, or with the next try",
+			g.Logger.Warn("not all who wait for the provider were woken; the rest come in their "+
+				"own time, or with the next try",
 				"provider", g.Provider, "error", err)
 		}
 		select {
@@ -31,7 +33,7 @@ func (g *Guard) wakeAll(ctx context.Context) {
 	}
 }
 
-// wake does it once, if no other worker does.
+// wake wakes the waiting grants once, if no other worker does.
 func (g *Guard) wake(ctx context.Context) error {
 	at := g.state.Load().WakeAt
 	if g.Wake == nil || at.IsZero() {
@@ -52,9 +54,10 @@ func (g *Guard) wake(ctx context.Context) error {
 	}
 	n, err := g.Wake(ctx, g.Provider, at)
 	if err != nil {
-		return err // whoever finds the time over tries again
+		return err // the next worker tries again once WakeUntil is over
 	}
-	g.Logger.Info("those who waited for the provider are tried again", "provider", g.Provider, "grants", n, "since", at)
+	g.Logger.Info("those who waited for the provider are tried again", "provider", g.Provider,
+		"grants", n, "since", at)
 	return g.change(ctx, func(s State) State {
 		if s.WakeAt.Equal(at) {
 			s.WakeAt = time.Time{}

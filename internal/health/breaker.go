@@ -1,4 +1,4 @@
-package guard
+package health
 
 import (
 	"time"
@@ -12,14 +12,14 @@ func (s State) braked(t Tally, now time.Time, r Rules) State {
 		return s.probed(t, now, r)
 	}
 	reason := s.failing(t, now, r)
-	if reason == "" || reason == ReasonConfig { // it answers: see doubting
+	if reason == "" || reason == ReasonConfig { // the provider answers: see doubting
 		return s
 	}
 	s.Outage = &Outage{Reason: reason, Since: now, Until: later(now.Add(r.OpenMin), s.asked(t))}
 	return s.tell(schema.ProviderDegraded, reason, now, now)
 }
 
-// failing says why next to no call succeeds; empty: enough do.
+// failing says why next to no call succeeds; empty: enough calls succeed.
 func (s State) failing(t Tally, now time.Time, r Rules) string {
 	if s.asked(t).After(now) {
 		return ReasonThrottled
@@ -36,8 +36,8 @@ func (s State) failing(t Tally, now time.Time, r Rules) string {
 	return ReasonOutage
 }
 
-// asked is until when the provider as a whole asked to be left alone. What it says to one user,
-// while others are answered, holds for that user alone.
+// asked is until when the provider asked all users to wait. A wait asked of one user, while other
+// users are answered, holds for this user alone.
 func (s State) asked(t Tally) time.Time {
 	if s.Run.Throttled < throttles {
 		return time.Time{}
@@ -45,8 +45,8 @@ func (s State) asked(t Tally) time.Time {
 	return t.Quiet
 }
 
-// probed is braked during an outage: answers that were under way when it began change nothing,
-// unless they ask for more patience; those after Until decide.
+// probed is braked during an outage. Answers before Until are of calls under way when the outage
+// began: they change nothing, unless they ask for more patience. Answers after Until decide.
 func (s State) probed(t Tally, now time.Time, r Rules) State {
 	o := *s.Outage
 	longest := r.OpenMax
@@ -80,7 +80,7 @@ func (s State) recovered(t Tally, now time.Time) State {
 	return s.tell(schema.ProviderRecovered, o.Reason, o.Since, now)
 }
 
-// doubting begins a doubt, keeps it, or ends it.
+// doubting begins a doubt, keeps or ends it.
 func (s State) doubting(t Tally, now time.Time, r Rules) State {
 	reason := s.doubtful(t, now, r)
 	switch d := s.Doubt; {
@@ -99,10 +99,12 @@ func (s State) doubting(t Tally, now time.Time, r Rules) State {
 }
 
 // doubtful says why the provider's refusals are not to be believed; empty: they are. A mass failure
-// begins with a refusal only, so that workers whose rules differ do not begin and end it in turns.
+// begins with a refusal only, so that workers whose rules differ do not begin and end the doubt in
+// turns.
 func (s State) doubtful(t Tally, now time.Time, r Rules) string {
 	said := s.since(now.Add(-r.Window))
-	gone := said.Dead + said.Unknown // each user who is held back asks again and again, and counts once
+	// each user who is held back asks again and again, and counts once
+	gone := said.Dead + said.Unknown
 	switch {
 	case s.Outage == nil && s.failing(t, now, r) == ReasonConfig:
 		return ReasonConfig
@@ -110,14 +112,15 @@ func (s State) doubtful(t Tally, now time.Time, r Rules) string {
 		return ReasonConfig
 	case t.Unknown > 0 && s.Run.Unknown >= s.inARow(now, r) && r.FailShare <= 1:
 		return ReasonUnknown
-	case t.Dead+t.Unknown > 0 && (s.nobody(r) || gone >= r.DeadMin && share(gone, gone+said.OK) >= r.DeadShare):
+	case t.Dead+t.Unknown > 0 &&
+		(s.nobody(r) || gone >= r.DeadMin && share(gone, gone+said.OK) >= r.DeadShare):
 		return ReasonMassFailure
 	}
 	return ""
 }
 
-// inARow is how many refusals in a row, of our settings or in words that nobody knows, are about all
-// users: more where others were renewed lately, since many can have left at once.
+// inARow is how many refusals in a row concern all users: refusals of our settings or in unknown
+// words. The number is higher if users were renewed lately, since many users can have left at once.
 func (s State) inARow(now time.Time, r Rules) int {
 	if s.renewed(now.Add(-r.Window)) {
 		return nobody * r.DeadMin
@@ -125,20 +128,22 @@ func (s State) inARow(now time.Time, r Rules) int {
 	return few
 }
 
-// nobody reports whether nobody at all is renewed any more.
+// nobody reports whether no user is renewed any more.
 func (s State) nobody(r Rules) bool { return s.Run.Dead >= nobody*r.DeadMin && r.DeadShare <= 1 }
 
-// cleared reports whether the doubt is over: anybody was answered who would not have been, or fewer
-// than most are refused, or the rules have changed.
+// cleared reports whether the doubt is over. A mass failure is over when fewer than most users are
+// refused, any other doubt with the first answer about a user. Changed rules can end both.
 func (s State) cleared(t Tally, now time.Time, r Rules) bool {
 	if s.Doubt.Reason != ReasonMassFailure {
 		return t.answers() > 0 || r.FailShare > 1
 	}
 	said := s.since(now.Add(-r.Window))
-	return r.DeadShare > 1 || !s.nobody(r) && said.answers() > 0 && share(said.denied(), said.OK+said.denied()) < r.DeadShare
+	return r.DeadShare > 1 ||
+		!s.nobody(r) && said.answers() > 0 &&
+			share(said.denied(), said.OK+said.denied()) < r.DeadShare
 }
 
-// believed ends the doubt. Who waited for that is woken.
+// believed ends the doubt. Renewals that waited for its end are woken.
 func (s State) believed(t Tally, now time.Time) State {
 	d := s.Doubt
 	s.Doubt = nil
@@ -151,9 +156,9 @@ func (s State) believed(t Tally, now time.Time) State {
 	return s.tell(schema.ProviderRecovered, d.Reason, d.Since, now)
 }
 
-// pausing lets presentations wait while the provider is in doubt and nobody at all is renewed, from
-// one try to the next. As soon as anybody is, everybody goes on: those who are well must not wait
-// for those who are refused.
+// pausing lets presentations wait while the provider is in doubt and no user is renewed, from one
+// try to the next. As soon as one user is renewed, all presentations go on: users who are well must
+// not wait for users who are refused.
 func (s State) pausing(t Tally, now time.Time, r Rules) State {
 	d := *s.Doubt
 	switch longest := d.longest(r); {
@@ -176,8 +181,9 @@ func (s State) pausing(t Tally, now time.Time, r Rules) State {
 	return s
 }
 
-// longest is the longest time between two tries. A provider that does not know our settings is asked
-// as often as one that is down; one that refuses in words nobody knows may spend what it is shown.
+// longest is the longest time between two tries. A provider that does not know our settings is
+// asked as often as a provider that is down. A provider that refuses in unknown words may spend the
+// tokens shown to it.
 func (d Doubt) longest(r Rules) time.Duration {
 	switch d.Reason {
 	case ReasonConfig:
@@ -189,4 +195,6 @@ func (d Doubt) longest(r Rules) time.Duration {
 }
 
 // interval is the time between two tries.
-func (d Doubt) interval(r Rules) time.Duration { return min(r.OpenMin<<min(d.Tries, 20), d.longest(r)) }
+func (d Doubt) interval(r Rules) time.Duration {
+	return min(r.OpenMin<<min(d.Tries, 20), d.longest(r))
+}

@@ -1,4 +1,4 @@
-package guard
+package health
 
 import (
 	"context"
@@ -15,6 +15,7 @@ import (
 
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/internal/natsd"
+	"github.com/renewd/renewd/internal/testkit/streams"
 	"github.com/renewd/renewd/schema"
 )
 
@@ -30,25 +31,17 @@ type site struct {
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	server, err := natsd.Start(t.Context(), natsd.Config{StoreDir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(server.Shutdown)
-	nc, err := server.Connect()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := streams.Start(t, natsd.Config{})
 	bucket, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "providers"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &site{t: t, bucket: bucket, brake: &recorder{limit: full}, clock: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
+	return &site{
+		t:      t,
+		bucket: bucket,
+		brake:  &recorder{limit: full},
+		clock:  time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC),
+	}
 }
 
 func (s *site) now() time.Time {
@@ -69,8 +62,14 @@ const full = 50
 func (s *site) worker(bucket jetstream.KeyValue) *Guard {
 	s.t.Helper()
 	g, err := New(Config{
-		Provider: "p", Settings: "a", Concurrency: full, Bucket: bucket, Brake: s.brake, Source: "/renewd", Now: s.now,
-		Logger: slog.New(slog.DiscardHandler),
+		Provider:    "p",
+		Settings:    "a",
+		Concurrency: full,
+		Bucket:      bucket,
+		Brake:       s.brake,
+		Source:      "/renewd",
+		Now:         s.now,
+		Logger:      slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		s.t.Fatal(err)
@@ -243,8 +242,10 @@ func TestARestartInAnOutageGoesOn(t *testing.T) {
 	s.brake.limit, s.brake.until = full, time.Time{} // streams apply, meanwhile
 	b := s.worker(s.bucket)
 	b.round(t.Context())
-	if b.WaitToPresent(time.Time{}, true) != b.Rules.OpenMin || s.brake.limit != 1 || !s.brake.until.Equal(s.now().Add(b.Rules.OpenMin)) {
-		t.Errorf("waits %v, limit %d, paused until %v", b.WaitToPresent(time.Time{}, true), s.brake.limit, s.brake.until)
+	if b.WaitToPresent(time.Time{}, true) != b.Rules.OpenMin || s.brake.limit != 1 ||
+		!s.brake.until.Equal(s.now().Add(b.Rules.OpenMin)) {
+		t.Errorf("waits %v, limit %d, paused until %v", b.WaitToPresent(time.Time{}, true),
+			s.brake.limit, s.brake.until)
 	}
 }
 
@@ -267,12 +268,15 @@ func TestRetryAfterHoldsForEveryWorker(t *testing.T) {
 	s := newSite(t)
 	a, b := s.worker(s.bucket), s.worker(s.bucket)
 	for range throttles {
-		a.Report(&grant.Fault{Class: grant.Throttled, Status: 429, RetryAfter: 5 * time.Minute}, false)
+		a.Report(&grant.Fault{Class: grant.Throttled, Status: 429, RetryAfter: 5 * time.Minute},
+			false)
 	}
 	a.round(t.Context())
 	b.round(t.Context())
-	if b.WaitToPresent(time.Time{}, true) != 5*time.Minute || !s.brake.until.Equal(s.now().Add(5*time.Minute)) {
-		t.Errorf("another worker waits %v, paused until %v", b.WaitToPresent(time.Time{}, true), s.brake.until)
+	if b.WaitToPresent(time.Time{}, true) != 5*time.Minute ||
+		!s.brake.until.Equal(s.now().Add(5*time.Minute)) {
+		t.Errorf("another worker waits %v, paused until %v", b.WaitToPresent(time.Time{}, true),
+			s.brake.until)
 	}
 	s.advance(5 * time.Minute)
 	if b.WaitToPresent(time.Time{}, true) != 0 {
@@ -280,7 +284,7 @@ func TestRetryAfterHoldsForEveryWorker(t *testing.T) {
 	}
 }
 
-// While nobody is renewed one presentation at a time tries, and the tokens of newer logins are
+// While no user is renewed one presentation at a time tries, and the tokens of newer logins are
 // presented at once.
 func TestOneTriesWhileNobodyIsRenewed(t *testing.T) {
 	s := newSite(t)
@@ -290,7 +294,8 @@ func TestOneTriesWhileNobodyIsRenewed(t *testing.T) {
 	}
 	a.round(t.Context())
 	if a.WaitToPresent(time.Time{}, true) == 0 || s.brake.limit != full || !s.brake.until.IsZero() {
-		t.Fatalf("waits %v, limit %d, paused until %v", a.WaitToPresent(time.Time{}, true), s.brake.limit, s.brake.until)
+		t.Fatalf("waits %v, limit %d, paused until %v", a.WaitToPresent(time.Time{}, true),
+			s.brake.limit, s.brake.until)
 	}
 	if a.WaitToPresent(s.now().Add(time.Millisecond), true) != 0 {
 		t.Error("who has just signed in waits behind those who are refused")
@@ -311,6 +316,35 @@ func TestOneTriesWhileNobodyIsRenewed(t *testing.T) {
 	}
 }
 
+// While most users are refused and none is renewed, a token that was never refused has a turn of
+// its own. Otherwise users who are well would wait for as long as the refused ones have the tries.
+func TestUsersWhoAreWellHaveATurnOfTheirOwn(t *testing.T) {
+	s := newSite(t)
+	a := s.worker(s.bucket)
+	for range nobody * 10 {
+		a.Report(&grant.Fault{Class: grant.Permanent}, false)
+	}
+	a.round(t.Context())
+	for range 5 { // the tries come to nothing, and grow rare
+		s.advance(time.Minute)
+		if a.WaitToPresent(time.Time{}, true) != 0 {
+			t.Fatal("no try after a minute")
+		}
+		a.Report(&grant.Fault{Class: grant.Permanent}, true)
+		a.round(t.Context())
+	}
+	if a.WaitToPresent(time.Time{}, false) != 0 {
+		t.Error("a token that was never refused waits for the tries of refused ones")
+	}
+	if wait := a.WaitToPresent(time.Time{}, false); wait == 0 || wait > a.Rules.OpenMax {
+		t.Errorf("the next such token waits %v", wait)
+	}
+	s.advance(a.Rules.OpenMax)
+	if a.WaitToPresent(time.Time{}, false) != 0 {
+		t.Error("the next such token has no turn")
+	}
+}
+
 // What a later version wrote, or what is damaged, is kept: it holds more than this version knows.
 func TestARecordOfAnUnknownVersionIsKept(t *testing.T) {
 	for _, raw := range []string{`{"v":99,"settings":{"a":1}}`, `{"v":3}`, `damaged`} {
@@ -323,7 +357,9 @@ func TestARecordOfAnUnknownVersionIsKept(t *testing.T) {
 			s.fail(a)
 			held := make(chan string, 1)
 			go func() {
-				reason, err := a.Hold(t.Context(), grant.Verdict{At: s.now().Add(-1000 * time.Hour)})
+				reason, err := a.Withhold(t.Context(), grant.Verdict{
+					At: s.now().Add(-1000 * time.Hour),
+				})
 				held <- fmt.Sprint(reason, err)
 			}()
 			for got := ""; got == ""; {
@@ -340,7 +376,8 @@ func TestARecordOfAnUnknownVersionIsKept(t *testing.T) {
 			if err != nil || string(entry.Value()) != raw {
 				t.Errorf("%v: it is now %s", err, entry.Value())
 			}
-			if _, _, err := Load(t.Context(), s.bucket, "p"); !errors.Is(err, ErrRecord) || !strings.Contains(err.Error(), "nats kv del providers p") {
+			if _, _, err := Load(t.Context(), s.bucket, "p"); !errors.Is(err, ErrRecord) ||
+				!strings.Contains(err.Error(), "nats kv del providers p") {
 				t.Errorf("an operator reads %v", err)
 			}
 		})
@@ -350,15 +387,18 @@ func TestARecordOfAnUnknownVersionIsKept(t *testing.T) {
 // A record from before there were versions is read as it is.
 func TestARecordWithoutVersionIsRead(t *testing.T) {
 	s := newSite(t)
-	const raw = `{"settings":"a","proven_at":"2026-03-01T10:00:00Z","window_at":"2026-03-01T11:59:00Z","window":{"ok":5,"dead":1},` +
+	const raw = `{"settings":"a","proven_at":"2026-03-01T10:00:00Z",` +
+		`"window_at":"2026-03-01T11:59:00Z","window":{"ok":5,"dead":1},` +
 		`"recent":{"ok":1},"lately":[{"from":"2026-03-01T11:59:58Z","ok":3,"dead":1}],` +
-		`"outage":{"reason":"provider_unavailable","since":"2026-03-01T11:59:59Z","until":"2026-03-01T12:00:09Z","tries":1}}`
+		`"outage":{"reason":"provider_unavailable","since":"2026-03-01T11:59:59Z",` +
+		`"until":"2026-03-01T12:00:09Z","tries":1}}`
 	if _, err := s.bucket.PutString(t.Context(), "p", raw); err != nil {
 		t.Fatal(err)
 	}
 	a := s.worker(s.bucket)
 	a.round(t.Context())
-	if got := a.State(); got.ProvenAt.IsZero() || len(got.Lately) != 1 || a.WaitToPresent(time.Time{}, true) == 0 || s.brake.limit != 1 {
+	if got := a.State(); got.ProvenAt.IsZero() || len(got.Lately) != 1 ||
+		a.WaitToPresent(time.Time{}, true) == 0 || s.brake.limit != 1 {
 		t.Errorf("read as %+v", got)
 	}
 }

@@ -1,4 +1,4 @@
-package guard
+package health
 
 import (
 	"context"
@@ -10,12 +10,13 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// version of a record's form. A record without one was written before there were versions, and has
-// the same form with fields missing. A form that these rules would misread needs the next number.
+// version of a record's form. A record without a version was written before there were versions,
+// and has the same form with fields missing. A form that these rules would misread needs the next
+// number.
 const version = 2
 
-// version is the one that s is written with. A version before would take what it does not know for
-// nothing: an operator's pause would be gone, and a doubt about our settings one about users.
+// version is the version to write s with. Version 1 would ignore the fields that it does not know:
+// an operator's pause would be gone, and a doubt about our settings would be a doubt about users.
 func (s State) version() int {
 	if s.Paused != nil || s.Doubt != nil && s.Doubt.Reason != ReasonMassFailure {
 		return version
@@ -23,12 +24,14 @@ func (s State) version() int {
 	return 1
 }
 
-// ErrRecord: the record is of a later version, or damaged. It is never overwritten.
+// ErrRecord: the record is of a later version, or damaged. Such a record is never overwritten.
 var ErrRecord = errors.New("the provider's record cannot be read")
 
-// Load reads a provider's record: the zero State, and revision 0, if there is none. ErrRecord if
-// this version cannot read it.
-func Load(ctx context.Context, bucket jetstream.KeyValue, provider string) (s State, revision uint64, err error) {
+// Load reads a provider's record. Without a record it returns the zero State and revision 0.
+// ErrRecord if this version cannot read the record.
+func Load(
+	ctx context.Context, bucket jetstream.KeyValue, provider string,
+) (s State, revision uint64, err error) {
 	entry, err := bucket.Get(ctx, provider)
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
 		return State{}, 0, nil
@@ -40,19 +43,23 @@ func Load(ctx context.Context, bucket jetstream.KeyValue, provider string) (s St
 		return State{}, 0, unreadable(bucket, provider, err)
 	}
 	if s.V > version {
-		return State{}, 0, unreadable(bucket, provider, fmt.Errorf("version %d, %d is the newest known here", s.V, version))
+		return State{}, 0, unreadable(bucket, provider, fmt.Errorf("version %d, %d is the newest "+
+			"known here", s.V, version))
 	}
 	return s, entry.Revision(), nil
 }
 
 func unreadable(bucket jetstream.KeyValue, key string, why error) error {
-	return fmt.Errorf("%w: %s in bucket %s: %w; run the renewd that wrote it, or forget what it knows: nats kv del %s %s",
+	return fmt.Errorf("%w: %s in bucket %s: %w; run the renewd that wrote it, or forget what it "+
+		"knows: nats kv del %s %s",
 		ErrRecord, key, bucket.Bucket(), why, bucket.Bucket(), key)
 }
 
-// change stores what f makes of the record, and keeps it as the state last seen.
+// change stores f's change of the record, and keeps the result as the state last seen.
 func (g *Guard) change(ctx context.Context, f func(State) State) error {
-	next, err := change(ctx, g.Bucket, g.Provider, func(s State) (State, error) { return f(s), nil })
+	next, err := change(ctx, g.Bucket, g.Provider, func(s State) (State, error) {
+		return f(s), nil
+	})
 	if err != nil {
 		return err
 	}
@@ -61,9 +68,11 @@ func (g *Guard) change(ctx context.Context, f func(State) State) error {
 	return nil
 }
 
-// change stores what f makes of a provider's record, again on each conflict, and returns it. What f
-// leaves as it is, is not written, and neither is anything beside an error of f's.
-func change(ctx context.Context, bucket jetstream.KeyValue, provider string, f func(State) (State, error)) (State, error) {
+// change stores f's change of a provider's record, again on each conflict, and returns the new
+// record. Nothing is written if f leaves the record unchanged or returns an error.
+func change(
+	ctx context.Context, bucket jetstream.KeyValue, provider string, f func(State) (State, error),
+) (State, error) {
 	for {
 		s, rev, err := Load(ctx, bucket, provider)
 		if err != nil {
@@ -87,7 +96,7 @@ func change(ctx context.Context, bucket jetstream.KeyValue, provider string, f f
 	}
 }
 
-// put stores v in place of the revision that was read; 0: there was none.
+// put stores v in place of the revision that was read; 0: no revision was there.
 func put(ctx context.Context, bucket jetstream.KeyValue, key string, v any, rev uint64) error {
 	raw, err := json.Marshal(v)
 	if err != nil {
@@ -102,7 +111,8 @@ func put(ctx context.Context, bucket jetstream.KeyValue, key string, v any, rev 
 }
 
 // conflict reports whether another worker was faster. A replicated bucket says so in other words
-// than a single one.
+// than a single bucket.
 func conflict(err error) bool {
-	return errors.Is(err, jetstream.ErrKeyExists) || errors.Is(err, jetstream.ErrKeyRevisionMismatch)
+	return errors.Is(err, jetstream.ErrKeyExists) ||
+		errors.Is(err, jetstream.ErrKeyRevisionMismatch)
 }

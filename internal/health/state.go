@@ -1,4 +1,4 @@
-package guard
+package health
 
 import (
 	"time"
@@ -25,14 +25,14 @@ type Outage struct {
 	Tries  int       `json:"tries,omitempty"`
 }
 
-// Doubt says that the provider answers, and that its refusals are not to be believed: it refuses
-// most users, or our settings, or everybody in words that nobody knows.
+// Doubt says that the provider answers, and that its refusals are not to be believed. The provider
+// refuses most users, or our settings, or all users in unknown words.
 type Doubt struct {
 	Reason string    `json:"reason,omitempty"` // ReasonMassFailure, ReasonConfig or ReasonUnknown
 	Since  time.Time `json:"since"`
-	// Until is set while nobody at all is renewed: no refresh token is presented before, then one
-	// is, to see. The tokens of logins after Since need not wait as long: nobody is as likely to be
-	// renewed as who has just signed in.
+	// Until is set while no user is renewed. No refresh token is presented before Until, then one
+	// token is presented as a test. The tokens of logins after Since need not wait as long: a user
+	// who has just signed in is the most likely to be renewed.
 	Until time.Time `json:"until,omitzero"`
 	Tries int       `json:"tries,omitempty"`
 }
@@ -42,22 +42,25 @@ type Pause struct {
 	By    string    `json:"by"`
 	Note  string    `json:"note,omitempty"`
 	Since time.Time `json:"since"`
-	Until time.Time `json:"until,omitzero"` // zero: until an operator ends it
+	Until time.Time `json:"until,omitzero"` // zero: until an operator resumes
 }
 
 // Run counts answers in a row.
 type Run struct {
-	Dead      int `json:"dead,omitempty"`      // users refused for the first time since anybody was renewed
-	Unknown   int `json:"unknown,omitempty"`   // users refused in words nobody knows since anybody was answered
-	Config    int `json:"config,omitempty"`    // refusals of our settings since anybody was answered
-	Throttled int `json:"throttled,omitempty"` // throttling answers since anybody was answered
+	// users refused for the first time since a user was renewed
+	Dead int `json:"dead,omitempty"`
+	// users refused in unknown words since a user was answered
+	Unknown int `json:"unknown,omitempty"`
+	// refusals of our settings since a user was answered
+	Config    int `json:"config,omitempty"`
+	Throttled int `json:"throttled,omitempty"` // throttling answers since a user was answered
 }
 
-// Notice is an event about the provider that is decided and not published yet.
+// Notice is an event about the provider, decided and not published yet.
 type Notice struct {
 	Type   schema.Type `json:"type"`
 	Reason string      `json:"reason"`
-	Since  time.Time   `json:"since"` // of the outage; one event of each type comes of it
+	Since  time.Time   `json:"since"` // of the outage, which has one event of each type
 	At     time.Time   `json:"at"`
 	// By, Note and Until are an operator's, of a pause.
 	By    string    `json:"by,omitempty"`
@@ -68,11 +71,11 @@ type Notice struct {
 // State is one provider's record, shared by all workers.
 type State struct {
 	V int `json:"v,omitempty"` // of the record's form, see Load
-	// Settings is a fingerprint of the client id and endpoint that the rest is about; other
-	// settings start anew.
+	// Settings is a fingerprint of the client id and endpoint of this state. Other settings start
+	// from scratch.
 	Settings   string    `json:"settings"`
-	SettingsAt time.Time `json:"settings_at,omitzero"` // when they came
-	ProvenAt   time.Time `json:"proven_at,omitzero"`   // first success under them
+	SettingsAt time.Time `json:"settings_at,omitzero"` // when these settings came
+	ProvenAt   time.Time `json:"proven_at,omitzero"`   // first success under these settings
 
 	RecentAt time.Time `json:"recent_at,omitzero"`
 	Recent   Tally     `json:"recent,omitzero"`
@@ -83,34 +86,34 @@ type State struct {
 	Doubt  *Doubt  `json:"doubt,omitempty"`
 	Paused *Pause  `json:"paused,omitempty"`
 	// RecoveredAt is when the last outage ended; the limit rises from there. LiftUntil is until
-	// when its pause would last if nobody lifted it.
+	// when the outage's pause would last if not lifted.
 	RecoveredAt time.Time `json:"recovered_at,omitzero"`
 	LiftUntil   time.Time `json:"lift_until,omitzero"`
-	// WakeAt is set when what failed or waits since before then deserves a try at once, until that
-	// is done. WakeUntil is how long no other worker does it.
-	// Wakes counts how often it was done, with less than an hour in between.
+	// WakeAt is set while the grants that failed or wait since before WakeAt deserve a try at once.
+	// WakeUntil is how long no other worker wakes them. Wakes counts the wakings with less than an
+	// hour in between.
 	WakeAt    time.Time `json:"wake_at,omitzero"`
 	WakeUntil time.Time `json:"wake_until,omitzero"`
 	Wakes     int       `json:"wakes,omitempty"`
-	// Untold are the events to publish, oldest first. Whoever has published one takes it out.
+	// Untold are the events to publish, oldest first. The worker that has published an event
+	// removes the event.
 	Untold []Notice `json:"untold,omitempty"`
 }
 
 const (
-	// throttles in a row make a Retry-After hold for everybody. A user who was throttled waits on
-	// their own timer, so that three in a row are three users, with nobody answered in between: it
-	// is then about the client, not about a user.
+	// throttles in a row make a Retry-After hold for all users. A throttled user waits on their own
+	// timer, so three in a row are three users, with no user answered in between. The throttling is
+	// then about the client, not about a user.
 	throttles = 3
-	// maxQuiet caps what a provider may ask for: a typo of theirs must not stop renewals for a
-	// year.
+	// maxQuiet caps the wait that a provider may ask for: a typo of the provider's must not stop
+	// renewals for a year.
 	maxQuiet = time.Hour
-	// nobody times DeadMin users refused in a row, with nobody renewed in between, mean that nobody
-	// at all is. Where 60 % of all have left, twenty in a row happen once in 30,000 times, and cost
-	// a second.
+	// nobody times DeadMin users refused in a row, with no user renewed in between, mean that no
+	// user is renewed at all. Where 60 % of all users have left, twenty in a row happen once in
+	// 30,000 times, and cost a second.
 	nobody = 2
-	// few refusals in a row, in words that nobody knows or of our settings, with nobody answered in
-	// between, are no longer about a user. A provider may spend a token that it refuses, so that few
-	// are shown to it.
+	// few refusals in a row, in unknown words or of our settings, with no user answered in between,
+	// are no longer about a user. A provider may spend a refused token, so few tokens are shown.
 	few = 3
 	// untoldMost bounds the record while events cannot be published.
 	untoldMost = 32
@@ -129,9 +132,10 @@ func (s State) Next(t Tally, settings string, now time.Time, r Rules) State {
 	return s.braked(t, now, r).doubting(t, now, r).expired(now)
 }
 
-// upgraded is s, which a version before may have written, in the words of this one.
+// upgraded is s, perhaps written by a version before, in the words of this version.
 func (s State) upgraded() State {
-	if o := s.Outage; o != nil && (o.Reason == ReasonMassFailure || o.Reason == ReasonConfig || o.Reason == ReasonUnknown) {
+	if o := s.Outage; o != nil &&
+		(o.Reason == ReasonMassFailure || o.Reason == ReasonConfig || o.Reason == ReasonUnknown) {
 		if s.Outage = nil; s.Doubt == nil {
 			s.Doubt = &Doubt{Reason: o.Reason, Since: o.Since}
 		} else {
@@ -146,12 +150,18 @@ func (s State) upgraded() State {
 	return s
 }
 
-// under is s under new settings: nothing is known about them. They deserve a try at once, since
-// they may be the cure, and so does everybody who failed under the old ones.
+// under is s under new settings: nothing is known about them. The new settings deserve a try at
+// once, since they may be the cure, and so does every user who failed under the old settings.
 func (s State) under(settings string, now time.Time) State {
 	next := State{
-		Settings: settings, SettingsAt: now.UTC(), Paused: s.Paused, RecoveredAt: s.RecoveredAt, LiftUntil: s.LiftUntil,
-		WakeUntil: s.WakeUntil, Wakes: s.Wakes, Untold: s.Untold,
+		Settings:    settings,
+		SettingsAt:  now.UTC(),
+		Paused:      s.Paused,
+		RecoveredAt: s.RecoveredAt,
+		LiftUntil:   s.LiftUntil,
+		WakeUntil:   s.WakeUntil,
+		Wakes:       s.Wakes,
+		Untold:      s.Untold,
 	}
 	if s.Settings != "" {
 		next.WakeAt = now.UTC()
@@ -192,10 +202,15 @@ func (s State) counted(t Tally, now time.Time, r Rules) State {
 	return s
 }
 
-// tell adds an event to those that are to be published.
+// tell adds an event to the events to publish.
 func (s State) tell(typ schema.Type, reason string, since, now time.Time) State {
 	from := max(0, len(s.Untold)+1-untoldMost)
-	s.Untold = append(append([]Notice(nil), s.Untold[from:]...), Notice{Type: typ, Reason: reason, Since: since.UTC(), At: now.UTC()})
+	s.Untold = append(append([]Notice(nil), s.Untold[from:]...), Notice{
+		Type:   typ,
+		Reason: reason,
+		Since:  since.UTC(),
+		At:     now.UTC(),
+	})
 	return s
 }
 
@@ -211,8 +226,8 @@ func (s State) Told(n Notice) State {
 	return s
 }
 
-// Limit is how many renewals may be in hand over all workers at now, where full is usual: one in an
-// outage, doubling each second after it.
+// Limit is how many renewals may be under way over all workers at now, where full is usual: one in
+// an outage, doubling each second after the outage.
 func (s State) Limit(now time.Time, full int) int {
 	switch since := now.Sub(s.RecoveredAt); {
 	case s.Outage != nil:
@@ -224,8 +239,8 @@ func (s State) Limit(now time.Time, full int) int {
 	}
 }
 
-// PausedUntil is until when the consumer delivers nothing; a time that has passed: a pause is to be
-// lifted; zero: nothing is to be done.
+// PausedUntil is until when the consumer delivers nothing. A past time means that a pause is to be
+// lifted, and zero that nothing is to be done.
 func (s State) PausedUntil(now time.Time) time.Time {
 	switch {
 	case s.Paused != nil:
@@ -238,26 +253,28 @@ func (s State) PausedUntil(now time.Time) time.Time {
 	return time.Time{}
 }
 
-// most reports whether most users have been refused since v was first given, or most answers are
-// refusals since it was given again: then it is the provider that is out of order, or restored, or
-// taken for another, and none of them has left. Over the longer time each user counts once: those
-// who are held back ask again and again.
+// most reports whether most users have been refused since v was first given, or since v was given
+// again. Then the provider is out of order, or restored, or taken for another provider, and no user
+// has left. Each user counts once. Users who are held back ask again and again, more often than
+// other users are renewed, so their refusals count only while no user is renewed.
 func (s State) most(v grant.Verdict, r Rules) bool {
-	refused := func(t Tally) bool {
-		return t.denied() >= r.DeadMin && share(t.denied(), t.OK+t.denied()) >= r.DeadShare
+	refused := func(since time.Time) bool {
+		t := s.since(since)
+		gone := t.Dead + t.Unknown
+		return gone >= r.DeadMin && share(gone, t.OK+gone) >= r.DeadShare
 	}
-	since := s.since(v.At)
-	since.Again, since.UnknownAgain = 0, 0
-	return refused(since) || refused(s.since(v.Again))
+	all := s.since(v.Again).denied() >= r.DeadMin && !s.renewed(v.Again) && r.DeadShare <= 1
+	return refused(v.At) || refused(v.Again) || all
 }
 
-// Hold says why v is not to be believed yet; empty: it is.
-func (s State) Hold(v grant.Verdict, now time.Time, r Rules) string {
+// Withhold says why v is not to be believed yet; empty: v is to be believed.
+func (s State) Withhold(v grant.Verdict, now time.Time, r Rules) string {
 	held, from := now.Sub(v.At), v.At
 	if v.Unsure {
-		from = v.Again // what was said of others before says nothing about the words in use now
+		from = v.Again // earlier answers say nothing about the words in use now
 	}
-	steady := held >= r.Hold && s.renewed(now.Add(-r.Window)) // refused for so long, while others are renewed: it is true
+	// refused for so long, while other users are renewed: the refusal is true
+	steady := held >= r.Hold && s.renewed(now.Add(-r.Window))
 	switch {
 	case s.Doubt != nil && s.Doubt.Reason != ReasonMassFailure:
 		return s.Doubt.Reason
