@@ -1,12 +1,10 @@
-// Package consumers owns how messages are taken from JetStream: the Runner that every consumer of
-// renewd stands on, and, for any service, Subscribe (react to outcomes), Replay (read them back for
-// an audit) and Await (publish a command and wait for its answer).
+// Package consumers is for any service that listens to renewd: Subscribe reacts to outcomes, Replay
+// reads outcomes back for an audit, and Await publishes a command and waits for its answer.
 //
-// It never looks into what a message means, never creates a stream, and never logs or traces a
-// body. Delivery is at least once, everywhere: a subscriber that keeps state compares the version
-// in an event's data with the one it knows and ignores what is older.
+// The package never looks into the meaning of an event, never creates a stream, and never logs or
+// traces a body. Delivery is at least once, everywhere: a subscriber that keeps state compares the
+// version in an event's data with the known version and ignores older events.
 //
-// A Runner handles up to Config.Slots messages at a time, each in one goroutine; handlers must be
-// safe for concurrent use. Every function here waits for all goroutines it starts before it
-// returns.
+// With Subscription.Concurrency above 1 the function of a subscription must be safe for concurrent
+// use. Every function here waits for all its goroutines before it returns.
 package consumers

@@ -10,49 +10,51 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/renewd/renewd/internal/pull"
+	"github.com/renewd/renewd/internal/runner"
 	"github.com/renewd/renewd/schema"
 )
 
-// durable is a subscription that keeps its place on the server, and looks after it.
+// durable is a subscription whose place the server keeps, and looks after the server's durable.
 type durable struct {
 	Subscription
-	config   Config
+	config   runner.Config
 	subjects schema.Subjects
-	want     []string  // the durable's filters; none: everything
+	want     []string  // the durable's filters; empty: everything
 	began    time.Time // when Subscribe was called
 
 	mu      sync.Mutex
-	made    time.Time // when the durable was made that was last seen
-	floor   uint64    // all up to here was handled, by any process that shares it
-	ordered bool      // one event is in hand at a time, over all processes: what was handled last is the floor
+	made    time.Time // when the durable last seen was made
+	floor   uint64    // all up to here was handled, by any process that shares the durable
+	ordered bool      // one event at a time over all processes: the last event handled is the floor
 }
 
-// errFilters: a durable is for other events than were asked for.
-var errFilters = errors.New("the durable is for other events: use another Durable, or set UpdateFilter to change it for all that share it")
-
-// errVanished: a durable is gone, and cannot be made anew.
-var errVanished = errors.New("the durable vanished, and nothing is heard until it is back")
+// errFilters: the durable is for other events than asked for.
+var errFilters = errors.New("the durable is for other events: use another Durable, " +
+	"or set UpdateFilter to change it for all that share it")
 
 // run handles events until ctx ends.
 func (d *durable) run(ctx context.Context) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	handle := d.config.Handler
-	d.config.Handler = func(ctx context.Context, m *Message) error {
+	d.config.Handler = func(ctx context.Context, m *runner.Message) error {
 		if !matches(d.want, m.Subject) {
-			err := fmt.Errorf("subscribe as %s: %w: %s came, which is none of %v", d.Durable, errFilters, m.Subject, d.want)
+			err := fmt.Errorf("subscribe as %s: %w: %s came, which is none of %v",
+				d.Durable, errFilters, m.Subject, d.want)
 			stop(err)
-			return Retry(err, 0)
+			return runner.Retry(err, 0)
 		}
 		of := d.seen()
 		if err := handle(ctx, m); err != nil {
-			return Retry(err, min(time.Second<<min(max(m.Deliveries, 1)-1, 6), d.config.MaxDelay))
+			return runner.Retry(err,
+				min(time.Second<<min(max(m.Deliveries, 1)-1, 6), d.config.MaxDelay))
 		}
 		d.handled(m, of)
 		return nil
 	}
-	d.config.looked, d.config.missing = d.looked, d.remake
-	runner, err := NewRunner(d.config)
+	d.config.Looked, d.config.Missing = d.looked, d.remake
+	runner, err := runner.New(d.config)
 	if err != nil {
 		return err
 	}
@@ -68,7 +70,7 @@ func (d *durable) run(ctx context.Context) error {
 // await waits until the durable is there, or ctx ends.
 func (d *durable) await(ctx context.Context) error {
 	start := d.start()
-	var wait backoff
+	var wait pull.Backoff
 	for {
 		err := d.ensure(ctx, start)
 		switch {
@@ -76,23 +78,30 @@ func (d *durable) await(ctx context.Context) error {
 			return nil
 		case !passing(err):
 			return fmt.Errorf("subscribe as %s: %w", d.Durable, err)
-		case wait.next == 0:
-			d.config.Logger.Warn("cannot subscribe yet, trying again", "stream", d.config.Stream, "consumer", d.Durable, "error", err)
+		case !wait.Waited():
+			d.config.Logger.Warn("cannot subscribe yet, trying again", "stream", d.config.Stream,
+				"consumer", d.Durable, "error", err)
 		}
 		if start.DeliverPolicy == jetstream.DeliverNewPolicy {
-			// Once it is there, what was stored meanwhile counts, too.
+			// Once the durable is there, events stored meanwhile count, too.
 			start.DeliverPolicy, start.OptStartTime = jetstream.DeliverByStartTimePolicy, &d.began
 		}
-		wait.wait(ctx)
+		wait.Wait(ctx)
 	}
 }
 
-// start is the durable to be made, where Subscribe was told to begin. As many events may be in hand
-// as are handled at a time: with one, an event that comes again is not overtaken.
+// start is the durable to be made, at the beginning given to Subscribe. The server hands out as
+// many unacknowledged events as are handled at a time. With one event at a time, no later event
+// overtakes a redelivered event.
 func (d *durable) start() jetstream.ConsumerConfig {
 	c := jetstream.ConsumerConfig{
-		Durable: d.Durable, FilterSubjects: d.want, AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second, MaxDeliver: -1,
-		MaxAckPending: d.config.Slots, DeliverPolicy: jetstream.DeliverNewPolicy,
+		Durable:        d.Durable,
+		FilterSubjects: d.want,
+		AckPolicy:      jetstream.AckExplicitPolicy,
+		AckWait:        30 * time.Second,
+		MaxDeliver:     -1,
+		MaxAckPending:  d.config.Slots,
+		DeliverPolicy:  jetstream.DeliverNewPolicy,
 	}
 	switch {
 	case d.StartAll:
@@ -105,7 +114,7 @@ func (d *durable) start() jetstream.ConsumerConfig {
 	return c
 }
 
-// ensure makes the durable, or holds an existing one against what was asked for.
+// ensure makes the durable, or adjusts an existing durable to the subscription.
 func (d *durable) ensure(ctx context.Context, start jetstream.ConsumerConfig) error {
 	c, err := d.config.JetStream.Consumer(ctx, d.config.Stream, d.Durable)
 	switch {
@@ -124,20 +133,25 @@ func (d *durable) ensure(ctx context.Context, start jetstream.ConsumerConfig) er
 	return nil
 }
 
-// create says what to do about a server that does not even answer: it drops what a user may not ask
-// for.
-func (d *durable) create(ctx context.Context, c jetstream.ConsumerConfig) (jetstream.Consumer, error) {
-	ctx, stop := context.WithTimeout(ctx, lookupLimit)
+// create makes the durable. Its error says what rights are needed, because a server does not even
+// answer a request without the right.
+func (d *durable) create(
+	ctx context.Context, c jetstream.ConsumerConfig,
+) (jetstream.Consumer, error) {
+	ctx, stop := context.WithTimeout(ctx, runner.LookupLimit)
 	defer stop()
 	made, err := d.config.JetStream.CreateConsumer(ctx, d.config.Stream, c)
 	if err != nil {
-		return nil, fmt.Errorf("make consumer %s of %s: %w (may this NATS user publish to %sCONSUMER.CREATE.%s.%s.>? Else have it made by one that may)",
-			d.Durable, d.config.Stream, err, apiPrefix(d.config.JetStream), d.config.Stream, d.Durable)
+		return nil, fmt.Errorf("make consumer %s of %s: %w (may this NATS user publish to "+
+			"%sCONSUMER.CREATE.%s.%s.>? Else have it made by one that may)",
+			d.Durable, d.config.Stream, err, pull.APIPrefix(d.config.JetStream), d.config.Stream,
+			d.Durable)
 	}
 	return made, nil
 }
 
-// update gives an existing durable what was asked for, as far as that is this process's to say.
+// update gives an existing durable the filters and the concurrency of the subscription, as far as
+// this process may.
 func (d *durable) update(ctx context.Context, have jetstream.ConsumerConfig) error {
 	same := equalFilters(have, d.want)
 	if !same && !d.UpdateFilter && !d.wasEverything(have) {
@@ -152,21 +166,24 @@ func (d *durable) update(ctx context.Context, have jetstream.ConsumerConfig) err
 		if !same {
 			return err
 		}
-		d.config.Logger.Warn("the durable allows another number of events in hand", "consumer", d.Durable, "have", have.MaxAckPending,
-			"want", d.config.Slots, "error", err)
+		d.config.Logger.Warn("the durable allows another number of events under way",
+			"consumer", d.Durable, "have", have.MaxAckPending, "want", d.config.Slots,
+			"error", err)
 	}
 	return nil
 }
 
-// looked notes how far the durable is, for all that share it. One that was made anew counts from
-// its own beginning.
+// looked notes how far the durable is, for all processes that share the durable. A recreated
+// durable counts from its own beginning.
 func (d *durable) looked(i *jetstream.ConsumerInfo) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !i.Created.Equal(d.made) {
 		if !d.made.IsZero() && i.AckFloor.Stream > d.floor {
-			d.config.Logger.Error("the durable was made anew by somebody else, later in the stream: what was stored between is missed", "consumer", d.Durable,
-				"handled", d.floor, "begins_after", i.AckFloor.Stream, "hint", fmt.Sprintf("remove it and make it from sequence %d on", d.floor+1))
+			d.config.Logger.Error("the durable was created again by another program, "+
+				"later in the stream: what was stored between is missed", "consumer", d.Durable,
+				"handled", d.floor, "begins_after", i.AckFloor.Stream,
+				"hint", fmt.Sprintf("remove it and make it from sequence %d on", d.floor+1))
 		}
 		d.made, d.floor = i.Created, 0
 	}
@@ -179,16 +196,16 @@ func (d *durable) handledUpTo() uint64 {
 	return d.floor
 }
 
-// seen is which durable the events now come from.
+// seen is when the durable was made from which events now come.
 func (d *durable) seen() time.Time {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.made
 }
 
-// handled notes an event of the durable that was made at of: its number means nothing to another
-// one.
-func (d *durable) handled(m *Message, of time.Time) {
+// handled notes an event of the durable that was made at of. The event's number means nothing to
+// another durable.
+func (d *durable) handled(m *runner.Message, of time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.ordered && d.made.Equal(of) {
@@ -196,12 +213,14 @@ func (d *durable) handled(m *Message, of time.Time) {
 	}
 }
 
-// remake makes a durable anew that vanished: from what was handled last, or from the beginning of a
-// stream that is younger than the durable was, since nothing in that was handled.
+// remake recreates a durable that vanished, from the last event handled. If the stream is younger
+// than the durable was, nothing in the stream was handled, and the durable starts at the stream's
+// beginning.
 func (d *durable) remake(ctx context.Context) error {
 	s, err := d.config.JetStream.Stream(ctx, d.config.Stream)
 	if err != nil && d.APIPrefix != "" {
-		return fmt.Errorf("%w: handled was all up to sequence %d", errVanished, d.handledUpTo())
+		return fmt.Errorf("%w: handled was all up to sequence %d",
+			runner.ErrVanished, d.handledUpTo())
 	}
 	if err != nil {
 		return fmt.Errorf("look up stream %s: %w", d.config.Stream, err)
@@ -210,10 +229,14 @@ func (d *durable) remake(ctx context.Context) error {
 	d.mu.Lock()
 	made, floor := d.made, d.floor
 	d.mu.Unlock()
-	c, what := d.start(), "the durable vanished and is made anew from where it was last seen: events may come again"
-	c.DeliverPolicy, c.OptStartTime, c.OptStartSeq = jetstream.DeliverByStartSequencePolicy, nil, floor+1
+	what := "the durable vanished and is created again from where it was last seen: " +
+		"events may come again"
+	c := d.start()
+	c.DeliverPolicy = jetstream.DeliverByStartSequencePolicy
+	c.OptStartTime, c.OptStartSeq = nil, floor+1
 	if i.Created.After(made) || floor > i.State.LastSeq {
-		what = "the stream was made anew and is read from its beginning: what the old one held and was not handled is missed"
+		what = "the stream was created again and is read from its beginning: " +
+			"what the old one held and was not handled is missed"
 		c.DeliverPolicy, c.OptStartSeq = jetstream.DeliverAllPolicy, 0
 	}
 	consumer, err := d.create(ctx, c)
@@ -221,47 +244,29 @@ func (d *durable) remake(ctx context.Context) error {
 		return nil // another process was faster
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", errVanished, err)
+		return fmt.Errorf("%w: %w", runner.ErrVanished, err)
 	}
-	if now, err := s.Info(ctx); err != nil || !now.Created.Equal(i.Created) { // made anew between the two
-		return errors.Join(errAnew, err, d.config.JetStream.DeleteConsumer(ctx, d.config.Stream, d.Durable))
+	// The stream may have been recreated between the two requests.
+	if now, err := s.Info(ctx); err != nil || !now.Created.Equal(i.Created) {
+		return errors.Join(errAnew, err,
+			d.config.JetStream.DeleteConsumer(ctx, d.config.Stream, d.Durable))
 	}
-	d.config.Logger.Warn(what, "stream", d.config.Stream, "consumer", d.Durable, "handled", floor, "stored", i.State.LastSeq)
+	d.config.Logger.Warn(what, "stream", d.config.Stream, "consumer", d.Durable, "handled", floor,
+		"stored", i.State.LastSeq)
 	d.looked(consumer.CachedInfo())
 	return nil
 }
 
-// durableFilters are those of a durable. One for every type has no list of them: a later version of
-// this package knows more types, and its durable must be the same.
-func (s Subscription) durableFilters(subjects schema.Subjects) []string {
-	if len(s.Types) > 0 {
-		return filters(subjects, s.Types, s.Provider, s.User)
-	}
-	if s.Provider == "" && s.User == "" {
-		return nil
-	}
-	prefix := subjects.Prefix()
-	if prefix != "" {
-		prefix += "."
-	}
-	provider := s.Provider
-	if provider == "" {
-		provider = "*"
-	}
-	if s.User != "" {
-		return []string{prefix + "*.*." + provider + "." + schema.EscapeUser(s.User)}
-	}
-	return []string{prefix + "*.*." + provider, prefix + "*.*." + provider + ".*"}
-}
-
-// wasEverything reports whether a durable was made for every type by a version of this package that
-// wrote out a list.
+// wasEverything reports whether a durable was made for every type by an older version of this
+// package, which wrote out a list.
 func (d *durable) wasEverything(have jetstream.ConsumerConfig) bool {
 	listed := []schema.Type{
-		schema.UserSynced, schema.UserReauthRequired, schema.UserRefreshFailed, schema.UserForgotten, schema.MessageRejected,
+		schema.UserSynced, schema.UserReauthRequired, schema.UserRefreshFailed,
+		schema.UserForgotten, schema.MessageRejected,
 		schema.ProviderDegraded, schema.ProviderRecovered,
 	}
-	return len(d.Types) == 0 && equalFilters(have, filters(d.subjects, listed, d.Provider, d.User))
+	return len(d.Types) == 0 && d.Providers == nil &&
+		equalFilters(have, filters(d.subjects, listed, d.Provider, d.User))
 }
 
 func filtersOf(c jetstream.ConsumerConfig) []string {
@@ -277,7 +282,7 @@ func equalFilters(c jetstream.ConsumerConfig, want []string) bool {
 	return slices.Equal(filtersOf(c), want)
 }
 
-// matches reports whether one of the filters lets subject through; no filter lets everything.
+// matches reports whether a filter lets subject through. An empty list lets everything through.
 func matches(filters []string, subject string) bool {
 	return len(filters) == 0 || slices.ContainsFunc(filters, func(filter string) bool {
 		want, have := strings.Split(filter, "."), strings.Split(subject, ".")

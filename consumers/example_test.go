@@ -2,11 +2,14 @@ package consumers_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log"
+	"net/http"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"golang.org/x/oauth2"
 
 	"github.com/renewd/renewd/consumers"
 	"github.com/renewd/renewd/schema"
@@ -15,8 +18,12 @@ import (
 // A service ends a user's sessions when the user must sign in again. docs/examples/force-logout is
 // the whole program.
 func ExampleSubscribe() {
-	watch := func(ctx context.Context, nc *nats.Conn, signOut func(user, reason string) error) error {
-		s := consumers.Subscription{Types: []schema.Type{schema.UserReauthRequired}, Durable: "shop-sessions"}
+	type signOut func(user, reason string) error
+	watch := func(ctx context.Context, nc *nats.Conn, signOut signOut) error {
+		s := consumers.Subscription{
+			Types:   []schema.Type{schema.UserReauthRequired},
+			Durable: "shop-sessions",
+		}
 		return consumers.Subscribe(ctx, nc, s, func(_ context.Context, e schema.Event) error {
 			d, err := schema.Data[schema.ReauthRequired](e)
 			if err != nil {
@@ -41,4 +48,19 @@ func ExampleReplay() {
 		}
 	}
 	_ = why
+}
+
+// A service calls an API in a user's name. Each request goes out with a token that renewd keeps
+// fresh.
+func ExampleTokenSource() {
+	files := func(ctx context.Context, nc *nats.Conn, user string) (*http.Response, error) {
+		client := oauth2.NewClient(ctx, consumers.TokenSource(nc, "propelauth", user))
+		answer, err := client.Get("https://api.example.com/files")
+		var no *schema.NoToken
+		if errors.As(err, &no) && no.SignInAgain() {
+			return nil, fmt.Errorf("%s must sign in again: %s since %v", user, no.Reason, no.Since)
+		}
+		return answer, err
+	}
+	_ = files
 }

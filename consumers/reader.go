@@ -8,11 +8,13 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/renewd/renewd/internal/pull"
+	"github.com/renewd/renewd/internal/runner"
 )
 
-// reader reads a stream in its order, without acks and without a gap: what is lost on the way is
-// read again. It stands on a consumer in the server's memory that is thrown away with it. Not safe
-// for concurrent use.
+// reader reads a stream in its order, without acks and without a gap: messages lost on the way are
+// read again. The reader uses a consumer in the server's memory, and close deletes the consumer.
+// Not safe for concurrent use.
 type reader struct {
 	js      jetstream.JetStream
 	stream  string
@@ -20,12 +22,12 @@ type reader struct {
 	next    uint64    // sequence to read from; 0: since
 	since   time.Time // zero: the oldest
 
-	created time.Time // when the stream was made that next is in; zero: not known yet
+	created time.Time // when the stream of next was made; zero: not known yet
 
-	puller  *puller // nil: the consumer is yet to be made
+	puller  *pull.Puller // nil: the consumer is yet to be made
 	name    string
 	read    uint64 // messages read from this consumer
-	pending uint64 // messages that match and were stored but not read, when the last one was
+	pending uint64 // matching messages stored but not read, when the last message was read
 }
 
 const (
@@ -33,11 +35,12 @@ const (
 	readExpires = 2 * time.Second
 )
 
-// errAnew: the stream is another one than was read so far, and holds nothing of that.
-var errAnew = errors.New("the stream was made anew: it is read from its beginning, and what the old one held and was not read is missed")
+// errAnew: the stream was recreated since the last read, and the messages read are gone.
+var errAnew = errors.New("the stream was created again: it is read from its beginning, " +
+	"and what the old one held and was not read is missed")
 
-// locate makes sure, once there is a consumer, that the reader is in the stream that this was made
-// of. After errAnew it is, at the beginning.
+// locate makes sure, once the consumer is made, that the reader's place is in the consumer's
+// stream. After errAnew the reader is at the beginning of that stream.
 func (r *reader) locate(ctx context.Context) error {
 	s, err := r.js.Stream(ctx, r.stream)
 	if err != nil {
@@ -55,11 +58,15 @@ func (r *reader) locate(ctx context.Context) error {
 // open makes the consumer, from where the reader is.
 func (r *reader) open(ctx context.Context) error {
 	c := jetstream.ConsumerConfig{
-		AckPolicy: jetstream.AckNonePolicy, MemoryStorage: true, Replicas: 1, InactiveThreshold: 30 * time.Second,
-		DeliverPolicy: jetstream.DeliverAllPolicy,
+		AckPolicy:         jetstream.AckNonePolicy,
+		MemoryStorage:     true,
+		Replicas:          1,
+		InactiveThreshold: 30 * time.Second,
+		DeliverPolicy:     jetstream.DeliverAllPolicy,
 	}
 	if len(r.filters) == 1 {
-		c.FilterSubject = r.filters[0] // part of the request's subject, so that permissions can tell it
+		// The filter is then part of the request's subject, where permissions can tell it.
+		c.FilterSubject = r.filters[0]
 	} else {
 		c.FilterSubjects = r.filters
 	}
@@ -76,10 +83,10 @@ func (r *reader) open(ctx context.Context) error {
 	}
 	info := consumer.CachedInfo()
 	r.name, r.read, r.pending = info.Name, 0, info.NumPending
-	if r.puller, err = newPuller(r.js, r.stream, r.name, readExpires, readBatch); err != nil {
+	if r.puller, err = pull.New(r.js, r.stream, r.name, readExpires, readBatch); err != nil {
 		return err
 	}
-	r.puller.once = true
+	r.puller.Once = true
 	if err := r.locate(ctx); err != nil {
 		r.close(ctx)
 		return err
@@ -87,23 +94,24 @@ func (r *reader) open(ctx context.Context) error {
 	return nil
 }
 
-// close throws the consumer away; the next batch makes another.
+// close deletes the consumer. The next batch makes another.
 func (r *reader) close(ctx context.Context) {
 	if r.puller == nil {
 		return
 	}
-	r.puller.close()
+	r.puller.Close()
 	r.puller = nil
 	if r.js.Conn().IsConnected() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), readExpires)
 		defer cancel()
-		_ = r.js.DeleteConsumer(ctx, r.stream, r.name) // else the server drops it after the InactiveThreshold
+		// Else the server drops the consumer after the InactiveThreshold.
+		_ = r.js.DeleteConsumer(ctx, r.stream, r.name)
 	}
 }
 
-// batch returns the next messages as soon as there are any; none if there was nothing for a while.
-// After an error the reader stands where it was and batch may be called again.
-func (r *reader) batch(ctx context.Context) (messages []*Message, err error) {
+// batch returns the next messages as soon as there are any, or no messages if there were none for a
+// while. After an error the reader stands where it was, and batch may be called again.
+func (r *reader) batch(ctx context.Context) (messages []*runner.Message, err error) {
 	if r.puller == nil {
 		if err := r.open(ctx); err != nil {
 			return nil, err
@@ -115,12 +123,12 @@ func (r *reader) batch(ctx context.Context) (messages []*Message, err error) {
 		}
 	}()
 	gap := false
-	_, err = r.puller.pull(ctx, readBatch, func(raw *nats.Msg) {
+	_, err = r.puller.Pull(ctx, readBatch, func(raw *nats.Msg) {
 		meta, bad := raw.Metadata()
 		if gap = gap || bad != nil || meta.Sequence.Consumer != r.read+1; gap {
 			return
 		}
-		messages = append(messages, messageOf(raw, meta))
+		messages = append(messages, runner.MessageOf(raw, meta))
 		r.read, r.next, r.pending = meta.Sequence.Consumer, meta.Sequence.Stream+1, meta.NumPending
 	})
 	switch {
@@ -128,12 +136,12 @@ func (r *reader) batch(ctx context.Context) (messages []*Message, err error) {
 		err = context.Cause(ctx)
 	case gap || len(messages) > 0 && err != nil:
 		r.close(ctx)
-		err = nil // go on from what came
+		err = nil // go on after the messages that came
 	}
 	return messages, err
 }
 
-// refresh asks how much is stored that was not read: what was pending may have expired.
+// refresh asks how many stored messages were not read: pending messages may have expired.
 func (r *reader) refresh(ctx context.Context) error {
 	if r.puller == nil {
 		return r.open(ctx)
@@ -150,7 +158,8 @@ func (r *reader) refresh(ctx context.Context) error {
 // passing reports whether err may go away by itself: everything but a refusal by the server.
 func passing(err error) bool {
 	if api, ok := errors.AsType[*jetstream.APIError](err); ok {
-		return api.Code == 503 || api.Code == 500 || errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, jetstream.ErrConsumerNotFound)
+		return api.Code == 503 || api.Code == 500 || errors.Is(err, jetstream.ErrStreamNotFound) ||
+			errors.Is(err, jetstream.ErrConsumerNotFound)
 	}
 	return !errors.Is(err, nats.ErrConnectionClosed) && !errors.Is(err, errFilters)
 }

@@ -10,6 +10,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/renewd/renewd/internal/pull"
+	"github.com/renewd/renewd/internal/runner"
 	"github.com/renewd/renewd/schema"
 )
 
@@ -20,20 +22,20 @@ type Query struct {
 	// Since and Until bound when an event was stored, by the server's clock: Since included, Until
 	// not. Zero: no bound.
 	Since, Until time.Time
-	// Types of events. None: all outcomes.
+	// Types of events. Empty: all outcomes.
 	Types []schema.Type
-	// Provider and User narrow it down. Empty: all. A User needs its Provider: reading one user's
-	// subjects takes milliseconds, looking for a user at every provider takes the server as long as
-	// reading everything.
+	// Provider and User narrow the outcomes down. Empty: all. A User needs its Provider: reading
+	// one user's subjects takes milliseconds, looking for a user at every provider takes the server
+	// as long as reading everything.
 	Provider, User string
 }
 
-// Replay reads stored outcomes back in the order they were stored, and ends with what was stored
-// when it began. Each use of the result reads anew.
+// Replay reads stored outcomes back in the order they were stored, and ends with the last outcome
+// stored when the replay began. Each use of the result reads from scratch.
 //
-// An error that is a *schema.Malformed is about one stored message that is no event; the replay
-// goes on after it. Any other error is the last pair: what came before it is complete, what comes
-// after is missing.
+// A *schema.Malformed as the error is about a single stored message that is no event, and the
+// replay goes on after the message. Any other error is the last pair: all outcomes before the error
+// were read, all later outcomes are missing.
 func Replay(ctx context.Context, nc *nats.Conn, q Query) iter.Seq2[schema.Event, error] {
 	return func(yield func(schema.Event, error) bool) {
 		if err := q.replay(ctx, nc, yield); err != nil {
@@ -55,10 +57,10 @@ func (q Query) check() (schema.Subjects, error) {
 	return subjects, checkFilter(q.Types, q.Provider, q.User)
 }
 
-// sources lists the filters of each consumer that a replay reads from. Everything comes through one
-// without any, since the server counts what matches a filter before it sends anything. Else each
-// type has its own: several filters on one consumer make the server look through every subject,
-// which takes a thousand times as long for one user.
+// sources lists the filters of each consumer that a replay reads from. A replay of everything reads
+// through one consumer without filters, since the server counts all matches of a filter before
+// sending anything. Otherwise each type has its own consumer: several filters on one consumer make
+// the server look through every subject, which takes a thousand times as long for one user.
 func (q Query) sources(subjects schema.Subjects) (out [][]string) {
 	if len(q.Types) == 0 && q.Provider == "" {
 		return [][]string{nil}
@@ -70,7 +72,9 @@ func (q Query) sources(subjects schema.Subjects) (out [][]string) {
 }
 
 // replay merges its sources by sequence.
-func (q Query) replay(ctx context.Context, nc *nats.Conn, yield func(schema.Event, error) bool) error {
+func (q Query) replay(
+	ctx context.Context, nc *nats.Conn, yield func(schema.Event, error) bool,
+) error {
 	subjects, err := q.check()
 	if err != nil {
 		return err
@@ -79,7 +83,7 @@ func (q Query) replay(ctx context.Context, nc *nats.Conn, yield func(schema.Even
 	if err != nil {
 		return err
 	}
-	stream := subjects.Name(outcomes)
+	stream := subjects.Name(schema.StreamOutcomes)
 	next, err := end(ctx, js, stream)
 	if err != nil {
 		return err
@@ -90,7 +94,12 @@ func (q Query) replay(ctx context.Context, nc *nats.Conn, yield func(schema.Even
 	defer cancel()
 	var sources []*source
 	for _, f := range q.sources(subjects) {
-		s := &source{reader: reader{js: js, stream: stream, filters: f, since: q.Since}, end: next, until: q.Until, batches: make(chan batch, batchesAhead)}
+		s := &source{
+			reader:  reader{js: js, stream: stream, filters: f, since: q.Since},
+			end:     next,
+			until:   q.Until,
+			batches: make(chan batch, batchesAhead),
+		}
 		reading.Go(func() { s.read(ctx) })
 		sources = append(sources, s)
 	}
@@ -107,7 +116,7 @@ func (q Query) replay(ctx context.Context, nc *nats.Conn, yield func(schema.Even
 }
 
 // first takes the oldest message of all sources; nil when all are at their end.
-func first(ctx context.Context, sources []*source) (*Message, error) {
+func first(ctx context.Context, sources []*source) (*runner.Message, error) {
 	var oldest *source
 	for _, s := range sources {
 		if err := s.fill(ctx); err != nil {
@@ -125,29 +134,29 @@ func first(ctx context.Context, sources []*source) (*Message, error) {
 	return m, nil
 }
 
-// source is one type's part of a replay. A goroutine of its own reads ahead while what came before
-// is decoded and used.
+// source is the part of a replay that comes through one consumer. Its goroutine reads ahead while
+// the caller decodes and uses the batches before.
 type source struct {
 	reader            // of the goroutine that reads
-	end     uint64    // first sequence that is too new
+	end     uint64    // first sequence too new for the replay
 	until   time.Time // zero: no bound
 	batches chan batch
 
-	ahead []*Message // of the goroutine that takes
+	ahead []*runner.Message // of the goroutine that takes
 	over  bool
 }
 
-// batchesAhead is how many batches wait to be taken: the server reads its disk meanwhile.
+// batchesAhead is how many batches may wait to be taken: the server reads its disk meanwhile.
 const batchesAhead = 4
 
-// batch is what a source read at a time.
+// batch is the result of one read of a source.
 type batch struct {
-	messages []*Message
-	over     bool // nothing comes after it
+	messages []*runner.Message
+	over     bool // nothing comes after this batch
 	err      error
 }
 
-// fill makes sure that the source's next message is at hand, unless there is none.
+// fill waits for the source's next message, or its end.
 func (s *source) fill(ctx context.Context) error {
 	for len(s.ahead) == 0 && !s.over {
 		select {
@@ -175,18 +184,19 @@ func (s *source) read(ctx context.Context) {
 	}
 }
 
-// readTries is how often a replay puts up with a lost connection, at any one place.
+// readTries is how often a replay tries to read a batch over a lost connection.
 const readTries = 6
 
-// try reads a batch, through cuts.
+// try reads a batch, even through lost connections.
 func (s *source) try(ctx context.Context) (b batch) {
-	var wait backoff
+	var wait pull.Backoff
 	for tries := 1; ; tries++ {
 		b = s.more(ctx)
-		if b.err == nil || ctx.Err() != nil || !passing(b.err) || errors.Is(b.err, errAnew) || tries == readTries {
+		if b.err == nil || ctx.Err() != nil || !passing(b.err) || errors.Is(b.err, errAnew) ||
+			tries == readTries {
 			return b
 		}
-		wait.wait(ctx)
+		wait.Wait(ctx)
 	}
 }
 

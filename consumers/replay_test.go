@@ -17,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/renewd/renewd/consumers"
+	"github.com/renewd/renewd/internal/testkit/link"
 	"github.com/renewd/renewd/schema"
 )
 
@@ -59,7 +60,8 @@ func TestReplay(t *testing.T) {
 	say(t, js, "3", schema.UserReauthRequired, "u17", struct{}{})
 	say(t, js, "4", schema.ProviderDegraded, "", struct{}{})
 	say(t, js, "5", schema.UserSynced, "u17", struct{}{})
-	if _, err := js.Publish(t.Context(), "user.synced.propelauth.u17", []byte("<html>")); err != nil {
+	if _, err := js.Publish(t.Context(), "user.synced.propelauth.u17",
+		[]byte("<html>")); err != nil {
 		t.Fatal(err)
 	}
 	say(t, js, "7", schema.MessageRejected, "u17", struct{}{})
@@ -67,17 +69,27 @@ func TestReplay(t *testing.T) {
 		q    consumers.Query
 		want string
 	}{
-		"all":         {consumers.Query{}, "1 2 3 4 5 ! 7"},
-		"type":        {consumers.Query{Types: []schema.Type{schema.UserReauthRequired, schema.ProviderDegraded}}, "3 4"},
-		"user":        {consumers.Query{Provider: "propelauth", User: "u17"}, "1 3 5 ! 7"},
-		"escaped":     {consumers.Query{Provider: "propelauth", User: "auth0|abc"}, "2"},
-		"nobody":      {consumers.Query{Provider: "propelauth", User: "u18"}, ""},
-		"provider":    {consumers.Query{Provider: "okta"}, ""},
-		"since":       {consumers.Query{Since: storedAt(t, js, 4)}, "4 5 ! 7"},
-		"until":       {consumers.Query{Until: storedAt(t, js, 4)}, "1 2 3"},
-		"between":     {consumers.Query{Since: storedAt(t, js, 2), Until: storedAt(t, js, 5)}, "2 3 4"},
-		"user, since": {consumers.Query{Provider: "propelauth", User: "u17", Since: storedAt(t, js, 2)}, "3 5 ! 7"},
-		"later":       {consumers.Query{Since: time.Now().Add(time.Hour)}, ""},
+		"all": {consumers.Query{}, "1 2 3 4 5 ! 7"},
+		"type": {
+			consumers.Query{
+				Types: []schema.Type{schema.UserReauthRequired, schema.ProviderDegraded},
+			},
+			"3 4",
+		},
+		"user":     {consumers.Query{Provider: "propelauth", User: "u17"}, "1 3 5 ! 7"},
+		"escaped":  {consumers.Query{Provider: "propelauth", User: "auth0|abc"}, "2"},
+		"nobody":   {consumers.Query{Provider: "propelauth", User: "u18"}, ""},
+		"provider": {consumers.Query{Provider: "okta"}, ""},
+		"since":    {consumers.Query{Since: storedAt(t, js, 4)}, "4 5 ! 7"},
+		"until":    {consumers.Query{Until: storedAt(t, js, 4)}, "1 2 3"},
+		"between": {
+			consumers.Query{Since: storedAt(t, js, 2), Until: storedAt(t, js, 5)}, "2 3 4",
+		},
+		"user, since": {
+			consumers.Query{Provider: "propelauth", User: "u17", Since: storedAt(t, js, 2)},
+			"3 5 ! 7",
+		},
+		"later": {consumers.Query{Since: time.Now().Add(time.Hour)}, ""},
 	} {
 		if got := strings.Join(replayed(t, nc, c.q), " "); got != c.want {
 			t.Errorf("%s: %s, want %s", name, got, c.want)
@@ -97,8 +109,19 @@ func fill(t *testing.T, js jetstream.JetStream, n int) (want []string) {
 	t.Helper()
 	for i := range n {
 		of := schema.Outcomes()[i%3]
-		h, body := schema.Encode(schema.Event{ID: fmt.Sprint(i), Source: "/renewd", Type: of, Provider: "propelauth", User: "u17", Time: time.Now()})
-		msg := &nats.Msg{Subject: string(of) + ".propelauth.u17", Header: nats.Header(h), Data: body}
+		h, body := schema.Encode(schema.Event{
+			ID:       fmt.Sprint(i),
+			Source:   "/renewd",
+			Type:     of,
+			Provider: "propelauth",
+			User:     "u17",
+			Time:     time.Now(),
+		})
+		msg := &nats.Msg{
+			Subject: string(of) + ".propelauth.u17",
+			Header:  nats.Header(h),
+			Data:    body,
+		}
 		if _, err := js.PublishMsgAsync(msg); err != nil {
 			t.Fatal(err)
 		}
@@ -147,14 +170,14 @@ func TestReplayGoesOnAfterACut(t *testing.T) {
 	t.Parallel()
 	s := start(t, true)
 	want := fill(t, outcomes(t, connect(t, s)), 3000)
-	wire := newProxy(t, s.Addr().String())
+	wire := link.For(t, s.Addr().String())
 	var got []string
-	for e, err := range consumers.Replay(t.Context(), wire.through(t), consumers.Query{}) {
+	for e, err := range consumers.Replay(t.Context(), through(t, wire), consumers.Query{}) {
 		if err != nil {
 			t.Fatal(err)
 		}
 		if got = append(got, e.ID); len(got) == 1000 {
-			wire.hangUp()
+			wire.HangUp()
 		}
 	}
 	if !slices.Equal(got, want) {
@@ -182,11 +205,15 @@ func TestQueryNamesTheField(t *testing.T) {
 	t.Parallel()
 	nc := connect(t, start(t, false))
 	for field, q := range map[string]consumers.Query{
-		"Provider":    {User: "u17"},
-		"Until":       {Since: time.Now(), Until: time.Now().Add(-time.Hour)},
-		"Types":       {Types: []schema.Type{"user.*"}},
-		"Types: none": {Types: []schema.Type{schema.ProviderDegraded}, Provider: "propelauth", User: "u17"},
-		"stream":      {}, // there is none
+		"Provider": {User: "u17"},
+		"Until":    {Since: time.Now(), Until: time.Now().Add(-time.Hour)},
+		"Types":    {Types: []schema.Type{"user.*"}},
+		"Types: none": {
+			Types:    []schema.Type{schema.ProviderDegraded},
+			Provider: "propelauth",
+			User:     "u17",
+		},
+		"stream": {}, // no stream was made
 	} {
 		var last error
 		for _, err := range consumers.Replay(t.Context(), nc, q) {
@@ -210,34 +237,56 @@ func theirs(t *testing.T, js jetstream.JetStream) time.Time {
 
 func TestAwait(t *testing.T) {
 	t.Parallel()
-	cause := func(id string) schema.Cause { return schema.Cause{ID: id, Type: schema.UserRefreshDue, Source: "/crm"} }
+	cause := func(id string) schema.Cause {
+		return schema.Cause{ID: id, Type: schema.UserRefreshDue, Source: "/crm"}
+	}
 	for name, c := range map[string]struct {
 		of   schema.Type
 		data any
 	}{
-		"synced":            {schema.UserSynced, schema.Synced{Cause: cause("mine"), BeganAt: time.Now().Add(-time.Hour)}},
-		"reauth":            {schema.UserReauthRequired, schema.ReauthRequired{Cause: cause("mine")}},
-		"rejected":          {schema.MessageRejected, schema.Rejected{Cause: cause("mine")}},
-		"rejected, unnamed": {schema.MessageRejected, schema.Rejected{Cause: schema.Cause{ID: "mine", Type: schema.UserRefreshDue}}},
-		"replaced":          {schema.UserSynced, schema.Synced{Cause: cause("newer"), BeganAt: time.Now().Add(time.Hour)}},
+		"synced": {
+			schema.UserSynced,
+			schema.Synced{Cause: cause("mine"), BeganAt: time.Now().Add(-time.Hour)},
+		},
+		"reauth": {
+			schema.UserReauthRequired, schema.ReauthRequired{Cause: cause("mine")},
+		},
+		"rejected": {schema.MessageRejected, schema.Rejected{Cause: cause("mine")}},
+		"rejected, unnamed": {
+			schema.MessageRejected,
+			schema.Rejected{Cause: schema.Cause{ID: "mine", Type: schema.UserRefreshDue}},
+		},
+		"replaced": {
+			schema.UserSynced,
+			schema.Synced{Cause: cause("newer"), BeganAt: time.Now().Add(time.Hour)},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			nc := connect(t, start(t, false))
 			js := outcomes(t, nc)
-			say(t, js, "before", schema.UserSynced, "u17", schema.Synced{Cause: cause("mine"), BeganAt: time.Now().Add(time.Hour)})
-			e, err := consumers.Await(t.Context(), nc, consumers.Whom{Provider: "propelauth", User: "u17"}, func(context.Context) (string, string, error) {
-				// The answer is there before publish returns; around it, what is none.
-				say(t, js, "older work", schema.UserSynced, "u17", schema.Synced{Cause: cause("other"), BeganAt: theirs(t, js)})
-				say(t, js, "other user", schema.UserSynced, "u18", schema.Synced{Cause: cause("mine"), BeganAt: time.Now().Add(time.Hour)})
-				say(t, js, "other source", schema.UserSynced, "u17", schema.Synced{Cause: schema.Cause{ID: "mine", Source: "/billing"}})
-				say(t, js, "rejection of another", schema.MessageRejected, "u17", schema.Rejected{Cause: cause("other")})
-				if _, err := js.Publish(t.Context(), "user.synced.propelauth.u17", json.RawMessage(`"odd"`)); err != nil {
+			say(t, js, "before", schema.UserSynced, "u17",
+				schema.Synced{Cause: cause("mine"), BeganAt: time.Now().Add(time.Hour)})
+			whom := consumers.Whom{Provider: "propelauth", User: "u17"}
+			publish := func(context.Context) (string, string, error) {
+				// The answer is there before publish returns, among events that are not the answer.
+				say(t, js, "older work", schema.UserSynced, "u17",
+					schema.Synced{Cause: cause("other"), BeganAt: theirs(t, js)})
+				say(t, js, "other user", schema.UserSynced, "u18",
+					schema.Synced{Cause: cause("mine"), BeganAt: time.Now().Add(time.Hour)})
+				say(t, js, "other source", schema.UserSynced, "u17",
+					schema.Synced{Cause: schema.Cause{ID: "mine", Source: "/billing"}})
+				say(t, js, "rejection of another", schema.MessageRejected, "u17",
+					schema.Rejected{Cause: cause("other")})
+				_, err := js.Publish(t.Context(), "user.synced.propelauth.u17",
+					json.RawMessage(`"odd"`))
+				if err != nil {
 					t.Error(err)
 				}
 				say(t, js, "answer", c.of, "u17", c.data)
 				return "/crm", "mine", nil
-			})
+			}
+			e, err := consumers.Await(t.Context(), nc, whom, publish)
 			if err != nil || e.ID != "answer" {
 				t.Errorf("%s, %v", e.ID, err)
 			}
@@ -245,15 +294,47 @@ func TestAwait(t *testing.T) {
 	}
 }
 
-// What began before the command was stored is no answer to it, and what began after is, by the
-// server's clock: here it is ten years ahead of this machine's.
+// A caller that knows its sender takes no outcome of another sender's command for its own, even
+// under the same source and id.
+func TestAwaitGoesByTheSender(t *testing.T) {
+	t.Parallel()
+	nc := connect(t, start(t, false))
+	js := outcomes(t, nc)
+	of := func(sender string) schema.Synced {
+		return schema.Synced{
+			Cause: schema.Cause{
+				ID:     "mine",
+				Type:   schema.UserRefreshDue,
+				Source: "/crm",
+				Sender: sender,
+			},
+		}
+	}
+	for sender, want := range map[string]string{"crm": "answer", "": "forged"} {
+		whom := consumers.Whom{Provider: "propelauth", User: "u17", Sender: sender}
+		publish := func(context.Context) (string, string, error) {
+			say(t, js, "forged for "+sender, schema.UserSynced, "u17", of("shop"))
+			say(t, js, "unnamed for "+sender, schema.UserSynced, "u17", of(""))
+			say(t, js, "answer for "+sender, schema.UserSynced, "u17", of("crm"))
+			return "/crm", "mine", nil
+		}
+		e, err := consumers.Await(t.Context(), nc, whom, publish)
+		if err != nil || e.ID != want+" for "+sender {
+			t.Errorf("sender %q: %s, %v, want %s", sender, e.ID, err, want)
+		}
+	}
+}
+
+// What began before the command was stored is no answer, and what began after it is, by the
+// server's clock. Here the server's clock is ten years ahead of this machine's.
 func TestAwaitGoesByTheServersClock(t *testing.T) {
 	t.Parallel()
 	s := start(t, true)
 	js := outcomes(t, connect(t, s))
 	const ahead = 10 * 365 * 24 * time.Hour // the proxy keeps the length of what it changes
 	nc, err := nats.Connect(proxied(t, s.Addr().String(), func(b []byte) []byte {
-		return bytes.ReplaceAll(b, fmt.Appendf(nil, `"ts":"%d`, time.Now().UTC().Year()), fmt.Appendf(nil, `"ts":"%d`, time.Now().Add(ahead).UTC().Year()))
+		return bytes.ReplaceAll(b, fmt.Appendf(nil, `"ts":"%d`, time.Now().UTC().Year()),
+			fmt.Appendf(nil, `"ts":"%d`, time.Now().Add(ahead).UTC().Year()))
 	}))
 	if err != nil {
 		t.Fatal(err)
@@ -261,9 +342,9 @@ func TestAwaitGoesByTheServersClock(t *testing.T) {
 	t.Cleanup(nc.Close)
 	got := make(chan schema.Event, 1)
 	go func() {
-		e, err := consumers.Await(t.Context(), nc, consumers.Whom{Provider: "propelauth", User: "u17"}, func(context.Context) (string, string, error) {
-			return "/crm", "mine", nil
-		})
+		whom := consumers.Whom{Provider: "propelauth", User: "u17"}
+		publish := func(context.Context) (string, string, error) { return "/crm", "mine", nil }
+		e, err := consumers.Await(t.Context(), nc, whom, publish)
 		if err != nil {
 			t.Error(err)
 		}
@@ -271,8 +352,11 @@ func TestAwaitGoesByTheServersClock(t *testing.T) {
 	}()
 	subscribed(t, js, 1) // the wait has begun
 	newer := schema.Cause{ID: "newer", Source: "/crm"}
-	say(t, js, "begun before", schema.UserSynced, "u17", schema.Synced{Cause: newer, BeganAt: time.Now().Add(time.Hour)}) // by this machine's clock: after
-	say(t, js, "begun after", schema.UserSynced, "u17", schema.Synced{Cause: newer, BeganAt: time.Now().Add(2 * ahead)})
+	// It is after the command only by this machine's clock.
+	say(t, js, "begun before", schema.UserSynced, "u17",
+		schema.Synced{Cause: newer, BeganAt: time.Now().Add(time.Hour)})
+	say(t, js, "begun after", schema.UserSynced, "u17",
+		schema.Synced{Cause: newer, BeganAt: time.Now().Add(2 * ahead)})
 	if e := receive(t, got); e.ID != "begun after" {
 		t.Errorf("answered by %s", e.ID)
 	}
@@ -317,7 +401,10 @@ func TestAwaitEnds(t *testing.T) {
 	nc := connect(t, start(t, false))
 	outcomes(t, nc)
 	whom := consumers.Whom{Provider: "propelauth", User: "u17"}
-	if _, err := consumers.Await(t.Context(), nc, whom, func(context.Context) (string, string, error) { return "", "", errFlaky }); !errors.Is(err, errFlaky) {
+	if _, err := consumers.Await(t.Context(), nc, whom,
+		func(context.Context) (string, string, error) {
+			return "", "", errFlaky
+		}); !errors.Is(err, errFlaky) {
 		t.Errorf("publish failed: %v", err)
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
@@ -328,7 +415,8 @@ func TestAwaitEnds(t *testing.T) {
 	if !errors.Is(err, errFlaky) || !strings.Contains(err.Error(), "mine") {
 		t.Errorf("context ended: %v", err)
 	}
-	if _, err := consumers.Await(t.Context(), nc, consumers.Whom{}, nil); !errors.Is(err, schema.ErrSubject) {
+	_, err = consumers.Await(t.Context(), nc, consumers.Whom{}, nil)
+	if !errors.Is(err, schema.ErrSubject) {
 		t.Errorf("nobody: %v", err)
 	}
 }

@@ -1,6 +1,7 @@
 package consumers
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,13 +12,12 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/renewd/renewd/internal/pull"
+	"github.com/renewd/renewd/internal/runner"
 	"github.com/renewd/renewd/schema"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
 )
-
-// outcomes is the stream that renewd's events are in, before a prefix.
-const outcomes = "OUTCOMES"
 
 // Subscription says which outcomes to receive. The zero value receives all, from now on, until the
 // program ends.
@@ -25,22 +25,25 @@ type Subscription struct {
 	// Prefix of the installation; usually empty.
 	Prefix string
 	// APIPrefix is under which name JetStream's API is imported into this connection's account,
-	// such as "$JS.renewd.API", where renewd has an account of its own. It needs a Durable that was
-	// made there. Empty: "$JS.API".
+	// such as "$JS.renewd.API", where renewd has its own account. An APIPrefix needs a Durable made
+	// in renewd's account. Empty: "$JS.API".
 	APIPrefix string
-	// Types of events. None: all outcomes.
+	// Types of events. Empty: all outcomes.
 	Types []schema.Type
-	// Provider and User narrow it down. Empty: all. Provider events have no user, so User leaves
-	// them out.
+	// Provider and User narrow the events down. Empty: all. Provider events have no user, so a User
+	// leaves provider events out.
 	Provider, User string
+	// Providers are several, in the place of Provider.
+	Providers []string
 
-	// Durable names a place in the stream that the server keeps: after a restart, events go on
-	// where they stopped, and several processes with the same name share them. Empty: the place is
-	// this call's own and forgotten with it.
+	// Durable names a place in the stream that the server keeps. After a restart, events go on from
+	// there, and several processes with the same name share the events. Empty: the place is this
+	// call's own and ends with the call.
 	Durable string
 	// UpdateFilter lets this call change which events an existing durable is for, to its own Types,
-	// Provider and User. It does so for every process that shares the durable: those that asked for
-	// other events end with an error. Default: a durable that is for other events is an error.
+	// Provider, Providers and User. The change is for every process that shares the durable:
+	// processes that asked for other events end with an error. Default: a durable for other events
+	// is an error.
 	UpdateFilter bool
 	// Since, StartAll for the oldest, or StartAt for the sequence in the stream, is where a new
 	// subscription begins. Default: now. An existing durable goes on where it is.
@@ -48,7 +51,7 @@ type Subscription struct {
 	StartAll bool
 	StartAt  uint64
 	// Concurrency is how many events are handled at a time, over all processes of a durable.
-	// Default 1: in the order they happened. More needs a Durable.
+	// Default 1: in the order of the stream. More needs a Durable.
 	Concurrency int
 
 	// Logger, Tracer and Meter. nil: nothing is recorded.
@@ -57,29 +60,34 @@ type Subscription struct {
 	Meter  metric.Meter
 }
 
-// Subscribe calls fn for each event until ctx ends; it then returns nil. It waits for a stream or a
-// server that is not there yet, and goes on by itself after a lost connection. A durable that
-// vanished is made anew from where this process last saw it, and a stream that was made anew is
-// read from its beginning; both are logged as warnings, since events may come again.
+// Subscribe calls fn for each event until ctx ends, and then returns nil. Subscribe waits for a
+// stream or a server that is not there yet, and goes on by itself after a lost connection. A
+// durable that vanished is recreated where this process last saw it. A recreated stream is read
+// from its beginning. Both are logged as warnings, since events may come again.
 //
-// fn gets no event that was not asked for. Where another process gave the durable a filter that
-// lets one through, it goes back to whoever wants it, and Subscribe ends with an error: two that
-// want different events need two durables.
+// fn gets only events that were asked for. Another process may give the durable a filter that lets
+// other events through. Such an event goes back for another process, and Subscribe ends with an
+// error: two processes that want different events need two durables.
 //
-// Delivery is at least once: fn must not mind an event that it has seen. With a Durable, an error
-// of fn brings the event again, with growing waits of up to a minute; with the default concurrency
-// later ones wait for it. Without a Durable an error of fn ends the subscription and is returned.
-// Events that are none of package schema's are logged and passed over. To keep state per user,
-// compare the version in the data with the one you know and ignore what is older.
-func Subscribe(ctx context.Context, nc *nats.Conn, s Subscription, fn func(context.Context, schema.Event) error) error {
+// Delivery is at least once, so fn must not mind an event seen before. With a Durable, an error of
+// fn brings the event again, with growing waits of up to a minute. With the default concurrency
+// later events wait meanwhile. Without a Durable an error of fn ends the subscription and is
+// returned. Messages that are not events of package schema are logged and passed over. To keep
+// state per user, compare the version in the data with the version you know and ignore older
+// events.
+func Subscribe(
+	ctx context.Context, nc *nats.Conn, s Subscription,
+	fn func(context.Context, schema.Event) error,
+) error {
 	config, subjects, err := s.config(nc)
 	if err != nil {
 		return err
 	}
-	config.Handler = func(ctx context.Context, m *Message) error {
+	config.Handler = func(ctx context.Context, m *runner.Message) error {
 		e, err := subjects.Decode(m.Header, m.Data, arrival(m))
 		if err != nil {
-			config.Logger.Warn("passed over a message that is no event", "subject", m.Subject, "sequence", m.Sequence, "error", err)
+			config.Logger.Warn("passed over a message that is no event", "subject", m.Subject,
+				"sequence", m.Sequence, "error", err)
 			return nil
 		}
 		return fn(ctx, e)
@@ -90,9 +98,9 @@ func Subscribe(ctx context.Context, nc *nats.Conn, s Subscription, fn func(conte
 	return s.follow(ctx, config, subjects)
 }
 
-// Prepare makes the durable of s, or holds an existing one against s, and reads nothing: so that
-// the program that subscribes need not be allowed to make consumers. Errors are of settings that
-// make no sense, of a durable that is for other events, and of the server.
+// Prepare makes the durable of s, or adjusts an existing durable as Subscribe does, and reads
+// nothing. The program that subscribes then needs no right to make consumers. An error says that
+// the settings make no sense, that the durable is for other events, or that the server refused.
 func Prepare(ctx context.Context, nc *nats.Conn, s Subscription) error {
 	if s.Durable == "" {
 		return errors.New("prepare: Durable: missing")
@@ -108,23 +116,31 @@ func Prepare(ctx context.Context, nc *nats.Conn, s Subscription) error {
 	return nil
 }
 
-// config is all but the handler of what runs s.
-func (s Subscription) config(nc *nats.Conn) (Config, schema.Subjects, error) {
+// config is the runner's settings for s, without the handler.
+func (s Subscription) config(nc *nats.Conn) (runner.Config, schema.Subjects, error) {
 	subjects, err := s.check()
 	if err != nil {
-		return Config{}, subjects, fmt.Errorf("subscribe: %w", err)
+		return runner.Config{}, subjects, fmt.Errorf("subscribe: %w", err)
 	}
 	js, err := jetStream(nc, s.APIPrefix)
 	if err != nil {
-		return Config{}, subjects, fmt.Errorf("subscribe: %w", err)
+		return runner.Config{}, subjects, fmt.Errorf("subscribe: %w", err)
 	}
-	return Config{
-		JetStream: js, Stream: subjects.Name(outcomes), Durable: s.Durable, Template: "outcome", Slots: max(1, s.Concurrency),
-		Beat: 5 * time.Second, MaxDelay: time.Minute, Logger: s.Logger, Tracer: s.Tracer, Meter: s.Meter,
+	return runner.Config{
+		JetStream: js,
+		Stream:    subjects.Name(schema.StreamOutcomes),
+		Durable:   s.Durable,
+		Template:  "outcome",
+		Slots:     max(1, s.Concurrency),
+		Beat:      5 * time.Second,
+		MaxDelay:  time.Minute,
+		Logger:    s.Logger,
+		Tracer:    s.Tracer,
+		Meter:     s.Meter,
 	}.WithDefaults(), subjects, nil
 }
 
-// jetStream is JetStream under an API prefix; empty: the usual one.
+// jetStream is JetStream under an API prefix; empty: the usual prefix.
 func jetStream(nc *nats.Conn, apiPrefix string) (jetstream.JetStream, error) {
 	if apiPrefix == "" {
 		return jetstream.New(nc)
@@ -132,11 +148,17 @@ func jetStream(nc *nats.Conn, apiPrefix string) (jetstream.JetStream, error) {
 	return jetstream.NewWithAPIPrefix(nc, apiPrefix)
 }
 
-func (s Subscription) durable(config Config, subjects schema.Subjects) *durable {
-	return &durable{Subscription: s, config: config, subjects: subjects, want: s.durableFilters(subjects), began: time.Now()}
+func (s Subscription) durable(config runner.Config, subjects schema.Subjects) *durable {
+	return &durable{
+		Subscription: s,
+		config:       config,
+		subjects:     subjects,
+		want:         s.fewest(subjects),
+		began:        time.Now(),
+	}
 }
 
-func arrival(m *Message) schema.Arrival {
+func arrival(m *runner.Message) schema.Arrival {
 	return schema.Arrival{Subject: m.Subject, Stream: m.Stream, Sequence: m.Sequence, Time: m.Time}
 }
 
@@ -146,18 +168,77 @@ func (s Subscription) check() (schema.Subjects, error) {
 	case err != nil:
 		return subjects, err
 	case s.Concurrency < 0, s.Concurrency > 1 && s.Durable == "":
-		return subjects, fmt.Errorf("Concurrency: %d: want 1, or more with a Durable", s.Concurrency)
+		return subjects, fmt.Errorf("Concurrency: %d: want 1, or more with a Durable",
+			s.Concurrency)
 	case strings.ContainsAny(s.Durable, " \t\r\n\f.*>/\\"):
-		return subjects, fmt.Errorf("Durable: %q: want no blanks, dots, slashes or wildcards", s.Durable)
+		return subjects, fmt.Errorf("Durable: %q: want no blanks, dots, slashes or wildcards",
+			s.Durable)
 	case s.starts() > 1:
 		return subjects, errors.New("Since, StartAll and StartAt: want one of them")
 	case s.APIPrefix != "" && s.Durable == "":
-		return subjects, errors.New("APIPrefix: where renewd has an account of its own only a Durable can be read, which renewd's operator makes")
+		return subjects, errors.New("APIPrefix: where renewd has an account of its own only a " +
+			"Durable can be read, which renewd's operator makes")
 	}
-	return subjects, checkFilter(s.Types, s.Provider, s.User)
+	if len(s.Providers) > 0 && s.Provider != "" {
+		return subjects, errors.New("Provider and Providers: want one of them")
+	}
+	if slices.Contains(s.Providers, "") {
+		return subjects, errors.New("Providers: one is empty")
+	}
+	for _, provider := range s.providers() {
+		if err = errors.Join(err, checkFilter(s.Types, provider, s.User)); err != nil {
+			break
+		}
+	}
+	return subjects, err
 }
 
-// starts is how many places to begin at are given.
+// providers are the providers asked for. An empty name stands for all.
+func (s Subscription) providers() []string {
+	if len(s.Providers) > 0 {
+		return s.Providers
+	}
+	return []string{s.Provider}
+}
+
+// filters are the filters of a subscription by types.
+func (s Subscription) filters(subjects schema.Subjects) (out []string) {
+	for _, provider := range s.providers() {
+		out = append(out, filters(subjects, s.Types, provider, s.User)...)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// fewest are the filters of a subscription, as few as can be: the server looks through every
+// subject of the stream for a consumer with several filters. A subscription to every type does not
+// list the types either: a later version of this package knows more types, and its durable must be
+// the same.
+func (s Subscription) fewest(subjects schema.Subjects) []string {
+	if len(s.Types) > 0 {
+		return s.filters(subjects)
+	}
+	prefix := subjects.Prefix()
+	if prefix != "" {
+		prefix += "."
+	}
+	var out []string
+	for _, provider := range s.providers() {
+		if provider == "" && s.User == "" {
+			return nil
+		}
+		of := prefix + "*.*." + cmp.Or(provider, "*")
+		if s.User != "" {
+			out = append(out, of+"."+schema.EscapeUser(s.User))
+		} else {
+			out = append(out, of, of+".*")
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// starts counts the given places to begin at.
 func (s Subscription) starts() (n int) {
 	for _, given := range []bool{s.StartAll, s.StartAt > 0, !s.Since.IsZero()} {
 		if given {
@@ -167,7 +248,7 @@ func (s Subscription) starts() (n int) {
 	return n
 }
 
-// checkFilter keeps ids out of subjects that would mean something else there.
+// checkFilter keeps ids out of subjects where they would mean something else.
 func checkFilter(types []schema.Type, provider, user string) error {
 	for _, t := range types {
 		if !slices.Contains(schema.Outcomes(), t) {
@@ -185,13 +266,15 @@ func checkFilter(types []schema.Type, provider, user string) error {
 		}
 	}
 	if len(filters(schema.Subjects{}, types, provider, user)) == 0 {
-		return fmt.Errorf("Types: none of %v is about one provider or user: leave Provider and User empty, or name other types", types)
+		return fmt.Errorf("Types: none of %v is about one provider or user: "+
+			"leave Provider and User empty, or name other types", types)
 	}
 	return nil
 }
 
-// filters returns a filter per type. Types without a user, or a provider, are left out when one is
-// asked for. For JetStream no filter means everything: checkFilter refuses what would leave none.
+// filters returns a filter per type. A user leaves out the types without a user, a provider the
+// types without a provider. For JetStream no filter means everything, so checkFilter refuses a
+// choice without any filter left.
 func filters(subjects schema.Subjects, types []schema.Type, provider, user string) []string {
 	if len(types) == 0 {
 		types = schema.Outcomes()
@@ -210,21 +293,27 @@ func filters(subjects schema.Subjects, types []schema.Type, provider, user strin
 }
 
 // follow calls the handler for each event in order, from a place that only this call knows.
-func (s Subscription) follow(ctx context.Context, c Config, subjects schema.Subjects) error {
-	r := &reader{js: c.JetStream, stream: c.Stream, filters: filters(subjects, s.Types, s.Provider, s.User), since: s.Since, next: s.StartAt}
+func (s Subscription) follow(ctx context.Context, c runner.Config, subjects schema.Subjects) error {
+	r := &reader{
+		js:      c.JetStream,
+		stream:  c.Stream,
+		filters: s.fewest(subjects),
+		since:   s.Since,
+		next:    s.StartAt,
+	}
 	defer r.close(ctx)
 	placed := s.starts() > 0
 	began := time.Now()
-	var wait backoff
+	var wait pull.Backoff
 	for ctx.Err() == nil {
-		var messages []*Message
+		var messages []*runner.Message
 		var err error
 		if !placed {
-			// A number rather than "new": so that nothing is missed if the connection is lost
-			// before the first event.
+			// A number rather than "new": nothing must be missed if the connection is lost before
+			// the first event.
 			r.next, err = end(ctx, c.JetStream, c.Stream)
-			if placed = err == nil; placed && wait.next > 0 {
-				r.next, r.since = 0, began // what was stored since the stream is there counts, too
+			if placed = err == nil; placed && wait.Waited() {
+				r.next, r.since = 0, began // events stored during the wait count, too
 			}
 		}
 		if err == nil {
@@ -236,15 +325,15 @@ func (s Subscription) follow(ctx context.Context, c Config, subjects schema.Subj
 		case err != nil && !passing(err):
 			return fmt.Errorf("subscribe: %w", err)
 		case err != nil:
-			if wait.next == 0 || errors.Is(err, errAnew) {
+			if !wait.Waited() || errors.Is(err, errAnew) {
 				c.Logger.Warn("no events for now, trying again", "stream", c.Stream, "error", err)
 			}
-			wait.wait(ctx)
+			wait.Wait(ctx)
 			continue
 		}
-		wait = backoff{}
+		wait = pull.Backoff{}
 		for _, m := range messages {
-			if err := s.one(ctx, c, m); ctx.Err() != nil {
+			if err := c.Once(ctx, m); ctx.Err() != nil {
 				return nil
 			} else if err != nil {
 				return err
@@ -254,15 +343,7 @@ func (s Subscription) follow(ctx context.Context, c Config, subjects schema.Subj
 	return nil
 }
 
-// one handles one event of follow.
-func (s Subscription) one(ctx context.Context, c Config, m *Message) error {
-	ctx, span := startSpan(ctx, c.Tracer, c.Template, "", m)
-	err := c.Handler(ctx, m)
-	endSpan(span, verdictOf(err))
-	return err
-}
-
-// end returns the sequence that the next message of a stream will have at least.
+// end returns the lowest sequence that the next message of a stream can have.
 func end(ctx context.Context, js jetstream.JetStream, stream string) (uint64, error) {
 	s, err := js.Stream(ctx, stream)
 	if err != nil {

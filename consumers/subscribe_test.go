@@ -13,12 +13,15 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/renewd/renewd/consumers"
+	"github.com/renewd/renewd/internal/testkit/link"
 	"github.com/renewd/renewd/schema"
 )
 
 // subscribe runs a subscription that passes on the ids of its events; stop waits for its end and
 // returns its error.
-func subscribe(t *testing.T, nc *nats.Conn, s consumers.Subscription, fn func(schema.Event) error) (ids <-chan string, stop func() error) {
+func subscribe(
+	t *testing.T, nc *nats.Conn, s consumers.Subscription, fn func(schema.Event) error,
+) (ids <-chan string, stop func() error) {
 	t.Helper()
 	seen := make(chan string, 10_000)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -69,7 +72,7 @@ func TestSubscribeFromNowOn(t *testing.T) {
 		}
 		say(t, js, fmt.Sprint("e", i), of, user, struct{}{})
 	}
-	wantIDs(t, ids, "e0", "e1", "e2", "e3", "e4", "e5", "e6", "e7")
+	wantIDs(t, ids, "e0", "e1", "e2", "e3", "e4", "e5", "e6", "e7", "e8")
 	if err := stop(); err != nil {
 		t.Errorf("at its end: %v", err)
 	}
@@ -81,9 +84,13 @@ func TestSubscribeFilters(t *testing.T) {
 		s    consumers.Subscription
 		want []string
 	}{
-		"all":      {consumers.Subscription{}, []string{"1", "2", "3", "4"}},
-		"type":     {consumers.Subscription{Types: []schema.Type{schema.UserReauthRequired}}, []string{"2"}},
-		"user":     {consumers.Subscription{Provider: "propelauth", User: "jane@example.com"}, []string{"3"}},
+		"all": {consumers.Subscription{}, []string{"1", "2", "3", "4"}},
+		"type": {
+			consumers.Subscription{Types: []schema.Type{schema.UserReauthRequired}}, []string{"2"},
+		},
+		"user": {
+			consumers.Subscription{Provider: "propelauth", User: "jane@example.com"}, []string{"3"},
+		},
 		"provider": {consumers.Subscription{Provider: "okta"}, nil},
 	} {
 		for _, durable := range []string{"", "place"} {
@@ -123,6 +130,30 @@ func TestSubscribeSince(t *testing.T) {
 	wantIDs(t, ids, "new")
 }
 
+// A subscription to one user asks the server for one pattern of subjects: with several the server
+// would look through all of them.
+func TestSubscribeToOneUserHasOneFilter(t *testing.T) {
+	t.Parallel()
+	nc := connect(t, start(t, false))
+	js := outcomes(t, nc)
+	say(t, js, "other", schema.UserSynced, "u18", struct{}{})
+	say(t, js, "synced", schema.UserSynced, "u17", struct{}{})
+	say(t, js, "ended", schema.UserReauthRequired, "u17", struct{}{})
+	ids, _ := subscribe(t, nc, consumers.Subscription{
+		Provider: "propelauth", User: "u17", StartAll: true,
+	}, nil)
+	wantIDs(t, ids, "synced", "ended")
+	s, err := js.Stream(t.Context(), "OUTCOMES")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range s.ListConsumers(t.Context()).Info() {
+		if several := i.Config.FilterSubjects; len(several) > 1 {
+			t.Errorf("it has the filters %q", several)
+		}
+	}
+}
+
 func TestSubscribePassesOverWhatIsNoEvent(t *testing.T) {
 	for _, durable := range []string{"", "place"} {
 		t.Run("durable="+durable, func(t *testing.T) {
@@ -132,8 +163,12 @@ func TestSubscribePassesOverWhatIsNoEvent(t *testing.T) {
 			for _, m := range []*nats.Msg{
 				{Subject: "user.synced.propelauth.u17", Data: []byte("<html>")},
 				{Subject: "user.synced.propelauth.jane@example.com", Data: []byte("{}")},
-				{Subject: "user.synced.propelauth.u17", Header: nats.Header{"ce-specversion": {"9.9"}}},
-				{Subject: "user.synced.propelauth.u17", Data: []byte("{}")}, // without an envelope: only commands may
+				{
+					Subject: "user.synced.propelauth.u17",
+					Header:  nats.Header{"ce-specversion": {"9.9"}},
+				},
+				// Without an envelope: only commands may.
+				{Subject: "user.synced.propelauth.u17", Data: []byte("{}")},
 				{Subject: "message.rejected.a.b.c.d.e"},
 			} {
 				if _, err := js.PublishMsg(t.Context(), m); err != nil {
@@ -142,9 +177,11 @@ func TestSubscribePassesOverWhatIsNoEvent(t *testing.T) {
 			}
 			say(t, js, "good", schema.UserSynced, "u17", struct{}{})
 			var logged logs
-			ids, _ := subscribe(t, nc, consumers.Subscription{StartAll: true, Durable: durable, Logger: logged.logger()}, nil)
+			ids, _ := subscribe(t, nc,
+				consumers.Subscription{StartAll: true, Durable: durable, Logger: logged.Logger()},
+				nil)
 			wantIDs(t, ids, "good")
-			if !logged.has("no event") {
+			if !logged.Has("no event") {
 				t.Error("passed over in silence")
 			}
 		})
@@ -156,7 +193,8 @@ func TestSubscribeEndsWithTheErrorOfItsFunction(t *testing.T) {
 	nc := connect(t, start(t, false))
 	js := outcomes(t, nc)
 	say(t, js, "1", schema.UserSynced, "u17", struct{}{})
-	err := consumers.Subscribe(t.Context(), nc, consumers.Subscription{StartAll: true}, func(context.Context, schema.Event) error { return errFlaky })
+	err := consumers.Subscribe(t.Context(), nc, consumers.Subscription{StartAll: true},
+		func(context.Context, schema.Event) error { return errFlaky })
 	if !errors.Is(err, errFlaky) {
 		t.Errorf("%v", err)
 	}
@@ -191,7 +229,8 @@ func TestDurableRetriesInOrder(t *testing.T) {
 		say(t, js, id, schema.UserSynced, "u17", struct{}{})
 	}
 	failed := false
-	ids, _ := subscribe(t, nc, consumers.Subscription{Durable: "place", StartAll: true}, func(e schema.Event) error {
+	place := consumers.Subscription{Durable: "place", StartAll: true}
+	ids, _ := subscribe(t, nc, place, func(e schema.Event) error {
 		if e.ID == "2" && !failed {
 			failed = true
 			return errFlaky
@@ -235,15 +274,15 @@ func TestSubscribeMissesNothingOverACut(t *testing.T) {
 	t.Parallel()
 	s := start(t, true)
 	js := outcomes(t, connect(t, s))
-	wire := newProxy(t, s.Addr().String())
-	ids, stop := subscribe(t, wire.through(t), consumers.Subscription{}, nil)
+	wire := link.For(t, s.Addr().String())
+	ids, stop := subscribe(t, through(t, wire), consumers.Subscription{}, nil)
 	subscribed(t, js, 1)
 	var want []string
 	for i := range 300 {
 		want = append(want, fmt.Sprint(i))
 		say(t, js, want[i], schema.UserSynced, "u17", struct{}{})
 		if i%100 == 50 {
-			wire.hangUp()
+			wire.HangUp()
 		}
 	}
 	wantIDs(t, ids, want...)
@@ -258,8 +297,11 @@ func TestSubscribeWaitsForTheStream(t *testing.T) {
 			t.Parallel()
 			nc := connect(t, start(t, false))
 			var logged logs
-			ids, _ := subscribe(t, nc, consumers.Subscription{Durable: durable, Logger: logged.logger()}, nil)
-			eventually(t, "the missing stream is reported", func() bool { return logged.has("trying again") })
+			ids, _ := subscribe(t, nc,
+				consumers.Subscription{Durable: durable, Logger: logged.Logger()}, nil)
+			eventually(t, "the missing stream is reported", func() bool {
+				return logged.Has("trying again")
+			})
 			js := outcomes(t, nc)
 			subscribed(t, js, 1)
 			say(t, js, "1", schema.UserSynced, "u17", struct{}{})
@@ -271,9 +313,13 @@ func TestSubscribeWaitsForTheStream(t *testing.T) {
 func TestSubscriptionNamesTheField(t *testing.T) {
 	nc := connect(t, start(t, false))
 	for field, s := range map[string]consumers.Subscription{
-		"prefix":      {Prefix: "a b"},
-		"Types":       {Types: []schema.Type{schema.UserLogin}},
-		"Types: none": {Types: []schema.Type{schema.OperatorActed}, Provider: "propelauth", Durable: "place"},
+		"prefix": {Prefix: "a b"},
+		"Types":  {Types: []schema.Type{schema.UserLogin}},
+		"Types: none": {
+			Types:    []schema.Type{schema.OperatorActed},
+			Provider: "propelauth",
+			Durable:  "place",
+		},
 		"Provider":    {Provider: ">"},
 		"User":        {User: "a\nb"},
 		"Durable":     {Durable: "a.b"},

@@ -6,20 +6,20 @@ import (
 	"sync"
 )
 
-// backlog bounds the pairs that a provider has answered with and that are not saved yet. They are
-// what a kill -9 costs where the provider forgives nothing, so tokens are presented no faster than
-// the store keeps up. A presentation calls room, and then either answered and saved or none. It is
-// safe for concurrent use.
+// backlog bounds the pairs that a provider has answered with and that are not saved yet. A kill -9
+// loses these pairs where the provider forgives nothing, so tokens are presented no faster than the
+// store keeps up. backlog is a semaphore of pairs, not of presentations: a presentation calls
+// acquire, and then either hold and release, or cancel. backlog is safe for concurrent use.
 type backlog struct {
 	limit int
 
 	mu      sync.Mutex
 	unsaved int
-	waiting []chan struct{} // the longest first
+	waiting []chan struct{} // the longest wait first
 }
 
-// room waits until one more token may be presented, or returns the cause of ctx's end.
-func (b *backlog) room(ctx context.Context) error {
+// acquire waits until another token may be presented, or returns the cause of ctx's end.
+func (b *backlog) acquire(ctx context.Context) error {
 	b.mu.Lock()
 	if b.unsaved < b.limit && len(b.waiting) == 0 {
 		b.mu.Unlock()
@@ -37,22 +37,22 @@ func (b *backlog) room(ctx context.Context) error {
 			b.waiting = slices.Delete(b.waiting, i, i+1)
 		}
 		b.mu.Unlock()
-		b.none() // it may have been let in just then
+		b.cancel() // end may have let this presentation in just then
 		return context.Cause(ctx)
 	}
 }
 
-// answered: a pair came and is to be saved.
-func (b *backlog) answered() { b.end(1) }
+// hold: a pair came and is to be saved.
+func (b *backlog) hold() { b.end(1) }
 
-// saved: it is saved, or given up.
-func (b *backlog) saved() { b.end(-1) }
+// release: the pair is saved, or given up.
+func (b *backlog) release() { b.end(-1) }
 
-// none: no pair came.
-func (b *backlog) none() { b.end(0) }
+// cancel: no pair came.
+func (b *backlog) cancel() { b.end(0) }
 
-// end lets in as many as there is room for. Whoever is let in comes back here, so nobody waits for
-// ever.
+// end lets in as many presentations as there is room for. Each of these comes back to end, so no
+// presentation waits without an end.
 func (b *backlog) end(change int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -13,7 +13,7 @@ func TestTokensArePresentedNoFasterThanPairsAreSaved(t *testing.T) {
 		in := make(chan int, 10)
 		enter := func(ctx context.Context, n int) {
 			go func() {
-				if b.room(ctx) == nil {
+				if b.acquire(ctx) == nil {
 					in <- n
 				}
 			}()
@@ -22,9 +22,9 @@ func TestTokensArePresentedNoFasterThanPairsAreSaved(t *testing.T) {
 		for n := range 3 { // none is answered yet: all may
 			enter(t.Context(), n)
 		}
-		b.answered()
-		b.answered()
-		b.answered()
+		b.hold()
+		b.hold()
+		b.hold()
 		gone, leave := context.WithCancelCause(t.Context())
 		for n, ctx := range []context.Context{t.Context(), gone, t.Context(), t.Context()} {
 			enter(ctx, 10+n)
@@ -33,18 +33,18 @@ func TestTokensArePresentedNoFasterThanPairsAreSaved(t *testing.T) {
 			t.Fatalf("%d are let in while three pairs wait to be saved", len(in))
 		}
 		leave(errors.New("shutdown"))
-		b.saved()
+		b.release()
 		synctest.Wait()
 		if len(in) != 3 {
 			t.Fatal("one is let in while as many pairs wait as may")
 		}
-		b.saved()
+		b.release()
 		synctest.Wait()
 		if len(in) != 4 {
 			t.Fatalf("%d are let in, want one more for one saved pair", len(in))
 		}
-		b.none() // its call failed
-		b.saved()
+		b.cancel() // its call failed
+		b.release()
 		synctest.Wait()
 		if len(in) != 6 || len(b.waiting) != 0 {
 			t.Errorf("%d are let in, and %d wait with nothing to wait for", len(in), len(b.waiting))

@@ -10,7 +10,8 @@ import (
 
 	"github.com/renewd/renewd/consumers/refresh"
 	"github.com/renewd/renewd/internal/grant"
-	"github.com/renewd/renewd/internal/storetest"
+	"github.com/renewd/renewd/internal/secret"
+	"github.com/renewd/renewd/internal/testkit/storetest"
 	"github.com/renewd/renewd/schema"
 )
 
@@ -43,9 +44,11 @@ func TestALoginIsProvenByUserinfo(t *testing.T) {
 	token := w.candidate("a", 90*time.Second)
 	g := w.prove(token)
 	if g.Status != grant.Live || g.Pair.Refresh.Reveal() != token || w.refreshed != 0 {
-		t.Errorf("%s with %s after %d presentations", g.Status, g.Pair.Refresh.Reveal(), w.refreshed)
+		t.Errorf("%s with %s after %d presentations",
+			g.Status, g.Pair.Refresh.Reveal(), w.refreshed)
 	}
-	if e, ok := w.outcomeOf(loginCause(token)); !ok || e.Type != schema.UserSynced || len(w.outcomes) != 1 {
+	e, ok := w.outcomeOf(loginCause(token))
+	if !ok || e.Type != schema.UserSynced || len(w.outcomes) != 1 {
 		t.Errorf("told %v", w.outcomes)
 	}
 }
@@ -63,8 +66,8 @@ func TestALoginThatComesLateIsProvenByItsRefreshToken(t *testing.T) {
 	}
 }
 
-// Whoever may publish can seal anything for anybody: it costs a call or two, and never the session
-// that is proven.
+// Any publisher can seal anything for any user. That costs a call or two, and never the proven
+// session.
 func TestALoginThatIsNotProvenCostsNoSession(t *testing.T) {
 	for name, tt := range map[string]struct {
 		left  time.Duration
@@ -74,8 +77,15 @@ func TestALoginThatIsNotProvenCostsNoSession(t *testing.T) {
 			delete(w.families, token)
 			w.strangers["access-"+token] = grant.ErrAccessRefused
 		}},
-		"tokens of somebody else":           {90 * time.Second, func(w *world, token string) { w.strangers["access-"+token] = grant.ErrSubjectMismatch }},
-		"a spent token of somebody's, late": {-time.Second, func(w *world, token string) { w.families[token].dead = true }},
+		"tokens of somebody else": {
+			90 * time.Second,
+			func(w *world, token string) {
+				w.strangers["access-"+token] = grant.ErrSubjectMismatch
+			},
+		},
+		"a spent token of somebody's, late": {
+			-time.Second, func(w *world, token string) { w.families[token].dead = true },
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
@@ -86,13 +96,15 @@ func TestALoginThatIsNotProvenCostsNoSession(t *testing.T) {
 			token := w.candidate("x", tt.left)
 			tt.spoil(w, token)
 			g := w.prove(token)
-			if g.Status != grant.Live || g.Pair.Refresh.Reveal()[0] != 'a' || !w.accepted(g) || g.Verdict != nil {
+			if g.Status != grant.Live || g.Pair.Refresh.Reveal()[0] != 'a' || !w.accepted(g) ||
+				g.Verdict != nil {
 				t.Errorf("the proven session became %s, %v", g.Status, g.Verdict)
 			}
 			if w.told()[schema.MessageRejected] != 1 || w.told()[schema.UserReauthRequired] != 0 {
 				t.Errorf("told %v", w.told())
 			}
-			if d := data[schema.Rejected](t, w.last(schema.MessageRejected)); d.Cause != loginCause(token) || d.Reason != schema.RejectUnproven {
+			d := data[schema.Rejected](t, w.last(schema.MessageRejected))
+			if d.Cause != loginCause(token) || d.Reason != schema.RejectUnproven {
 				t.Errorf("rejected as %+v", d)
 			} else if !strings.HasPrefix(d.Subject, "from.shop.user.login.") {
 				t.Errorf("rejected on %s, which is not where it came in", d.Subject)
@@ -106,7 +118,8 @@ func TestALoginThatIsNotProvenCostsNoSession(t *testing.T) {
 				t.Errorf("the proven tokens are renewed at %v", a.at)
 			}
 			w.fire()
-			if g := mustStored(w); !w.accepted(g) || g.Pair.Refresh.Reveal()[0] != 'a' || w.reuse != 0 {
+			if g := mustStored(w); !w.accepted(g) || g.Pair.Refresh.Reveal()[0] != 'a' ||
+				w.reuse != 0 {
 				t.Error("the proven session is not renewed any more")
 			}
 		})
@@ -123,7 +136,8 @@ func TestALoginThatIsNotProvenMakesNoGrant(t *testing.T) {
 		t.Errorf("stored %s", g.Status)
 	}
 	w.settle(work("r1"), 1)
-	if d := data[schema.RefreshFailed](t, w.last(schema.UserRefreshFailed)); d.Reason != schema.ReasonUnknownGrant {
+	d := data[schema.RefreshFailed](t, w.last(schema.UserRefreshFailed))
+	if d.Reason != schema.ReasonUnknownGrant {
 		t.Errorf("a request is answered %+v", d)
 	}
 	if _, armed := w.timers[key]; armed {
@@ -131,8 +145,7 @@ func TestALoginThatIsNotProvenMakesNoGrant(t *testing.T) {
 	}
 }
 
-// As long as logins keep coming that are never proven, the proven tokens are renewed in time all
-// the same.
+// Even when unproven logins keep coming, the proven tokens are renewed in time.
 func TestLoginsWithoutEndDoNotStarveTheProvenPair(t *testing.T) {
 	w := newWorld(t)
 	w.strangers = map[string]error{}
@@ -152,7 +165,8 @@ func TestLoginsWithoutEndDoNotStarveTheProvenPair(t *testing.T) {
 			t.Fatalf("the proven access token ran out %v ago", w.now().Sub(g.Pair.ExpiresAt))
 		}
 	}
-	if g := mustStored(w); !w.accepted(g) || w.reuse != 0 || w.told()[schema.UserReauthRequired] != 0 {
+	g := mustStored(w)
+	if !w.accepted(g) || w.reuse != 0 || w.told()[schema.UserReauthRequired] != 0 {
 		t.Errorf("told %v", w.told())
 	}
 }
@@ -173,7 +187,8 @@ func TestALoginWaitsForAProviderThatIsOut(t *testing.T) {
 	for n := 0; mustStored(w).Candidate != nil && n < 9; n++ {
 		w.fire()
 	}
-	if g := mustStored(w); g.Status != grant.Live || !w.accepted(g) || w.told()[schema.UserSynced] == 0 {
+	g := mustStored(w)
+	if g.Status != grant.Live || !w.accepted(g) || w.told()[schema.UserSynced] == 0 {
 		t.Errorf("%s, told %v", g.Status, w.told())
 	}
 }
@@ -214,8 +229,10 @@ func TestKilledAtEachStepOfALogin(t *testing.T) {
 				w.advance(11 * time.Second)
 				w.settle(loginWork(token), 2)
 				g := mustStored(w)
-				if g.Pair.Refresh.Reveal()[0] != 'b' || !w.accepted(g) || w.reuse != 0 || w.mostAtAll > 1 {
-					t.Errorf("stored %s, %d reuses, %d in flight", g.Pair.Refresh.Reveal(), w.reuse, w.mostAtAll)
+				if g.Pair.Refresh.Reveal()[0] != 'b' || !w.accepted(g) || w.reuse != 0 ||
+					w.mostAtAll > 1 {
+					t.Errorf("stored %s, %d reuses, %d in flight",
+						g.Pair.Refresh.Reveal(), w.reuse, w.mostAtAll)
 				}
 				if _, ok := w.outcomeOf(loginCause(token)); !ok || len(w.outcomes) != 1 {
 					t.Errorf("told %v", w.told())
@@ -253,7 +270,11 @@ func TestAnAnswerInFlightIsSavedBesideACandidate(t *testing.T) {
 // A candidate's pair that was parked when its worker died comes back to the candidate, whatever
 // work finds it.
 func TestAParkedPairOfACandidateComesBackToIt(t *testing.T) {
-	for name, next := range map[string]grant.Work{"the login's": {}, "a request": work("r1"), "a timer": {Cause: schema.Cause{ID: "t", Type: schema.CauseTimer}}} {
+	for name, next := range map[string]grant.Work{
+		"the login's": {},
+		"a request":   work("r1"),
+		"a timer":     {Cause: schema.Cause{ID: "t", Type: schema.CauseTimer}},
+	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
 			w.login("a", 50*time.Second)
@@ -283,15 +304,17 @@ func TestAParkedPairOfACandidateComesBackToIt(t *testing.T) {
 				w.fire()
 			}
 			g := mustStored(w)
-			if g.Pair.Refresh.Reveal()[0] != 'b' || !w.accepted(g) || w.reuse != 0 || w.replays != 0 {
-				t.Errorf("stored %s, %d reuses, told %v", g.Pair.Refresh.Reveal(), w.reuse, w.told())
+			if g.Pair.Refresh.Reveal()[0] != 'b' || !w.accepted(g) || w.reuse != 0 ||
+				w.replays != 0 {
+				t.Errorf("stored %s, %d reuses, told %v",
+					g.Pair.Refresh.Reveal(), w.reuse, w.told())
 			}
 		})
 	}
 }
 
-// Without a refresh token a user stays signed in until the access token ends, whoever asks, and
-// whatever one 401 says.
+// Without a refresh token a user stays signed in until the access token ends, whatever is asked
+// for, and whatever one 401 says.
 func TestWithoutARefreshTokenNobodyIsSignedOutEarly(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 5*time.Minute)
@@ -299,7 +322,8 @@ func TestWithoutARefreshTokenNobodyIsSignedOutEarly(t *testing.T) {
 	tokens := work("r1")
 	tokens.Want = schema.WantTokens
 	w.settle(tokens, 1)
-	if d := data[schema.RefreshFailed](t, w.last(schema.UserRefreshFailed)); d.Reason != schema.ReasonNoRefreshToken {
+	d := data[schema.RefreshFailed](t, w.last(schema.UserRefreshFailed))
+	if d.Reason != schema.ReasonNoRefreshToken {
 		t.Errorf("asked for tokens: %+v", d)
 	}
 	w.userinfo = grant.ErrAccessRefused
@@ -318,11 +342,11 @@ func TestWithoutARefreshTokenNobodyIsSignedOutEarly(t *testing.T) {
 		w.fire()
 	}
 	if g := mustStored(w); g.Status != grant.Live || w.told()[schema.UserReauthRequired] != 0 {
-		t.Fatalf("userinfo names nobody at all, and still: %s, told %v", g.Status, w.told())
+		t.Fatalf("userinfo names no user at all, and still: %s, told %v", g.Status, w.told())
 	}
 	c := w.consumer()
 	for n := 0; mustStored(w).Status == grant.Live && n < 9; n++ {
-		w.witness(c) // somebody else is named in between
+		w.witness(c) // another user is named in between
 		a := w.timers[key]
 		w.advance(a.at.Sub(w.now()))
 		current.Store(w, a.work)
@@ -330,7 +354,9 @@ func TestWithoutARefreshTokenNobodyIsSignedOutEarly(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if d := data[schema.ReauthRequired](t, w.last(schema.UserReauthRequired)); d.Reason != schema.ReasonNoRefreshToken {
+	if d := data[schema.ReauthRequired](t, w.last(
+		schema.UserReauthRequired,
+	)); d.Reason != schema.ReasonNoRefreshToken {
 		t.Errorf("refused again and again, while others are named: %+v", d)
 	}
 }
@@ -340,14 +366,14 @@ func (w *world) witness(c *refresh.Consumer) {
 	w.t.Helper()
 	w.advance(time.Millisecond)
 	other := grant.Key{Provider: key.Provider, User: "witness"}
-	pair := grant.Pair{Access: grant.NewSecret("a"), ExpiresAt: w.now().Add(time.Hour)}
-	turn := grant.Turn{Nonce: "n", Now: w.now(), Policy: policy}
+	pair := grant.Pair{Access: secret.New("a"), ExpiresAt: w.now().Add(time.Hour)}
+	turn := grant.Turn{Nonce: "n", Now: w.now(), Policy: &policy}
 	if _, err := w.store.Load(context.Background(), other); errors.Is(err, grant.ErrNotFound) {
-		w.save(storetest.SignedIn(other, pair, grant.Order{Stream: start, Sequence: 1}, turn))
+		w.save(storetest.SignedIn(other, pair, grant.Position{Stream: start, Sequence: 1}, turn))
 	}
-	refused, mine := w.userinfo, key
+	refused, mine, published := w.userinfo, key, w.published
 	w.userinfo, key = nil, other
-	defer func() { w.userinfo, key = refused, mine }()
+	defer func() { w.userinfo, key, w.published = refused, mine, published }()
 	current.Store(w, work(fmt.Sprint("witness", w.now().UnixNano())))
 	if err := c.Handle(context.Background(), message(1)); err != nil {
 		w.t.Fatal(err)
@@ -372,9 +398,114 @@ func TestARefreshTokenWithoutAccessTokenIsSaved(t *testing.T) {
 	}
 	w.noAccess = false
 	w.fire()
-	if g := mustStored(w); !w.accepted(g) || g.Pair.Access.IsZero() || w.told()[schema.UserSynced] != 1 {
+	g := mustStored(w)
+	if !w.accepted(g) || g.Pair.Access.IsZero() || w.told()[schema.UserSynced] != 1 {
 		t.Errorf("told %v", w.told())
 	}
 }
 
 var errAway = errors.New("nobody answers")
+
+// refuseEach has userinfo refuse each access token of the user, and name another user meanwhile,
+// until the login of the token is rejected. All the work is done for the command.
+func (w *world) refuseEach(token string, command grant.Work) {
+	w.t.Helper()
+	w.userinfo = grant.ErrAccessRefused
+	c := w.consumer()
+	for n := 0; mustStored(w).Candidate != nil; n++ {
+		if n == 20 {
+			w.t.Fatal("the login is not rejected")
+		}
+		w.witness(c)
+		current.Store(w, command)
+		if err := c.Handle(context.Background(), message(1)); err != nil {
+			w.t.Fatal(err)
+		}
+		if a, ok := w.timers[key]; ok {
+			delete(w.timers, key)
+			command = a.work
+			w.advance(a.at.Sub(w.now()))
+		}
+	}
+	w.userinfo = nil
+	if e, ok := w.outcomeOf(loginCause(token)); !ok || e.Type != schema.MessageRejected {
+		w.t.Errorf("the login is told %v", w.told())
+	}
+}
+
+// A request whose work ends in the rejection of a login is answered for the session of before: by
+// its end, or by its renewal.
+func TestARequestThatRejectsALoginIsAnswered(t *testing.T) {
+	for name, tt := range map[string]struct {
+		proven func(w *world)
+		want   schema.Type
+	}{
+		"an ended session": {func(w *world) {
+			w.login("a", 90*time.Second)
+			g := mustStored(w)
+			g.Status = grant.ReauthRequired
+			w.save(g)
+		}, schema.UserRefreshFailed},
+		"a session that lives": {
+			func(w *world) { w.login("a", 900*time.Second) }, schema.UserSynced,
+		},
+		"no session": {func(*world) {}, schema.UserRefreshFailed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			tt.proven(w)
+			before, _ := w.stored()
+			asked := work("r1")
+			asked.Want = schema.WantTokens
+			w.refuseEach(w.candidate("b", 90*time.Second), asked)
+			for range 5 {
+				if _, ok := w.outcome("r1"); ok || len(w.timers) == 0 {
+					break
+				}
+				w.fire()
+			}
+			e, ok := w.outcome("r1")
+			if !ok || e.Type != tt.want {
+				t.Fatalf("the request is told %q: %s", e.Type, e.Data)
+			}
+			if tt.want != schema.UserSynced {
+				return
+			}
+			if now := mustStored(w).Pair.Refresh; !data[schema.Synced](t, e).Refreshed ||
+				now.Equal(before.Pair.Refresh) {
+				t.Error("the request for tokens brought none")
+			}
+		})
+	}
+}
+
+// A worker that dies on a request, once it has rotated the pair of a login, leaves the login's
+// proof to the next delivery. The request is not taken for the rotation of the session of before.
+func TestARequestGoesOnWithTheLoginItRotated(t *testing.T) {
+	w := newWorld(t)
+	w.login("a", 900*time.Second)
+	token := w.candidate("b", -time.Second)
+	asked := work("r1")
+	asked.Want = schema.WantTokens
+	dead := false
+	w.setAt(func(effect string) error {
+		if dead = dead || effect == "userinfo"; dead {
+			return errAway
+		}
+		return nil
+	})
+	_ = w.deliver(context.Background(), asked, 1)
+	w.setAt(func(string) error { return nil })
+	w.timers = map[grant.Key]armed{}
+	w.advance(11 * time.Second)
+	w.settle(asked, 2)
+	for _, cause := range []schema.Cause{loginCause(token), asked.Cause} {
+		e, ok := w.outcomeOf(cause)
+		if !ok || !data[schema.Synced](t, e).Refreshed {
+			t.Errorf("%s is told %s: %s", cause.ID, e.Type, e.Data)
+		}
+	}
+	if g := mustStored(w); g.Candidate != nil || !w.accepted(g) || w.reuse != 0 {
+		t.Errorf("the login is not proven; %d tokens shown twice", w.reuse)
+	}
+}

@@ -11,12 +11,18 @@ import (
 
 // What a provider says may name a user: it is in the log of who asked for it, and nowhere else.
 func TestAProvidersWordsAreLoggedAtDebugLevelOnly(t *testing.T) {
-	f := &grant.Fault{Class: grant.Config, Op: "refresh", Code: "invalid_client", Detail: "wanted: client_secret_basic"}
+	f := &grant.Fault{
+		Class:  grant.Config,
+		Op:     "refresh",
+		Code:   "invalid_client",
+		Detail: "wanted: client_secret_basic",
+	}
 	for level, want := range map[slog.Level]bool{slog.LevelDebug: true, slog.LevelInfo: false} {
 		var out bytes.Buffer
 		log := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: level}))
-		(&task{Consumer: &Consumer{Config: Config{Logger: log}}}).logFault(t.Context(), f)
-		if got := strings.Contains(out.String(), "wanted"); got != want || !strings.Contains(out.String(), "invalid_client") {
+		(&faults{&job{Consumer: &Consumer{Config: Config{Logger: log}}}}).log(t.Context(), f)
+		got := strings.Contains(out.String(), "wanted")
+		if got != want || !strings.Contains(out.String(), "invalid_client") {
 			t.Errorf("%s: %s", level, out.String())
 		}
 	}

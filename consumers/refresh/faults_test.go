@@ -7,12 +7,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/renewd/renewd/consumers"
 	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/runner"
 	"github.com/renewd/renewd/schema"
 )
 
-func data[T any](t *testing.T, e schema.Event) T {
+func data[T any](t testing.TB, e schema.Event) T {
 	t.Helper()
 	v, err := schema.Data[T](e)
 	if err != nil {
@@ -34,12 +34,14 @@ func TestAGoodTokenIsNotRotated(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 90*time.Second)
 	w.settle(work("login"), 1)
-	if s := data[schema.Synced](t, w.last(schema.UserSynced)); s.Refreshed || len(s.Changed) != 2 || s.Profile.Email != "jane@example.com" {
+	s := data[schema.Synced](t, w.last(schema.UserSynced))
+	if s.Refreshed || len(s.Changed) != 2 || s.Profile.Email != "jane@example.com" {
 		t.Errorf("first sync %+v", s)
 	}
 	before := mustStored(w).Revision
 	w.settle(work("r1"), 1)
-	if s := data[schema.Synced](t, w.last(schema.UserSynced)); len(s.Changed) != 0 || s.Profile == nil {
+	s = data[schema.Synced](t, w.last(schema.UserSynced))
+	if len(s.Changed) != 0 || s.Profile == nil {
 		t.Errorf("second sync %+v", s)
 	}
 	if w.refreshed != 0 || mustStored(w).Revision != before {
@@ -68,7 +70,8 @@ func TestAccessRefusedRightAfterARotationIsNoReasonForAnother(t *testing.T) {
 	w.login("a", 10*time.Second)
 	w.userinfo = grant.ErrAccessRefused
 	w.settle(work("r1"), 1)
-	if s := data[schema.Synced](t, w.last(schema.UserSynced)); !s.Refreshed || s.Profile != nil || w.refreshed != 1 {
+	s := data[schema.Synced](t, w.last(schema.UserSynced))
+	if !s.Refreshed || s.Profile != nil || w.refreshed != 1 {
 		t.Errorf("%+v after %d rotations", s, w.refreshed)
 	}
 }
@@ -90,15 +93,17 @@ func TestEndedSessionIsConfirmedThenTold(t *testing.T) {
 	}
 	w.fire()
 	d := data[schema.ReauthRequired](t, w.last(schema.UserReauthRequired))
-	if d.Reason != schema.ReasonRevoked || d.ProviderError != "invalid_grant" || d.Cause.ID != "r1" {
+	if d.Reason != schema.ReasonRevoked || d.ProviderError != "invalid_grant" ||
+		d.Cause.ID != "r1" {
 		t.Errorf("told %+v", d)
 	}
 	if _, armed := w.timers[key]; armed {
 		t.Error("a dead grant has a timer")
 	}
 	w.settle(work("r2"), 1)
-	if d := data[schema.RefreshFailed](t, w.last(schema.UserRefreshFailed)); d.Reason != schema.ReasonReauthRequired || d.NextAttemptAt != nil {
-		t.Errorf("a request for a dead grant is answered %+v", d)
+	failed := data[schema.RefreshFailed](t, w.last(schema.UserRefreshFailed))
+	if failed.Reason != schema.ReasonReauthRequired || failed.NextAttemptAt != nil {
+		t.Errorf("a request for a dead grant is answered %+v", failed)
 	}
 	w.login("b", 90*time.Second)
 	w.settle(work("login-b"), 1)
@@ -111,21 +116,28 @@ func TestEndedSessionIsConfirmedThenTold(t *testing.T) {
 	}
 }
 
-// A replica that has not seen the rotation yet refuses once: nobody is signed out.
+// A replica that has not seen the rotation yet refuses once: no user is signed out.
 func TestOneRefusalSignsNobodyOut(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 10*time.Second)
-	w.refuse = &grant.Fault{Class: grant.Permanent, Code: "invalid_grant", Reason: schema.ReasonRevoked}
+	w.refuse = &grant.Fault{
+		Class:  grant.Permanent,
+		Code:   "invalid_grant",
+		Reason: schema.ReasonRevoked,
+	}
 	w.settle(work("r1"), 1)
 	w.refuse = nil
 	w.fire()
-	if d := data[schema.Synced](t, w.last(schema.UserSynced)); !d.Refreshed || !d.Recovered || d.Cause.ID != "r1" {
+	d := data[schema.Synced](t, w.last(schema.UserSynced))
+	if !d.Refreshed || !d.Recovered || d.Cause.ID != "r1" {
 		t.Errorf("%+v", d)
 	}
 }
 
 func TestOutagesNeverSignOut(t *testing.T) {
-	for _, class := range []grant.Class{grant.Unsent, grant.Ambiguous, grant.Throttled, grant.Config, grant.Unknown} {
+	for _, class := range []grant.Class{
+		grant.Unsent, grant.Ambiguous, grant.Throttled, grant.Config, grant.Unknown,
+	} {
 		t.Run(string(class), func(t *testing.T) {
 			w := newWorld(t)
 			w.login("a", 10*time.Second)
@@ -141,7 +153,8 @@ func TestOutagesNeverSignOut(t *testing.T) {
 			if !ok || e.Type != schema.UserRefreshFailed {
 				t.Fatalf("the command was answered %v", e.Type)
 			}
-			if d := data[schema.RefreshFailed](t, e); d.NextAttemptAt == nil || d.Attempts != policy.Tries {
+			d := data[schema.RefreshFailed](t, e)
+			if d.NextAttemptAt == nil || d.Attempts != policy.Tries {
 				t.Errorf("answered %+v", d)
 			}
 			w.refuse = nil
@@ -159,7 +172,8 @@ func TestLostReplyIsReplayedAtOnceWithinTheGrace(t *testing.T) {
 	w.login("a", 10*time.Second)
 	w.lose = 1
 	w.settle(work("r1"), 1)
-	if d := data[schema.Synced](t, w.last(schema.UserSynced)); !d.Refreshed || w.replays != 1 || w.reuse != 0 {
+	d := data[schema.Synced](t, w.last(schema.UserSynced))
+	if !d.Refreshed || w.replays != 1 || w.reuse != 0 {
 		t.Errorf("%+v with %d replays", d, w.replays)
 	}
 	if g := mustStored(w); !w.accepted(g) || g.Doubt != nil {
@@ -167,7 +181,8 @@ func TestLostReplyIsReplayedAtOnceWithinTheGrace(t *testing.T) {
 	}
 }
 
-// Whoever has just signed in is not told to, though the session before is dead for sure.
+// A user who has just signed in is not told to sign in again, though the session before is dead for
+// sure.
 func TestALoginThatWaitsHoldsTheVerdict(t *testing.T) {
 	w := newWorld(t)
 	token := w.login("a", 10*time.Second)
@@ -180,7 +195,8 @@ func TestALoginThatWaitsHoldsTheVerdict(t *testing.T) {
 		t.Fatalf("%v, told %v", err, w.outcomes)
 	}
 	if g := mustStored(w); g.Claim != nil || g.Doubt != nil {
-		t.Errorf("a refusal that was held is presented again as if nobody knew how it ended: claim %v", g.Claim)
+		t.Errorf("a refusal that was held is presented again as if nobody knew how it ended: "+
+			"claim %v", g.Claim)
 	}
 	w.loginWaits = false
 	w.login("b", 90*time.Second)
@@ -197,7 +213,8 @@ func TestLostReplyWithoutGraceIsToldHonestly(t *testing.T) {
 	w.settle(work("r1"), 1)
 	w.fire()
 	w.fire()
-	if d := data[schema.ReauthRequired](t, w.last(schema.UserReauthRequired)); d.Reason != schema.ReasonRotationLost {
+	d := data[schema.ReauthRequired](t, w.last(schema.UserReauthRequired))
+	if d.Reason != schema.ReasonRotationLost {
 		t.Errorf("told %+v", d)
 	}
 }
@@ -207,7 +224,8 @@ func TestSubjectMismatchStoresNothing(t *testing.T) {
 	w.login("a", 90*time.Second)
 	w.userinfo = grant.ErrSubjectMismatch
 	w.settle(work("r1"), 1)
-	if d := data[schema.RefreshFailed](t, w.last(schema.UserRefreshFailed)); d.Reason != schema.ReasonSubjectMismatch {
+	d := data[schema.RefreshFailed](t, w.last(schema.UserRefreshFailed))
+	if d.Reason != schema.ReasonSubjectMismatch {
 		t.Errorf("%+v", d)
 	}
 	if g := mustStored(w); g.Profile != "" || g.Status != grant.Live {
@@ -224,9 +242,11 @@ func TestNoRefreshTokenIsToldOnce(t *testing.T) {
 	w.loseRefreshToken()
 	w.settle(work("login"), 1)
 	w.last(schema.UserSynced)
-	w.timers[key] = armed{mustStored(w).Pair.ExpiresAt, mustStored(w).NextTimer(mustStored(w).Pair.ExpiresAt)}
+	ends := mustStored(w).Pair.ExpiresAt
+	w.timers[key] = armed{ends, new(mustStored(w)).NextTimer(ends)}
 	w.fire()
-	if d := data[schema.ReauthRequired](t, w.last(schema.UserReauthRequired)); d.Reason != schema.ReasonNoRefreshToken {
+	d := data[schema.ReauthRequired](t, w.last(schema.UserReauthRequired))
+	if d.Reason != schema.ReasonNoRefreshToken {
 		t.Errorf("%+v", d)
 	}
 	w.settle(work("r2"), 1)
@@ -240,7 +260,8 @@ func TestALifeCountsFromTheCallByTheStreamsClock(t *testing.T) {
 	w.login("a", 10*time.Second)
 	w.noDate = true
 	w.settle(work("r1"), 1)
-	if p := mustStored(w).Pair; !p.SentAt.Equal(w.now()) || !p.ExpiresAt.Equal(w.now().Add(100*time.Second)) {
+	p := mustStored(w).Pair
+	if !p.SentAt.Equal(w.now()) || !p.ExpiresAt.Equal(w.now().Add(100*time.Second)) {
 		t.Errorf("sent at %v, ends at %v; it is %v", p.SentAt, p.ExpiresAt, w.now())
 	}
 }
@@ -248,24 +269,25 @@ func TestALifeCountsFromTheCallByTheStreamsClock(t *testing.T) {
 func TestUnknownGrantIsAnswered(t *testing.T) {
 	w := newWorld(t)
 	w.settle(work("r1"), 1)
-	if d := data[schema.RefreshFailed](t, w.last(schema.UserRefreshFailed)); d.Reason != schema.ReasonUnknownGrant {
+	d := data[schema.RefreshFailed](t, w.last(schema.UserRefreshFailed))
+	if d.Reason != schema.ReasonUnknownGrant {
 		t.Errorf("%+v", d)
 	}
 }
 
-// The lease is lost, or the process told to stop, while the provider answers: the answer is read
-// and saved all the same.
+// The lease is lost, or the process is told to stop, while the provider answers. The answer is
+// still read and saved.
 func TestAnswerIsReadAfterTheLeaseIsLost(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 10*time.Second)
 	ctx, end := context.WithCancelCause(context.Background())
 	w.setAt(func(effect string) error {
 		if effect == "presented" {
-			end(consumers.ErrLeaseLost)
+			end(runner.ErrLeaseLost)
 		}
 		return nil
 	})
-	_ = w.deliver(ctx, work("r1"), 1) // whoever has the message now goes on from the save
+	_ = w.deliver(ctx, work("r1"), 1) // the worker that has the message now goes on from the save
 	if g := mustStored(w); !w.accepted(g) || g.Progress == "" {
 		t.Error("the answer was thrown away, and the pair with it")
 	}
@@ -303,7 +325,8 @@ func TestParkedPairOutlivesItsWorker(t *testing.T) {
 	w.advance(11 * time.Second)
 	w.settle(work("r1"), 2)
 	if g := mustStored(w); !w.accepted(g) || w.refreshed != 1 || w.reuse != 0 {
-		t.Errorf("accepted %v after %d rotations and %d reuses", w.accepted(g), w.refreshed, w.reuse)
+		t.Errorf("accepted %v after %d rotations and %d reuses",
+			w.accepted(g), w.refreshed, w.reuse)
 	}
 	if len(w.parkedFor) != 0 {
 		t.Error("the parked pair is left behind")
@@ -332,8 +355,8 @@ func TestStoreOutageKeepsThePair(t *testing.T) {
 	}
 }
 
-// The store hangs instead of failing: the pair is parked all the same, before anybody knows how the
-// save will end, and not left behind when it ends well.
+// The store hangs instead of failing. The pair is parked before it is known how the save will end,
+// and not left behind when the save ends well.
 func TestAPairIsParkedWhileTheStoreTakesItsTime(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 10*time.Second)

@@ -6,14 +6,17 @@ import (
 	"time"
 
 	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/secret"
 	"github.com/renewd/renewd/schema"
 )
 
 // idTokens is what the ID tokens of a provider without userinfo say, by the access token that they
-// came with. One of another access token proves nothing.
+// came with. An ID token of another access token proves nothing.
 type idTokens map[string]error
 
-func (i idTokens) Identify(_ context.Context, _, access grant.Secret, _ bool, user string) (schema.Profile, error) {
+func (i idTokens) Identify(
+	_ context.Context, _, access secret.Value, _ bool, user string,
+) (schema.Profile, error) {
 	err, there := i[access.Reveal()]
 	if !there {
 		err = grant.ErrAccessRefused
@@ -21,7 +24,7 @@ func (i idTokens) Identify(_ context.Context, _, access grant.Secret, _ bool, us
 	return schema.Profile{ID: user, Email: "jane@id.example"}, err
 }
 
-// withoutUserinfo has nobody asked for a userinfo.
+// withoutUserinfo fails the test when a userinfo endpoint is asked.
 func withoutUserinfo(t *testing.T, said idTokens) *world {
 	w := newWorld(t)
 	w.idTokens = said
@@ -44,35 +47,42 @@ func TestALoginIsProvenByItsIDToken(t *testing.T) {
 	}
 	// Many a refresh answer has no ID token: it says nothing new of a user who was named before.
 	w.fire()
-	if s := data[schema.Synced](t, w.last(schema.UserSynced)); !s.Refreshed || len(s.Changed) != 0 || s.Profile == nil || s.Profile.Email != p.Email {
+	s := data[schema.Synced](t, w.last(schema.UserSynced))
+	if !s.Refreshed || len(s.Changed) != 0 || s.Profile == nil || s.Profile.Email != p.Email {
 		t.Errorf("%+v", s)
 	}
 }
 
-// A login whose ID token is of another access token, or that has none, is proven by what its refresh
-// token brings, or not at all.
+// A login without an ID token, or with the ID token of another access token, is proven by what its
+// refresh token brings, or not at all.
 func TestALoginWithAnIDTokenThatProvesNothing(t *testing.T) {
 	for name, tt := range map[string]struct {
 		said   error
 		proven bool
-	}{"the refresh brings one": {nil, true}, "it is another user's": {grant.ErrSubjectMismatch, false}} {
+	}{
+		"the refresh brings one": {nil, true},
+		"it is another user's":   {grant.ErrSubjectMismatch, false},
+	} {
 		t.Run(name, func(t *testing.T) {
 			w := withoutUserinfo(t, idTokens{"access-a-1": nil})
 			w.prove(w.candidate("a", 200*time.Second))
-			w.idTokens = anyOther{idTokens{"access-a-1": nil, "access-b-2": grant.ErrAccessRefused}, tt.said}
+			named := idTokens{"access-a-1": nil, "access-b-2": grant.ErrAccessRefused}
+			w.idTokens = anyOther{named, tt.said}
 			g := w.prove(w.candidate("b", 90*time.Second))
-			if proven := g.Pair.Refresh.Reveal()[0] == 'b'; proven != tt.proven || g.Status != grant.Live {
+			proven := g.Pair.Refresh.Reveal()[0] == 'b'
+			if proven != tt.proven || g.Status != grant.Live {
 				t.Errorf("%s with %s", g.Status, g.Pair.Refresh.Reveal())
 			}
-			if rejected := w.told()[schema.MessageRejected]; (rejected == 0) != tt.proven || w.told()[schema.UserReauthRequired] != 0 {
+			rejected := w.told()[schema.MessageRejected]
+			if (rejected == 0) != tt.proven || w.told()[schema.UserReauthRequired] != 0 {
 				t.Errorf("told %v", w.told())
 			}
 		})
 	}
 }
 
-// Where no refresh brings an ID token either, the login stays a candidate that is tried ever more
-// seldom, and costs nobody anything.
+// Where no refresh brings an ID token either, the login stays a candidate. It is tried ever more
+// seldom, and harms no session.
 func TestALoginThatNoIDTokenNames(t *testing.T) {
 	w := withoutUserinfo(t, idTokens{"access-a-1": nil})
 	w.prove(w.candidate("a", 200*time.Second))
@@ -80,7 +90,9 @@ func TestALoginThatNoIDTokenNames(t *testing.T) {
 	for range 9 {
 		w.fire()
 	}
-	if g := mustStored(w); g.Candidate == nil || g.Pair.Refresh.Reveal()[0] != 'a' || g.Status != grant.Live || !w.accepted(g) {
+	g := mustStored(w)
+	if g.Candidate == nil || g.Pair.Refresh.Reveal()[0] != 'a' || g.Status != grant.Live ||
+		!w.accepted(g) {
 		t.Errorf("%s with %s", g.Status, g.Pair.Refresh.Reveal())
 	}
 	if w.told()[schema.UserReauthRequired] != 0 {
@@ -94,7 +106,9 @@ type anyOther struct {
 	err   error
 }
 
-func (o anyOther) Identify(ctx context.Context, id, access grant.Secret, answered bool, user string) (schema.Profile, error) {
+func (o anyOther) Identify(
+	ctx context.Context, id, access secret.Value, answered bool, user string,
+) (schema.Profile, error) {
 	if _, there := o.known[access.Reveal()]; there {
 		return o.known.Identify(ctx, id, access, answered, user)
 	}

@@ -18,9 +18,12 @@ func TestLabelsAreKeptApart(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, g := range []grant.Grant{
-		{Key: grant.Key{Provider: "a"}, Refreshed: true}, {Key: grant.Key{Provider: "a"}}, {Key: grant.Key{Provider: "b"}}, {Key: grant.Key{Provider: "a"}},
+		{Key: grant.Key{Provider: "a"}, Refreshed: true},
+		{Key: grant.Key{Provider: "a"}},
+		{Key: grant.Key{Provider: "b"}},
+		{Key: grant.Key{Provider: "a"}},
 	} {
-		m.finished(t.Context(), grant.Work{}, g, g.NextDueAt)
+		m.finished(t.Context(), grant.Work{}, &g, g.NextDueAt)
 	}
 	var all metricdata.ResourceMetrics
 	if err := reader.Collect(t.Context(), &all); err != nil {
@@ -31,10 +34,14 @@ func TestLabelsAreKeptApart(t *testing.T) {
 		have[p.Attributes] = p.Value
 	}
 	set := func(provider string, refreshed bool) attribute.Set {
-		return attribute.NewSet(attribute.String("provider", provider), attribute.String("outcome", "retry"), attribute.String("reason", ""),
+		return attribute.NewSet(
+			attribute.String("provider", provider),
+			attribute.String("outcome", "retry"),
+			attribute.String("reason", ""),
 			attribute.Bool("refreshed", refreshed))
 	}
-	if len(have) != 3 || have[set("a", true)] != 1 || have[set("a", false)] != 2 || have[set("b", false)] != 1 {
+	if len(have) != 3 || have[set("a", true)] != 1 || have[set("a", false)] != 2 ||
+		have[set("b", false)] != 1 {
 		t.Errorf("counted %v", have)
 	}
 }

@@ -7,148 +7,177 @@ import (
 	"sync"
 	"time"
 
-	"github.com/renewd/renewd/consumers"
 	"github.com/renewd/renewd/internal/grant"
 )
 
-// spare is the second place of a fresh pair: the stream, where another process finds it if this one
-// dies, for as long as the store has not taken it.
-type spare struct {
-	task  *task
-	grant grant.Grant // with the fresh pair
-	late  *time.Timer
+// unpark stores a parked pair instead of presenting its parent, if the claim before this one ended
+// unknown.
+func (r *renewal) unpark(ctx context.Context, g *grant.Grant) (step, error) {
+	presented := g.Fingerprint()
+	if g.Doubt == nil || g.Doubt.Fingerprint != presented {
+		return present, nil
+	}
+	parcel, found, err := r.pairs.parked(ctx)
+	if err != nil {
+		return done, err
+	}
+	if !found {
+		return present, nil
+	}
+	// The record may have moved on while the pair waited. The pair's parent ties the two: the
+	// fingerprint of the token that the provider took for the pair.
+	pair, err := r.pairs.open(parcel)
+	if err != nil {
+		// The token may be spent, and its successor is in the parcel. Another worker may have the
+		// key.
+		r.held.release()
+		return done, errors.Join(err, r.record.giveBack(ctx, g))
+	}
+	if pair.Parent != presented {
+		if stored := g.AsStored(); !stored.Holds(pair.Parent) {
+			r.pairs.discard(ctx, parcel.Sequence) // its parent is no longer stored
+		}
+		return present, nil
+	}
+	r.held.release()
+	ok, err := r.pairs.apply(ctx, g, parcel, pair)
+	return saved(g, ok), err
+}
+
+// findParked looks for a parked pair of one of the sides, if a grant has several. The side of the
+// pair has to come first, since a pair of another side would take the place. If a user.suspend
+// holds the proven side, its pair waits for a user.resume, and a newer login does not wait too.
+func (p *pairs) findParked(ctx context.Context, g *grant.Grant) error {
+	if g.Candidate == nil || p.parkedParent != "" {
+		return nil
+	}
+	parcel, found, err := p.parked(ctx)
+	if err != nil {
+		return err
+	}
+	held := !g.SuspendedAt().IsZero() && parcel.Parent == g.Mark().Token
+	if found && !held && g.Holds(parcel.Parent) {
+		p.parkedParent = parcel.Parent
+	}
+	return nil
+}
+
+// parked is the pair of this grant waiting in the stream.
+func (p *pairs) parked(ctx context.Context) (_ grant.Parcel, found bool, _ error) {
+	parcel, found, err := p.Parking.Parked(ctx, p.key)
+	if err != nil {
+		return parcel, false, retry(err)
+	}
+	return parcel, found, nil
+}
+
+// open is the pair in a parcel. While a parked pair cannot be opened, the work on its grant waits
+// and presents nothing.
+func (p *pairs) open(parcel grant.Parcel) (grant.Pair, error) {
+	pair, err := grant.OpenPair(p.Cipher, grant.PurposePark, p.key, parcel.Version, parcel.Sealed)
+	if err == nil {
+		return pair, nil
+	}
+	p.Logger.Error(
+		"a parked pair cannot be opened: the refresh token that it replaces is not presented",
+		"grant", p.key, "error", err,
+		"hint", "is a key missing from this worker's keyring? "+
+			"The user's next login ends this as well")
+	return grant.Pair{}, retry(fmt.Errorf("%w: parked pair: %w", grant.ErrUnreadable, err))
+}
+
+// apply stores a parked pair.
+func (p *pairs) apply(
+	ctx context.Context, g *grant.Grant, parcel grant.Parcel, pair grant.Pair,
+) (ok bool, _ error) {
+	ok, err := p.save(ctx, g, grant.Tokens{
+		Access: pair.Access, Refresh: pair.Refresh, ID: pair.ID, Scope: pair.Scope,
+		ExpiresIn: pair.Lifetime, SentAt: pair.SentAt,
+	})
+	if !ok || err != nil {
+		return false, err
+	}
+	p.Logger.Info("applied a parked pair", "grant", p.key)
+	p.discard(ctx, parcel.Sequence)
+	return true, nil
+}
+
+// discard removes the grant's parked pair. A failure does no harm, since the pair's parent is
+// spent: the reconciler will remove the pair.
+func (p *pairs) discard(ctx context.Context, sequence uint64) {
+	if err := p.Parking.Unpark(ctx, p.key, sequence); err != nil {
+		p.Logger.Warn("a parked pair that was saved is still in the stream; it is harmless",
+			"grant", p.key, "error", err)
+	}
+}
+
+// fallback is the second place of a fresh pair: the stream. Until the store has taken the pair,
+// another process finds the pair there if this process dies.
+type fallback struct {
+	pairs  *pairs
+	pair   grant.Pair
+	parcel grant.Parcel // for the pair, which is sealed only for parking
+	late   *time.Timer
 
 	mu       sync.Mutex
-	sequence uint64 // of the parked pair; 0: it is not parked
+	sequence uint64 // of the parked pair; 0: not parked
 	over     bool
 }
 
 var errSlow = errors.New("the store takes its time")
 
-// spare parks the pair of g if it is not dropped within Config.ParkAfter.
-func (t *task) spare(ctx context.Context, g grant.Grant) *spare {
-	s := &spare{task: t, grant: g}
-	s.late = time.AfterFunc(t.ParkAfter, func() { s.keep(ctx, errSlow) })
-	return s
+// fallback parks the pair of g unless the pair is dropped within Config.ParkAfter.
+func (p *pairs) fallback(ctx context.Context, g *grant.Grant) *fallback {
+	f := &fallback{pairs: p, pair: g.Pair, parcel: grant.Parcel{
+		Version: g.Version, Parent: g.Pair.Parent, Candidate: g.OnCandidate(),
+	}}
+	f.late = time.AfterFunc(p.ParkAfter, func() { f.keep(ctx, errSlow) })
+	return f
 }
 
-// keep parks the pair, unless it is parked or dropped, and tells whether it is.
-func (s *spare) keep(ctx context.Context, cause error) (parked bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.sequence != 0 || s.over {
-		return s.sequence != 0
+// keep parks the pair, unless parked or dropped before, and tells whether the pair is parked.
+func (f *fallback) keep(ctx context.Context, cause error) (parked bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.sequence != 0 || f.over {
+		return f.sequence != 0
 	}
-	t := s.task
-	sequence, err := s.park(ctx)
+	p := f.pairs
+	sequence, err := f.park(ctx)
 	if err != nil {
-		t.Logger.Error("a rotated pair can be neither saved nor parked; both are tried on", "grant", t.key, "save_error", cause, "park_error", err)
+		p.Logger.Error("a rotated pair can be neither saved nor parked; both are tried on",
+			"grant", p.key, "save_error", cause, "park_error", err)
 		return false
 	}
-	s.sequence = sequence
-	t.Logger.Warn("the store did not take a rotated pair; it is parked in the stream and saved when the store is back", "grant", t.key, "error", cause)
-	t.meters.parked.Add(ctx, 1)
+	f.sequence = sequence
+	p.Logger.Warn("the store did not take a rotated pair; "+
+		"it is parked in the stream and saved when the store is back",
+		"grant", p.key, "error", cause)
+	p.meters.parked.Add(ctx, 1)
 	return true
 }
 
 // park seals the pair into the stream.
-func (s *spare) park(ctx context.Context) (sequence uint64, err error) {
+func (f *fallback) park(ctx context.Context) (sequence uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	pair := s.grant.Pair
-	sealed, err := grant.SealPair(s.task.Cipher, grant.PurposePark, s.task.key, s.grant.Version, pair)
+	p, parcel := f.pairs, f.parcel
+	parcel.Sealed, err = grant.SealPair(
+		p.Cipher, grant.PurposePark, p.key, parcel.Version, f.pair)
 	if err != nil {
 		return 0, err
 	}
-	return s.task.Stream.Park(ctx, s.task.key, grant.Parcel{Version: s.grant.Version, Parent: pair.Parent, Candidate: s.grant.OnCandidate(), Sealed: sealed})
+	return p.Parking.Park(ctx, p.key, parcel)
 }
 
-// drop removes the parked pair: the store has it, or a newer one. Another worker's is left alone.
-func (s *spare) drop(ctx context.Context) {
-	s.late.Stop()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.over = true
-	if s.sequence != 0 {
-		s.task.discard(ctx, s.sequence)
-	}
-}
-
-// unpark applies a parked pair when the claim before ours ended unknown. done tells that it did,
-// and g is then saved.
-func (t *task) unpark(ctx context.Context, c *claimed, g grant.Grant) (_ grant.Grant, done bool, _ error) {
-	presented := g.Fingerprint()
-	if g.Doubt == nil || g.Doubt.Fingerprint != presented {
-		return g, false, nil
-	}
-	parcel, ok, err := t.Stream.Parked(ctx, t.key)
-	if err != nil {
-		return g, false, consumers.Retry(err, time.Second)
-	}
-	if !ok {
-		return g, false, nil
-	}
-	// The record may have moved on while the pair waited. What ties the two is the pair's parent,
-	// the fingerprint of the token that it was got with.
-	pair, err := grant.OpenPair(t.Cipher, grant.PurposePark, t.key, parcel.Version, parcel.Sealed)
-	if err != nil {
-		// The token may be spent, and what it was spent for is in there. Another worker may have
-		// the key.
-		c.release()
-		return g, false, errors.Join(t.unopened(err), t.giveBack(ctx, g))
-	}
-	if pair.Parent != presented {
-		if !g.AsStored().Holds(pair.Parent) {
-			t.discard(ctx, parcel.Sequence) // about a token that is no longer a stored one
-		}
-		return g, false, nil
-	}
-	c.release()
-	g, err = t.applyParked(ctx, g, parcel, pair)
-	return g, err == nil, err
-}
-
-// unopened is what becomes of work on a grant whose parked pair cannot be opened: it waits, and
-// presents nothing.
-func (t *task) unopened(err error) error {
-	t.Logger.Error("a parked pair cannot be opened: the refresh token that it replaces is not presented", "grant", t.key, "error", err,
-		"hint", "is a key missing from this worker's keyring? The user's next login ends this as well")
-	return consumers.Retry(fmt.Errorf("%w: parked pair: %w", grant.ErrUnreadable, err), time.Second)
-}
-
-// applyParked stores a parked pair.
-func (t *task) applyParked(ctx context.Context, g grant.Grant, parcel grant.Parcel, pair grant.Pair) (grant.Grant, error) {
-	g, err := t.savePair(ctx, g, grant.Tokens{
-		Access: pair.Access, Refresh: pair.Refresh, ID: pair.ID, Scope: pair.Scope, ExpiresIn: pair.Lifetime, SentAt: pair.SentAt,
-	})
-	if err != nil {
-		return g, err
-	}
-	t.Logger.Info("applied a parked pair", "grant", t.key)
-	t.discard(ctx, parcel.Sequence)
-	return g, nil
-}
-
-// parkedFirst looks, where a grant has several sides, whether a pair of one of them is parked: that
-// side has to come first, since a pair of another would take the place.
-func (t *task) parkedFirst(ctx context.Context, g grant.Grant) error {
-	if g.Candidate == nil || t.first != "" {
-		return nil
-	}
-	parcel, found, err := t.Stream.Parked(ctx, t.key)
-	if err != nil {
-		return consumers.Retry(err, time.Second)
-	}
-	if found && g.Holds(parcel.Parent) {
-		t.first = parcel.Parent
-	}
-	return nil
-}
-
-// discard removes the grant's parked pair. If that fails it does no harm, since its parent is
-// spent: the reconciler will.
-func (t *task) discard(ctx context.Context, sequence uint64) {
-	if err := t.Stream.Unpark(ctx, t.key, sequence); err != nil {
-		t.Logger.Warn("a parked pair that was saved is still in the stream; it is harmless", "grant", t.key, "error", err)
+// drop removes the parked pair: the store has this pair or a newer pair. A pair parked by another
+// worker is left alone.
+func (f *fallback) drop(ctx context.Context) {
+	f.late.Stop()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.over = true
+	if f.sequence != 0 {
+		f.pairs.discard(ctx, f.sequence)
 	}
 }

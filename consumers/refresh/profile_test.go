@@ -9,8 +9,8 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// With a clock of its own a profile is synced between renewals, without a token being presented, and
-// renewals come in their time all the same.
+// With its own clock a profile is synced between renewals, without presenting a token. The renewals
+// still come in their time.
 func TestProfilesHaveAClockOfTheirOwn(t *testing.T) {
 	w := newWorld(t)
 	w.profileEvery = time.Minute
@@ -27,7 +27,8 @@ func TestProfilesHaveAClockOfTheirOwn(t *testing.T) {
 		if synced++; w.told()[schema.UserSynced] != synced {
 			t.Fatalf("%d user.synced after %d looks", w.told()[schema.UserSynced], synced)
 		}
-		if s := data[schema.Synced](t, w.last(schema.UserSynced)); len(s.Changed) == 0 || s.Refreshed != (w.refreshed == 1) {
+		s := data[schema.Synced](t, w.last(schema.UserSynced))
+		if len(s.Changed) == 0 || s.Refreshed != (w.refreshed == 1) {
 			t.Errorf("%+v after %d presentations", s, w.refreshed)
 		}
 	}
@@ -36,15 +37,16 @@ func TestProfilesHaveAClockOfTheirOwn(t *testing.T) {
 	}
 }
 
-// Subscribers see what is mapped of a profile; the provider's own JSON is stored, and shown only where
-// the settings say so.
+// Subscribers see what is mapped of a profile. The provider's own JSON is stored, and shown only
+// where the settings say so.
 func TestEventsShowNoRawProfile(t *testing.T) {
 	w := newWorld(t)
 	w.profile.Raw = json.RawMessage(`{"sub":"u17","secret_note":"x"}`)
 	w.login("a", 10*time.Second)
 	w.settle(work("r1"), 1)
 	e, ok := w.outcome("r1")
-	if !ok || !strings.Contains(string(e.Data), "jane@example.com") || strings.Contains(string(e.Data), "secret_note") {
+	if !ok || !strings.Contains(string(e.Data), "jane@example.com") ||
+		strings.Contains(string(e.Data), "secret_note") {
 		t.Errorf("r1 has %s", e.Data)
 	}
 	if p := mustStored(w).Profile; !strings.Contains(string(p), "secret_note") {

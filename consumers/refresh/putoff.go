@@ -5,59 +5,64 @@ import (
 	"errors"
 	"time"
 
-	"github.com/renewd/renewd/consumers"
 	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/runner"
 	"github.com/renewd/renewd/schema"
 )
 
-// PutOff has work that failed again and again done later, so that it holds no place meanwhile: a
-// timer with backoff. Where the failure is the grant's own and stays, whoever asked is told once
-// why. Its signature is that of consumers.Config.PutOff.
-func (c *Consumer) PutOff(ctx context.Context, m *consumers.Message, cause error) error {
-	t, err := c.task(m)
+// PutOff has work that failed again and again done later, by a timer with backoff, so that the work
+// holds no place meanwhile. If the failure is the grant's own and stays, the sender of the command
+// is told the reason once. PutOff has the signature of runner.Config.PutOff.
+func (c *Consumer) PutOff(ctx context.Context, m *runner.Message, cause error) error {
+	r, err := c.renewal(m)
 	if err != nil {
 		return err
 	}
-	return t.putOff(ctx, cause)
+	return r.putOff(ctx, cause)
 }
 
-func (t *task) putOff(ctx context.Context, cause error) error {
-	t.work = t.given // on whichever side it was
-	work, longest := t.given, deferMax
+func (r *renewal) putOff(ctx context.Context, cause error) error {
+	r.restart() // whichever side the work was on
+	work, longest := r.given, deferMax
 	reason := ownReason(cause)
 	if reason != "" && work.Deferrals >= silent {
-		longest = t.provider.Policy.RetryLater
+		longest = r.provider.Policy.RetryLater
 		if work.Deferrals == silent {
-			if err := t.fail(ctx, grant.Mark{}, reason); err != nil {
+			ok, err := r.outcomes.fail(ctx, grant.Mark{}, reason)
+			if err != nil {
 				return err
 			}
-			work.Cause = grant.Deferred(t.key, work.Cause)
+			if !ok {
+				return errChanged
+			}
+			work.Cause = grant.Deferred(r.key, work.Cause)
 		}
 	}
-	wait := min(t.provider.Policy.RetryMin<<min(work.Deferrals, 20), longest)
+	wait := min(r.provider.Policy.RetryMin<<min(work.Deferrals, 20), longest)
 	work.Deferrals++
 	work.Again = true
-	t.Logger.Warn("renewal put off", "grant", t.key, "deferrals", work.Deferrals, "wait", wait, "error", cause)
-	return t.Stream.Arm(ctx, t.key, t.Stream.Now().Add(wait), work)
+	r.Logger.Warn("renewal put off",
+		"grant", r.key, "deferrals", work.Deferrals, "wait", wait, "error", cause)
+	return r.Timers.Arm(ctx, r.key, r.Now().Add(wait), work)
 }
 
-// silent is how often work is put off before anybody is told: while keys are rotated, another
-// worker, or the same one a little later, may have the one that is missing.
+// silent is how often work is put off before the failure is told. While keys are rotated, another
+// worker, or the same worker a little later, may have the missing key.
 const silent = 3
 
-// deferMax is the longest wait for what is nobody's own failure: a store that is away, a claim that
-// somebody holds.
+// deferMax is the longest wait for a failure that is not the grant's: a store that is away, a claim
+// of another worker.
 const deferMax = 30 * time.Second
 
-// ownReason is the reason of user.refresh_failed for a failure which is this grant's own, empty for
-// any other.
+// ownReason is the reason of user.refresh_failed for a failure of this grant, empty for any other
+// failure.
 func ownReason(err error) string {
 	switch {
 	case errors.Is(err, grant.ErrUnreadable):
 		return schema.ReasonUnreadable
 	case errors.Is(err, grant.ErrRefused):
 		return schema.ReasonRefused
-	case errors.Is(err, consumers.ErrPanicked):
+	case errors.Is(err, runner.ErrPanicked):
 		return schema.ReasonInternal
 	}
 	return ""

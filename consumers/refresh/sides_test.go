@@ -12,7 +12,7 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// A pair that was parked for a login which is not proven stays with that login, whoever finds it.
+// A pair that was parked for an unproven login stays with that login, whatever work finds it.
 func TestAPairParkedForALoginStaysWithIt(t *testing.T) {
 	for _, proven := range []bool{true, false} {
 		for _, stranger := range []bool{true, false} {
@@ -35,7 +35,9 @@ func TestAPairParkedForALoginStaysWithIt(t *testing.T) {
 						w.fire()
 					}
 				}
-				if g := mustStored(w); w.reuse > 0 || stranger && g.Pair.Refresh.Reveal() != "" && g.Pair.Refresh.Reveal()[0] == 'x' {
+				g := mustStored(w)
+				if w.reuse > 0 ||
+					stranger && g.Pair.Refresh.Reveal() != "" && g.Pair.Refresh.Reveal()[0] == 'x' {
 					t.Errorf("stored %s, reuse %d", g.Pair.Refresh.Reveal(), w.reuse)
 				}
 			})
@@ -55,7 +57,12 @@ func TestEachLoginHasItsTurnUnderItsOwnName(t *testing.T) {
 			var l2 string
 			w.userinfo = &grant.Fault{Class: grant.Ambiguous, Op: "userinfo", Status: 502}
 			if proven {
-				w.userinfo = &grant.Fault{Class: grant.Throttled, Op: "userinfo", Status: 429, RetryAfter: 10 * time.Second}
+				w.userinfo = &grant.Fault{
+					Class:      grant.Throttled,
+					Op:         "userinfo",
+					Status:     429,
+					RetryAfter: 10 * time.Second,
+				}
 			}
 			w.setAt(func(effect string) error {
 				if effect == "userinfo" && l2 == "" {
@@ -75,15 +82,16 @@ func TestEachLoginHasItsTurnUnderItsOwnName(t *testing.T) {
 				}
 				w.fire()
 			}
-			if e, _ := w.outcomeOf(loginCause(l2)); e.ID != "" && n == 60 && w.now().Sub(began) < 5*time.Minute || mustStored(w).Pair.Refresh.Reveal()[0] != 'c' {
+			e, _ := w.outcomeOf(loginCause(l2))
+			if e.ID != "" && n == 60 && w.now().Sub(began) < 5*time.Minute ||
+				mustStored(w).Pair.Refresh.Reveal()[0] != 'c' {
 				t.Error("the newer login is never looked at")
 			}
 		})
 	}
 }
 
-// A failure of a login of somebody new is told, though the next command takes the place of its
-// message.
+// A failed login of a new user is told, though the next command replaces its message.
 func TestALoginsOutcomeIsToldWhereNothingIsProven(t *testing.T) {
 	w := newWorld(t)
 	token := w.candidate("a", 900*time.Second)
@@ -156,7 +164,8 @@ func TestALoginEachSecondStarvesNobody(t *testing.T) {
 	}
 	g := mustStored(w)
 	if !g.Pair.ExpiresAt.After(w.now()) {
-		t.Errorf("the proven access token ran out %v ago, refreshed %d", w.now().Sub(g.Pair.ExpiresAt), w.refreshed)
+		t.Errorf("the proven access token ran out %v ago, refreshed %d",
+			w.now().Sub(g.Pair.ExpiresAt), w.refreshed)
 	}
 }
 
@@ -191,12 +200,14 @@ func TestALoginBetweenSaveAndProfileIsAnswered(t *testing.T) {
 	_, named := w.outcomeOf(loginCause(token))
 	if !named {
 		e, _ := w.outcome("r1")
-		t.Errorf("the login is answered by nobody; r1 began at %v, the login came at %v: %s", data[schema.Synced](t, e).BeganAt.Sub(start), accepted.Sub(start), e.Type)
+		t.Errorf("the login is answered by nobody; r1 began at %v, the login came at %v: %s",
+			data[schema.Synced](t, e).BeganAt.Sub(start), accepted.Sub(start), e.Type)
 	}
 }
 
-// A request that is in hand when a login comes gives the login's wake its own name, for it may be
-// all that is left of the request. Its own outcome does not stand for the login's.
+// A request is being handled when a login comes. The login's wake then has the request's name, for
+// the wake may be all that is left of the request. The request's own outcome does not stand for the
+// login's.
 func TestALoginThatMeetsARequestInHandIsAnswered(t *testing.T) {
 	for _, failsFirst := range []bool{false, true} {
 		t.Run(fmt.Sprint("failsFirst=", failsFirst), func(t *testing.T) {
@@ -219,7 +230,8 @@ func TestALoginThatMeetsARequestInHandIsAnswered(t *testing.T) {
 				t.Fatal("nobody is told of the proof")
 			}
 			d := data[schema.Synced](t, w.outcomes[told])
-			if !failsFirst && !grant.SameCause(d.Cause, loginCause(token)) || d.Version != g.Version || d.BeganAt.Before(g.Login.Time) {
+			if !failsFirst && !grant.SameCause(d.Cause, loginCause(token)) ||
+				d.Version != g.Version || d.BeganAt.Before(g.Login.Time) {
 				t.Errorf("told %+v", d)
 			}
 			if _, ok := w.outcome("r1"); !ok {
@@ -229,8 +241,8 @@ func TestALoginThatMeetsARequestInHandIsAnswered(t *testing.T) {
 	}
 }
 
-// Who has just signed in is not told to: a login that is stored when a sign-out is about to be, or
-// waits for its turn, has that first.
+// A user who has just signed in is not told to sign in. A login that is stored just before a
+// sign-out, or waits for its turn, has its turn first.
 func TestALoginThatWaitsKeepsTheSignOutBack(t *testing.T) {
 	dead := func(w *world) {
 		w.families[w.login("a", 10*time.Second)].dead = true
@@ -266,10 +278,11 @@ func TestALoginThatWaitsKeepsTheSignOutBack(t *testing.T) {
 					})
 				}
 				w.settle(a.work, 1)
-				for n := 0; n < 60 && len(w.timers) > 0 && mustStored(w).Pair.Refresh.Reveal() != token; n++ {
+				stored := func() string { return mustStored(w).Pair.Refresh.Reveal() }
+				for n := 0; n < 60 && len(w.timers) > 0 && stored() != token; n++ {
 					w.fire()
 				}
-				if n := w.told()[schema.UserReauthRequired]; n > 0 || mustStored(w).Pair.Refresh.Reveal() != token {
+				if w.told()[schema.UserReauthRequired] > 0 || stored() != token {
 					t.Errorf("told %v", w.told())
 				}
 			})
@@ -298,8 +311,8 @@ func TestARequestThatProvesALoginIsAnsweredAfterIt(t *testing.T) {
 	}
 }
 
-// The wake of a login may come long after the request whose name it has was answered: the request is
-// not answered again.
+// The wake of a login may come long after the request whose name it has was answered. The request
+// is not answered again.
 func TestALateWakeAnswersNoRequestAgain(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 900*time.Second)
@@ -327,12 +340,13 @@ func TestARequestThatProvesAnAnsweredLoginIsDone(t *testing.T) {
 	asked := work("r1")
 	asked.Want = schema.WantTokens
 	w.settle(asked, 1)
-	if e, ok := w.outcome("r1"); !ok || !data[schema.Synced](t, e).Refreshed || mustStored(w).Candidate != nil {
+	e, ok := w.outcome("r1")
+	if !ok || !data[schema.Synced](t, e).Refreshed || mustStored(w).Candidate != nil {
 		t.Errorf("the request for tokens is told %s", e.Data)
 	}
 }
 
-// A command does not wait for as long as a login may that nobody can prove.
+// A command does not wait for as long as a login that cannot be proven may wait.
 func TestACommandDoesNotWaitForALoginThatWaitsLong(t *testing.T) {
 	w := newWorld(t)
 	w.login("a", 10*time.Second)
@@ -343,7 +357,8 @@ func TestACommandDoesNotWaitForALoginThatWaitsLong(t *testing.T) {
 	w.advance(11 * time.Second)
 	delete(w.timers, key)
 	w.settle(work("r1"), 1)
-	if e, ok := w.outcome("r1"); !ok || e.Type != schema.UserRefreshFailed || w.told()[schema.UserReauthRequired] != 0 {
+	e, ok := w.outcome("r1")
+	if !ok || e.Type != schema.UserRefreshFailed || w.told()[schema.UserReauthRequired] != 0 {
 		t.Errorf("told %v", w.told())
 	}
 	if a := w.timers[key]; a.at.Before(turn) || grant.IsCommand(a.work.Cause) {
@@ -380,13 +395,15 @@ func TestWorkThatWaitsProvesNothingOfItsOwnOutcome(t *testing.T) {
 	w.fire()
 	w.fire()
 	w.fire()
-	changed := func(e schema.Event) bool { return strings.Contains(string(e.Data), `"changed":["name"]`) }
+	changed := func(e schema.Event) bool {
+		return strings.Contains(string(e.Data), `"changed":["name"]`)
+	}
 	if !slices.ContainsFunc(w.outcomes, changed) {
 		t.Error("the outcome with the changed profile is never published")
 	}
 }
 
-// As long as userinfo names nobody at all, no login is rejected for it.
+// As long as userinfo names no user at all, no login is rejected for it.
 func TestUserinfoThatNamesNobodyRejectsNobody(t *testing.T) {
 	w := newWorld(t)
 	token := w.candidate("a", 90*time.Second)
@@ -396,7 +413,7 @@ func TestUserinfoThatNamesNobodyRejectsNobody(t *testing.T) {
 		w.fire()
 	}
 	if w.told()[schema.MessageRejected] != 0 {
-		t.Error("the login is thrown away because userinfo names nobody at all")
+		t.Error("the login is thrown away because userinfo names no user at all")
 	}
 }
 
@@ -432,7 +449,8 @@ func TestTheSidesOfAGrantShareOneParkedPlace(t *testing.T) {
 	g.Candidate = &c
 	w.save(g)
 	delete(w.timers, key)
-	w.crashParked(t.Context(), grant.Work{Cause: schema.Cause{ID: "t1", Type: schema.CauseTimer, Source: "/renewd"}, Mark: mustStored(w).Mark()}, 1)
+	timer := schema.Cause{ID: "t1", Type: schema.CauseTimer, Source: "/renewd"}
+	w.crashParked(t.Context(), grant.Work{Cause: timer, Mark: new(mustStored(w)).Mark()}, 1)
 	for range 6 {
 		w.settle(loginWork(token), 2)
 		if _, ok := w.timers[key]; ok {

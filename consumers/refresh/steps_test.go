@@ -12,10 +12,10 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// effects is the order of a renewal that rotates, as DESIGN draws it. finish publishes and arms
-// side by side, so those two may come in either order.
+// effects is the order of effects in a renewal that rotates.
 var effects = []string{
-	"load", "loaded", "claim", "claimed", "present", "presented", "save", "saved", "userinfo", "synced", "save", "saved",
+	"load", "loaded", "claim", "claimed", "present", "presented", "save", "saved", "userinfo",
+	"synced", "save", "saved",
 	"publish", "published", "arm", "armed",
 }
 
@@ -36,20 +36,23 @@ func TestOneRenewalInOrder(t *testing.T) {
 	}
 	g, _ := w.stored()
 	if !w.accepted(g) || w.refreshed != 1 || g.Claim != nil {
-		t.Errorf("stored pair accepted: %v, rotations %d, claim %v", w.accepted(g), w.refreshed, g.Claim)
+		t.Errorf("stored pair accepted: %v, rotations %d, claim %v",
+			w.accepted(g), w.refreshed, g.Claim)
 	}
 	if a := w.timers[key]; !a.at.Equal(g.NextDueAt) || a.work.Cause.Type != schema.CauseTimer {
 		t.Errorf("armed %+v, record is due %v", a, g.NextDueAt)
 	}
 }
 
-// leaving reports whether the token is on its way to the provider at this point, or its answer not
-// yet saved: there, and only there, whoever finds the claim run out must present the token again.
+// leaving reports whether the token is on its way to the provider at this point, or its answer is
+// not yet saved. Only there must a worker that finds an expired claim present the token again.
 func leaving(n int) bool { return effects[n] == "present" || effects[n] == "presented" || n == 6 }
 
 // atEach runs a test once for every point before and after every effect of a renewal.
 func atEach(t *testing.T, test func(t *testing.T, w *world, strike func(do func() error))) {
-	atEachN(t, func(t *testing.T, w *world, _ int, strike func(func() error)) { test(t, w, strike) })
+	atEachN(t, func(t *testing.T, w *world, _ int, strike func(func() error)) {
+		test(t, w, strike)
+	})
 }
 
 func atEachN(t *testing.T, test func(t *testing.T, w *world, n int, strike func(do func() error))) {
@@ -279,7 +282,8 @@ func TestStalledPastTheClaimAtEachStep(t *testing.T) {
 		})
 		w.settle(work("r1"), 1)
 		if leaving(n) {
-			w.mostAtAll = 1 // the stalled call is still open while the other worker asks: its claim has run out
+			// The stalled call is still open while the other worker asks: its claim has run out.
+			w.mostAtAll = 1
 		} else if w.replays != 0 {
 			t.Errorf("a token was presented %d times more, without a live claim", w.replays)
 		}

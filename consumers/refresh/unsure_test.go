@@ -28,7 +28,7 @@ func (w *world) refusedUntil(f *grant.Fault) (told time.Duration) {
 	return 0
 }
 
-// A user whom the provider refuses in words that nobody knows, for hours, and alone, has left.
+// A user whom the provider refuses in unknown words, for hours, and alone, has left.
 func TestWhoIsRefusedAloneInUnknownWordsIsToldInTheEnd(t *testing.T) {
 	for name, c := range map[string]struct{ code, want string }{
 		"a code": {"invalid_request", "invalid_request"}, "no body": {"", "status 400"},
@@ -39,14 +39,16 @@ func TestWhoIsRefusedAloneInUnknownWordsIsToldInTheEnd(t *testing.T) {
 			w.login("a", 10*time.Second)
 			told := w.refusedUntil(oddly(c.code))
 			if told < 2*policy.RetryLater-time.Second || told > 3*policy.RetryLater {
-				t.Errorf("told after %v, want some time after two waits of %v", told, policy.RetryLater)
+				t.Errorf("told after %v, want some time after two waits of %v",
+					told, policy.RetryLater)
 			}
 			d := data[schema.ReauthRequired](t, w.last(schema.UserReauthRequired))
 			if d.Reason != schema.ReasonRefusedAlone || d.ProviderError != c.want {
 				t.Errorf("told %+v", d)
 			}
 			// The command that met it had its answer long before.
-			if e, ok := w.outcome("r1"); !ok || data[schema.RefreshFailed](t, e).Reason != schema.ReasonProviderUnknown {
+			e, ok := w.outcome("r1")
+			if !ok || data[schema.RefreshFailed](t, e).Reason != schema.ReasonProviderUnknown {
 				t.Errorf("the command was answered %s", e.Type)
 			}
 			if w.told()[schema.UserRefreshFailed] > 3 {
@@ -59,10 +61,16 @@ func TestWhoIsRefusedAloneInUnknownWordsIsToldInTheEnd(t *testing.T) {
 // The same words to everybody, and no guard to ask, tell nothing of the user.
 func TestUnknownWordsAloneSignNobodyOut(t *testing.T) {
 	for name, set := range map[string]func(*world){
-		"no guard":                  func(*world) {},
-		"nobody is renewed":         func(w *world) { w.guard = &quietGuard{w: w, held: schema.ReasonNobodyRenewed} },
-		"most are refused":          func(w *world) { w.guard = &quietGuard{w: w, held: schema.ReasonMassFailure} },
-		"the settings were changed": func(w *world) { w.guard = &quietGuard{w: w, held: schema.ReasonUnproven} },
+		"no guard": func(*world) {},
+		"no user is renewed": func(w *world) {
+			w.guard = &quietGuard{w: w, held: schema.ReasonNobodyRenewed}
+		},
+		"most are refused": func(w *world) {
+			w.guard = &quietGuard{w: w, held: schema.ReasonMassFailure}
+		},
+		"the settings were changed": func(w *world) {
+			w.guard = &quietGuard{w: w, held: schema.ReasonUnproven}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
@@ -73,15 +81,16 @@ func TestUnknownWordsAloneSignNobodyOut(t *testing.T) {
 			}
 			w.refuse = nil
 			w.fire()
-			if d := data[schema.Synced](t, w.last(schema.UserSynced)); !d.Refreshed || !d.Recovered {
+			d := data[schema.Synced](t, w.last(schema.UserSynced))
+			if !d.Refreshed || !d.Recovered {
 				t.Errorf("back again: %+v", d)
 			}
 		})
 	}
 }
 
-// Words that nobody knows are no refusal in plain words, and make none of one: each is confirmed for
-// itself.
+// A refusal in unknown words does not confirm a refusal in known words, nor the other way round:
+// each kind is confirmed by itself.
 func TestPlainAndUnknownWordsAreConfirmedApart(t *testing.T) {
 	w := newWorld(t)
 	w.guard = &quietGuard{w: w}
@@ -97,12 +106,13 @@ func TestPlainAndUnknownWordsAreConfirmedApart(t *testing.T) {
 		}
 	}
 	w.fire()
-	if d := data[schema.ReauthRequired](t, w.last(schema.UserReauthRequired)); d.Reason != schema.ReasonRevoked {
+	d := data[schema.ReauthRequired](t, w.last(schema.UserReauthRequired))
+	if d.Reason != schema.ReasonRevoked {
 		t.Errorf("told %+v", d)
 	}
 }
 
-// A login that nobody knows yet is not signed out by it: what is proven stays.
+// Unknown words about an unproven login sign no user out: what is proven stays.
 func TestUnknownWordsAboutALoginSayNothingOfTheProvenPair(t *testing.T) {
 	w := newWorld(t)
 	w.guard = &quietGuard{w: w}
@@ -121,7 +131,7 @@ func TestUnknownWordsAboutALoginSayNothingOfTheProvenPair(t *testing.T) {
 }
 
 // A provider that fails for one user alone, for longer than a day, says nothing that could sign the
-// user out, but somebody should look.
+// user out. But an operator should look.
 func TestWhoFailsAloneForADayIsTold(t *testing.T) {
 	w := newWorld(t)
 	q := &quietGuard{w: w}
@@ -129,16 +139,26 @@ func TestWhoFailsAloneForADayIsTold(t *testing.T) {
 	w.login("a", 10*time.Second)
 	w.settle(work("r0"), 1)
 	began := w.now()
-	w.refuse = &grant.Fault{Class: grant.Ambiguous, Op: "refresh", Status: 500, Code: "invalid_request"}
+	w.refuse = &grant.Fault{
+		Class:  grant.Ambiguous,
+		Op:     "refresh",
+		Status: 500,
+		Code:   "invalid_request",
+	}
 	for w.now().Sub(began) < 23*time.Hour {
 		w.fire()
 	}
 	before := w.told()[schema.UserRefreshFailed]
 	for fails := w.refuse; w.now().Sub(began) < 72*time.Hour; {
-		// For hours nobody else is renewed either, or the user is throttled.
+		// For hours no other user is renewed either, or the user is throttled.
 		hour := int(w.now().Sub(began) / time.Hour)
 		if q.alone, w.refuse = hour%7 == 3, fails; hour%7 == 5 {
-			w.refuse = &grant.Fault{Class: grant.Throttled, Op: "refresh", Status: 429, RetryAfter: time.Minute}
+			w.refuse = &grant.Fault{
+				Class:      grant.Throttled,
+				Op:         "refresh",
+				Status:     429,
+				RetryAfter: time.Minute,
+			}
 		}
 		w.fire()
 	}
@@ -162,7 +182,7 @@ func TestWhoFailsAloneForADayIsTold(t *testing.T) {
 	}
 }
 
-// If nobody else is renewed either, it is an outage like any other.
+// If no other user is renewed either, it is an outage like any other.
 func TestAnOutageOfADayIsNobodysOwn(t *testing.T) {
 	w := newWorld(t)
 	w.guard = &quietGuard{w: w, alone: true}
@@ -172,7 +192,8 @@ func TestAnOutageOfADayIsNobodysOwn(t *testing.T) {
 	for began := w.now(); w.now().Sub(began) < 30*time.Hour; {
 		w.fire()
 	}
-	if d := data[schema.RefreshFailed](t, w.last(schema.UserRefreshFailed)); d.Reason != schema.ReasonProviderUnavailable {
+	d := data[schema.RefreshFailed](t, w.last(schema.UserRefreshFailed))
+	if d.Reason != schema.ReasonProviderUnavailable {
 		t.Errorf("told %+v", d)
 	}
 }

@@ -13,10 +13,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/renewd/renewd/consumers"
 	"github.com/renewd/renewd/consumers/refresh"
 	"github.com/renewd/renewd/internal/grant"
-	"github.com/renewd/renewd/internal/storetest"
+	"github.com/renewd/renewd/internal/runner"
+	"github.com/renewd/renewd/internal/secret"
+	"github.com/renewd/renewd/internal/testkit/storetest"
 	"github.com/renewd/renewd/schema"
 	"go.opentelemetry.io/otel/metric/noop"
 )
@@ -25,7 +26,11 @@ var (
 	start = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	key   = grant.Key{Provider: "propelauth", User: "u17"}
 	// A margin of a fifth and no jitter: a token of 100 s is due after 80 s.
-	policy = grant.Policy{ConfirmMin: 30 * time.Second, ConfirmMax: 30 * time.Second, Tries: 3}.WithDefaults()
+	policy = grant.Policy{
+		ConfirmMin: 30 * time.Second,
+		ConfirmMax: 30 * time.Second,
+		Tries:      3,
+	}.WithDefaults()
 )
 
 // world is everything outside a Consumer, in memory: a store, a stream and a strict provider, on
@@ -33,7 +38,7 @@ var (
 // fault, or the worker's death exactly there: an error before an effect keeps it from happening, an
 // error after it loses the reply.
 type world struct {
-	t     *testing.T
+	t     testing.TB
 	mu    sync.Mutex
 	clock time.Time
 	store grant.Store
@@ -47,9 +52,10 @@ type world struct {
 	loginWaits bool
 	parkedFor  map[grant.Key]grant.Parcel
 
-	publishes int  // also of what is there
-	looks     int  // at what was published
-	forgetful bool // the duplicate window is over: an id that is stored already is taken again
+	publishes int    // also of what is there
+	looks     int    // at what was published
+	onLook    func() // called before each of them, if set
+	forgetful bool   // the duplicate window is over: an id that is stored already is taken again
 
 	// The provider: one-time refresh tokens, a reuse ends the family.
 	families  map[string]*family // by any token of theirs
@@ -70,7 +76,9 @@ type world struct {
 	revoked   []string
 
 	guard        refresh.Guard    // nil: none
+	limiter      refresh.Limiter  // nil: none
 	profileEvery time.Duration    // of the policy
+	resting      grant.Policy     // Idle, Keepalive, SessionMax and Windows of the policy
 	idTokens     refresh.IDTokens // nil: userinfo is asked
 }
 
@@ -86,10 +94,15 @@ type family struct {
 	name              string
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	w := &world{
-		t: t, clock: start, timers: map[grant.Key]armed{}, parkedFor: map[grant.Key]grant.Parcel{}, families: map[string]*family{},
-		point: func(string) error { return nil }, profile: schema.Profile{ID: key.User, Email: "jane@example.com"},
+		t:         t,
+		clock:     start,
+		timers:    map[grant.Key]armed{},
+		parkedFor: map[grant.Key]grant.Parcel{},
+		families:  map[string]*family{},
+		point:     func(string) error { return nil },
+		profile:   schema.Profile{ID: key.User, Email: "jane@example.com"},
 	}
 	w.store = storetest.NewMemory(w.now)
 	return w
@@ -165,13 +178,14 @@ func (w *world) login(name string, left time.Duration) string {
 	})
 }
 
-// candidate stores a login that nobody has proven yet.
+// candidate stores an unproven login.
 func (w *world) candidate(name string, left time.Duration) string {
 	w.t.Helper()
 	return w.arrive(name, left, func(next grant.Grant, _ grant.Turn) grant.Grant { return next })
 }
 
-// candidateMeanwhile has a login come when the profile is asked for next. token is empty until then.
+// candidateMeanwhile has a login come when the profile is next asked for. token is empty until
+// then.
 func (w *world) candidateMeanwhile(name string, left time.Duration) (token *string) {
 	token = new(string)
 	w.setAt(func(effect string) error {
@@ -198,7 +212,9 @@ func (w *world) candidateWaits(d time.Duration) (turn time.Time) {
 // next turn, at which it works.
 func (w *world) failUntilAnswered(token string) {
 	w.t.Helper()
-	w.strangers = map[string]error{"access-" + token: &grant.Fault{Class: grant.Ambiguous, Op: "userinfo", Status: 502}}
+	w.strangers = map[string]error{
+		"access-" + token: &grant.Fault{Class: grant.Ambiguous, Op: "userinfo", Status: 502},
+	}
 	w.settle(loginWork(token), 1)
 	for n := 0; !mustStored(w).Candidate.Answered && n < 9; n++ {
 		w.fire()
@@ -211,15 +227,23 @@ func (w *world) failUntilAnswered(token string) {
 func (w *world) loseRefreshToken() {
 	w.t.Helper()
 	g := mustStored(w)
-	g.Pair.Refresh = grant.Secret{}
+	g.Pair.Refresh = secret.Value{}
 	w.save(g)
 }
 
 func loginCause(token string) schema.Cause {
-	return schema.Cause{ID: "login-" + token, Type: schema.UserLogin, Source: "/test", Time: start, Sender: "shop"}
+	return schema.Cause{
+		ID:     "login-" + token,
+		Type:   schema.UserLogin,
+		Source: "/test",
+		Time:   start,
+		Sender: "shop",
+	}
 }
 
-func (w *world) arrive(name string, left time.Duration, then func(grant.Grant, grant.Turn) grant.Grant) string {
+func (w *world) arrive(
+	name string, left time.Duration, then func(grant.Grant, grant.Turn) grant.Grant,
+) string {
 	w.t.Helper()
 	w.mu.Lock()
 	w.issued++
@@ -228,16 +252,28 @@ func (w *world) arrive(name string, left time.Duration, then func(grant.Grant, g
 	seq := uint64(w.issued)
 	w.mu.Unlock()
 	pair := grant.Pair{
-		Access: grant.NewSecret("access-" + token), Refresh: grant.NewSecret(token), ExpiresAt: w.now().Add(left), Lifetime: 100 * time.Second,
-		SentAt: w.now(),
+		Access:    secret.New("access-" + token),
+		Refresh:   secret.New(token),
+		ExpiresAt: w.now().Add(left),
+		Lifetime:  100 * time.Second,
+		SentAt:    w.now(),
 	}
-	c := grant.Candidate{Pair: pair, Cause: loginCause(token), Login: grant.Order{Stream: start, Sequence: seq, Time: w.now(), Token: pair.Refresh.Fingerprint()}}
+	c := grant.Candidate{
+		Pair:  pair,
+		Cause: loginCause(token),
+		Login: grant.Position{
+			Stream:   start,
+			Sequence: seq,
+			Time:     w.now(),
+			Token:    pair.Refresh.Fingerprint(),
+		},
+	}
 	for {
 		cur, err := w.store.Load(context.Background(), key)
 		if err != nil && !errors.Is(err, grant.ErrNotFound) {
 			w.t.Fatal(err)
 		}
-		turn := grant.Turn{Nonce: "login-" + token, Now: w.now(), Policy: policy}
+		turn := grant.Turn{Nonce: "login-" + token, Now: w.now(), Policy: &policy}
 		next, what := grant.LoggedIn(cur, key, c, turn)
 		if what != grant.Fresh {
 			w.t.Fatalf("the test's own login is %s", what)
@@ -279,11 +315,32 @@ func (w *world) consumer() *refresh.Consumer {
 	w.t.Helper()
 	policy := policy
 	policy.ProfileEvery = w.profileEvery
+	policy.Idle, policy.Keepalive = w.resting.Idle, w.resting.Keepalive
+	policy.SessionMax, policy.Windows = w.resting.SessionMax, w.resting.Windows
 	c, err := refresh.New(refresh.Config{
-		Store: storeAt{w}, Stream: streamAt{w}, Cipher: plainCipher{},
-		Providers: map[string]refresh.Provider{key.Provider: {Client: providerAt{w}, Policy: policy, Guard: w.guard, IDTokens: w.idTokens, RevokeReplaced: true}},
-		Parse:     func(string, schema.Header) (grant.Key, grant.Work, error) { return key, w.work(), nil },
-		Rand:      func() float64 { return 0.5 }, Logger: slog.New(slog.DiscardHandler), Meter: noop.Meter{},
+		Store:    storeAt{w},
+		Timers:   streamAt{w},
+		Outcomes: streamAt{w},
+		Parking:  streamAt{w},
+		Logins:   streamAt{w},
+		Now:      w.now,
+		Cipher:   plainCipher{},
+		Providers: map[string]refresh.Provider{
+			key.Provider: {
+				Client:         providerAt{w},
+				Policy:         policy,
+				Guard:          w.guard,
+				Limiter:        w.limiter,
+				IDTokens:       w.idTokens,
+				RevokeReplaced: true,
+			},
+		},
+		Parse: func(string, schema.Header) (grant.Key, grant.Work, error) {
+			return key, w.work(), nil
+		},
+		Rand:      func() float64 { return 0.5 },
+		Logger:    slog.New(slog.DiscardHandler),
+		Meter:     noop.Meter{},
 		SaveLimit: time.Millisecond,
 	})
 	if err != nil {
@@ -347,7 +404,9 @@ func (w *world) outcomeOf(cause schema.Cause) (schema.Event, bool) {
 }
 
 func work(id string) grant.Work {
-	return grant.Work{Cause: schema.Cause{ID: id, Type: schema.UserRefreshDue, Source: "/test", Time: start}}
+	return grant.Work{
+		Cause: schema.Cause{ID: id, Type: schema.UserRefreshDue, Source: "/test", Time: start},
+	}
 }
 
 type plainCipher struct{}
@@ -371,10 +430,14 @@ func pass[T any](w *world, before, after string, effect func() (T, error)) (T, e
 type storeAt struct{ w *world }
 
 func (s storeAt) Load(ctx context.Context, k grant.Key) (grant.Grant, error) {
-	return pass(s.w, "load", "loaded", func() (grant.Grant, error) { return s.w.store.Load(ctx, k) })
+	return pass(s.w, "load", "loaded", func() (grant.Grant, error) {
+		return s.w.store.Load(ctx, k)
+	})
 }
 
-func (s storeAt) Claim(ctx context.Context, k grant.Key, r grant.ClaimRequest) (g grant.Grant, prior *grant.Claim, err error) {
+func (s storeAt) Claim(
+	ctx context.Context, k grant.Key, r grant.ClaimRequest,
+) (g grant.Grant, prior *grant.Claim, err error) {
 	g, err = pass(s.w, "claim", "claimed", func() (g grant.Grant, err error) {
 		g, prior, err = s.w.store.Claim(ctx, k, r)
 		return g, err
@@ -390,11 +453,15 @@ func (s storeAt) Delete(ctx context.Context, k grant.Key, rev uint64) error {
 	return s.w.store.Delete(ctx, k, rev)
 }
 
-func (s storeAt) List(ctx context.Context, cursor string, limit int) ([]grant.Listed, string, error) {
+func (s storeAt) List(
+	ctx context.Context, cursor string, limit int,
+) ([]grant.ListEntry, string, error) {
 	return s.w.store.List(ctx, cursor, limit)
 }
 
-func (s storeAt) ListDue(ctx context.Context, cursor string, limit int) ([]grant.Due, string, error) {
+func (s storeAt) ListDue(
+	ctx context.Context, cursor string, limit int,
+) ([]grant.Due, string, error) {
 	return s.w.store.ListDue(ctx, cursor, limit)
 }
 
@@ -431,7 +498,8 @@ func (s streamAt) PublishMarked(_ context.Context, e schema.Event, m grant.Mark)
 	return s.write("publish", "published", func() {
 		s.w.publishes++
 		// As the stream does within its duplicate window.
-		if s.w.forgetful || !slices.ContainsFunc(s.w.outcomes, func(o schema.Event) bool { return o.ID == e.ID }) {
+		again := func(o schema.Event) bool { return o.ID == e.ID }
+		if s.w.forgetful || !slices.ContainsFunc(s.w.outcomes, again) {
 			s.w.outcomes, s.w.published = append(s.w.outcomes, e), s.w.published.Newest(m)
 		}
 	})
@@ -449,6 +517,9 @@ func (s streamAt) Newest(_ context.Context, k grant.Key) (grant.Mark, error) {
 }
 
 func (s streamAt) Published(context.Context, grant.Key) (grant.Mark, error) {
+	if s.w.onLook != nil {
+		s.w.onLook()
+	}
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
 	s.w.looks++
@@ -467,17 +538,23 @@ func (s streamAt) Unpark(_ context.Context, k grant.Key, _ uint64) error {
 func (s streamAt) Answered(_ context.Context, _ grant.Key, id string) (bool, error) {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
-	last := map[schema.Type]string{}
+	last := map[schema.Type]schema.Event{}
 	for _, e := range s.w.outcomes {
-		last[e.Type] = e.ID
+		last[e.Type] = e
 	}
-	return slices.Contains(slices.Collect(maps.Values(last)), id), nil
+	return slices.ContainsFunc(slices.Collect(maps.Values(last)), func(e schema.Event) bool {
+		return grant.IsOutcome(key, e, id)
+	}), nil
 }
 
-func (s streamAt) AnsweredSince(_ context.Context, _ grant.Key, id string, since time.Time) (bool, error) {
+func (s streamAt) AnsweredSince(
+	_ context.Context, _ grant.Key, id string, since time.Time,
+) (bool, error) {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
-	return slices.ContainsFunc(s.w.outcomes, func(e schema.Event) bool { return e.ID == id && !e.Time.Before(since) }), nil
+	return slices.ContainsFunc(s.w.outcomes, func(e schema.Event) bool {
+		return grant.IsOutcome(key, e, id) && !e.Time.Before(since)
+	}), nil
 }
 
 func (s streamAt) LoginWaits(context.Context, grant.Key) (bool, error) {
@@ -495,7 +572,7 @@ func (s streamAt) Parked(_ context.Context, k grant.Key) (grant.Parcel, bool, er
 
 type providerAt struct{ w *world }
 
-func (p providerAt) Refresh(ctx context.Context, token grant.Secret) (grant.Tokens, error) {
+func (p providerAt) Refresh(ctx context.Context, token secret.Value) (grant.Tokens, error) {
 	if err := p.w.at("present"); err != nil {
 		return grant.Tokens{}, &grant.Fault{Class: grant.Unsent, Op: "refresh", Err: err}
 	}
@@ -521,7 +598,13 @@ func (w *world) rotate(token string) (grant.Tokens, error) {
 	if w.refuse != nil {
 		return grant.Tokens{}, w.refuse
 	}
-	dead := &grant.Fault{Class: grant.Permanent, Op: "refresh", Status: 400, Code: "invalid_grant", Reason: schema.ReasonRevoked}
+	dead := &grant.Fault{
+		Class:  grant.Permanent,
+		Op:     "refresh",
+		Status: 400,
+		Code:   "invalid_grant",
+		Reason: schema.ReasonRevoked,
+	}
 	f := w.families[token]
 	switch {
 	case f == nil || f.dead:
@@ -541,25 +624,35 @@ func (w *world) rotate(token string) (grant.Tokens, error) {
 	w.families[next] = f
 	if w.lose > 0 {
 		w.lose--
-		return grant.Tokens{}, &grant.Fault{Class: grant.Ambiguous, Op: "refresh", Err: errors.New("connection reset")}
+		return grant.Tokens{}, &grant.Fault{
+			Class: grant.Ambiguous,
+			Op:    "refresh",
+			Err:   errors.New("connection reset"),
+		}
 	}
 	if w.noAccess {
-		return grant.Tokens{Refresh: grant.NewSecret(next), SentAt: w.clock}, nil
+		return grant.Tokens{Refresh: secret.New(next), SentAt: w.clock}, nil
 	}
-	tokens := grant.Tokens{Access: grant.NewSecret("access-" + next), Refresh: grant.NewSecret(next), ExpiresIn: 100 * time.Second}
+	tokens := grant.Tokens{
+		Access:    secret.New("access-" + next),
+		Refresh:   secret.New(next),
+		ExpiresIn: 100 * time.Second,
+	}
 	if !w.noDate {
 		tokens.SentAt = w.clock
 	}
 	return tokens, nil
 }
 
-func (p providerAt) UserInfo(_ context.Context, access grant.Secret, _ string) (schema.Profile, error) {
+func (p providerAt) UserInfo(
+	_ context.Context, access secret.Value, _ string,
+) (schema.Profile, error) {
 	return pass(p.w, "userinfo", "synced", func() (schema.Profile, error) {
 		return p.w.profile, cmp.Or(p.w.userinfo, p.w.strangers[access.Reveal()])
 	})
 }
 
-func (p providerAt) Revoke(_ context.Context, token grant.Secret) error {
+func (p providerAt) Revoke(_ context.Context, token secret.Value) error {
 	p.w.mu.Lock()
 	defer p.w.mu.Unlock()
 	p.w.revoked = append(p.w.revoked, token.Reveal())
@@ -574,6 +667,6 @@ func (w *world) accepted(g grant.Grant) bool {
 	return f != nil && !f.dead && f.current == g.Pair.Refresh.Reveal()
 }
 
-func message(nth uint64) *consumers.Message {
-	return &consumers.Message{Subject: "renewal.due.propelauth.u17", Deliveries: nth}
+func message(nth uint64) *runner.Message {
+	return &runner.Message{Subject: "renewal.due.propelauth.u17", Deliveries: nth}
 }

@@ -1,12 +1,13 @@
-// Package request is the consumer of user.refresh_due: it checks a request and turns it into a wake
-// of the grant's renewal.
+// Package request is the consumer of user.refresh_due: it checks a request and turns the request
+// into a wake of the grant's renewal.
 //
-// It makes no call to a provider or a store, so a request never waits behind one; whether the user
-// has a grant is for the refresh consumer to say. Requests of one user become one renewal, which
-// does the most that any of them wants and keeps the place of the first in the queue. A newer
-// request replaces one of the same user that nobody has looked at, before anybody has read either:
-// what a malformed one replaced is lost, and its rejection says so. A Consumer is safe for
-// concurrent use.
+// No provider or store is called, so a request never waits behind such a call. The refresh consumer
+// finds out whether the user has a grant. Requests of one user become one renewal, which does the
+// most that any request wants and keeps the place of the first in the queue.
+//
+// A newer request replaces an older request of the same user that no worker has looked at, before
+// either is read. So a request replaced by a malformed request is lost, and the rejection says so.
+// A Consumer is safe for concurrent use.
 package request
 
 import (
@@ -14,14 +15,14 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/renewd/renewd/consumers"
 	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/runner"
 	"github.com/renewd/renewd/schema"
 )
 
 // Stream is the engine.
 type Stream interface {
-	// Request makes a grant due now for a command, and for all that what waits for it wants.
+	// Request makes a grant due now for a command, and for everything the waiting work wants.
 	Request(ctx context.Context, k grant.Key, w grant.Work) error
 }
 
@@ -31,38 +32,60 @@ type Consumer struct {
 	Stream   Stream
 	// Known reports whether a provider is in the settings; a request for any other is rejected.
 	Known func(provider string) bool
-	// Refuse says why its sender may not publish a request, nil if it may. Default: each may.
+	// Refuse says why the sender may not publish a request, nil if it may. Default: each may.
 	Refuse func(schema.Event) error
+	// Admit says why a permitted request is not let in now: a *schema.Malformed, or an error that
+	// another try may end. Default: each is let in.
+	Admit func(context.Context, *runner.Message, schema.Event) error
 }
 
-// Handle wakes the grant of one request. Its error is a verdict of package consumers.
-func (c *Consumer) Handle(ctx context.Context, m *consumers.Message) error {
-	e, err := c.Subjects.Decode(m.Header, m.Data, schema.Arrival{Subject: m.Subject, Stream: m.Stream, Sequence: m.Sequence, Time: m.Time})
+// Handle wakes the grant of one request. The error is a verdict of package runner.
+func (c *Consumer) Handle(ctx context.Context, m *runner.Message) error {
+	e, err := c.Subjects.Decode(m.Header, m.Data, schema.Arrival{
+		Subject:  m.Subject,
+		Stream:   m.Stream,
+		Sequence: m.Sequence,
+		Time:     m.Time,
+	})
 	if err != nil {
-		return consumers.Reject(err)
+		return runner.Reject(err)
 	}
 	if !c.Known(e.Provider) {
-		return consumers.Reject(&schema.Malformed{Reason: schema.RejectUnknownProvider, Field: "provider",
-			Message: fmt.Sprintf("%q is not among the providers in renewd's settings", e.Provider)})
+		return runner.Reject(&schema.Malformed{
+			Reason:  schema.RejectUnknownProvider,
+			Field:   "provider",
+			Message: fmt.Sprintf("%q is not among the providers in renewd's settings", e.Provider),
+		})
 	}
 	if c.Refuse != nil {
 		if err := c.Refuse(e); err != nil {
-			return consumers.Reject(err)
+			return runner.Reject(err)
+		}
+	}
+	if c.Admit != nil {
+		if err := c.Admit(ctx, m, e); err != nil {
+			return runner.Refused(err)
 		}
 	}
 	data, err := schema.Data[schema.RefreshDue](e)
 	if err != nil {
-		return consumers.Reject(err)
+		return runner.Reject(err)
 	}
 	w := grant.Work{
 		Cause: schema.Cause{
-			ID: e.ID, Type: e.Type, Source: e.Source, Time: e.Time, Reason: data.Reason, Sender: e.Sender,
+			ID:     e.ID,
+			Type:   e.Type,
+			Source: e.Source,
+			Time:   e.Time,
+			Reason: data.Reason,
+			Sender: e.Sender,
 		},
 		Want:     data.Want,
 		MinValid: time.Duration(data.MinValidSeconds) * time.Second,
+		Again:    m.Deliveries > 1, // the delivery before may have woken the grant
 	}
 	if err := c.Stream.Request(ctx, grant.Key{Provider: e.Provider, User: e.User}, w); err != nil {
-		return consumers.Retry(err, time.Second)
+		return runner.Retry(err, time.Second)
 	}
 	return nil
 }
