@@ -8,8 +8,11 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/renewd/renewd/internal/daemon"
 	"github.com/renewd/renewd/internal/natsd"
 	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/internal/testkit/proc"
+	"github.com/renewd/renewd/internal/topology"
 	"github.com/renewd/renewd/schema"
 )
 
@@ -20,8 +23,10 @@ func TestEmbeddedAccounts(t *testing.T) { // not parallel: the server's file rea
 	accounts := "../../deploy/nats/nats.conf"
 	dir := t.TempDir()
 	env := []string{
-		"RENEWD_DATA_DIR=" + dir, "RENEWD_AUTH_URL=https://127.0.0.1:1", "RENEWD_CLIENT_ID=c", "RENEWD_NATS_ACCOUNTS=" + accounts,
-		"RENEWD_NATS_LISTEN=" + freePort(t), "RENEWD_HTTP_ADDR=127.0.0.1:0", "RENEWD_NATS_USER=renewd", "RENEWD_NATS_PASSWORD=of-renewd",
+		"RENEWD_DATA_DIR=" + dir, "RENEWD_AUTH_URL=https://127.0.0.1:1", "RENEWD_CLIENT_ID=c",
+		"RENEWD_NATS_ACCOUNTS=" + accounts,
+		"RENEWD_NATS_LISTEN=" + proc.FreeAddrFor(t), "RENEWD_HTTP_ADDR=127.0.0.1:0",
+		"RENEWD_NATS_USER=renewd", "RENEWD_NATS_PASSWORD=of-renewd",
 	}
 	for _, user := range []string{"RENEWD", "OPERATOR", "SIGNIN", "SHOP"} {
 		name := "RENEWD_NATS_" + user + "_PASSWORD"
@@ -32,13 +37,17 @@ func TestEmbeddedAccounts(t *testing.T) { // not parallel: the server's file rea
 	storedBefore(t, filepath.Join(dir, "nats"))
 
 	want(t, env, exitFailed, "jetstream/$G", "serve")
-	if err := os.Rename(filepath.Join(dir, "nats", "jetstream", "$G"), filepath.Join(dir, "nats", "jetstream", "RENEWD")); err != nil {
+	err := os.Rename(filepath.Join(dir, "nats", "jetstream", "$G"),
+		filepath.Join(dir, "nats", "jetstream", "RENEWD"))
+	if err != nil {
 		t.Fatal(err)
 	}
+	want(t, env, exitDone, "encrypted ", "nats", "encrypt")
 	start(t, env)
 	want(t, env, exitDone, "jane", "replay")
 	want(t, env, exitDone, "shop is there", "subscribers", "add", "shop")
-	want(t, append(env, "RENEWD_NATS_PASSWORD=of-nobody"), exitFailed, "Authorization Violation", "subscribers", "list")
+	want(t, append(env, "RENEWD_NATS_PASSWORD=of-nobody"), exitFailed, "Authorization Violation",
+		"subscribers", "list")
 	shop := append(env, "RENEWD_NATS_USER=shop", "RENEWD_NATS_PASSWORD=other")
 	want(t, shop, exitFailed, "", "streams", "plan") // it has what it is let have, and no more
 }
@@ -58,7 +67,10 @@ func storedBefore(t *testing.T, folder string) {
 	defer nc.Close()
 	js, err := jetstream.New(nc)
 	if err == nil {
-		_, err = stream.Ensure(t.Context(), js, stream.Topology{Grants: true, Providers: []stream.Provider{{ID: "propelauth", Concurrency: 64}}})
+		_, err = topology.Ensure(t.Context(), js, topology.Topology{
+			Grants:    true,
+			Providers: []topology.Provider{{ID: "propelauth", Concurrency: 64}},
+		})
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -66,7 +78,13 @@ func storedBefore(t *testing.T, folder string) {
 	engine, err := stream.NewEngine(js, stream.Config{})
 	if err == nil {
 		err = engine.Publish(t.Context(), schema.Event{
-			ID: "e1", Source: source, Type: schema.UserSynced, Provider: "propelauth", User: "jane", Time: time.Now(), Data: []byte("{}"),
+			ID:       "e1",
+			Source:   daemon.Source,
+			Type:     schema.UserSynced,
+			Provider: "propelauth",
+			User:     "jane",
+			Time:     time.Now(),
+			Data:     []byte("{}"),
 		})
 	}
 	if err != nil {

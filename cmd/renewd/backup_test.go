@@ -3,28 +3,20 @@ package main
 import (
 	"encoding/json"
 	"io/fs"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/renewd/renewd/internal/idp/idptest"
+	"github.com/renewd/renewd/internal/daemon"
+	"github.com/renewd/renewd/internal/seal"
+	"github.com/renewd/renewd/internal/standin"
+	"github.com/renewd/renewd/internal/testkit/proc"
 )
 
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // stats is what the stand-in was asked.
-func (s standInProcess) stats(t *testing.T) (got idptest.Stats) {
+func (s standInProcess) stats(t *testing.T) (got standin.Stats) {
 	t.Helper()
 	res, err := http.Get("http://" + s.addr + "/_admin/stats")
 	if err != nil {
@@ -40,7 +32,8 @@ func (s standInProcess) stats(t *testing.T) (got idptest.Stats) {
 // embedded are settings of a renewd with all in one folder.
 func embedded(t *testing.T, folder string, standIn standInProcess) []string {
 	return []string{
-		"RENEWD_DATA_DIR=" + folder, "RENEWD_NATS_LISTEN=" + freePort(t), "RENEWD_HTTP_ADDR=127.0.0.1:0",
+		"RENEWD_DATA_DIR=" + folder, "RENEWD_NATS_LISTEN=" + proc.FreeAddrFor(t),
+		"RENEWD_HTTP_ADDR=127.0.0.1:0",
 		"RENEWD_AUTH_URL=http://" + standIn.addr, "RENEWD_CLIENT_ID=" + devClient,
 		"RENEWD_ALLOW_HTTP_LOOPBACK=true", "RENEWD_POLICY_FLOOR=1s",
 	}
@@ -118,7 +111,7 @@ func checkCopy(t *testing.T, folder string, files int) {
 			return nil
 		}
 		files--
-		if _, err := (keyFile{path: path}).load(t.Context()); err == nil {
+		if _, err := seal.ParseKeyring(readAll(t, path)); err == nil {
 			t.Errorf("%s is a keyring", path)
 		}
 		return nil
@@ -139,16 +132,18 @@ func TestBackupUsage(t *testing.T) {
 	want(t, env, exitUsage, "is there already", "backup", folder)
 
 	// The keyring stays out also where it lies among what is copied, and PostgreSQL is named.
-	ring := filepath.Join(folder, natsFolder, "jetstream", "ring.json")
+	ring := filepath.Join(folder, daemon.NATSFolder, "jetstream", "ring.json")
 	if err := os.MkdirAll(filepath.Dir(ring), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	env = append(env, "RENEWD_KEYS_FILE="+ring, "RENEWD_DATABASE_URL=postgres://r:canary@127.0.0.1/x")
+	logins := filepath.Join(filepath.Dir(ring), "logins.json")
+	env = append(env, "RENEWD_KEYS_FILE="+ring, "RENEWD_LOGIN_KEYS_FILE="+logins,
+		"RENEWD_DATABASE_URL=postgres://r:canary@127.0.0.1/x")
 	want(t, env, exitDone, "", "keys", "new")
 	copied := filepath.Join(t.TempDir(), "copy")
 	out := want(t, env, exitDone, "pg_dump", "backup", copied+string(filepath.Separator))
-	if strings.Contains(out, "canary") {
-		t.Errorf("the password got out: %s", out)
+	if strings.Contains(out, "canary") || !strings.Contains(out, "the login keys, "+logins) {
+		t.Errorf("the password got out, or a file is not named: %s", out)
 	}
 	checkCopy(t, copied, 1) // the lock
 }

@@ -6,13 +6,15 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/renewd/renewd/internal/pgtest"
+	"github.com/renewd/renewd/internal/seal"
+	"github.com/renewd/renewd/internal/testkit/pgtest"
 )
 
 var databases pgtest.Pool
@@ -28,12 +30,17 @@ func background(t *testing.T, env []string, pattern string, args ...string) stri
 }
 
 // stoppable is background for a command that the test may end earlier, by stop.
-func stoppable(t *testing.T, env []string, pattern string, args ...string) (said string, stop func()) {
+func stoppable(
+	t *testing.T, env []string, pattern string, args ...string,
+) (said string, stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	var out terminal
 	ended := make(chan int, 1)
-	go func() { ended <- run(ctx, append([]string{"renewd"}, args...), env, strings.NewReader(""), &out, &out) }()
+	go func() {
+		ended <- run(ctx, append([]string{"renewd"}, args...), env, strings.NewReader(""), &out,
+			&out)
+	}()
 	stop = sync.OnceFunc(func() {
 		cancel()
 		if code := <-ended; code != exitDone {
@@ -42,7 +49,8 @@ func stoppable(t *testing.T, env []string, pattern string, args ...string) (said
 	})
 	t.Cleanup(stop)
 	want := regexp.MustCompile(pattern)
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); <-time.After(10 * time.Millisecond) {
+	pause := func() { <-time.After(10 * time.Millisecond) }
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); pause() {
 		if m := want.FindStringSubmatch(out.String()); m != nil {
 			return m[1], stop
 		}
@@ -65,7 +73,9 @@ type standInProcess struct{ addr string }
 
 func startStandIn(t *testing.T) standInProcess {
 	t.Helper()
-	return standInProcess{background(t, nil, `listens on http://(\S+)`, "stand-in", "--listen", "127.0.0.1:0")}
+	return standInProcess{
+		background(t, nil, `listens on http://(\S+)`, "stand-in", "--listen", "127.0.0.1:0"),
+	}
 }
 
 func (s standInProcess) post(t *testing.T, path, user string) string {
@@ -85,4 +95,22 @@ func (s standInProcess) post(t *testing.T, path, user string) string {
 func (s standInProcess) login(t *testing.T, user string) string {
 	return s.post(t, "/_admin/login", user)
 }
+
 func (s standInProcess) end(t *testing.T, user string) { s.post(t, "/_admin/end", user) }
+
+func write(t *testing.T, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func mustRing(t *testing.T, ring *seal.Keyring, err error) *seal.Keyring {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ring
+}

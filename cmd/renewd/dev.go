@@ -15,7 +15,17 @@ import (
 	"strings"
 	"time"
 
-	"github.com/renewd/renewd/internal/idp/idptest"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/renewd/renewd/internal/clients"
+	"github.com/renewd/renewd/internal/daemon"
+	"github.com/renewd/renewd/internal/demo"
+	"github.com/renewd/renewd/internal/keyfile"
+	"github.com/renewd/renewd/internal/plain"
+	"github.com/renewd/renewd/internal/settings"
+	"github.com/renewd/renewd/internal/standin"
+	"github.com/renewd/renewd/internal/topology"
 	"github.com/renewd/renewd/schema"
 )
 
@@ -25,7 +35,7 @@ type devCommand struct {
 	EndEvery time.Duration `type:"duration" default:"15s" placeholder:"DURATION" help:"How often the provider ends somebody's session. Default: 15s."`
 }
 
-// devOptions are what tests of the command change.
+// devOptions are the options that tests change.
 type devOptions struct {
 	standIn      string // where the stand-in listens
 	summaryEvery time.Duration
@@ -36,7 +46,7 @@ const (
 	devHTTP    = "127.0.0.1:7460"
 	devStandIn = "127.0.0.1:7470"
 	devClient  = "renewd-dev"
-	devFolder  = "dev" // below data_dir, so that nobody's real grants meet the stand-in's
+	devFolder  = "dev" // below data_dir, so that real grants never meet the stand-in's
 	devState   = "stand-in.json"
 )
 
@@ -44,10 +54,13 @@ const (
 // users in.
 func (d devCommand) Run(ctx context.Context, a *app, c *cli) error {
 	if c.File != "" {
-		return usageError{errors.New("dev takes no settings file: it brings its own provider, store and NATS; to run with yours: " + a.name + " serve")}
+		return settings.Mistake(errors.New("dev takes no settings file: it brings its own " +
+			"provider, store and NATS; to run with yours: " + a.name + " serve"))
 	}
 	if d.Users < 1 || d.Users > 10_000 || d.Lifetime < 3*time.Second || d.EndEvery < time.Second {
-		return usageError{errors.New("want --users from 1 to 10000, --lifetime of 3s or more, --end-every of 1s or more")}
+		return settings.Mistake(errors.New(
+			"want --users from 1 to 10000, --lifetime of 3s or more, --end-every of 1s or more",
+		))
 	}
 	l, err := listenNear(ctx, cmp.Or(a.dev.standIn, devStandIn))
 	if err != nil {
@@ -61,11 +74,22 @@ func (d devCommand) Run(ctx context.Context, a *app, c *cli) error {
 	if err := w.restore(); err != nil {
 		return errors.Join(err, l.Close())
 	}
-	fmt.Fprintf(w.screen, "renewd dev: NATS, a store and a stand-in for PropelAuth with %s, all in this process; data in %s\n", plural(d.Users, "user"), conf.DataDir)
-	log := newLogger(w.logs(), &conf.settings)
-	err = a.serve(ctx, conf, log, func(p *plant, f *front) (below, above []part) {
-		provider := func(ctx context.Context) error { return serveHTTP(ctx, l, w.standIn, slog.New(slog.DiscardHandler)) }
-		return []part{provider, w.keep}, []part{func(ctx context.Context) error { return w.run(ctx, p, f) }, w.summarise}
+	fmt.Fprintf(w.screen,
+		"renewd dev: NATS, a store and a stand-in for PropelAuth with %s, "+
+			"all in this process; data in %s\n",
+		plain.Plural(d.Users, "user"), conf.DataDir)
+	err = a.serve(ctx, conf, daemon.Options{
+		Log: daemon.NewLogger(w.logs(), conf),
+		Below: []daemon.Service{
+			func(ctx context.Context) error {
+				return daemon.ServeHTTP(ctx, l, w.standIn, slog.New(slog.DiscardHandler))
+			},
+			w.keep,
+		},
+		Above: []func(context.Context, daemon.Running) error{
+			w.run,
+			func(ctx context.Context, _ daemon.Running) error { return w.summarise(ctx) },
+		},
 	})
 	w.screen.end()
 	if err == nil {
@@ -74,19 +98,23 @@ func (d devCommand) Run(ctx context.Context, a *app, c *cli) error {
 	return err
 }
 
-// devSettings may be set for this command too. The rest of the environment describes somebody's
-// real installation, which must not meet the stand-in.
+// devSettings may be set for this command too. The rest of the environment describes a real
+// installation, which must not meet the stand-in.
 func devSettings() []string {
 	return []string{
-		"RENEWD_DATA_DIR", "RENEWD_NATS_LISTEN", "RENEWD_NATS_USER", "RENEWD_NATS_PASSWORD", "RENEWD_NATS_PASSWORD_FILE", "RENEWD_NATS_TOKEN",
-		"RENEWD_NATS_TOKEN_FILE", "RENEWD_NATS_PREFIX", "RENEWD_HTTP_ADDR", "RENEWD_HTTP_TOKEN", "RENEWD_HTTP_TOKEN_FILE", "RENEWD_LOG_LEVEL",
+		"RENEWD_DATA_DIR", "RENEWD_NATS_LISTEN", "RENEWD_NATS_USER", "RENEWD_NATS_PASSWORD",
+		"RENEWD_NATS_PASSWORD_FILE", "RENEWD_NATS_TOKEN",
+		"RENEWD_NATS_TOKEN_FILE", "RENEWD_NATS_PREFIX", "RENEWD_HTTP_ADDR", "RENEWD_HTTP_TOKEN",
+		"RENEWD_HTTP_TOKEN_FILE", "RENEWD_LOG_LEVEL",
 		"RENEWD_LOG_FORMAT", "RENEWD_DRAIN_TIMEOUT",
 	}
 }
 
-// settings are this command's own, with what the environment may change of them.
-func (d devCommand) settings(ctx context.Context, a *app, provider string) (*configuration, error) {
-	// A server sets aside what a limit allows, and this one should start on any disk.
+// settings are this command's own, with the changes of the environment.
+func (d devCommand) settings(
+	ctx context.Context, a *app, provider string,
+) (*settings.Settings, error) {
+	// A server sets aside the room that a limit allows. This server should start on any disk.
 	environ := []string{
 		"RENEWD_LOG_LEVEL=warn", "RENEWD_OUTCOME_BYTES=none", "RENEWD_COMMAND_BYTES=none",
 	}
@@ -98,9 +126,12 @@ func (d devCommand) settings(ctx context.Context, a *app, provider string) (*con
 			given[name] = true
 		}
 	}
-	// Where others listen already, the next free port does; where the environment says which, it
-	// must be that one.
-	for name, addr := range map[string]string{"RENEWD_NATS_LISTEN": devNATS, "RENEWD_HTTP_ADDR": devHTTP} {
+	// If a default port is taken, the next free port is used. A port that the environment names
+	// must be free.
+	for name, addr := range map[string]string{
+		"RENEWD_NATS_LISTEN": devNATS,
+		"RENEWD_HTTP_ADDR":   devHTTP,
+	} {
 		if given[name] {
 			continue
 		}
@@ -113,21 +144,23 @@ func (d devCommand) settings(ctx context.Context, a *app, provider string) (*con
 		}
 		environ = append(environ, name+"="+l.Addr().String())
 	}
-	environ = append(environ, "RENEWD_AUTH_URL="+provider, "RENEWD_CLIENT_ID="+devClient, "RENEWD_ALLOW_HTTP_LOOPBACK=true")
-	conf, err := load("", environ)
+	environ = append(environ, "RENEWD_AUTH_URL="+provider, "RENEWD_CLIENT_ID="+devClient,
+		"RENEWD_ALLOW_HTTP_LOOPBACK=true")
+	conf, err := settings.Load("", environ)
 	if err != nil {
-		return nil, usageError{err}
+		return nil, settings.Mistake(err)
 	}
 	conf.DataDir = filepath.Join(conf.DataDir, devFolder)
-	// As all goes faster here, a refused user is asked again after seconds; and renewals are
+	// Everything goes faster here, so a refused user is asked again after seconds. Renewals are
 	// spread, to see them come one by one.
 	policy := &conf.Providers[0].Policy
-	policy.Floor, policy.ConfirmMin, policy.ConfirmMax, policy.RetryMax = time.Second, 2*time.Second, 3*time.Second, 10*time.Second
+	policy.Floor, policy.RetryMax = time.Second, 10*time.Second
+	policy.ConfirmMin, policy.ConfirmMax = 2*time.Second, 3*time.Second
 	policy.JitterShare = 0.4
 	return conf, nil
 }
 
-// listenNear listens on addr, or on one of the ports after it if that is taken.
+// listenNear listens on addr, or on a free port after it.
 func listenNear(ctx context.Context, addr string) (net.Listener, error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -138,28 +171,33 @@ func listenNear(ctx context.Context, addr string) (net.Listener, error) {
 		return nil, err
 	}
 	for n := range 50 {
-		if l, err := listen(ctx, net.JoinHostPort(host, strconv.Itoa(first+n))); err == nil {
+		if l, err := daemon.Listen(ctx, net.JoinHostPort(host, strconv.Itoa(first+n))); err == nil {
 			return l, nil
 		}
 	}
-	return listen(ctx, net.JoinHostPort(host, "0"))
+	return daemon.Listen(ctx, net.JoinHostPort(host, "0"))
 }
 
-// devWorld is what dev adds to a running renewd: the stand-in, the app, and what is shown of them.
+// devWorld is dev's part beside renewd: the stand-in, the app, and the display of both.
 type devWorld struct {
 	command devCommand
 	app     *app
-	conf    *configuration
-	standIn *idptest.Server
+	conf    *settings.Settings
+	standIn *standin.Server
 	screen  *screen
 	colour  palette
 	score   *score
 }
 
-func newDevWorld(d devCommand, a *app, conf *configuration) *devWorld {
+func newDevWorld(d devCommand, a *app, conf *settings.Settings) *devWorld {
 	return &devWorld{
-		command: d, app: a, conf: conf, standIn: idptest.New(idptest.Options{Lifetime: d.Lifetime, ClientID: devClient}),
-		screen: newScreen(a.stdout), colour: colours(a.stdout, a.environ), score: newScore(time.Now()),
+		command: d,
+		app:     a,
+		conf:    conf,
+		standIn: standin.New(standin.Options{Lifetime: d.Lifetime, ClientID: devClient}),
+		screen:  newScreen(a.stdout),
+		colour:  colours(a.stdout, a.environ),
+		score:   newScore(time.Now()),
 	}
 }
 
@@ -183,20 +221,20 @@ func (w *devWorld) restore() error {
 		err = w.standIn.Load(raw)
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w: delete %s to start anew", w.statePath(), err, w.conf.DataDir)
+		return fmt.Errorf("%s: %w: delete %s to start over", w.statePath(), err, w.conf.DataDir)
 	}
 	return nil
 }
 
 // keep saves the stand-in's sessions every second and at the end, so that little is lost if this
-// process is killed: a provider that forgot its sessions would refuse everybody.
+// process is killed: a provider without its sessions would refuse all users.
 func (w *devWorld) keep(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
 		raw, err := w.standIn.Save()
 		if err == nil {
-			err = replaceFile(w.statePath(), raw)
+			err = keyfile.ReplaceFile(w.statePath(), raw)
 		}
 		if err != nil {
 			return fmt.Errorf("save the stand-in: %w", err)
@@ -212,20 +250,24 @@ func (w *devWorld) keep(ctx context.Context) error {
 }
 
 // run is the app, on its own connection, as a service would be.
-func (w *devWorld) run(ctx context.Context, p *plant, f *front) error {
-	nc, err := p.server.Connect()
+func (w *devWorld) run(ctx context.Context, up daemon.Running) error {
+	nc, err := up.Connect()
 	if err != nil {
 		return err
 	}
 	defer nc.Close()
-	w.hints(p.server.ClientURL(), f.addr)
-	d := demo{
-		standIn: w.standIn, provider: w.conf.Providers[0].ID, prefix: w.conf.NATSPrefix,
-		users: w.command.Users, endEvery: w.command.EndEvery, editEvery: 7 * time.Second,
-		say:  func(text string) { fmt.Fprintln(w.screen, w.colour.paint("2", text)) },
-		seen: w.show,
+	secret, err := w.client(ctx, nc)
+	if err != nil {
+		return err
 	}
-	return d.run(ctx, nc)
+	w.hints(up.NATSURL, up.HTTPAddr, secret)
+	d := demo.App{
+		StandIn: w.standIn, Provider: w.conf.Providers[0].ID, Prefix: w.conf.NATSPrefix,
+		Users: w.command.Users, EndEvery: w.command.EndEvery, EditEvery: 7 * time.Second,
+		Say:  func(text string) { fmt.Fprintln(w.screen, w.colour.paint("2", text)) },
+		Seen: w.show,
+	}
+	return d.Run(ctx, nc)
 }
 
 func (w *devWorld) show(e schema.Event) error {
@@ -233,8 +275,32 @@ func (w *devWorld) show(e schema.Event) error {
 	return printLine(w.screen, w.colour, e)
 }
 
+// devHTTPClient is the client that dev makes at each start, with a fresh secret.
+const devHTTPClient = "demo"
+
+// client makes a client that may do everything over HTTP, and returns its secret.
+func (w *devWorld) client(ctx context.Context, nc *nats.Conn) (secret string, err error) {
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return "", err
+	}
+	kv, err := js.KeyValue(ctx, w.conf.Subjects().Name(topology.BucketClients))
+	if err != nil {
+		return "", fmt.Errorf("open the bucket of clients: %w", err)
+	}
+	if err := clients.Remove(ctx, kv, devHTTPClient); err != nil &&
+		!errors.Is(err, clients.ErrNotFound) {
+		return "", err
+	}
+	c, secret, err := clients.New(devHTTPClient, clients.Rights(), nil, time.Now())
+	if err != nil {
+		return "", err
+	}
+	return secret, clients.Add(ctx, kv, c)
+}
+
 // hints says what to try from a second terminal.
-func (w *devWorld) hints(nats, http string) {
+func (w *devWorld) hints(nats, http, secret string) {
 	call, at := w.app.name, ""
 	if nats != "nats://"+devNATS {
 		at = " --server " + nats
@@ -244,12 +310,19 @@ func (w *devWorld) hints(nats, http string) {
 Its users sign in now; after that only timers drive it. Try, from a second terminal:
 
   %[1]s publish refresh-due --user %[2]s --want tokens --wait%[3]s
+  %[1]s token %[2]s --show%[3]s
   %[1]s subscribe --type user.reauth_required%[3]s
   %[1]s replay --since 10m --user %[2]s%[3]s
   RENEWD_DATA_DIR=%[4]s %[1]s user show %[2]s%[3]s
   curl http://%[5]s/metrics
 
+An app without NATS reads a fresh access token, and hears when a user must sign in again:
+
+  SECRET=%[6]s
+  curl -H "Authorization: Bearer $SECRET" http://%[5]s/v1/users/%[7]s/%[2]s/token
+  curl -N -H "Authorization: Bearer $SECRET" -H "Accept: text/event-stream" http://%[5]s/v1/outcomes
+
 Ctrl-C stops it.
 
-`, call, demoUser(0), at, w.conf.DataDir, http)
+`, call, demo.User(0), at, w.conf.DataDir, http, secret, w.conf.Providers[0].ID)
 }

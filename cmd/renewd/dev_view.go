@@ -11,17 +11,20 @@ import (
 	"sync"
 	"time"
 
-	"github.com/renewd/renewd/schema"
 	"golang.org/x/term"
+
+	"github.com/renewd/renewd/internal/plain"
+	"github.com/renewd/renewd/internal/settings"
+	"github.com/renewd/renewd/schema"
 )
 
-// screen prints lines. On a terminal it keeps the newest summary below them. Safe for concurrent
-// use.
+// screen prints lines. On a terminal it keeps the newest summary below the lines. Safe for
+// concurrent use.
 type screen struct {
-	live bool // it is a terminal
+	live bool // a terminal
 	mu   sync.Mutex
 	out  io.Writer
-	last string // the summary that is shown
+	last string // the summary on the screen
 }
 
 func newScreen(out io.Writer) *screen { return &screen{live: isTerminal(out), out: out} }
@@ -45,7 +48,7 @@ func (s *screen) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// summary shows text in place of the last summary, or as a line of its own where that cannot be.
+// summary shows text in place of the last summary. Without a terminal it prints text as a new line.
 func (s *screen) summary(text string, colour palette) {
 	if !s.live {
 		fmt.Fprintln(s, text)
@@ -76,7 +79,7 @@ func (s *screen) width() int {
 	return 80
 }
 
-// cut shortens text so that it stays on one line.
+// cut shortens text to one line.
 func cut(text string, width int) string {
 	r := []rune(text)
 	if len(r) >= width {
@@ -106,7 +109,7 @@ func (w *devWorld) summarise(ctx context.Context) error {
 	}
 }
 
-// score counts what came of the users' grants.
+// score counts the outcomes of the users' grants.
 type score struct {
 	mu       sync.Mutex
 	began    time.Time
@@ -135,7 +138,7 @@ func (s *score) add(e schema.Event) {
 			return
 		}
 		s.renewed++
-		// What fell due while nothing ran is late by that.
+		// A grant that fell due while no renewd ran is late for that reason.
 		if d.Cause.Type == schema.CauseTimer && d.Cause.Time.After(s.began) {
 			s.late(max(0, e.Time.Sub(d.Cause.Time)))
 		}
@@ -155,15 +158,21 @@ func (s *score) text(now time.Time) string {
 	defer s.mu.Unlock()
 	late := "none by timer yet"
 	if n := len(s.lateness); n > 0 {
-		late = fmt.Sprintf("late by %v, at most %v", slices.Sorted(slices.Values(s.lateness))[n/2].Round(time.Millisecond), s.latest.Round(time.Millisecond))
+		late = fmt.Sprintf("late by %v, at most %v",
+			slices.Sorted(slices.Values(s.lateness))[n/2].Round(time.Millisecond),
+			s.latest.Round(time.Millisecond))
 	}
-	return fmt.Sprintf("── %s · %s (%s) · %d signed out · %s · %d MB ──", formatDuration(now.Sub(s.began).Round(time.Second)),
-		plural(s.renewed, "renewal"), late, s.signed, plural(s.failed, "failure"), memory()>>20)
+	runs := settings.FormatDuration(now.Sub(s.began).Round(time.Second))
+	return fmt.Sprintf("── %s · %s (%s) · %d signed out · %s · %d MB ──",
+		runs, plain.Plural(s.renewed, "renewal"), late, s.signed, plain.Plural(s.failed, "failure"),
+		memory()>>20)
 }
 
-// memory is what this process holds, in bytes.
+// memory is this process's memory, in bytes.
 func memory() uint64 {
-	samples := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
+	samples := []metrics.Sample{
+		{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"},
+	}
 	metrics.Read(samples)
 	return samples[0].Value.Uint64() - samples[1].Value.Uint64()
 }

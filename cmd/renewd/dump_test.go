@@ -12,7 +12,8 @@ func TestNoCoreDumps(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_CORE, &got); err != nil || got.Cur != 0 || got.Max != 0 {
+	err := syscall.Getrlimit(syscall.RLIMIT_CORE, &got)
+	if err != nil || got.Cur != 0 || got.Max != 0 {
 		t.Errorf("got %+v, %v", got, err)
 	}
 }

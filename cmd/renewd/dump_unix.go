@@ -4,5 +4,5 @@ package main
 
 import "syscall"
 
-// noCoreDumps keeps tokens out of the file that a crash would leave.
+// noCoreDumps keeps tokens out of the core file of a crash.
 func noCoreDumps() error { return syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}) }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -8,10 +9,13 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode"
 
-	"github.com/renewd/renewd/schema"
 	"golang.org/x/term"
+
+	"github.com/renewd/renewd/internal/api"
+	"github.com/renewd/renewd/internal/plain"
+	"github.com/renewd/renewd/internal/settings"
+	"github.com/renewd/renewd/schema"
 )
 
 // eventFlags choose among outcomes.
@@ -30,7 +34,8 @@ func (f eventFlags) types() ([]schema.Type, error) {
 	var types []schema.Type
 	for _, t := range f.Type {
 		if !slices.Contains(known, t) {
-			return nil, usageError{fmt.Errorf("--type %s: no such outcome%s: want one of %s", t, didYouMean(t, known), strings.Join(known, ", "))}
+			return nil, settings.Mistake(fmt.Errorf("--type %s: no such outcome%s: want one of %s",
+				t, settings.DidYouMean(t, known), strings.Join(known, ", ")))
 		}
 		types = append(types, schema.Type(t))
 	}
@@ -40,39 +45,28 @@ func (f eventFlags) types() ([]schema.Type, error) {
 func (f eventFlags) check() error {
 	if f.Provider != "" {
 		if err := schema.CheckProvider(f.Provider); err != nil {
-			return usageError{fmt.Errorf("--provider: %w", err)}
+			return settings.Mistake(fmt.Errorf("--provider: %w", err))
 		}
 	}
 	if f.User != "" {
 		if err := schema.CheckUser(f.User); err != nil {
-			return usageError{fmt.Errorf("--user: %w", err)}
+			return settings.Mistake(fmt.Errorf("--user: %w", err))
 		}
 	}
 	return nil
 }
 
-// cloudEvent is an event in the CloudEvents JSON format, with the provider as an extension.
-type cloudEvent struct {
-	SpecVersion string          `json:"specversion"`
-	ID          string          `json:"id"`
-	Source      string          `json:"source"`
-	Type        schema.Type     `json:"type"`
-	Provider    string          `json:"provider,omitempty"`
-	Subject     string          `json:"subject,omitempty"`
-	Time        time.Time       `json:"time"`
-	DataSchema  string          `json:"dataschema,omitempty"`
-	Data        json.RawMessage `json:"data,omitempty"`
-}
-
+// printJSON writes an event as HTTP shows it: the same programs read both.
 func printJSON(w io.Writer, e schema.Event) error {
-	return json.NewEncoder(w).Encode(cloudEvent{"1.0", e.ID, e.Source, e.Type, e.Provider, e.User, e.Time, e.DataSchema, e.Data})
+	return json.NewEncoder(w).Encode(api.OutcomeOf(e))
 }
 
-// palette colours text for a terminal, or leaves it as it is.
+// palette colours text for a terminal, or leaves the text as it is.
 type palette bool
 
 func colours(w io.Writer, environ []string) palette {
-	return palette(isTerminal(w) && otelEnv(environ).get("NO_COLOR") == "" && otelEnv(environ).get("TERM") != "dumb")
+	return palette(isTerminal(w) && settings.Environ(environ).Get("NO_COLOR") == "" &&
+		settings.Environ(environ).Get("TERM") != "dumb")
 }
 
 func isTerminal(w io.Writer) bool {
@@ -104,33 +98,26 @@ func printLine(w io.Writer, p palette, e schema.Event) error {
 	if e.User != "" {
 		who += "/" + e.User
 	}
-	_, err := fmt.Fprintf(w, "%s  %s  %-24s  %s\n", p.paint("2", e.Time.Local().Format("15:04:05.000")),
-		p.ofType(e.Type, fmt.Sprintf("%-20s", e.Type)), printable(who), printable(describe(e, e.Time)))
+	_, err := fmt.Fprintf(w, "%s  %s  %-24s  %s\n",
+		p.paint("2", e.Time.Local().Format("15:04:05.000")),
+		p.ofType(e.Type, fmt.Sprintf("%-20s", e.Type)),
+		plain.Text(who), plain.Text(describe(e, e.Time)))
 	return err
 }
 
-// printable is s without what could command a terminal: ids and reasons are other people's text.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) || r == '\u2028' || r == '\u2029' || unicode.Is(unicode.Bidi_Control, r) {
-			return '\uFFFD'
-		}
-		return r
-	}, s)
-}
-
-// describe says what an event tells, for people.
+// describe is an event's message, for people.
 func describe(e schema.Event, now time.Time) string {
 	switch e.Type {
 	case schema.UserSynced:
 		return describeAs(e, func(d schema.Synced) string { return describeSynced(d, now) })
 	case schema.UserReauthRequired:
 		return describeAs(e, func(d schema.ReauthRequired) string {
-			return "must sign in again: " + d.Reason + inBrackets(d.ProviderError) + because(d.Cause)
+			return "must sign in again: " + d.Reason + plain.InBrackets(d.ProviderError) +
+				because(d.Cause)
 		})
 	case schema.UserRefreshFailed:
 		return describeAs(e, func(d schema.RefreshFailed) string {
-			text := d.Reason + inBrackets(d.ProviderError)
+			text := d.Reason + plain.InBrackets(d.ProviderError)
 			if d.Attempts > 0 {
 				text += " after " + tries(d.Attempts)
 			}
@@ -139,22 +126,30 @@ func describe(e schema.Event, now time.Time) string {
 			}
 			return text + because(d.Cause)
 		})
+	case schema.UserSignedOut:
+		return describeAs(e, describeSignedOut)
+	case schema.UserSuspended:
+		return describeAs(e, func(d schema.Suspended) string {
+			return "suspended: rests until a user.resume or a login" + because(d.Cause)
+		})
 	case schema.UserForgotten:
 		return describeAs(e, func(d schema.Forgotten) string {
 			return "erased" + byOperator(d.By) + because(d.Cause)
 		})
 	case schema.MessageRejected:
 		return describeAs(e, func(d schema.Rejected) string {
-			return d.Subject + ": " + d.Reason + inBrackets(d.Field) + ": " + d.Message
+			return d.Subject + ": " + d.Reason + plain.InBrackets(d.Field) + ": " + d.Message
 		})
 	case schema.OperatorActed:
 		return describeAs(e, func(d schema.Acted) string {
-			about := inBrackets(strings.Join(d.About, ", "))
+			about := plain.InBrackets(strings.Join(d.About, ", "))
 			return d.By + ": " + strings.ReplaceAll(d.Act, ".", " ") + about
 		})
+	case schema.TokenRead:
+		return describeAs(e, describeReading)
 	case schema.ProviderDegraded, schema.ProviderRecovered:
 		return describeAs(e, func(d schema.ProviderState) string {
-			return fmt.Sprintf("%s since %s, %d waiting", d.Reason, clock(d.Since), d.Waiting)
+			return fmt.Sprintf("%s since %s, %d waiting", d.Reason, plain.Clock(d.Since), d.Waiting)
 		})
 	default:
 		return string(e.Data)
@@ -167,6 +162,11 @@ func describeAs[T any](e schema.Event, say func(T) string) string {
 		return err.Error()
 	}
 	return say(d)
+}
+
+func describeReading(d schema.Reading) string {
+	return fmt.Sprintf("version %d read by %s over %s",
+		d.Version, cmp.Or(d.Reader, "a service without a name"), strings.ToUpper(d.Door))
 }
 
 func describeSynced(d schema.Synced, now time.Time) string {
@@ -189,14 +189,20 @@ func describeSynced(d schema.Synced, now time.Time) string {
 	return text + because(d.Cause)
 }
 
-func inBrackets(s string) string {
-	if s == "" {
-		return ""
+func describeSignedOut(d schema.SignedOut) string {
+	text := "tokens dropped"
+	switch {
+	case d.Reason == schema.ReasonSessionMax && d.Cause.Type != schema.UserLogout:
+		text += ": the session has reached the limit that is set"
+	case d.Revoked:
+		text += ", and revoked at the provider"
+	case d.RevokeError != "":
+		text += ", but not revoked at the provider: " + d.RevokeError
 	}
-	return " (" + s + ")"
+	return text + because(d.Cause)
 }
 
-// because names the cause unless it is the grant's own timer, which is the usual one.
+// because names the cause unless it is the usual cause, the grant's own timer.
 func because(c schema.Cause) string {
 	if c.Type == "" || c.Type == schema.CauseTimer {
 		return ""
@@ -220,7 +226,7 @@ func until(now, at time.Time) string {
 	case d < time.Minute:
 		return d.Round(100 * time.Millisecond).String()
 	default:
-		return formatDuration(d.Round(time.Second))
+		return settings.FormatDuration(d.Round(time.Second))
 	}
 }
 

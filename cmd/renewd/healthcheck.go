@@ -12,6 +12,9 @@ import (
 	"net/http"
 	"slices"
 	"time"
+
+	"github.com/renewd/renewd/internal/daemon"
+	"github.com/renewd/renewd/internal/settings"
 )
 
 type healthcheckCommand struct {
@@ -33,7 +36,8 @@ func (h healthcheckCommand) Run(ctx context.Context, a *app, c *cli) error {
 		return err
 	}
 	defer client.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+reachable(conf.HTTPAddr)+"/readyz", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet,
+		scheme+reachable(conf.HTTPAddr)+"/readyz", nil)
 	if err != nil {
 		return fmt.Errorf("ask renewd at %s: %w", conf.HTTPAddr, err)
 	}
@@ -42,12 +46,14 @@ func (h healthcheckCommand) Run(ctx context.Context, a *app, c *cli) error {
 	}
 	res, err := client.Do(req)
 	if err != nil {
-		return fmt.Errorf("ask renewd at %s: %w: is it running with this RENEWD_HTTP_ADDR?", conf.HTTPAddr, err)
+		return fmt.Errorf("ask renewd at %s: %w: is it running with this RENEWD_HTTP_ADDR?",
+			conf.HTTPAddr, err)
 	}
 	defer res.Body.Close()
-	var state readiness
+	var state daemon.Readiness
 	if err := json.NewDecoder(io.LimitReader(res.Body, 64<<10)).Decode(&state); err != nil {
-		return fmt.Errorf("ask renewd at %s: status %d, and the answer is not renewd's", conf.HTTPAddr, res.StatusCode)
+		return fmt.Errorf("ask renewd at %s: status %d, and the answer is not renewd's",
+			conf.HTTPAddr, res.StatusCode)
 	}
 	if h.Output == "json" {
 		if err := json.NewEncoder(a.stdout).Encode(state); err != nil {
@@ -73,9 +79,10 @@ func unready(status int) error {
 	return nil
 }
 
-// probing is the client for the HTTP server of these settings. Of a server with TLS it wants the very
-// certificate of the settings, whatever name that is for: it is asked at an address of this machine.
-func probing(conf *configuration) (*http.Client, string, error) {
+// probing is the client for the HTTP server of these settings. A server with TLS must show the very
+// certificate of the settings. The names in the certificate are not checked, because the server is
+// asked at an address of this machine.
+func probing(conf *settings.Settings) (*http.Client, string, error) {
 	if conf.HTTPCert == "" {
 		return &http.Client{}, "http://", nil
 	}
@@ -84,7 +91,7 @@ func probing(conf *configuration) (*http.Client, string, error) {
 		return nil, "", fmt.Errorf("http_cert: %w", err)
 	}
 	config := &tls.Config{
-		MinVersion: tls.VersionTLS12, InsecureSkipVerify: true, // what is verified stands below
+		MinVersion: tls.VersionTLS12, InsecureSkipVerify: true, // verified below instead
 		VerifyConnection: func(s tls.ConnectionState) error {
 			if !bytes.Equal(s.PeerCertificates[0].Raw, own.Certificate[0]) {
 				return errors.New("another certificate than http_cert is shown")
@@ -95,7 +102,7 @@ func probing(conf *configuration) (*http.Client, string, error) {
 	return &http.Client{Transport: &http.Transport{TLSClientConfig: config}}, "https://", nil
 }
 
-// reachable turns the address of a listener on every interface into one to connect to.
+// reachable turns the address of a listener on every interface into an address to connect to.
 func reachable(addr string) string {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {

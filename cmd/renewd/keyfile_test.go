@@ -8,16 +8,18 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
+
+	"github.com/renewd/renewd/internal/keyfile"
+	"github.com/renewd/renewd/internal/settings"
 )
 
 // wrapping are programs that encrypt a keyring, and decrypt it again.
-type wrapping struct{ unwrap, wrap command }
+type wrapping struct{ unwrap, wrap settings.Command }
 
 func (w wrapping) env(t *testing.T) []string {
 	t.Helper()
 	var env []string
-	add := func(name string, c command) {
+	add := func(name string, c settings.Command) {
 		t.Helper()
 		raw, err := json.Marshal(c)
 		if err != nil {
@@ -51,12 +53,15 @@ func TestTheKeyringIsWrappedByRealPrograms(t *testing.T) {
 			key := filepath.Join(dir, "age.key")
 			do(t, "age-keygen", "-o", key)
 			recipient := strings.TrimSpace(do(t, "age-keygen", "-y", key))
-			return wrapping{command{"age", "-d", "-i", key}, command{"age", "-r", recipient}}
+			return wrapping{
+				settings.Command{"age", "-d", "-i", key}, settings.Command{"age", "-r", recipient},
+			}
 		},
 		"systemd-creds": func(t *testing.T, dir string) wrapping {
 			secret := "SYSTEMD_CREDENTIAL_SECRET=" + filepath.Join(dir, "secret")
-			creds := command{"env", secret, "systemd-creds"}
-			wrap := append(copyOf(creds), "encrypt", "--with-key=host", "--name=renewd-keys", "-", "-")
+			creds := settings.Command{"env", secret, "systemd-creds"}
+			wrap := append(copyOf(creds), "encrypt", "--with-key=host", "--name=renewd-keys", "-",
+				"-")
 			return wrapping{append(copyOf(creds), "decrypt", "--name=renewd-keys", "-", "-"), wrap}
 		},
 		"gpg": func(t *testing.T, dir string) wrapping {
@@ -64,18 +69,19 @@ func TestTheKeyringIsWrappedByRealPrograms(t *testing.T) {
 			if err := os.Mkdir(home, 0o700); err != nil {
 				t.Fatal(err)
 			}
-			gpg := command{"gpg", "--homedir", home, "--batch", "--quiet"}
+			gpg := settings.Command{"gpg", "--homedir", home, "--batch", "--quiet"}
 			t.Cleanup(func() { do(t, "gpgconf", "--homedir", home, "--kill", "all") })
 			key := []string{"--quick-generate-key", "renewd", "default", "default", "never"}
 			do(t, gpg[0], append(append(copyOf(gpg[1:]), "--passphrase", ""), key...)...)
-			wrap := append(copyOf(gpg), "--trust-model", "always", "--encrypt", "--recipient", "renewd")
+			wrap := append(copyOf(gpg), "--trust-model", "always", "--encrypt", "--recipient",
+				"renewd")
 			return wrapping{append(copyOf(gpg), "--decrypt"), wrap}
 		},
 		"openssl": func(t *testing.T, dir string) wrapping {
 			key, cert := filepath.Join(dir, "key.pem"), filepath.Join(dir, "cert.pem")
 			do(t, "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=renewd",
 				"-keyout", key, "-out", cert)
-			cms := command{"openssl", "cms", "-binary"}
+			cms := settings.Command{"openssl", "cms", "-binary"}
 			return wrapping{
 				append(copyOf(cms), "-decrypt", "-inform", "DER", "-inkey", key, "-recip", cert),
 				append(copyOf(cms), "-encrypt", "-aes-256-gcm", "-outform", "DER", cert),
@@ -105,8 +111,11 @@ func TestTheKeyringIsWrappedByRealPrograms(t *testing.T) {
 					t.Fatalf("after keys %s the file is in clear, %v", step.command, err)
 				}
 			}
-			want(t, []string{"RENEWD_KEYS_FILE=" + path}, exitFailed, "malformed keyring", "keys", "list")
-			ring, err := keyFile{path, w.unwrap, w.wrap}.load(t.Context())
+			want(t, []string{"RENEWD_KEYS_FILE=" + path}, exitFailed, "malformed keyring", "keys",
+				"list")
+			ring, err := keyfile.File{
+				Path: path, Unwrap: w.unwrap, Wrap: w.wrap,
+			}.Load(t.Context())
 			if keys := mustRing(t, ring, err).Keys(); len(keys) != 4 {
 				t.Errorf("%d keys, want 4", len(keys))
 			}
@@ -115,7 +124,7 @@ func TestTheKeyringIsWrappedByRealPrograms(t *testing.T) {
 }
 
 // copyOf is one that append does not write over.
-func copyOf(c command) command { return append(command(nil), c...) }
+func copyOf(c settings.Command) settings.Command { return append(settings.Command(nil), c...) }
 
 // Whatever goes wrong in a program leaves the file as it is, and says why without a secret.
 func TestWrappingThatFails(t *testing.T) {
@@ -126,10 +135,12 @@ func TestWrappingThatFails(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	plain := command{"cat"}
-	sh := func(script string) command { return command{"sh", "-c", script, "argument"} }
+	plain := settings.Command{"cat"}
+	sh := func(script string) settings.Command {
+		return settings.Command{"sh", "-c", script, "argument"}
+	}
 	for _, c := range []struct {
-		unwrap, wrap command
+		unwrap, wrap settings.Command
 		says         string
 	}{
 		{plain, nil, "RENEWD_KEYS_WRAP"},
@@ -139,8 +150,16 @@ func TestWrappingThatFails(t *testing.T) {
 		{sh("exit 1"), plain, "it said nothing"},
 		{sh("cat >/dev/null; echo out"), plain, "malformed keyring"},
 		{sh("cat >/dev/null; cat /dev/zero"), plain, "more than 1048576 bytes"},
-		{command{"no-such-program"}, plain, "keys_unwrap: no-such-program: no such program\n"},
-		{command{"/no/such/program"}, plain, "keys_unwrap: /no/such/program: no such program\n"},
+		{
+			settings.Command{"no-such-program"},
+			plain,
+			"keys_unwrap: no-such-program: no such program\n",
+		},
+		{
+			settings.Command{"/no/such/program"},
+			plain,
+			"keys_unwrap: /no/such/program: no such program\n",
+		},
 	} {
 		env := append(wrapping{c.unwrap, c.wrap}.env(t), "RENEWD_KEYS_FILE="+path)
 		code, out, errs := runIn(t, env, "keys", "rotate")
@@ -155,71 +174,5 @@ func TestWrappingThatFails(t *testing.T) {
 		if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, was) {
 			t.Fatalf("%q, %q: the file was changed, %v", c.unwrap, c.wrap, err)
 		}
-	}
-	_, err = sh("sleep 5 & exec sleep 600").pipe(t.Context(), nil, 100*time.Millisecond)
-	if err == nil || !strings.Contains(err.Error(), "longer than 100ms") {
-		t.Errorf("a program without an end: %v", err)
-	}
-}
-
-// A worker unwraps its file when that has changed, not each time that it looks.
-func TestAWorkerUnwrapsWhatChanged(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	count, fail := filepath.Join(dir, "count"), filepath.Join(dir, "fail")
-	unwrap := command{"sh", "-c", `echo x >>"$0"; test ! -e "$1" && rev`, count, fail}
-	file := keyFile{filepath.Join(dir, "keys"), unwrap, command{"rev"}}
-	runs := func() int {
-		t.Helper()
-		raw, err := os.ReadFile(count)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return bytes.Count(raw, []byte("x"))
-	}
-	ring, err := file.make(t.Context(), time.Now())
-	live := newLiveKeys(file, mustRing(t, ring, err), nil)
-	look := func(more int, fails bool) {
-		t.Helper()
-		before := runs()
-		for range 3 {
-			if _, err := live.read(t.Context(), nil); (err != nil) != fails {
-				t.Errorf("got %v", err)
-			}
-		}
-		if got := runs() - before; got != more {
-			t.Errorf("unwrapped %d times, want %d", got, more)
-		}
-	}
-	look(1, false)
-	look(0, false)
-	next, err := ring.Rotate(time.Now())
-	if err := file.write(t.Context(), mustRing(t, next, err)); err != nil {
-		t.Fatal(err)
-	}
-	look(1, false)
-	if opens, _ := live.ids(); len(opens) != 4 {
-		t.Errorf("keys %q", opens)
-	}
-	if next, err = next.Promote(); err != nil {
-		t.Fatal(err)
-	}
-	if err := file.write(t.Context(), next); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(fail, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	look(1, true)
-	live.last.at = live.last.at.Add(-unwrapEvery)
-	look(1, true)
-	if err := os.Remove(fail); err != nil {
-		t.Fatal(err)
-	}
-	look(0, true)
-	live.last.at = live.last.at.Add(-unwrapEvery)
-	look(1, false)
-	if !bytes.Equal(live.JWKS(), next.JWKS()) {
-		t.Error("the promotion was not taken up")
 	}
 }

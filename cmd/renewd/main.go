@@ -1,8 +1,8 @@
 // Command renewd keeps the OAuth tokens and profiles of signed-in users fresh, driven by NATS
 // JetStream.
 //
-// It is where everything is joined, and the only package that reads the environment, writes to a
-// terminal, handles signals and loads the OpenTelemetry SDK. It holds no rule of a renewal.
+// The package holds the commands, their flags and their text, and alone reads the environment,
+// writes to a terminal and handles signals. The running program is package daemon.
 package main
 
 import (
@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	_ "time/tzdata" // for policy.windows: an image from scratch has no time zones
 )
 
 func main() {

@@ -8,8 +8,10 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/renewd/renewd/internal/grant"
+	"github.com/renewd/renewd/internal/daemon"
 	"github.com/renewd/renewd/internal/postgres"
+	"github.com/renewd/renewd/internal/secret"
+	"github.com/renewd/renewd/internal/settings"
 )
 
 type migrateCommand struct {
@@ -17,9 +19,9 @@ type migrateCommand struct {
 	Output      string `short:"o" enum:"text,json" default:"text" help:"text or json."`
 }
 
-// migrated is what was done, as -o json prints it.
+// migrated is the result of migrate, as -o json prints it.
 type migrated struct {
-	From    int64    `json:"from"` // the schema's version before; 0: there was none
+	From    int64    `json:"from"` // the schema's version before; 0: no schema
 	Version int64    `json:"version"`
 	Applied []string `json:"applied"`
 }
@@ -32,15 +34,16 @@ func (m migrateCommand) Run(ctx context.Context, a *app, c *cli) error {
 	}
 	database, err := m.database(conf)
 	if err != nil {
-		return usageError{err}
+		return settings.Mistake(err)
 	}
 	did, err := postgres.Migrate(ctx, database)
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "42501" {
-		const hint = "connect with the role that owns the schema: deploy/postgres/roles.sql makes one"
+		const hint = "connect with the role that owns the schema: " +
+			"deploy/postgres/roles.sql makes one"
 		return fmt.Errorf("%w: %s", err, hint)
 	}
 	if err != nil {
-		return schemaHint(err)
+		return daemon.SchemaHint(err)
 	}
 	if m.Output == "json" {
 		applied := append([]string{}, did.Applied...)
@@ -53,22 +56,22 @@ func (m migrateCommand) Run(ctx context.Context, a *app, c *cli) error {
 	if len(did.Applied) == 0 {
 		what = "was already"
 	}
-	host := databaseHost(database)
+	host := settings.DatabaseHost(database)
 	_, err = fmt.Fprintf(a.stdout, "the schema renewd at %s %s at version %d\n", host, what, did.To)
 	return err
 }
 
-// database is the address to use, held to the same rules wherever it comes from.
-func (m migrateCommand) database(conf *configuration) (grant.Secret, error) {
+// database is the address to use, held to the same rules from either place.
+func (m migrateCommand) database(conf *settings.Settings) (secret.Value, error) {
 	address := conf.DatabaseURL
 	if m.DatabaseURL != "" {
-		address = grant.NewSecret(m.DatabaseURL)
-		if err := checkDatabaseURL(m.DatabaseURL); err != nil {
+		address = secret.New(m.DatabaseURL)
+		if err := settings.CheckDatabaseURL(m.DatabaseURL); err != nil {
 			return address, fmt.Errorf("--database-url: %w", err)
 		}
-		if host := databaseInClear(m.DatabaseURL); host != "" && !conf.AllowPlaintext {
+		if host := settings.DatabaseInClear(m.DatabaseURL); host != "" && !conf.AllowPlaintext {
 			return address, fmt.Errorf("--database-url: the password may cross the network to %s "+
-				"in clear text: add sslmode=verify-full%s", host, plaintextHint)
+				"in clear text: add sslmode=verify-full%s", host, settings.PlaintextHint)
 		}
 	}
 	if address.IsZero() {

@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/renewd/renewd/internal/pgtest"
+	"github.com/renewd/renewd/internal/testkit/pgtest"
 )
 
 // The way of docs/security.md: the owner's role migrates, a renewd with the worker's role serves.

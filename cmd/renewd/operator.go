@@ -10,21 +10,20 @@ import (
 
 	"github.com/nats-io/nuid"
 
+	"github.com/renewd/renewd/internal/daemon"
+	"github.com/renewd/renewd/internal/settings"
 	"github.com/renewd/renewd/schema"
 )
 
-// byEnv names the operator where a script runs the commands.
-const byEnv = "RENEWD_BY"
-
-// byFlags say who does what a command does.
+// byFlags name the operator behind a command.
 type byFlags struct {
 	By string `placeholder:"NAME" help:"Who does this, for its outcome. Default: RENEWD_BY, else your login."`
 }
 
-// who is the operator. Nothing proves it: it is what an honest operator wants to have on record.
+// who is the operator. Nothing proves the name: it is what an honest operator wants on record.
 func (f byFlags) who(a *app) (string, error) {
-	env := otelEnv(a.environ)
-	by := cmp.Or(f.By, env.get(byEnv), env.get("SUDO_USER"))
+	env := settings.Environ(a.environ)
+	by := cmp.Or(f.By, env.Get(settings.ByEnv), env.Get("SUDO_USER"))
 	if by == "" {
 		if u, err := user.Current(); err == nil {
 			by = u.Username
@@ -33,25 +32,25 @@ func (f byFlags) who(a *app) (string, error) {
 	return by, checkWords(by, "")
 }
 
-// operatorFlags are for a command that changes something that is not one user's.
+// operatorFlags are for a command whose change is not about one user.
 type operatorFlags struct {
 	byFlags
 	Unrecorded bool `help:"Do it also if the outcome that tells of it cannot be stored."`
 }
 
-// record stores the outcome that tells of an act. It comes before the act, which its error forbids:
-// what cannot be told is not done, unless the operator says --unrecorded. An act that fails after
-// it stays on record.
+// record stores the outcome about an act. It comes before the act, and its error forbids the act:
+// an act that cannot be recorded is not done, unless the operator says --unrecorded. An act that
+// then fails stays on record.
 //
-// An embedded NATS server that does not listen can be told nothing from here.
+// An embedded NATS server that does not listen can take no outcome from here.
 func (f operatorFlags) record(
-	ctx context.Context, a *app, conf *configuration, server, act string, about ...string,
+	ctx context.Context, a *app, conf *settings.Settings, server, act string, about ...string,
 ) error {
 	by, err := f.who(a)
 	if err != nil {
 		return err
 	}
-	if !conf.reachable(server) {
+	if !conf.Reachable(server) {
 		fmt.Fprintln(a.stderr,
 			"renewd: not on record: the embedded NATS server does not listen (RENEWD_NATS_LISTEN)")
 		return nil
@@ -75,24 +74,19 @@ func (f operatorFlags) record(
 }
 
 func (a *app) publishAct(
-	ctx context.Context, conf *configuration, server string, data []byte,
+	ctx context.Context, conf *settings.Settings, server string, data []byte,
 ) error {
 	nc, err := a.connect(conf, server)
 	if err != nil {
 		return err
 	}
 	defer nc.Close()
-	engine, err := clientEngine(nc, conf)
+	engine, err := daemon.ClientEngine(nc, conf)
 	if err != nil {
 		return err
 	}
 	return engine.Publish(ctx, schema.Event{
-		ID: nuid.Next(), Source: source, Type: schema.OperatorActed, Time: time.Now().UTC(),
+		ID: nuid.Next(), Source: daemon.Source, Type: schema.OperatorActed, Time: time.Now().UTC(),
 		Data: data,
 	})
-}
-
-// reachable reports whether commands reach the NATS server of the settings.
-func (c *configuration) reachable(server string) bool {
-	return !c.embedded() || c.NATSListen != "" || server != ""
 }

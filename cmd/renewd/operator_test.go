@@ -9,20 +9,25 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/internal/api"
+	"github.com/renewd/renewd/internal/daemon"
+	"github.com/renewd/renewd/internal/topology"
 	"github.com/renewd/renewd/schema"
 )
 
 // acts are the operator's acts that are on record, oldest first: who, what, to what.
 func acts(t *testing.T, env []string) (all []string) {
 	t.Helper()
-	for line := range strings.Lines(want(t, env, exitDone, "", "replay", "--since", "1h", "--type", "operator.acted", "-o", "json")) {
-		var e cloudEvent
+	out := want(t, env, exitDone, "", "replay", "--since", "1h", "--type", "operator.acted",
+		"-o", "json")
+	for line := range strings.Lines(out) {
+		var e api.Outcome
 		var d schema.Acted
 		if err := json.Unmarshal([]byte(line), &e); err != nil {
 			t.Fatal(err)
 		}
-		if err := json.Unmarshal(e.Data, &d); err != nil || e.Time.IsZero() || e.Source != source {
+		err := json.Unmarshal(e.Data, &d)
+		if err != nil || e.Time.IsZero() || e.Source != daemon.Source {
 			t.Fatalf("%s: %v", line, err)
 		}
 		all = append(all, d.By+" "+d.Act+" "+strings.Join(d.About, ","))
@@ -35,10 +40,12 @@ func TestOperatorsActsAreOutcomes(t *testing.T) {
 	t.Parallel()
 	standIn := startStandIn(t)
 	env := []string{
-		"RENEWD_NATS_URL=" + natsServer(
-			t,
-		), "RENEWD_DATA_DIR=" + t.TempDir(), "RENEWD_AUTH_URL=http://" + standIn.addr, "RENEWD_CLIENT_ID=" + devClient,
-		"RENEWD_ALLOW_HTTP_LOOPBACK=true", "RENEWD_BY=kim",
+		"RENEWD_NATS_URL=" + natsServer(t),
+		"RENEWD_DATA_DIR=" + t.TempDir(),
+		"RENEWD_AUTH_URL=http://" + standIn.addr,
+		"RENEWD_CLIENT_ID=" + devClient,
+		"RENEWD_ALLOW_HTTP_LOOPBACK=true",
+		"RENEWD_BY=kim",
 	}
 	want(t, env, exitDone, "", "keys", "new")
 	want(t, env, exitDone, "", "streams", "apply")
@@ -49,7 +56,8 @@ func TestOperatorsActsAreOutcomes(t *testing.T) {
 		ID  string
 		Use string
 	}
-	if err := json.Unmarshal([]byte(want(t, env, exitDone, "", "keys", "list", "-o", "json")), &keys); err != nil {
+	err := json.Unmarshal([]byte(want(t, env, exitDone, "", "keys", "list", "-o", "json")), &keys)
+	if err != nil {
 		t.Fatal(err)
 	}
 	want(t, env, exitDone, "", "subscribers", "add", "shop")
@@ -76,17 +84,16 @@ func TestOperatorsActsAreOutcomes(t *testing.T) {
 	}
 	fresh := keys[1].ID + "," + keys[len(keys)-1].ID
 	for i, w := range []string{
-		"jo keys.rotate " + fresh, "kim subscribers.add shop", "jo subscribers.remove shop", "kim store.accept propelauth", "kim keys.publish " + keys[0].ID,
+		"jo keys.rotate " + fresh, "kim subscribers.add shop", "jo subscribers.remove shop",
+		"kim store.accept propelauth", "kim keys.publish " + keys[0].ID,
 	} {
 		if got[i+1] != w {
 			t.Errorf("on record is %q, want %q", got[i+1], w)
 		}
 	}
 	want(t, env, exitDone, "jo: keys rotate", "replay", "--since", "1h", "--type", "operator.acted")
-	if out := want(t, env, exitDone, "", "replay", "--since", "1h", "--provider", "propelauth"); strings.Contains(
-		out,
-		"operator.acted",
-	) {
+	out := want(t, env, exitDone, "", "replay", "--since", "1h", "--provider", "propelauth")
+	if strings.Contains(out, "operator.acted") {
 		t.Errorf("among one provider's outcomes:\n%s", out)
 	}
 
@@ -124,7 +131,7 @@ func TestActsThatCannotBeToldAreRefused(t *testing.T) {
 	want(t, env, exitDone, "", "keys", "new")
 	want(t, env, exitDone, "", "streams", "apply")
 	js := client(t, url)
-	outcomes, err := js.Stream(t.Context(), stream.Outcomes)
+	outcomes, err := js.Stream(t.Context(), topology.Outcomes)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,21 +9,23 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"github.com/renewd/renewd/internal/admin"
 )
 
 // checked is what `provider check -o json` says.
 type checked struct {
-	Findings    []finding
-	Suggestions []suggestion
+	Findings    []admin.Finding
+	Suggestions []admin.Suggestion
 }
 
-func (c checked) found(check string) finding {
+func (c checked) found(check string) admin.Finding {
 	for _, f := range c.Findings {
 		if f.Check == check {
 			return f
 		}
 	}
-	return finding{}
+	return admin.Finding{}
 }
 
 func (c checked) suggests(setting string) string {
@@ -51,24 +53,31 @@ func check(t *testing.T, env []string, code int, args ...string) (c checked) {
 func TestProviderCheckOfAnOrdinaryProvider(t *testing.T) {
 	t.Parallel()
 	standIn := startStandIn(t)
-	env := []string{"RENEWD_AUTH_URL=http://" + standIn.addr, "RENEWD_CLIENT_ID=" + devClient, "RENEWD_ALLOW_HTTP_LOOPBACK=true"}
+	env := []string{
+		"RENEWD_AUTH_URL=http://" + standIn.addr,
+		"RENEWD_CLIENT_ID=" + devClient,
+		"RENEWD_ALLOW_HTTP_LOOPBACK=true",
+	}
 	tokens := write(t, "tokens.json", standIn.login(t, "jane@example.com"))
 	before, err := os.ReadFile(tokens)
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := check(t, env, exitDone, "--tokens-file", tokens)
-	if f := c.found("a dead token"); f.State != fine || !strings.Contains(f.Found, "invalid_grant") {
+	f := c.found("a dead token")
+	if f.State != admin.Fine || !strings.Contains(f.Found, "invalid_grant") {
 		t.Errorf("%+v", f)
 	}
-	if f := c.found("userinfo"); f.State != fine || !strings.Contains(f.Found, "jane@example.com") {
+	f = c.found("userinfo")
+	if f.State != admin.Fine || !strings.Contains(f.Found, "jane@example.com") {
 		t.Errorf("%+v", f)
 	}
 	if after, _ := os.ReadFile(tokens); string(after) != string(before) {
 		t.Error("without --refresh the tokens are another pair")
 	}
 	c = check(t, env, exitDone, "--tokens-file", tokens, "--refresh")
-	if f := c.found("refresh"); f.State != fine || !strings.Contains(f.Found, "replaces the refresh token") {
+	f = c.found("refresh")
+	if f.State != admin.Fine || !strings.Contains(f.Found, "replaces the refresh token") {
 		t.Errorf("%+v", f)
 	}
 	// The file has the pair that is good now.
@@ -77,31 +86,38 @@ func TestProviderCheckOfAnOrdinaryProvider(t *testing.T) {
 		t.Errorf("%v, %v", info.Mode(), err)
 	}
 	text := want(t, env, exitDone, "made-up", "provider", "check")
-	if i, j := strings.Index(text, "now a made-up"), strings.Index(text, "a dead token"); i < 0 || j < i {
+	i, j := strings.Index(text, "now a made-up"), strings.Index(text, "a dead token")
+	if i < 0 || j < i {
 		t.Errorf("it is not told before it is sent:\n%s", text)
 	}
 	if strings.Contains(text, devClient+":") {
 		t.Errorf("a credential is printed:\n%s", text)
 	}
-	if text := want(t, env, exitDone, "endpoints", "provider", "check", "--no-made-up"); strings.Contains(text, "a dead token") {
+	text = want(t, env, exitDone, "endpoints", "provider", "check", "--no-made-up")
+	if strings.Contains(text, "a dead token") {
 		t.Errorf("%s", text)
 	}
 	standIn.end(t, "jane@example.com")
-	if c := check(t, env, exitFailed, "--tokens-file", tokens, "--refresh"); c.found("refresh").State != broken {
+	c = check(t, env, exitFailed, "--tokens-file", tokens, "--refresh")
+	if c.found("refresh").State != admin.Broken {
 		t.Errorf("%+v", c.Findings)
 	}
 	want(t, env, exitUsage, "--refresh", "provider", "check", "--refresh")
 }
 
-// oddProvider has a way of its own with everything: post alone, words that no table has, a userinfo
-// that is the access token's claims, with a counter and roles somewhere below.
+// oddProvider differs from the usual in everything. It takes post alone, refuses in words that no
+// table has, and its userinfo is the access token's claims, with a counter and roles somewhere
+// below.
 func oddProvider(t *testing.T) string {
 	var visits atomic.Int64
 	mux := http.NewServeMux()
 	s := httptest.NewServer(mux)
 	t.Cleanup(s.Close)
-	mux.HandleFunc("/.well-known/openid-configuration", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintf(w, `{"issuer":%q,"authorization_endpoint":"%[1]s/a","token_endpoint":"%[1]s/token","userinfo_endpoint":"%[1]s/me","jwks_uri":"%[1]s/k"}`, s.URL)
+	const document = "/.well-known/openid-configuration"
+	mux.HandleFunc(document, func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintf(w, `{"issuer":%q,"authorization_endpoint":"%[1]s/a",`+
+			`"token_endpoint":"%[1]s/token","userinfo_endpoint":"%[1]s/me","jwks_uri":"%[1]s/k"}`,
+			s.URL)
 	})
 	answer := func(w http.ResponseWriter, status int, body string) {
 		w.Header().Set("Content-Type", "application/json")
@@ -113,7 +129,8 @@ func oddProvider(t *testing.T) string {
 		case r.PostFormValue("client_secret") != "s3cret":
 			answer(w, 401, `{"error":"invalid_client"}`)
 		case r.PostFormValue("refresh_token") != "r1":
-			answer(w, 400, `{"error":"session_closed","error_description":"The session was closed by staff at noon, call 17."}`)
+			answer(w, 400, `{"error":"session_closed","error_description":`+
+				`"The session was closed by staff at noon, call 17."}`)
 		default:
 			answer(w, 200, `{"access_token":"a2"}`)
 		}
@@ -123,7 +140,8 @@ func oddProvider(t *testing.T) string {
 			answer(w, 403, `{"error":"no"}`)
 			return
 		}
-		answer(w, 200, fmt.Sprintf(`{"sub":"u1","iat":%d,"visits":%[1]d,"resource_access":{"app":{"roles":["admin"]}}}`, visits.Add(1)))
+		answer(w, 200, fmt.Sprintf(`{"sub":"u1","iat":%d,"visits":%[1]d,`+
+			`"resource_access":{"app":{"roles":["admin"]}}}`, visits.Add(1)))
 	})
 	return s.URL
 }
@@ -133,38 +151,52 @@ func TestProviderCheckSuggestsWhatSuits(t *testing.T) {
 	t.Parallel()
 	file := func(more string) []string {
 		return []string{"RENEWD_CONFIG=" + write(t, "renewd.yaml", fmt.Sprintf(
-			"providers:\n  - id: odd\n    preset: oidc\n    auth_url: %s\n    client_id: app\n    client_secret: s3cret\n    allow_http_loopback: true\n%s", oddProvider(t), more))}
+			"providers:\n  - id: odd\n    preset: oidc\n    auth_url: %s\n"+
+				"    client_id: app\n    client_secret: s3cret\n    allow_http_loopback: true\n%s",
+			oddProvider(t), more))}
 	}
-	tokens := func() string { return write(t, "tokens.json", `{"access_token":"a1","refresh_token":"r1"}`) }
+	tokens := func() string {
+		return write(t, "tokens.json", `{"access_token":"a1","refresh_token":"r1"}`)
+	}
 	c := check(t, file(""), exitDone, "--tokens-file", tokens(), "--refresh")
 	for setting, want := range map[string]string{
-		"client_auth": "post", "volatile": "[visits]", "profile": `{roles: "/resource_access/app/roles"}`,
-		"rules": `[{status: 400, code: "session_closed", body: "The session was closed by staff", class: permanent, reason: revoked}]`,
+		"client_auth": "post",
+		"volatile":    "[visits]",
+		"profile":     `{roles: "/resource_access/app/roles"}`,
+		"rules": `[{status: 400, code: "session_closed", ` +
+			`body: "The session was closed by staff", class: permanent, reason: revoked}]`,
 	} {
 		if got := c.suggests(setting); got != want {
 			t.Errorf("%s: suggests %s, want %s", setting, got, want)
 		}
 	}
-	if f := c.found("lifetime"); f.State != warning {
+	if f := c.found("lifetime"); f.State != admin.Warning {
 		t.Errorf("%+v", f)
 	}
 	c = check(t, file(`    client_auth: post
     volatile: [visits]
     profile: {roles: /resource_access/app/roles}
     rules:
-      - {status: 400, code: session_closed, body: "The session was closed by staff", class: permanent, reason: revoked}
+      - {status: 400, code: session_closed, body: "The session was closed by staff",
+         class: permanent, reason: revoked}
       - {on: userinfo, status: 403, code: "no", class: refused}
 `), exitDone, "--tokens-file", tokens(), "--refresh")
-	if len(c.Suggestions) != 0 || c.found("a dead token").State != fine || c.found("a dead access token").State != fine {
+	if len(c.Suggestions) != 0 || c.found("a dead token").State != admin.Fine ||
+		c.found("a dead access token").State != admin.Fine {
 		t.Errorf("%+v", c)
 	}
 	wrong := file("    client_auth: basic\n")
-	if c := check(t, wrong, exitFailed); c.found("a dead token").State != broken {
+	if c := check(t, wrong, exitFailed); c.found("a dead token").State != admin.Broken {
 		t.Errorf("%+v", c.Findings)
 	}
 	if _, out, _ := runIn(t, wrong, "provider", "check"); strings.Contains(out, "s3cret") {
 		t.Errorf("the secret is printed: %s", out)
 	}
-	want(t, []string{"RENEWD_AUTH_URL=http://127.0.0.1:1", "RENEWD_CLIENT_ID=c", "RENEWD_ALLOW_HTTP_LOOPBACK=true", "RENEWD_PROVIDER_PRESET=oidc"},
-		exitFailed, "is auth_url the issuer", "provider", "check")
+	nowhere := []string{
+		"RENEWD_AUTH_URL=http://127.0.0.1:1",
+		"RENEWD_CLIENT_ID=c",
+		"RENEWD_ALLOW_HTTP_LOOPBACK=true",
+		"RENEWD_PROVIDER_PRESET=oidc",
+	}
+	want(t, nowhere, exitFailed, "is auth_url the issuer", "provider", "check")
 }

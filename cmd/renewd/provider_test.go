@@ -10,7 +10,8 @@ import (
 func TestProviderPauseAndResume(t *testing.T) {
 	t.Parallel()
 	env := []string{
-		"RENEWD_NATS_URL=" + natsServer(t), "RENEWD_DATA_DIR=" + t.TempDir(), "RENEWD_AUTH_URL=http://127.0.0.1:1", "RENEWD_CLIENT_ID=c",
+		"RENEWD_NATS_URL=" + natsServer(t), "RENEWD_DATA_DIR=" + t.TempDir(),
+		"RENEWD_AUTH_URL=http://127.0.0.1:1", "RENEWD_CLIENT_ID=c",
 		"RENEWD_ALLOW_HTTP_LOOPBACK=true",
 	}
 	want(t, env, exitFailed, "streams apply", "provider", "list")
@@ -18,17 +19,20 @@ func TestProviderPauseAndResume(t *testing.T) {
 	want(t, env, exitDone, "untried", "provider", "list")
 	want(t, env, exitDone, "not paused", "provider", "resume", "--by", "jo")
 
-	want(t, env, exitDone, "left alone until", "provider", "pause", "--by", "jo", "--note", "they migrate", "--for", "2h")
+	want(t, env, exitDone, "left alone until", "provider", "pause", "--by", "jo", "--note",
+		"they migrate", "--for", "2h")
 	want(t, env, exitDone, "paused", "provider", "list")
 	want(t, env, exitDone, "they migrate", "provider", "show")
 	var s standing
 	out := want(t, env, exitDone, "", "provider", "list", "-o", "json")
-	if err := json.Unmarshal([]byte(out), &s); err != nil || s.By != "jo" || s.State != "paused" || s.Until.Sub(s.Since) != 2*time.Hour {
+	err := json.Unmarshal([]byte(out), &s)
+	if err != nil || s.By != "jo" || s.State != "paused" || s.Until.Sub(s.Since) != 2*time.Hour {
 		t.Errorf("got %s, %v", out, err)
 	}
 	var shown shownProvider
 	out = want(t, env, exitDone, "", "provider", "show", "propelauth", "-o", "json")
-	if err := json.Unmarshal([]byte(out), &shown); err != nil || shown.Note != "they migrate" || !strings.Contains(shown.Hint, "resume") {
+	err = json.Unmarshal([]byte(out), &shown)
+	if err != nil || shown.Note != "they migrate" || !strings.Contains(shown.Hint, "resume") {
 		t.Errorf("got %s, %v", out, err)
 	}
 	want(t, env, exitDone, "tried again at once", "provider", "resume", "propelauth", "--by", "kim")

@@ -8,7 +8,10 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+
 	"github.com/renewd/renewd/consumers"
+	"github.com/renewd/renewd/internal/plain"
+	"github.com/renewd/renewd/internal/settings"
 	"github.com/renewd/renewd/schema"
 )
 
@@ -39,7 +42,7 @@ func (r replayCommand) Run(ctx context.Context, a *app, c *cli) error {
 	return r.show(ctx, a, nc, query)
 }
 
-func (r replayCommand) query(conf *configuration, now time.Time) (consumers.Query, error) {
+func (r replayCommand) query(conf *settings.Settings, now time.Time) (consumers.Query, error) {
 	q := consumers.Query{Prefix: conf.NATSPrefix, Provider: r.Provider, User: r.User}
 	var err error
 	if q.Types, err = r.types(); err != nil {
@@ -49,21 +52,21 @@ func (r replayCommand) query(conf *configuration, now time.Time) (consumers.Quer
 		return q, err
 	}
 	if q.Since, err = parseTime(r.Since, now); err != nil {
-		return q, usageError{fmt.Errorf("--since %w", err)}
+		return q, settings.Mistake(fmt.Errorf("--since %w", err))
 	}
 	if q.Until, err = parseTime(r.Until, now); err != nil {
-		return q, usageError{fmt.Errorf("--until %w", err)}
+		return q, settings.Mistake(fmt.Errorf("--until %w", err))
 	}
 	if !q.Until.IsZero() && q.Until.Before(q.Since) {
-		return q, usageError{errors.New("--until is before --since")}
+		return q, settings.Mistake(errors.New("--until is before --since"))
 	}
 	if q.User != "" {
-		q.Provider = cmp.Or(q.Provider, conf.defaultProvider())
+		q.Provider = cmp.Or(q.Provider, conf.DefaultProvider())
 	}
 	return q, nil
 }
 
-// show prints the events; one that cannot be read is named and passed over.
+// show prints the events; an unreadable event is named and passed over.
 func (r replayCommand) show(ctx context.Context, a *app, nc *nats.Conn, q consumers.Query) error {
 	colour := colours(a.stdout, a.environ)
 	count := 0
@@ -81,7 +84,7 @@ func (r replayCommand) show(ctx context.Context, a *app, nc *nats.Conn, q consum
 		}
 	}
 	if r.Output == "table" {
-		fmt.Fprintf(a.stderr, "%s\n", plural(count, "event"))
+		fmt.Fprintf(a.stderr, "%s\n", plain.Plural(count, "event"))
 	}
 	return nil
 }
@@ -94,15 +97,8 @@ func (r replayCommand) print(a *app, colour palette, e schema.Event) error {
 	if e.User != "" {
 		who += "/" + e.User
 	}
-	_, err := fmt.Fprintf(a.stdout, "%s  %s  %-24s  %s\n", clock(e.Time), colour.ofType(e.Type, fmt.Sprintf("%-20s", e.Type)),
-		printable(who), printable(describe(e, e.Time)))
+	_, err := fmt.Fprintf(a.stdout, "%s  %s  %-24s  %s\n",
+		plain.Clock(e.Time), colour.ofType(e.Type, fmt.Sprintf("%-20s", e.Type)),
+		plain.Text(who), plain.Text(describe(e, e.Time)))
 	return err
-}
-
-// defaultProvider is the provider that a command without --provider means.
-func (c *configuration) defaultProvider() string {
-	if len(c.Providers) > 0 {
-		return c.Providers[0].ID
-	}
-	return "propelauth"
 }

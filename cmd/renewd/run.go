@@ -11,11 +11,11 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/alecthomas/kong"
 
 	"github.com/renewd/renewd/internal/pseudonym"
+	"github.com/renewd/renewd/internal/settings"
 )
 
 // Exit codes.
@@ -46,13 +46,19 @@ type cli struct {
 	Publish     publishCommand     `cmd:"" help:"Publish an event, as a service would."`
 	Subscribe   subscribeCommand   `cmd:"" help:"Show outcomes as they happen."`
 	Replay      replayCommand      `cmd:"" help:"Show outcomes of the past, for an audit."`
+	Token       tokenCommand       `cmd:"" help:"Print a user's access token, or run a program with it. It is renewed first if it must be."`
 	User        userCommand        `cmd:"" help:"Look at what is stored about a user, or erase it."`
 	Store       storeCommand       `cmd:"" help:"After a restore: compare the store with what was published, and decide about what is superseded."`
 	Migrate     migrateCommand     `cmd:"" help:"Make renewd's tables in PostgreSQL, or bring them up to date, with a role that may."`
 	Backup      backupCommand      `cmd:"" help:"Copy the folder of the embedded NATS server, without the keyring, while renewd is stopped."`
 	Streams     streamsCommand     `cmd:"" help:"Compare the NATS streams with the settings, and create or update them."`
 	Subscribers subscribersCommand `cmd:"" help:"Make, list and remove the places in the outcomes that services read from."`
-	NATS        natsCommand        `cmd:"" name:"nats" help:"Print the settings of a NATS server that keeps services apart."`
+	Sinks       sinksCommand       `cmd:"" help:"Look at where outcomes are taken to (webhooks), stop it, repeat it, and ask who knows of a sign-out."`
+	Sources     sourcesCommand     `cmd:"" help:"See what became of what others posted."`
+	Adopt       adoptCommand       `cmd:"" help:"Take an app's users over from its own table, and see whether anybody else renews."`
+	Audit       auditCommand       `cmd:"" help:"Keep a copy of the outcomes out of the workers' reach, or a chain of their digests."`
+	Clients     clientsCommand     `cmd:"" help:"Make, list and remove the services that use renewd over HTTP."`
+	NATS        natsCommand        `cmd:"" name:"nats" help:"Print the settings of a NATS server that keeps services apart; encrypt the embedded one's files."`
 	Provider    providerCommand    `cmd:"" help:"Look at a provider's health, pause it, or resume it."`
 	Keys        keysCommand        `cmd:"" help:"Make, list and rotate the keys that seal logins and stored tokens."`
 	Config      configCommand      `cmd:"" help:"Check and show the settings."`
@@ -64,27 +70,35 @@ type cli struct {
 	File string `name:"config" short:"c" placeholder:"FILE" help:"Settings file (YAML). Default: the one $$RENEWD_CONFIG names."`
 }
 
-// usageError is a mistake in the command line or the settings.
-type usageError struct{ error }
-
-func (e usageError) Unwrap() error { return e.error }
-
-// errSilent ends a command with exit code 1 that has said why already.
+// errSilent ends a command with exit code 1 after the command has said why.
 var errSilent = errors.New("failed")
 
 // run is the program: args is the command line with the program's name, the return value is the
-// exit code. It returns when the command is done, or soon after ctx is.
-func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	a := &app{name: callName(args[0]), environ: environ, stdin: stdin, stdout: stdout, stderr: stderr}
+// exit code. It returns when the command is done, or soon after ctx is done.
+func run(
+	ctx context.Context, args, environ []string, stdin io.Reader, stdout, stderr io.Writer,
+) int {
+	a := &app{
+		name:    callName(args[0]),
+		environ: environ,
+		stdin:   stdin,
+		stdout:  stdout,
+		stderr:  stderr,
+	}
 	return a.run(ctx, args[1:])
 }
 
 func (a *app) run(ctx context.Context, args []string) int {
 	var c cli
 	helped := false
-	parser, err := kong.New(&c, kong.Name("renewd"), kong.Writers(a.stdout, a.stderr), kong.Exit(func(int) { helped = true }),
-		kong.Description("Keeps the OAuth tokens and profiles of signed-in users fresh, driven by NATS JetStream."),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true}), kong.NamedMapper("duration", kong.MapperFunc(decodeDuration)),
+	parser, err := kong.New(&c,
+		kong.Name("renewd"),
+		kong.Writers(a.stdout, a.stderr),
+		kong.Exit(func(int) { helped = true }),
+		kong.Description("Keeps the OAuth tokens and profiles of signed-in users fresh, "+
+			"driven by NATS JetStream."),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+		kong.NamedMapper("duration", kong.MapperFunc(decodeDuration)),
 		kong.Bind(a, &c), kong.BindTo(ctx, (*context.Context)(nil)))
 	if err != nil {
 		panic(err) // the command line is built of constants
@@ -104,12 +118,12 @@ func (a *app) run(ctx context.Context, args []string) int {
 	if err == nil {
 		err = command.Run()
 	} else {
-		err = usageError{fmt.Errorf("%w; see: renewd --help", err)}
+		err = settings.Mistake(fmt.Errorf("%w; see: renewd --help", err))
 	}
 	return a.exit(err)
 }
 
-// exit says what went wrong and gives the code for it.
+// exit prints the error and returns its exit code.
 func (a *app) exit(err error) int {
 	switch {
 	case err == nil:
@@ -117,18 +131,22 @@ func (a *app) exit(err error) int {
 	case errors.Is(err, errSilent):
 		return exitFailed
 	}
-	fmt.Fprintln(a.stderr, "renewd: "+strings.ReplaceAll(a.names.Text(err.Error()), "\n", "\n        "))
-	if _, ok := errors.AsType[usageError](err); ok {
+	if code, ok := errors.AsType[childExit](err); ok {
+		return int(code)
+	}
+	fmt.Fprintln(a.stderr,
+		"renewd: "+strings.ReplaceAll(a.names.Text(err.Error()), "\n", "\n        "))
+	if _, ok := errors.AsType[settings.MistakeError](err); ok {
 		return exitUsage
 	}
 	return exitFailed
 }
 
 // load reads the settings, with the given file if the command line names one.
-func (a *app) load(c *cli) (*configuration, error) {
-	conf, err := load(c.File, a.environ)
+func (a *app) load(c *cli) (*settings.Settings, error) {
+	conf, err := settings.Load(c.File, a.environ)
 	if err != nil {
-		return nil, usageError{err}
+		return nil, settings.Mistake(err)
 	}
 	return conf, nil
 }
@@ -147,7 +165,7 @@ func decodeDuration(ctx *kong.DecodeContext, target reflect.Value) error {
 	if err := ctx.Scan.PopValueInto("duration", &text); err != nil {
 		return err
 	}
-	d, err := parseDuration(text)
+	d, err := settings.ParseDuration(text)
 	if err != nil {
 		return fmt.Errorf("%q: want a duration such as 30s, 5m, 12h or 7d", text)
 	}
@@ -159,7 +177,7 @@ type versionCommand struct {
 	Output string `short:"o" enum:"text,json" default:"text" help:"text or json."`
 }
 
-// Run prints the version, and what it was built from.
+// Run prints the version, and its origin.
 func (v versionCommand) Run(a *app) error {
 	built := originOf(version, debug.ReadBuildInfo)
 	if v.Output == "json" {
@@ -176,11 +194,11 @@ func (v versionCommand) Run(a *app) error {
 // origin is what a program was built from.
 type origin struct {
 	Version string `json:"version"`
-	Commit  string `json:"commit,omitempty"` // ends in + if there were changes beside it
+	Commit  string `json:"commit,omitempty"` // ends in + if there were uncommitted changes
 	Go      string `json:"go"`
 }
 
-// originOf is that of this program: the linker's version, else that of the module.
+// originOf is this program's origin: the linker's version, else the module's version.
 func originOf(linked string, read func() (*debug.BuildInfo, bool)) origin {
 	o := origin{Version: linked, Go: runtime.Version()}
 	info, ok := read()
@@ -203,14 +221,4 @@ func originOf(linked string, read func() (*debug.BuildInfo, bool)) origin {
 		o.Commit += changed
 	}
 	return o
-}
-
-// clockFormat is how times are shown to people, in their own zone.
-const clockFormat = "2006-01-02 15:04:05"
-
-func clock(t time.Time) string {
-	if t.IsZero() {
-		return "-"
-	}
-	return t.Local().Format(clockFormat)
 }

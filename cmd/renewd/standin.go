@@ -9,7 +9,11 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/renewd/renewd/internal/idp/idptest"
+
+	"github.com/renewd/renewd/internal/daemon"
+	"github.com/renewd/renewd/internal/demo"
+	"github.com/renewd/renewd/internal/settings"
+	"github.com/renewd/renewd/internal/standin"
 	"github.com/renewd/renewd/schema"
 )
 
@@ -26,73 +30,92 @@ type standInCommand struct {
 	EndEvery   time.Duration `type:"duration" default:"30s" placeholder:"DURATION" help:"With --users, how often it ends somebody's session. Default: 30s."`
 }
 
-// Run serves the stand-in until ctx ends. Its admin endpoints are on: it is nobody's real provider.
+// Run serves the stand-in until ctx ends. Its admin endpoints are on, since it is never a real
+// provider.
 func (s standInCommand) Run(ctx context.Context, a *app, c *cli) error {
-	options := idptest.Options{Lifetime: s.Lifetime, Rotation: idptest.Rotation(s.Rotation), ClientID: s.ClientID, Admin: true}
+	options := standin.Options{
+		Lifetime: s.Lifetime,
+		Rotation: standin.Rotation(s.Rotation),
+		ClientID: s.ClientID,
+		Admin:    true,
+	}
 	if s.Lifetime < time.Second || s.EndEvery < time.Second || s.Users < 0 {
-		return usageError{errors.New("want --lifetime of 1s or more, --end-every of 1s or more, --users of 0 or more")}
+		return settings.Mistake(errors.New(
+			"want --lifetime of 1s or more, --end-every of 1s or more, --users of 0 or more",
+		))
 	}
 	if s.SecretFile != "" {
 		var err error
-		if options.ClientSecret, err = secretFile(s.SecretFile); err != nil {
-			return usageError{fmt.Errorf("--client-secret-file: %w", err)}
+		if options.ClientSecret, err = settings.ReadSecret(s.SecretFile); err != nil {
+			return settings.Mistake(fmt.Errorf("--client-secret-file: %w", err))
 		}
 	}
-	l, err := listen(ctx, s.Listen)
+	l, err := daemon.Listen(ctx, s.Listen)
 	if err != nil {
 		return err
 	}
-	server := idptest.New(options)
+	server := standin.New(options)
 	fmt.Fprintf(a.stdout, `a stand-in for PropelAuth listens on http://%s
 
   sign a user in, and give the tokens to renewd:
-    curl -s -X POST -d user=u1 http://%[1]s/_admin/login | %[2]s publish login --user u1 --tokens-file - --wait
+    curl -s -X POST -d user=u1 http://%[1]s/_admin/login |
+      %[2]s publish login --user u1 --tokens-file - --wait
   end the user's sessions:   curl -s -X POST -d user=u1 http://%[1]s/_admin/end
   see what it was asked:     curl -s http://%[1]s/_admin/stats
 
 `, l.Addr(), a.name)
 	mux := http.NewServeMux()
 	mux.Handle("/", server)
-	// What `renewd healthcheck` asks for, so that one health check serves every container of the
+	// The path of `renewd healthcheck`, so that one health check serves every container of the
 	// image.
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, readiness{Status: "ok"}) })
-	parts := []part{func(ctx context.Context) error { return serveHTTP(ctx, l, mux, slog.New(slog.DiscardHandler)) }}
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		daemon.Reply(w, http.StatusOK, daemon.Readiness{Status: "ok"})
+	})
+	parts := []daemon.Service{
+		func(ctx context.Context) error {
+			return daemon.ServeHTTP(ctx, l, mux, slog.New(slog.DiscardHandler))
+		},
+	}
 	if s.Users > 0 {
 		parts = append(parts, func(ctx context.Context) error { return s.app(ctx, a, c, server) })
 	}
-	return runLayers(ctx, parts)
+	return daemon.Supervise(ctx, parts)
 }
 
 // app is the app with users.
-func (s standInCommand) app(ctx context.Context, a *app, c *cli, server *idptest.Server) error {
+func (s standInCommand) app(ctx context.Context, a *app, c *cli, server *standin.Server) error {
 	conf, err := a.load(c)
 	if err != nil {
 		return err
 	}
 	var nc *nats.Conn
-	err = patiently(ctx, newLogger(a.stderr, &conf.settings), conf.StartTimeout, "NATS", "RENEWD_NATS_URL", func(context.Context) error {
+	connect := func(context.Context) error {
 		nc, err = a.connect(conf, s.Server)
 		return err
-	})
-	if err != nil {
-		return unlessStopped(ctx, err)
+	}
+	logger := daemon.NewLogger(a.stderr, conf)
+	err = daemon.Patiently(ctx, logger, conf.StartTimeout, "NATS", "RENEWD_NATS_URL", connect)
+	if err != nil && ctx.Err() != nil {
+		return nil
+	} else if err != nil {
+		return err
 	}
 	defer nc.Close()
 	if s.Provider == "" {
-		s.Provider = conf.defaultProvider()
+		s.Provider = conf.DefaultProvider()
 	}
 	colour := colours(a.stdout, a.environ)
-	d := demo{
-		standIn: server, provider: s.Provider, prefix: conf.NATSPrefix, api: conf.NATSAPI,
-		durable: s.Durable,
-		users:   s.Users, endEvery: s.EndEvery, editEvery: s.EndEvery / 2,
-		say: func(text string) { fmt.Fprintln(a.stdout, text) },
-		seen: func(e schema.Event) error {
+	d := demo.App{
+		StandIn: server, Provider: s.Provider, Prefix: conf.NATSPrefix, API: conf.NATSAPI,
+		Durable: s.Durable,
+		Users:   s.Users, EndEvery: s.EndEvery, EditEvery: s.EndEvery / 2,
+		Say: func(text string) { fmt.Fprintln(a.stdout, text) },
+		Seen: func(e schema.Event) error {
 			if e.Type == schema.UserSynced {
 				return nil
 			}
 			return printLine(a.stdout, colour, e)
 		},
 	}
-	return d.run(ctx, nc)
+	return d.Run(ctx, nc)
 }

@@ -3,11 +3,12 @@ package main
 import (
 	"bytes"
 	"context"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/renewd/renewd/internal/keyfile"
 )
 
 // terminal is where a command under test writes to.
@@ -31,7 +32,8 @@ func (w *terminal) String() string {
 // until waits until the terminal shows text n times.
 func (w *terminal) until(t *testing.T, text string, n int) {
 	t.Helper()
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); <-time.After(20 * time.Millisecond) {
+	pause := func() { <-time.After(20 * time.Millisecond) }
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); pause() {
 		if strings.Count(w.String(), text) >= n {
 			return
 		}
@@ -41,13 +43,19 @@ func (w *terminal) until(t *testing.T, text string, n int) {
 
 // The README's first command, twice on the same data.
 func TestDev(t *testing.T) {
-	environ := []string{"RENEWD_DATA_DIR=" + t.TempDir(), "RENEWD_HTTP_ADDR=127.0.0.1:0", "RENEWD_NATS_LISTEN=127.0.0.1:0"}
+	environ := []string{
+		"RENEWD_DATA_DIR=" + t.TempDir(),
+		"RENEWD_HTTP_ADDR=127.0.0.1:0",
+		"RENEWD_NATS_LISTEN=127.0.0.1:0",
+	}
 	for range 2 {
 		ctx, stop := context.WithCancel(t.Context())
 		var out, errs terminal
 		code := make(chan int, 1)
 		go func() {
-			code <- run(ctx, []string{"renewd", "dev", "--users", "5", "--lifetime", "3s", "--end-every", "2s"}, environ, nil, &out, &errs)
+			code <- run(ctx,
+				[]string{"renewd", "dev", "--users", "5", "--lifetime", "3s", "--end-every", "2s"},
+				environ, nil, &out, &errs)
 		}()
 		out.until(t, "tokens renewed", 10)
 		out.until(t, "user.reauth_required", 1)
@@ -64,23 +72,44 @@ func TestDev(t *testing.T) {
 
 // What cannot be reached at start is waited for, then named with the setting to correct.
 func TestStartNamesWhatIsMissing(t *testing.T) {
-	provider := []string{"RENEWD_AUTH_URL=https://auth.example.com", "RENEWD_CLIENT_ID=x", "RENEWD_START_TIMEOUT=1s", "RENEWD_HTTP_ADDR=127.0.0.1:0"}
+	provider := []string{
+		"RENEWD_AUTH_URL=https://auth.example.com", "RENEWD_CLIENT_ID=x",
+		"RENEWD_START_TIMEOUT=1s", "RENEWD_HTTP_ADDR=127.0.0.1:0",
+	}
 	for name, tt := range map[string]struct {
 		environ []string
 		code    int
 		says    []string
 	}{
-		"NATS":        {append([]string{"RENEWD_NATS_URL=nats://127.0.0.1:1"}, provider...), exitFailed, []string{"RENEWD_NATS_URL", "127.0.0.1:1"}},
-		"PostgreSQL":  {append([]string{"RENEWD_DATABASE_URL=postgres://renewd:canary@127.0.0.1:1/x"}, provider...), exitFailed, []string{"RENEWD_DATABASE_URL", "127.0.0.1:1"}},
-		"no provider": {[]string{"RENEWD_HTTP_ADDR=127.0.0.1:0"}, exitUsage, []string{"RENEWD_AUTH_URL", "renewd dev"}},
-		"no keyring":  {append([]string{"RENEWD_NATS_URL=nats://127.0.0.1:1"}, provider...), exitUsage, []string{"renewd keys new"}},
+		"NATS": {
+			append([]string{"RENEWD_NATS_URL=nats://127.0.0.1:1"}, provider...),
+			exitFailed,
+			[]string{"RENEWD_NATS_URL", "127.0.0.1:1"},
+		},
+		"PostgreSQL": {
+			append([]string{"RENEWD_DATABASE_URL=postgres://renewd:canary@127.0.0.1:1/x"},
+				provider...),
+			exitFailed,
+			[]string{"RENEWD_DATABASE_URL", "127.0.0.1:1"},
+		},
+		"no provider": {
+			[]string{"RENEWD_HTTP_ADDR=127.0.0.1:0"},
+			exitUsage,
+			[]string{"RENEWD_AUTH_URL", "renewd dev"},
+		},
+		"no keyring": {
+			append([]string{"RENEWD_NATS_URL=nats://127.0.0.1:1"}, provider...),
+			exitUsage,
+			[]string{"renewd keys new"},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
 			environ := append([]string{"RENEWD_DATA_DIR=" + dir}, tt.environ...)
 			if name == "NATS" {
-				if _, err := (keyFile{path: dir + "/keys.json"}).make(t.Context(), time.Now()); err != nil {
+				_, err := (keyfile.File{Path: dir + "/keys.json"}).Make(t.Context(), time.Now())
+				if err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -101,26 +130,16 @@ func TestStartNamesWhatIsMissing(t *testing.T) {
 	}
 }
 
-func TestCollectLess(t *testing.T) { // not parallel: there is one heap
-	before := debug.SetGCPercent(100)
-	t.Cleanup(func() { debug.SetGCPercent(before) })
-	for _, c := range []struct{ was, want int }{{100, serverGC}, {50, 50}, {-1, -1}} {
-		debug.SetGCPercent(c.was)
-		collectLess()
-		if got := debug.SetGCPercent(100); got != c.want {
-			t.Errorf("from GOGC=%d: %d, want %d", c.was, got, c.want)
-		}
-	}
-}
-
 // A provider that cannot be reached is told at the start, and not first when a renewal fails.
 func TestServeWarnsOfAProviderThatDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	env := []string{
-		"RENEWD_DATA_DIR=" + t.TempDir(), "RENEWD_HTTP_ADDR=127.0.0.1:0", "RENEWD_PROVIDER_PRESET=oidc", "RENEWD_CLIENT_ID=x",
+		"RENEWD_DATA_DIR=" + t.TempDir(), "RENEWD_HTTP_ADDR=127.0.0.1:0",
+		"RENEWD_PROVIDER_PRESET=oidc", "RENEWD_CLIENT_ID=x",
 		"RENEWD_CLIENT_SECRET=made-up", "RENEWD_AUTH_URL=https://127.0.0.1:9",
 	}
-	if got := background(t, env, `msg="a provider does not answer" provider=(\S+)`, "serve"); got != "propelauth" {
+	got := background(t, env, `msg="a provider does not answer" provider=(\S+)`, "serve")
+	if got != "propelauth" {
 		t.Errorf("it names %s", got)
 	}
 }

@@ -7,7 +7,10 @@ import (
 	"fmt"
 
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/renewd/renewd/internal/stream"
+
+	"github.com/renewd/renewd/internal/daemon"
+	"github.com/renewd/renewd/internal/settings"
+	"github.com/renewd/renewd/internal/topology"
 	"github.com/renewd/renewd/schema"
 )
 
@@ -70,10 +73,10 @@ func (s streamsApply) Run(ctx context.Context, a *app, c *cli) error {
 	defer done()
 	plan.Force = s.Force
 	fmt.Fprint(a.stdout, plan)
-	if err := stream.Apply(ctx, js, plan); err != nil || !plan.Pending() {
+	if err := topology.Apply(ctx, js, plan); err != nil || !plan.Pending() {
 		return err
 	}
-	// Told after it: the stream of outcomes may be one that had to be made.
+	// Told afterwards: the stream of outcomes may have been missing before.
 	err = s.record(ctx, a, conf, s.Server, schema.ActStreamsApply, changed(plan)...)
 	if err != nil {
 		return fmt.Errorf("the streams are applied, but %w", err)
@@ -81,9 +84,9 @@ func (s streamsApply) Run(ctx context.Context, a *app, c *cli) error {
 	return nil
 }
 
-func changed(plan stream.Changes) (names []string) {
+func changed(plan topology.Changes) (names []string) {
 	for _, i := range plan.Items {
-		if i.Action == stream.Create || i.Action == stream.Update {
+		if i.Action == topology.Create || i.Action == topology.Update {
 			names = append(names, i.Name)
 		}
 	}
@@ -91,45 +94,26 @@ func changed(plan stream.Changes) (names []string) {
 }
 
 func (a *app) planStreams(
-	ctx context.Context, conf *configuration, server string,
-) (stream.Changes, jetstream.JetStream, func(), error) {
-	if !conf.reachable(server) {
-		return stream.Changes{}, nil, nil, usageError{errors.New("the settings name no NATS server: set RENEWD_NATS_URL or --server. An embedded one gets its streams when renewd starts")}
+	ctx context.Context, conf *settings.Settings, server string,
+) (topology.Changes, jetstream.JetStream, func(), error) {
+	if !conf.Reachable(server) {
+		return topology.Changes{}, nil, nil, settings.Mistake(errors.New(
+			"the settings name no NATS server: set RENEWD_NATS_URL or --server. " +
+				"An embedded one gets its streams when renewd starts"))
 	}
 	nc, err := a.connect(conf, server)
 	if err != nil {
-		return stream.Changes{}, nil, nil, err
+		return topology.Changes{}, nil, nil, err
 	}
 	js, err := jetstream.New(nc)
 	if err != nil {
 		nc.Close()
-		return stream.Changes{}, nil, nil, err
+		return topology.Changes{}, nil, nil, err
 	}
-	plan, err := stream.Plan(ctx, js, conf.topology())
+	plan, err := topology.Plan(ctx, js, daemon.Topology(conf))
 	if err != nil {
 		nc.Close()
-		return stream.Changes{}, nil, nil, err
+		return topology.Changes{}, nil, nil, err
 	}
 	return plan, js, nc.Close, nil
-}
-
-// subjects are under the settings' prefix.
-func (c *configuration) subjects() schema.Subjects {
-	s, err := schema.NewSubjects(c.NATSPrefix)
-	if err != nil {
-		panic("settings: nats_prefix was not checked: " + err.Error())
-	}
-	return s
-}
-
-// topology is what the settings want on a NATS server.
-func (c *configuration) topology() stream.Topology {
-	t := stream.Topology{
-		Subjects: c.subjects(), Grants: c.DatabaseURL.IsZero(), Replicas: c.NATSReplicas, OutcomeMaxAge: c.OutcomeAge,
-		OutcomeBytes: int64(c.OutcomeBytes), CommandBytes: int64(c.CommandBytes),
-	}
-	for _, p := range c.Providers {
-		t.Providers = append(t.Providers, stream.Provider{ID: p.ID, Concurrency: p.Concurrency})
-	}
-	return t
 }

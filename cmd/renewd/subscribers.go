@@ -16,12 +16,16 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/renewd/renewd/consumers"
-	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/internal/admin"
+	"github.com/renewd/renewd/internal/daemon"
+	"github.com/renewd/renewd/internal/senders"
+	"github.com/renewd/renewd/internal/settings"
+	"github.com/renewd/renewd/internal/topology"
 	"github.com/renewd/renewd/schema"
 )
 
-// subscribersCommand is for the operator: where services have NATS accounts of their own they may
-// read from a durable, and not make one.
+// subscribersCommand is for the operator. A service with its own NATS account may read from a
+// durable, but not make a durable.
 type subscribersCommand struct {
 	Add    subscribersAdd    `cmd:"" help:"Make the durable that a service reads outcomes from."`
 	List   subscribersList   `cmd:"" help:"Say of each durable what it is for and how far it is."`
@@ -35,7 +39,7 @@ type subscribersAdd struct {
 	Since        string `placeholder:"WHEN" help:"Begin in the past: 1h (ago), 2026-01-31, or an RFC 3339 time. Default: now."`
 	All          bool   `help:"Begin with the oldest outcome there is."`
 	From         uint64 `placeholder:"SEQUENCE" help:"Begin with this one in the stream: one after what a removed durable had handled."`
-	Concurrency  int    `default:"1" placeholder:"N" help:"How many outcomes may be in hand at a time. Default: 1, in their order."`
+	Concurrency  int    `default:"1" placeholder:"N" help:"How many outcomes may be under way at a time. Default: 1, in their order."`
 	UpdateFilter bool   `help:"Let a durable that is there be for these outcomes from now on."`
 	operatorFlags
 }
@@ -47,6 +51,9 @@ func (s subscribersAdd) Run(ctx context.Context, a *app, c *cli) error {
 		return err
 	}
 	wanted, err := s.subscription(conf, s.Since)
+	if err == nil {
+		err = confine(&wanted, conf.SenderRights(), s.Name)
+	}
 	if err != nil {
 		return err
 	}
@@ -55,33 +62,46 @@ func (s subscribersAdd) Run(ctx context.Context, a *app, c *cli) error {
 		return err
 	}
 	defer nc.Close()
-	ctx, stop := context.WithTimeout(ctx, natsDialLimit)
+	ctx, stop := context.WithTimeout(ctx, dialLimit)
 	defer stop()
-	wanted.Durable, wanted.UpdateFilter, wanted.StartAll, wanted.StartAt, wanted.Concurrency = s.Name, s.UpdateFilter, s.All, s.From, s.Concurrency
-	wanted.Logger = newLogger(a.stderr, &conf.settings)
+	wanted.Durable, wanted.UpdateFilter = s.Name, s.UpdateFilter
+	wanted.StartAll, wanted.StartAt = s.All, s.From
+	wanted.Concurrency = s.Concurrency
+	wanted.Logger = daemon.NewLogger(a.stderr, conf)
 	if err := s.record(ctx, a, conf, s.Server, schema.ActSubscribersAdd, s.Name); err != nil {
 		return fmt.Errorf("add subscriber: %w", err)
 	}
 	if err := consumers.Prepare(ctx, nc, wanted); err != nil {
 		return streamHint(err, a)
 	}
-	fmt.Fprintf(a.stdout, "%s is there: subscribe with the durable %q\n", s.Name, s.Name)
+	of := ""
+	if len(wanted.Providers) > 0 {
+		of = fmt.Sprintf(" and the providers %s, which senders.%s.read names",
+			strings.Join(wanted.Providers, ", "), s.Name)
+	}
+	fmt.Fprintf(a.stdout, "%s is there: subscribe with the durable %q%s\n", s.Name, s.Name, of)
 	return nil
 }
 
-// subscriber is a durable as `subscribers list` prints it.
-type subscriber struct {
-	Name     string   `json:"name"`
-	Outcomes []string `json:"outcomes"` // filters; none: everything
-	// Handled is the sequence up to which all was handled; Waiting is how many outcomes are not
-	// handed out yet, InHand how many are and were not answered, Again how many of those came before.
-	Handled uint64 `json:"handled"`
-	Waiting uint64 `json:"waiting"`
-	InHand  int    `json:"in_hand"`
-	Again   int    `json:"redelivered"`
-	// Connected: somebody asks for outcomes at this moment.
-	Connected bool       `json:"connected"`
-	LastAt    *time.Time `json:"last_handled_at,omitempty"`
+// confine keeps a durable inside the rights of its name to read.
+func confine(s *consumers.Subscription, rights senders.List, name string) error {
+	refuse := func(format string, args ...any) error {
+		return settings.Mistake(fmt.Errorf(
+			"%s may not read this: the setting senders.%s.read "+format,
+			append([]any{name, name}, args...)...))
+	}
+	may := rights.Readable(name)
+	switch {
+	case rights.MayReadAll(name):
+		return nil
+	case len(may) == 0:
+		return refuse("names no provider, and senders says of others what they may read")
+	case s.Provider != "" && !rights.MayRead(name, s.Provider):
+		return refuse("names %s, and not %s", strings.Join(may, ", "), s.Provider)
+	case s.Provider == "":
+		s.Providers = may
+	}
+	return nil
 }
 
 type subscribersList struct {
@@ -100,17 +120,19 @@ func (s subscribersList) Run(ctx context.Context, a *app, c *cli) error {
 		return err
 	}
 	defer done()
-	var all []subscriber
+	var all []admin.Subscriber
 	list := outcomes.ListConsumers(ctx)
 	for i := range list.Info() {
 		if i.Config.Durable != "" {
-			all = append(all, subscriberOf(i))
+			one := admin.SubscriberOf(i)
+			one.Exceeds = admin.Exceeds(conf, one)
+			all = append(all, one)
 		}
 	}
 	if err := list.Err(); err != nil {
 		return streamHint(err, a)
 	}
-	slices.SortFunc(all, func(x, y subscriber) int { return cmp.Compare(x.Name, y.Name) })
+	slices.SortFunc(all, func(x, y admin.Subscriber) int { return cmp.Compare(x.Name, y.Name) })
 	if s.Output == "json" {
 		for _, one := range all {
 			if err := json.NewEncoder(a.stdout).Encode(one); err != nil {
@@ -122,20 +144,10 @@ func (s subscribersList) Run(ctx context.Context, a *app, c *cli) error {
 	return printSubscribers(a.stdout, all, time.Now())
 }
 
-func subscriberOf(i *jetstream.ConsumerInfo) subscriber {
-	s := subscriber{
-		Name: i.Name, Outcomes: i.Config.FilterSubjects, Handled: i.AckFloor.Stream, Waiting: i.NumPending, InHand: i.NumAckPending,
-		Again: i.NumRedelivered, Connected: i.NumWaiting > 0 || i.PushBound, LastAt: i.AckFloor.Last,
-	}
-	if i.Config.FilterSubject != "" {
-		s.Outcomes = []string{i.Config.FilterSubject}
-	}
-	return s
-}
-
-func printSubscribers(w io.Writer, all []subscriber, now time.Time) error {
+func printSubscribers(w io.Writer, all []admin.Subscriber, now time.Time) error {
 	if len(all) == 0 {
-		_, err := fmt.Fprintln(w, "no durable is there; one without a name is forgotten with its program, and not listed")
+		_, err := fmt.Fprintln(w,
+			"no durable is there; one without a name is forgotten with its program, and not listed")
 		return err
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
@@ -143,7 +155,7 @@ func printSubscribers(w io.Writer, all []subscriber, now time.Time) error {
 	for _, s := range all {
 		last, connected, outcomes := "never", "no", "all"
 		if s.LastAt != nil {
-			last = formatDuration(now.Sub(*s.LastAt).Truncate(time.Second)) + " ago"
+			last = settings.FormatDuration(now.Sub(*s.LastAt).Truncate(time.Second)) + " ago"
 		}
 		if s.Connected {
 			connected = "yes"
@@ -151,7 +163,11 @@ func printSubscribers(w io.Writer, all []subscriber, now time.Time) error {
 		if len(s.Outcomes) > 0 {
 			outcomes = strings.Join(s.Outcomes, " ")
 		}
-		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%s\t%s\n", s.Name, outcomes, s.Waiting, s.InHand, s.Handled, last, connected)
+		if s.Exceeds {
+			outcomes += " (more than senders." + s.Name + ".read allows)"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%s\t%s\n",
+			s.Name, outcomes, s.Waiting, s.InHand, s.Handled, last, connected)
 	}
 	return t.Flush()
 }
@@ -174,7 +190,8 @@ func (s subscribersRemove) Run(ctx context.Context, a *app, c *cli) error {
 	}
 	defer done()
 	durable, err := outcomes.Consumer(ctx, s.Name)
-	if errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrInvalidConsumerName) {
+	if errors.Is(err, jetstream.ErrConsumerNotFound) ||
+		errors.Is(err, jetstream.ErrInvalidConsumerName) {
 		return fmt.Errorf("%s: no such durable: see %s subscribers list", s.Name, a.name)
 	}
 	if err == nil {
@@ -186,14 +203,16 @@ func (s subscribersRemove) Run(ctx context.Context, a *app, c *cli) error {
 	if err != nil {
 		return streamHint(err, a)
 	}
-	// The number lets a mistake be mended without a gap.
-	fmt.Fprintf(a.stdout, "removed; to have it again without a gap: %s subscribers add %s --from %d\n", a.name, s.Name, durable.CachedInfo().AckFloor.Stream+1)
+	// With the number a mistake is mended without a gap.
+	fmt.Fprintf(a.stdout,
+		"removed; to have it again without a gap: %s subscribers add %s --from %d\n", a.name,
+		s.Name, durable.CachedInfo().AckFloor.Stream+1)
 	return nil
 }
 
 // openOutcomes looks up the stream of outcomes.
 func (a *app) openOutcomes(
-	ctx context.Context, conf *configuration, f clientFlags,
+	ctx context.Context, conf *settings.Settings, f clientFlags,
 ) (jetstream.Stream, func(), error) {
 	nc, err := a.connect(conf, f.Server)
 	if err != nil {
@@ -207,10 +226,12 @@ func (a *app) openOutcomes(
 	return s, nc.Close, nil
 }
 
-func outcomesOf(ctx context.Context, nc *nats.Conn, conf *configuration) (jetstream.Stream, error) {
+func outcomesOf(
+	ctx context.Context, nc *nats.Conn, conf *settings.Settings,
+) (jetstream.Stream, error) {
 	js, err := jetstream.New(nc)
 	if err != nil {
 		return nil, err
 	}
-	return js.Stream(ctx, conf.subjects().Name(stream.Outcomes))
+	return js.Stream(ctx, conf.Subjects().Name(topology.Outcomes))
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"os"
 	"strings"
 	"sync"
@@ -12,41 +11,50 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/renewd/renewd/consumers"
 	"github.com/renewd/renewd/consumers/refresh"
+	"github.com/renewd/renewd/internal/admin"
+	"github.com/renewd/renewd/internal/daemon"
 	"github.com/renewd/renewd/internal/grant"
-	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/internal/runner"
+	"github.com/renewd/renewd/internal/secret"
+	"github.com/renewd/renewd/internal/topology"
 	"github.com/renewd/renewd/publishers"
 	"github.com/renewd/renewd/schema"
 )
 
-// openedPlant is a plant on a NATS server without any worker: what is in hand is in the test's.
-func openedPlant(t *testing.T) *plant {
+// openedResources returns resources on a NATS server without workers: the test takes each message
+// itself. More settings are those of a database.
+func openedResources(t *testing.T, more ...string) *daemon.Resources {
 	t.Helper()
 	env := []string{
-		"RENEWD_NATS_URL=" + natsServer(t), "RENEWD_DATA_DIR=" + t.TempDir(), "RENEWD_AUTH_URL=http://127.0.0.1:1", "RENEWD_CLIENT_ID=c",
+		"RENEWD_NATS_URL=" + natsServer(t), "RENEWD_DATA_DIR=" + t.TempDir(),
+		"RENEWD_AUTH_URL=http://127.0.0.1:1", "RENEWD_CLIENT_ID=c",
 		"RENEWD_ALLOW_HTTP_LOOPBACK=true",
 	}
+	env = append(env, more...)
 	want(t, env, exitDone, "", "keys", "new")
 	want(t, env, exitDone, "", "streams", "apply")
 	want(t, env, exitDone, "", "keys", "publish")
+	if len(more) > 0 {
+		want(t, env, exitDone, "", "migrate")
+	}
 	a := &app{name: "renewd", environ: env}
 	conf, err := a.load(&cli{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := a.openPlant(t.Context(), conf, "")
+	p, err := a.openResources(t.Context(), conf, "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(p.close)
+	t.Cleanup(p.Close)
 	return p
 }
 
 // inHand takes a message as a worker does, and does not acknowledge it.
-func inHand(t *testing.T, p *plant, base, durable string) jetstream.Msg {
+func inHand(t *testing.T, p *daemon.Resources, base, durable string) jetstream.Msg {
 	t.Helper()
-	c, err := p.js.Consumer(t.Context(), base, durable)
+	c, err := p.JS.Consumer(t.Context(), base, durable)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,16 +67,16 @@ func inHand(t *testing.T, p *plant, base, durable string) jetstream.Msg {
 
 // What is stored of a user is shown without the keyring too, but for what only the tokens say.
 func TestAUserIsShownWithoutTheKeyring(t *testing.T) {
-	p := openedPlant(t)
+	p := openedResources(t)
 	g := grant.Grant{
 		Key: grant.Key{Provider: "propelauth", User: "u"}, Version: 7, Status: grant.Suspended,
 		LastError: "too_many",
-		Pair:      grant.Pair{Access: grant.NewSecret("a"), Refresh: grant.NewSecret("r")},
+		Pair:      grant.Pair{Access: secret.New("a"), Refresh: secret.New("r")},
 	}
-	if _, err := p.store.Save(t.Context(), g); err != nil {
+	if _, err := p.Store.Save(t.Context(), g); err != nil {
 		t.Fatal(err)
 	}
-	env := []string{"RENEWD_NATS_URL=" + p.conf.NATSURL, "RENEWD_KEYS_FILE=" + p.conf.keysFile()}
+	env := []string{"RENEWD_NATS_URL=" + p.Conf.NATSURL, "RENEWD_KEYS_FILE=" + p.Conf.KeysPath()}
 	out := want(t, env, exitDone, "too_many", "user", "show", "u")
 	if !strings.Contains(out, g.Fingerprint()) {
 		t.Errorf("with the keyring: %s", out)
@@ -81,27 +89,32 @@ func TestAUserIsShownWithoutTheKeyring(t *testing.T) {
 	}
 	want(t, env, exitFailed, "no such user", "user", "show", "other")
 	want(t, env, exitFailed, "renewd keys new", "user", "forget", "u", "--yes")
-	if err := os.WriteFile(p.conf.keysFile(), []byte("damaged"), 0o600); err != nil {
+	if err := os.WriteFile(p.Conf.KeysPath(), []byte("damaged"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	env[1] = "RENEWD_KEYS_FILE=" + p.conf.keysFile()
+	env[1] = "RENEWD_KEYS_FILE=" + p.Conf.KeysPath()
 	want(t, env, exitFailed, "malformed keyring", "user", "show", "u")
 }
 
-// A login that a worker has in hand while its user is erased does not bring the user back, and the
-// erasure waits for it.
+// A login that a worker is handling while its user is erased does not bring the user back, and the
+// erasure waits for that login.
 func TestAnErasureWaitsForALoginInHandAndKeepsItOut(t *testing.T) {
-	p := openedPlant(t)
+	p := openedResources(t)
 	k := grant.Key{Provider: "propelauth", User: "jane@example.com"}
-	pub, err := publishers.New(p.nc, publishers.WithSource("/app"))
+	pub, err := publishers.New(p.NC, publishers.WithSource("/app"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := pub.Login(t.Context(), k.Provider, k.User, publishers.Tokens{AccessToken: "a", RefreshToken: "r", ExpiresIn: time.Hour}); err != nil {
+	if _, err := pub.Login(t.Context(), k.Provider, k.User, publishers.Tokens{
+		AccessToken:  "a",
+		RefreshToken: "r",
+		ExpiresIn:    time.Hour,
+	}); err != nil {
 		t.Fatal(err)
 	}
-	m := inHand(t, p, stream.Logins, stream.ConsumerLogin)
-	looks, err := p.nc.SubscribeSync("$JS.API.CONSUMER.INFO." + stream.Logins + "." + stream.ConsumerLogin)
+	m := inHand(t, p, topology.Logins, topology.ConsumerLogin)
+	looks, err := p.NC.SubscribeSync("$JS.API.CONSUMER.INFO." + topology.Logins + "." +
+		topology.ConsumerLogin)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,12 +124,14 @@ func TestAnErasureWaitsForALoginInHandAndKeepsItOut(t *testing.T) {
 	revoked := 0
 	go func() {
 		cause := schema.Cause{ID: "forget-1", Type: "user.forget", Source: "/test"}
-		_, err := p.forget(context.WithoutCancel(t.Context()), k, cause, func(context.Context, grant.Key, []grant.Secret) error { revoked++; return nil })
+		_, err := admin.Forget(context.WithoutCancel(t.Context()), p, k, cause,
+			func(context.Context, grant.Key, []secret.Value) error { revoked++; return nil })
 		forgotten <- err
 	}()
 	go func() { // the tombstone comes first
 		for {
-			if g, err := p.store.Load(context.Background(), k); err == nil && g.Status == grant.Forgotten {
+			g, err := p.Store.Load(context.Background(), k)
+			if err == nil && g.Status == grant.Forgotten {
 				close(entombed)
 				return
 			}
@@ -134,23 +149,28 @@ func TestAnErasureWaitsForALoginInHandAndKeepsItOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.log = slog.New(slog.DiscardHandler)
-	logins, err := p.logins(map[string]refresh.Provider{k.Provider: {}})
+	logins, err := p.Logins(map[string]refresh.Provider{k.Provider: {}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = logins.Handle(t.Context(), &consumers.Message{
-		Subject: m.Subject(), Header: schema.Header(m.Headers()), Data: m.Data(), Stream: stream.Logins, Sequence: meta.Sequence.Stream, Time: meta.Timestamp, Deliveries: 1,
+	err = logins.Handle(t.Context(), &runner.Message{
+		Subject:    m.Subject(),
+		Header:     schema.Header(m.Headers()),
+		Data:       m.Data(),
+		Stream:     topology.Logins,
+		Sequence:   meta.Sequence.Stream,
+		Time:       meta.Timestamp,
+		Deliveries: 1,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 2 { // it looks whether the login is still in hand, and it is
+	for range 2 { // the erasure asks whether the login is being handled, and it is
 		if _, err := looks.NextMsg(10 * time.Second); err != nil {
 			t.Fatalf("the erasure does not look for what is in hand: %v", err)
 		}
 	}
-	logged, err := p.js.Stream(t.Context(), stream.Logins)
+	logged, err := p.JS.Stream(t.Context(), topology.Logins)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,10 +183,11 @@ func TestAnErasureWaitsForALoginInHandAndKeepsItOut(t *testing.T) {
 	if err := <-forgotten; err != nil {
 		t.Fatal(err)
 	}
-	if g, err := p.store.Load(t.Context(), k); err != nil || g.Status != grant.Forgotten || g.Candidate != nil || !g.Pair.Refresh.IsZero() {
+	if g, err := p.Store.Load(t.Context(), k); err != nil || g.Status != grant.Forgotten ||
+		g.Candidate != nil || !g.Pair.Refresh.IsZero() {
 		t.Errorf("the user is back: %s, %v", g.Status, err)
 	}
-	if has, err := p.engine.HasTimer(t.Context(), k); has || err != nil {
+	if has, err := p.Engine.HasTimer(t.Context(), k); has || err != nil {
 		t.Errorf("a renewal waits for somebody who is gone: %v", err)
 	}
 	if revoked != 0 {
@@ -176,30 +197,37 @@ func TestAnErasureWaitsForALoginInHandAndKeepsItOut(t *testing.T) {
 
 // What the store holds is revoked before it is dropped; if that fails nothing is erased.
 func TestAnErasureRevokesFirst(t *testing.T) {
-	p := openedPlant(t)
+	p := openedResources(t)
 	k := grant.Key{Provider: "propelauth", User: "u17"}
-	pair := grant.Pair{Access: grant.NewSecret("a"), Refresh: grant.NewSecret("the refresh token"), ExpiresAt: time.Now().Add(time.Hour)}
-	turn := grant.Turn{Nonce: "n", Now: time.Now(), Policy: grant.Policy{}.WithDefaults()}
+	pair := grant.Pair{
+		Access:    secret.New("a"),
+		Refresh:   secret.New("the refresh token"),
+		ExpiresAt: time.Now().Add(time.Hour),
+	}
+	turn := grant.Turn{Nonce: "n", Now: time.Now(), Policy: new(grant.Policy{}.WithDefaults())}
 	g, _ := grant.LoggedIn(grant.Grant{}, k, grant.Candidate{Pair: pair}, turn)
-	if _, err := p.store.Save(t.Context(), g.AsCandidate().Proven(turn)); err != nil {
+	if _, err := p.Store.Save(t.Context(), g.AsCandidate().Proven(turn)); err != nil {
 		t.Fatal(err)
 	}
 	cause := schema.Cause{ID: "forget-1", Type: "user.forget", Source: "/test"}
 	away := errors.New("the provider does not answer")
-	if _, err := p.forget(t.Context(), k, cause, func(context.Context, grant.Key, []grant.Secret) error { return away }); !errors.Is(err, away) {
+	_, err := admin.Forget(t.Context(), p, k, cause,
+		func(context.Context, grant.Key, []secret.Value) error { return away })
+	if !errors.Is(err, away) {
 		t.Fatalf("erased without revoking: %v", err)
 	}
-	if g, err := p.store.Load(t.Context(), k); err != nil || g.Status != grant.Live {
+	if g, err := p.Store.Load(t.Context(), k); err != nil || g.Status != grant.Live {
 		t.Fatalf("%s, %v", g.Status, err)
 	}
 	var revoked []string
 	cause.ID = "forget-1" // the same person tries again: the claim is theirs
-	if _, err := p.forget(t.Context(), k, cause, func(_ context.Context, _ grant.Key, tokens []grant.Secret) error {
+	revoke := func(_ context.Context, _ grant.Key, tokens []secret.Value) error {
 		for _, token := range tokens {
 			revoked = append(revoked, token.Reveal())
 		}
 		return nil
-	}); err != nil {
+	}
+	if _, err := admin.Forget(t.Context(), p, k, cause, revoke); err != nil {
 		t.Fatal(err)
 	}
 	if len(revoked) != 1 || revoked[0] != "the refresh token" {
@@ -210,42 +238,54 @@ func TestAnErasureRevokesFirst(t *testing.T) {
 // Of a login that comes while its user is erased, and is proven before that is over, services are
 // told once more: what they were told was erased with the rest.
 func TestALoginDuringAnErasureIsToldAgain(t *testing.T) {
-	p := openedPlant(t)
+	p := openedResources(t)
 	k := grant.Key{Provider: "propelauth", User: "u17"}
 	signIn := func(token string, sequence uint64) {
 		t.Helper()
-		cur, err := p.store.Load(t.Context(), k)
+		cur, err := p.Store.Load(t.Context(), k)
 		if err != nil && !errors.Is(err, grant.ErrNotFound) {
 			t.Fatal(err)
 		}
-		newest, err := p.engine.NewestLogin(t.Context())
+		newest, err := p.Engine.NewestLogin(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
 		c := grant.Candidate{
 			Pair: grant.Pair{
-				Access: grant.NewSecret("access of " + token), Refresh: grant.NewSecret(token), ExpiresAt: time.Now().Add(time.Hour), Lifetime: time.Hour,
+				Access:    secret.New("access of " + token),
+				Refresh:   secret.New(token),
+				ExpiresAt: time.Now().Add(time.Hour),
+				Lifetime:  time.Hour,
 			},
-			Login: grant.Order{Stream: newest.Stream, Sequence: sequence, Time: time.Now(), Token: token},
+			Login: grant.Position{
+				Stream:   newest.Stream,
+				Sequence: sequence,
+				Time:     time.Now(),
+				Token:    token,
+			},
 		}
-		turn := grant.Turn{Nonce: token, Now: time.Now(), Policy: grant.Policy{}.WithDefaults()}
+		policy := grant.Policy{}.WithDefaults()
+		turn := grant.Turn{Nonce: token, Now: time.Now(), Policy: &policy}
 		g, what := grant.LoggedIn(cur, k, c, turn)
 		if what != grant.Fresh {
 			t.Fatalf("the login is %s", what)
 		}
-		if _, err := p.store.Save(t.Context(), g.AsCandidate().Proven(turn)); err != nil {
+		if _, err := p.Store.Save(t.Context(), g.AsCandidate().Proven(turn)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	signIn("before", 1)
 	once := sync.OnceFunc(func() { signIn("meanwhile", 9) })
-	_, err := p.forget(t.Context(), k, schema.Cause{ID: "forget-1", Type: "user.forget", Source: "/test"},
-		func(context.Context, grant.Key, []grant.Secret) error { once(); return nil })
+	cause := schema.Cause{ID: "forget-1", Type: "user.forget", Source: "/test"}
+	_, err := admin.Forget(t.Context(), p, k, cause,
+		func(context.Context, grant.Key, []secret.Value) error { once(); return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
-	if g, err := p.store.Load(t.Context(), k); err != nil || g.Pair.Refresh.Reveal() != "meanwhile" {
+	if g, err := p.Store.Load(t.Context(), k); err != nil ||
+		g.Pair.Refresh.Reveal() != "meanwhile" {
 		t.Fatalf("%s, %v", g.Status, err)
 	}
-	inHand(t, p, stream.Renewals, stream.ConsumerRenew(k.Provider)) // its tokens last for an hour
+	// Its tokens last for an hour.
+	inHand(t, p, topology.Renewals, topology.ConsumerRenew(k.Provider))
 }
