@@ -3,23 +3,23 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
+
+	"github.com/renewd/renewd/internal/testkit/proc"
 )
 
 // binary builds renewd once for all tests of this package, as `make build` does, and returns where
-// it is.
+// the binary is.
 var binary = sync.OnceValues(func() (string, error) { return built("renewd", "./cmd/renewd") })
 
-// built is the program of a package that go.mod reaches, made anew where its sources have changed.
+// built is the program of a package that go.mod reaches, rebuilt if its sources have changed.
 func built(name, from string) (string, error) {
 	path, err := filepath.Abs(filepath.Join(root, ".cache", "e2e", name))
 	if err != nil {
@@ -34,7 +34,7 @@ func built(name, from string) (string, error) {
 	return path, nil
 }
 
-// command is renewd with these arguments, only these settings, and a working folder of its own.
+// command is renewd with these arguments, only these settings, and a new working folder.
 func command(t *testing.T, settings []string, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(must(binary())(t), args...)
@@ -45,51 +45,29 @@ func command(t *testing.T, settings []string, args ...string) *exec.Cmd {
 }
 
 // process is a running program.
-type process struct {
-	cmd  *exec.Cmd
-	exit chan error // holds the process's end once it came
-}
+type process struct{ *proc.Process }
 
 // start starts a program, which is ended with the test.
 func start(t *testing.T, cmd *exec.Cmd) *process {
 	t.Helper()
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	p := &process{cmd: cmd, exit: make(chan error, 1)}
-	go func() { p.exit <- cmd.Wait() }()
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		<-p.exit
-	})
-	return p
+	p := must(proc.Start(cmd))(t)
+	t.Cleanup(p.Kill)
+	return &process{p}
 }
 
-// running returns an error, after which waiting is in vain, if the program has ended.
+// running returns an error if the program has ended, so that waiting is in vain.
 func (p *process) running() error {
-	select {
-	case err := <-p.exit:
-		p.exit <- err
-		return hopeless{fmt.Errorf("%s ended at its start (%v): see what it said", p.cmd, err)}
-	default:
+	if p.Running() {
 		return nil
 	}
+	return hopeless{fmt.Errorf("the program ended at its start (%v): see what it said", p.Wait())}
 }
 
-// stop ends renewd as an operator would and wants a clean end.
+// stop ends renewd as an operator would, and fails the test unless renewd ends cleanly.
 func (p *process) stop(t *testing.T) {
 	t.Helper()
-	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case err := <-p.exit:
-		p.exit <- err
-		if err != nil {
-			t.Errorf("renewd ended with %v, want exit code 0", err)
-		}
-	case <-time.After(drainTimeout):
-		t.Fatalf("renewd did not end within %v of SIGTERM", drainTimeout)
+	if err := p.Stop(drainTimeout); err != nil {
+		t.Errorf("renewd ended with %v, want exit code 0", err)
 	}
 }
 
@@ -106,8 +84,8 @@ const (
 	drainTimeout = 40 * time.Second
 )
 
-// serve starts renewd with an embedded NATS server, on free ports, with a data folder of its own
-// and the given settings file, and waits until it says that it is ready. It is ended with the test.
+// serve starts renewd with an embedded NATS server, on free ports, with a new data folder and the
+// given settings file. It waits until renewd says that it is ready, and ends it with the test.
 func serve(t *testing.T, settings string, environ ...string) *daemon {
 	t.Helper()
 	dir := t.TempDir()
@@ -115,8 +93,13 @@ func serve(t *testing.T, settings string, environ ...string) *daemon {
 	if err := os.WriteFile(file, []byte(settings), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	d := &daemon{http: freePort(t), nats: freePort(t), data: filepath.Join(dir, "data")}
-	environ = append(environ, "RENEWD_CONFIG="+file, "RENEWD_DATA_DIR="+d.data, "RENEWD_HTTP_ADDR="+d.http, "RENEWD_NATS_LISTEN="+d.nats)
+	d := &daemon{
+		http: proc.FreeAddrFor(t),
+		nats: proc.FreeAddrFor(t),
+		data: filepath.Join(dir, "data"),
+	}
+	environ = append(environ, "RENEWD_CONFIG="+file, "RENEWD_DATA_DIR="+d.data,
+		"RENEWD_HTTP_ADDR="+d.http, "RENEWD_NATS_LISTEN="+d.nats)
 	d.process = start(t, command(t, environ, "serve"))
 	eventually(t, startTimeout, d.ready(t.Context()))
 	return d
@@ -142,18 +125,6 @@ func (d *daemon) ready(ctx context.Context) func() error {
 		}
 		return nil
 	}
-}
-
-// freePort returns a loopback address that nobody listens on. Somebody may take it before its user
-// does; renewd then says so at its start.
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // withoutSettings drops what a developer's own shell sets for renewd.

@@ -1,8 +1,8 @@
-// Package e2e holds the tests that look at renewd from outside: the built binary against an OpenID
-// provider that is not ours, the permission lists of deploy/nats on a real server, and the
+// Package e2e holds the tests of renewd from outside. They run the built binary against another
+// project's OpenID provider, the permission lists of deploy/nats on a real server, and the
 // Dockerfile and docker-compose.yml.
 //
-// It has no code of its own and nothing imports it. Its tests start processes (node, renewd,
-// PostgreSQL) on free loopback ports and end every one they started, so they may run beside each
-// other.
+// The package has only tests, and no package imports it. Its tests start processes (node, renewd,
+// PostgreSQL) on free loopback ports and end every process started by the tests, so test runs may
+// go side by side.
 package e2e

@@ -14,7 +14,7 @@ import (
 	"testing"
 )
 
-// instruction is one of a Dockerfile, with its continuation lines joined.
+// instruction is one instruction of a Dockerfile, with its continuation lines joined.
 type instruction struct{ name, rest string }
 
 // dockerfileStages splits the Dockerfile at its FROMs.
@@ -43,15 +43,19 @@ func TestDockerfileBuildsAStaticBinary(t *testing.T) {
 	build := dockerfileStages(t)[0]
 	image := regexp.MustCompile(`golang:\S+`).FindString(build[0].rest)
 	checkPinned(t, "build stage", image)
-	wanted := regexp.MustCompile(`(?m)^go (\d+\.\d+)`).FindStringSubmatch(readFile(t, "go.mod"))[1]
-	if !strings.HasPrefix(image, "golang:"+wanted+".") {
-		t.Errorf("builds with %s, but go.mod wants Go %s", image, wanted)
+	wanted := strings.TrimPrefix(strings.TrimSpace(readFile(t, "scripts/release-go")), "go")
+	if !strings.HasPrefix(image, "golang:"+wanted+"-") {
+		t.Errorf("builds with %s, but releases are built with Go %s", image, wanted)
 	}
-	i := slices.IndexFunc(build, func(i instruction) bool { return strings.Contains(i.rest, "go build") })
+	i := slices.IndexFunc(build, func(i instruction) bool {
+		return strings.Contains(i.rest, "go build")
+	})
 	if i < 0 {
 		t.Fatal("no go build")
 	}
-	for _, part := range []string{"CGO_ENABLED=0", "-trimpath", "-X main.version=${VERSION}", "./cmd/renewd"} {
+	for _, part := range []string{
+		"CGO_ENABLED=0", "-trimpath", "-X main.version=${VERSION}", "./cmd/renewd",
+	} {
 		if !strings.Contains(build[i].rest, part) {
 			t.Errorf("go build lacks %s", part)
 		}
@@ -69,7 +73,9 @@ func TestDockerfileImageIsEmptyAndWithoutRights(t *testing.T) {
 		"HEALTHCHECK": `CMD \["/usr/local/bin/renewd", "healthcheck"\]$`, // there is no shell
 		"ENTRYPOINT":  `^\["/usr/local/bin/renewd"\]$`,
 		"CMD":         `^\["serve"\]$`,
-		"LABEL":       `org\.opencontainers\.image\.source=.*org\.opencontainers\.image\.licenses="MIT".*org\.opencontainers\.image\.version="\$\{VERSION\}"`,
+		"LABEL": `org\.opencontainers\.image\.source=.*` +
+			`org\.opencontainers\.image\.licenses="MIT".*` +
+			`org\.opencontainers\.image\.version="\$\{VERSION\}"`,
 	}
 	for name, pattern := range want {
 		i := slices.IndexFunc(last, func(i instruction) bool { return i.name == name })
@@ -89,8 +95,8 @@ func TestDockerfileImageIsEmptyAndWithoutRights(t *testing.T) {
 	}
 }
 
-// .dockerignore lists what the build gets; a package that it leaves out breaks the image, not the
-// tests.
+// .dockerignore lists what the build gets. If it leaves out a package, the image breaks but the
+// other tests do not.
 func TestDockerignoreLetsEveryPackageIn(t *testing.T) {
 	t.Parallel()
 	allowed := strings.Split(readFile(t, ".dockerignore"), "\n")
@@ -101,7 +107,7 @@ func TestDockerignoreLetsEveryPackageIn(t *testing.T) {
 			continue
 		}
 		if _, err := os.Stat(filepath.Join(root, e.Name(), "go.mod")); err == nil {
-			continue // a module of its own: nothing of renewd is built from it
+			continue // a separate module: no part of renewd is built from it
 		}
 		deep, _ := filepath.Glob(filepath.Join(root, e.Name(), "*", "*.go"))
 		flat, _ := filepath.Glob(filepath.Join(root, e.Name(), "*.go"))
@@ -119,26 +125,25 @@ func TestDockerignoreLetsEveryPackageIn(t *testing.T) {
 }
 
 // settingNames lists the environment variables that renewd reads, from the tags of its settings:
-// RENEWD_ and the key, or env; a secret has _FILE too.
+// RENEWD_ and the key, or env. A secret has a variable with _FILE too.
 func settingNames(t *testing.T) (names []string) {
 	t.Helper()
-	file, err := parser.ParseFile(token.NewFileSet(), filepath.Join(root, "cmd/renewd/settings.go"), nil, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
 	names = []string{"RENEWD_CONFIG"}
-	ast.Inspect(file, func(n ast.Node) bool {
-		spec, ok := n.(*ast.TypeSpec)
-		if !ok {
-			return true
-		}
-		if def, ok := spec.Type.(*ast.StructType); ok {
-			for _, field := range def.Fields.List {
-				names = append(names, settingName(spec.Name.Name, field)...)
+	for _, path := range must(filepath.Glob(filepath.Join(root, "internal/settings/*.go")))(t) {
+		file := must(parser.ParseFile(token.NewFileSet(), path, nil, 0))(t)
+		ast.Inspect(file, func(n ast.Node) bool {
+			spec, ok := n.(*ast.TypeSpec)
+			if !ok {
+				return true
 			}
-		}
-		return false
-	})
+			if def, ok := spec.Type.(*ast.StructType); ok {
+				for _, field := range def.Fields.List {
+					names = append(names, settingName(spec.Name.Name, field)...)
+				}
+			}
+			return false
+		})
+	}
 	if len(names) < 10 {
 		t.Fatalf("found the settings %v only", names)
 	}
@@ -152,13 +157,13 @@ func settingName(owner string, field *ast.Field) []string {
 	raw, _ := strconv.Unquote(field.Tag.Value)
 	tag := reflect.StructTag(raw)
 	name := tag.Get("env")
-	if name == "" && owner == "settings" {
+	if name == "" && owner == "Settings" {
 		name = "RENEWD_" + strings.ToUpper(tag.Get("key"))
 	}
 	if name == "" {
 		return nil
 	}
-	if sel, ok := field.Type.(*ast.SelectorExpr); ok && sel.Sel.Name == "Secret" {
+	if sel, ok := field.Type.(*ast.SelectorExpr); ok && sel.Sel.Name == "Value" {
 		return []string{name, name + "_FILE"}
 	}
 	return []string{name}

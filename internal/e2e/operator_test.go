@@ -15,7 +15,7 @@ import (
 
 // operator does what nsc does with the commands of `renewd nats config --nsc`: accounts, users,
 // exports, activations and imports, as claims signed by their keys. It knows no command and no flag
-// but those.
+// except those.
 type operator struct {
 	t        *testing.T
 	key      nkeys.KeyPair
@@ -30,11 +30,16 @@ type account struct {
 }
 
 // startNATSOperator starts a nats-server in operator mode, with the accounts that the command
-// prints.
-func startNATSOperator(t *testing.T) natsAccounts {
+// prints with these additional flags.
+func startNATSOperator(t *testing.T, more ...string) natsAccounts {
 	t.Helper()
-	script := must(printedForNSC(t))(t)
-	o := operator{t: t, key: must(nkeys.CreateOperator())(t), accounts: map[string]*account{}, users: map[string]nats.Option{}}
+	script := must(printedNATS(t, append(more, "--nsc")...))(t)
+	o := operator{
+		t:        t,
+		key:      must(nkeys.CreateOperator())(t),
+		accounts: map[string]*account{},
+		users:    map[string]nats.Option{},
+	}
 	o.add("SYS")
 	for line := range strings.SplitSeq(strings.ReplaceAll(script, " \\\n", " "), "\n") {
 		if command, ok := strings.CutPrefix(line, "nsc "); ok {
@@ -45,21 +50,25 @@ func startNATSOperator(t *testing.T) natsAccounts {
 	if err := os.WriteFile(conf, []byte(o.settings(t.TempDir())), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(must(natsServer())(t), append([]string{"--config", conf}, onFreePort(ports)...)...)
+	cmd := exec.Command(must(natsServer())(t),
+		append([]string{"--config", conf}, onFreePort(ports)...)...)
 	n := startNATS(t, cmd, ports)
 	n.users = o.users
 	return n
 }
 
-func printedForNSC(t *testing.T) (string, error) {
+// printedNATS is what `renewd nats config` prints for signin and shop, with additional flags.
+func printedNATS(t *testing.T, flags ...string) (string, error) {
 	t.Helper()
-	cmd := command(t, nil, "nats", "config", "--nsc", "--publisher", "signin", "--subscriber", "shop")
+	args := append([]string{"nats", "config", "--publisher", "signin", "--subscriber", "shop"},
+		flags...)
+	cmd := command(t, nil, args...)
 	cmd.Stdout = nil
 	out, err := cmd.Output()
 	return string(out), err
 }
 
-// words are those of a shell command without anything but quotes in it.
+// words splits a shell command that has nothing but quotes in it.
 func words(command string) (all []string) {
 	for command = strings.TrimSpace(command); command != ""; command = strings.TrimSpace(command) {
 		end := " "
@@ -93,20 +102,31 @@ func (o *operator) run(args []string) {
 	case "edit account":
 		claims := o.accounts[one("name")].claims
 		if flags["js-disk-storage"] != nil {
-			claims.Limits.JetStreamLimits = jwt.JetStreamLimits{MemoryStorage: -1, DiskStorage: -1, Streams: -1, Consumer: -1}
+			claims.Limits.JetStreamLimits = jwt.JetStreamLimits{
+				MemoryStorage: -1,
+				DiskStorage:   -1,
+				Streams:       -1,
+				Consumer:      -1,
+			}
 		}
 		claims.DefaultPermissions.Pub.Allow.Add(flags["allow-pub"]...)
 		claims.DefaultPermissions.Sub.Allow.Add(flags["allow-sub"]...)
 	case "add user":
-		o.user(o.accounts[one("account")], one("name"))
+		o.user(o.accounts[one("account")], one("name"), flags["allow-pub"], flags["allow-sub"])
 	case "add export":
-		e := &jwt.Export{Name: one("name"), Subject: jwt.Subject(one("subject")), Type: jwt.Stream, TokenReq: flags["private"] != nil}
+		e := &jwt.Export{
+			Name:     one("name"),
+			Subject:  jwt.Subject(one("subject")),
+			Type:     jwt.Stream,
+			TokenReq: flags["private"] != nil,
+		}
 		if flags["service"] != nil {
 			e.Type, e.ResponseType = jwt.Service, jwt.ResponseType(one("response-type"))
 		}
 		o.accounts[one("account")].claims.Exports.Add(e)
 	case "generate activation":
-		o.activate(o.accounts[one("account")], o.accounts[one("target-account")], jwt.Subject(one("subject")))
+		o.activate(o.accounts[one("account")], o.accounts[one("target-account")],
+			jwt.Subject(one("subject")))
 	case "add import":
 		o.into(o.accounts[one("account")], one("name"), one("local-subject"))
 	default:
@@ -121,11 +141,14 @@ func (o *operator) add(name string) {
 	o.accounts[name] = a
 }
 
-func (o *operator) user(of *account, name string) {
+// user adds a user of an account. Without rights of its own it has those of the account.
+func (o *operator) user(of *account, name string, publish, subscribe []string) {
 	o.t.Helper()
 	key := must(nkeys.CreateUser())(o.t)
 	claims := jwt.NewUserClaims(must(key.PublicKey())(o.t))
 	claims.Name = name
+	claims.Pub.Allow.Add(publish...)
+	claims.Sub.Allow.Add(subscribe...)
 	signed, seed := must(claims.Encode(of.key))(o.t), must(key.Seed())(o.t)
 	o.users[name] = nats.UserJWTAndSeed(signed, string(seed))
 }
@@ -152,8 +175,12 @@ func (o *operator) into(a *account, name, local string) {
 		o.t.Fatalf("import %s: the activation is another account's", name)
 	}
 	a.claims.Imports.Add(&jwt.Import{
-		Name: name, Subject: activation.ImportSubject, LocalSubject: jwt.RenamingSubject(local), Account: activation.Issuer,
-		Type: activation.ImportType, Token: o.token,
+		Name:         name,
+		Subject:      activation.ImportSubject,
+		LocalSubject: jwt.RenamingSubject(local),
+		Account:      activation.Issuer,
+		Type:         activation.ImportType,
+		Token:        o.token,
 	})
 }
 
@@ -170,6 +197,7 @@ func (o *operator) settings(folder string) string {
 		}
 		fmt.Fprintf(&preload, "  %s: %s\n", a.claims.Subject, must(a.claims.Encode(o.key))(o.t))
 	}
-	return fmt.Sprintf("operator: %s\nresolver: MEMORY\nresolver_preload {\n%s}\njetstream { store_dir: %q }\n",
+	return fmt.Sprintf("operator: %s\nresolver: MEMORY\n"+
+		"resolver_preload {\n%s}\njetstream { store_dir: %q }\n",
 		must(claims.Encode(o.key))(o.t), preload.String(), folder)
 }

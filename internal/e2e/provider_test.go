@@ -18,10 +18,12 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/renewd/renewd/internal/testkit"
 )
 
-// provider is npm's oidc-provider running as a process of its own: one-time refresh tokens, and one
-// that is presented twice revokes its family. Safe for concurrent use.
+// provider is npm's oidc-provider as a separate process. Its refresh tokens are for one use, and a
+// token that is presented twice revokes its family. Safe for concurrent use.
 type provider struct {
 	Issuer   string `json:"issuer"`
 	ClientID string `json:"client_id"`
@@ -51,7 +53,7 @@ const installTimeout = 3 * time.Minute
 // seconds, and ends it with the test.
 func startProvider(t *testing.T, accessTokens time.Duration) *provider {
 	t.Helper()
-	node := need(t, "node")
+	node := testkit.Program(t, "node")
 	dir := t.TempDir()
 	if err := os.Symlink(installProvider(t), filepath.Join(dir, "node_modules")); err != nil {
 		t.Fatal(err)
@@ -60,7 +62,8 @@ func startProvider(t *testing.T, accessTokens time.Duration) *provider {
 
 	cmd := exec.Command(node, "server.mjs")
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "ACCESS_TOKEN_SECONDS="+strconv.Itoa(int(accessTokens.Seconds())))
+	cmd.Env = append(os.Environ(),
+		"ACCESS_TOKEN_SECONDS="+strconv.Itoa(int(accessTokens.Seconds())))
 	cmd.Stderr = t.Output()
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -87,12 +90,12 @@ func startProvider(t *testing.T, accessTokens time.Duration) *provider {
 	}
 }
 
-// installProvider returns a node_modules folder with exactly what the lock file names. It is made
-// once for each lock file and kept in the user's cache, so that only the first run needs the
-// network.
+// installProvider returns a node_modules folder with exactly what the lock file names. The folder
+// is made once for each lock file and kept in the user's cache, so that only the first run needs
+// the network.
 func installProvider(t *testing.T) string {
 	t.Helper()
-	npm := need(t, "npm")
+	npm := testkit.Program(t, "npm")
 	lock, err := os.ReadFile("oidcprovider/package-lock.json")
 	if err != nil {
 		t.Fatal(err)
@@ -125,7 +128,7 @@ func installProvider(t *testing.T) string {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("npm ci: %v\n%s", err, out)
 	}
-	// Another run may have been quicker: its folder is as good.
+	// Another run may have been quicker. Its folder is just as good.
 	if err := os.Rename(fresh, home); err != nil && !errors.Is(err, os.ErrExist) {
 		t.Fatal(err)
 	}
@@ -139,7 +142,7 @@ func (p *provider) mint(ctx context.Context, user string) (tokens, error) {
 	return tk, err
 }
 
-// end ends user's session: every token of it is dead from here on.
+// end ends user's session. From here on every token of the session is dead.
 func (p *provider) end(ctx context.Context, user string) error {
 	var done struct{ Ended bool }
 	if err := p.call(ctx, http.MethodPost, "/_end?user="+url.QueryEscape(user), &done); err != nil {
@@ -158,8 +161,13 @@ func (p *provider) stats(ctx context.Context) (s providerStats, err error) {
 
 // refresh presents a refresh token as any client would. A refusal is in the answer's Error.
 func (p *provider) refresh(ctx context.Context, token string) (tk tokens, err error) {
-	form := url.Values{"grant_type": {"refresh_token"}, "client_id": {p.ClientID}, "refresh_token": {token}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.Issuer+"/token", strings.NewReader(form.Encode()))
+	form := url.Values{
+		"grant_type":    {"refresh_token"},
+		"client_id":     {p.ClientID},
+		"refresh_token": {token},
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.Issuer+"/token",
+		strings.NewReader(form.Encode()))
 	if err != nil {
 		return tk, err
 	}

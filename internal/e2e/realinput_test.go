@@ -20,7 +20,8 @@ import (
 	"github.com/renewd/renewd/internal/natskv"
 	"github.com/renewd/renewd/internal/postgres"
 	"github.com/renewd/renewd/internal/seal"
-	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/internal/secret"
+	"github.com/renewd/renewd/internal/topology"
 	"github.com/renewd/renewd/publishers"
 	"github.com/renewd/renewd/schema"
 )
@@ -33,7 +34,7 @@ const (
 )
 
 // settingsFor points renewd at the provider. A refused user is asked again after a second, so that
-// the test need not wait for half a minute; all else is as shipped.
+// the test need not wait for half a minute. All other settings are as shipped.
 func settingsFor(p *provider) string {
 	return fmt.Sprintf(`
 providers:
@@ -49,13 +50,14 @@ providers:
 `, idpName, p.Issuer, p.ClientID)
 }
 
-// The built binary against a provider that we did not write.
+// The built binary against a provider that is not ours.
 func TestRealInput(t *testing.T) {
 	t.Run("postgres", func(t *testing.T) {
 		t.Parallel()
 		db := startPostgres(t)
 		realInput(t, func(ctx context.Context, _ *daemon, keys *seal.Keyring) (grant.Store, error) {
-			s, err := postgres.Open(ctx, postgres.Config{URL: grant.NewSecret(db.URL("postgres")), Cipher: keys})
+			s, err := postgres.Open(ctx,
+				postgres.Config{URL: secret.New(db.URL("postgres")), Cipher: keys})
 			if err == nil {
 				t.Cleanup(s.Close)
 			}
@@ -79,15 +81,22 @@ func TestRealInput(t *testing.T) {
 			if err != nil {
 				return nil, err
 			}
-			return natskv.Open(ctx, js, natskv.Config{Bucket: stream.BucketGrants, Cipher: keys, Now: time.Now})
+			return natskv.Open(ctx, js, natskv.Config{
+				Bucket: topology.BucketGrants,
+				Cipher: keys,
+				Now:    time.Now,
+			})
 		})
 	})
 }
 
-// realInput signs users in, lets renewd renew them, asks from outside meanwhile, ends some sessions
-// at the provider, and holds what the provider saw, what services were told and what is stored
-// against one another.
-func realInput(t *testing.T, reopen func(context.Context, *daemon, *seal.Keyring) (grant.Store, error), environ ...string) {
+// realInput signs users in, lets renewd renew them, asks from outside meanwhile, and ends some
+// sessions at the provider. Then it compares what the provider saw, what services were told and
+// what is stored with one another.
+func realInput(
+	t *testing.T, reopen func(context.Context, *daemon, *seal.Keyring) (grant.Store, error),
+	environ ...string,
+) {
 	idp := startProvider(t, 8*time.Second)
 	d := serve(t, settingsFor(idp), environ...)
 	nc := connect(t, "nats://"+d.nats)
@@ -104,16 +113,20 @@ func realInput(t *testing.T, reopen func(context.Context, *daemon, *seal.Keyring
 		users = append(users, user)
 		tk := must(idp.mint(t.Context(), user))(t)
 		if _, err := pub.Login(t.Context(), idpName, user, publishers.Tokens{
-			AccessToken: tk.AccessToken, RefreshToken: tk.RefreshToken, ExpiresIn: time.Duration(tk.ExpiresIn) * time.Second,
+			AccessToken:  tk.AccessToken,
+			RefreshToken: tk.RefreshToken,
+			ExpiresIn:    time.Duration(tk.ExpiresIn) * time.Second,
 		}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	// A request that overtakes its user's login is answered unknown_grant: logins and requests are
-	// two streams.
+	// A request that overtakes its user's login is answered unknown_grant, since logins and
+	// requests are two streams.
 	eventually(t, time.Minute, func() error { return told.signedIn(users) })
 	stopAsking := ask(t, nc, users)
-	eventually(t, 2*time.Minute, func() error { return told.reached(users, func(string) int { return generations }) })
+	eventually(t, 2*time.Minute, func() error {
+		return told.reached(users, func(string) int { return generations })
+	})
 
 	ended := users[:endedCount]
 	for _, user := range ended {
@@ -141,8 +154,8 @@ func realInput(t *testing.T, reopen func(context.Context, *daemon, *seal.Keyring
 	checkStored(t, idp, must(reopen(t.Context(), d, keys))(t), users, ended)
 }
 
-// checkStored presents every stored token: the provider must take each, for it is the newest there
-// is.
+// checkStored presents every stored token. The provider must take each of them, because a stored
+// token is the newest there is.
 func checkStored(t *testing.T, idp *provider, store grant.Store, users, ended []string) {
 	t.Helper()
 	for _, user := range users {
@@ -153,7 +166,8 @@ func checkStored(t *testing.T, idp *provider, store grant.Store, users, ended []
 		}
 		if slices.Contains(ended, user) {
 			if g.Status != grant.ReauthRequired || !g.Pair.Refresh.IsZero() {
-				t.Errorf("%s is stored as %s, with a refresh token: %v", user, g.Status, !g.Pair.Refresh.IsZero())
+				t.Errorf("%s is stored as %s, with a refresh token: %v",
+					user, g.Status, !g.Pair.Refresh.IsZero())
 			}
 			continue
 		}
@@ -176,7 +190,8 @@ func ask(t *testing.T, nc *nats.Conn, users []string) (stop func()) {
 		tick := time.NewTicker(20 * time.Millisecond)
 		defer tick.Stop()
 		for n := 0; ; n++ {
-			subject := "user.refresh_due." + idpName + "." + schema.EscapeUser(users[(n*37)%len(users)])
+			subject := "user.refresh_due." + idpName + "." +
+				schema.EscapeUser(users[(n*37)%len(users)])
 			body := []string{"", `{"want":"tokens"}`, `{"reason":"e2e"}`}[n%3]
 			if err := nc.Publish(subject, []byte(body)); err != nil {
 				t.Error(err)
@@ -199,7 +214,8 @@ func follow(t *testing.T, nc *nats.Conn, told *ledger) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if err := consumers.Subscribe(ctx, nc, consumers.Subscription{StartAll: true}, told.note); err != nil && !strings.Contains(err.Error(), "closed") {
+		err := consumers.Subscribe(ctx, nc, consumers.Subscription{StartAll: true}, told.note)
+		if err != nil && !strings.Contains(err.Error(), "closed") {
 			t.Error(err)
 		}
 	})

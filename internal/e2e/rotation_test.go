@@ -7,24 +7,27 @@ import (
 	"time"
 )
 
-// The provider must be as strict as the whole-system test claims; these tests hold it to that.
+// The provider must be as strict as the whole-system test claims. These tests check that.
 
 func TestProviderRotatesAndRevokesTheFamilyOnReuse(t *testing.T) {
 	t.Parallel()
 	p := startProvider(t, time.Minute)
 	first := must(p.mint(t.Context(), "u1"))(t)
 	if first.RefreshToken == "" || first.AccessToken == "" || first.ExpiresIn != 60 {
-		t.Fatalf("login: refresh token %t, access token %t, expires_in %d", first.RefreshToken != "", first.AccessToken != "", first.ExpiresIn)
+		t.Fatalf("login: refresh token %t, access token %t, expires_in %d",
+			first.RefreshToken != "", first.AccessToken != "", first.ExpiresIn)
 	}
 	second := must(p.refresh(t.Context(), first.RefreshToken))(t)
-	if second.Error != "" || second.RefreshToken == "" || second.RefreshToken == first.RefreshToken {
+	if second.Error != "" || second.RefreshToken == "" ||
+		second.RefreshToken == first.RefreshToken {
 		t.Fatalf("refresh did not rotate: error %q", second.Error)
 	}
 	third := must(p.refresh(t.Context(), second.RefreshToken))(t)
 	if third.Error != "" {
 		t.Fatalf("second refresh: %s", third.Error)
 	}
-	if again := must(p.refresh(t.Context(), first.RefreshToken))(t); again.Error != "invalid_grant" {
+	again := must(p.refresh(t.Context(), first.RefreshToken))(t)
+	if again.Error != "invalid_grant" {
 		t.Fatalf("the first token presented again: error %q, want invalid_grant", again.Error)
 	}
 	if dead := must(p.refresh(t.Context(), third.RefreshToken))(t); dead.Error != "invalid_grant" {
@@ -64,7 +67,8 @@ func TestProviderShowsTheUser(t *testing.T) {
 	p := startProvider(t, time.Minute)
 	login := must(p.mint(t.Context(), "u2"))(t)
 	status, user := userinfo(t, p, login.AccessToken)
-	if status != http.StatusOK || user["sub"] != "u2" || user["email"] != "u2@example.com" || user["email_verified"] != true {
+	if status != http.StatusOK || user["sub"] != "u2" || user["email"] != "u2@example.com" ||
+		user["email_verified"] != true {
 		t.Errorf("userinfo: status %d, %v", status, user)
 	}
 }
@@ -75,7 +79,8 @@ func userinfo(t *testing.T, p *provider, access string) (int, map[string]any) {
 	var found struct {
 		Userinfo string `json:"userinfo_endpoint"`
 	}
-	if err := p.call(t.Context(), http.MethodGet, "/.well-known/openid-configuration", &found); err != nil {
+	const document = "/.well-known/openid-configuration"
+	if err := p.call(t.Context(), http.MethodGet, document, &found); err != nil {
 		t.Fatal(err)
 	}
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, found.Userinfo, nil)

@@ -7,30 +7,15 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"os/exec"
 	"testing"
 	"time"
 )
 
-// need returns the path of a program that a test cannot do without. In CI its absence is a failure:
-// a test that never runs proves nothing.
-func need(t *testing.T, program string) string {
-	t.Helper()
-	path, err := exec.LookPath(program)
-	if err == nil {
-		return path
-	}
-	if os.Getenv("CI") != "" {
-		t.Fatalf("%s is not installed: scripts/setup.sh installs it", program)
-	}
-	t.Skipf("%s is not installed: scripts/setup.sh installs it", program)
-	return ""
-}
-
 // hopeless is an error after which eventually does not wait any longer.
 type hopeless struct{ error }
 
-// eventually waits until check returns nil, asking often, and fails the test with its last answer.
+// eventually waits until check returns nil, asking often. When time is up, it fails the test with
+// the last error of check.
 func eventually(t *testing.T, within time.Duration, check func() error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), within)

@@ -17,17 +17,20 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/renewd/renewd/consumers"
-	"github.com/renewd/renewd/internal/idp/idptest"
 	"github.com/renewd/renewd/internal/natsd"
+	"github.com/renewd/renewd/internal/standin"
+	"github.com/renewd/renewd/internal/testkit"
+	"github.com/renewd/renewd/internal/testkit/proc"
 	"github.com/renewd/renewd/publishers"
 	"github.com/renewd/renewd/schema"
 )
 
-// before is the version that was deployed first. What it stored must be readable for ever.
+// before is the version that was deployed first. What it stored must stay readable forever.
 const before = "c8be181ff8dc240f0e8edc7260190a718ce2ae9e"
 
-// old builds renewd of before from the repository's history, once, and returns where it is. It
-// requires the same modules as today's, and so nothing from the network that today's does not.
+// old builds renewd of version before from the repository's history, once, and returns where the
+// binary is. That version requires the same modules as today's, so it needs nothing from the
+// network that today's does not.
 var old = sync.OnceValues(func() (string, error) {
 	path, err := filepath.Abs(filepath.Join(root, ".cache", "e2e", "renewd-"+before[:7]))
 	if err != nil {
@@ -59,14 +62,14 @@ var old = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// errNoHistory: this is a source archive, or a clone without the past.
+// errNoHistory means that this is a source archive, or a clone without the history.
 var errNoHistory = errors.New("the repository's history does not have commit " + before)
 
-// upgrade is one installation that is handed from one version to the other: users at a strict
+// upgrade is one installation that passes from one version to the other: users at a strict
 // provider, one NATS server, one store, one keyring.
 type upgrade struct {
 	t        *testing.T
-	provider *idptest.Server
+	provider *standin.Server
 	embedded bool // NATS runs inside the worker
 	folder   string
 	environ  []string
@@ -82,17 +85,18 @@ type upgrade struct {
 func newUpgrade(t *testing.T, embedded bool, database string) *upgrade {
 	t.Helper()
 	u := &upgrade{t: t, embedded: embedded, folder: t.TempDir(), presented: map[string]int{}}
-	u.provider = idptest.New(idptest.Options{Lifetime: 4 * time.Second, Observe: u.observe})
+	u.provider = standin.New(standin.Options{Lifetime: 4 * time.Second, Observe: u.observe})
 	web := httptest.NewServer(u.provider)
 	t.Cleanup(web.Close)
 	u.environ = []string{
-		"RENEWD_DATABASE_URL=" + database, "RENEWD_DATA_DIR=" + u.folder, "RENEWD_AUTH_URL=" + web.URL,
+		"RENEWD_DATABASE_URL=" + database, "RENEWD_DATA_DIR=" + u.folder,
+		"RENEWD_AUTH_URL=" + web.URL,
 		"RENEWD_CLIENT_ID=renewd-test", "RENEWD_ALLOW_HTTP_LOOPBACK=true",
 		"RENEWD_POLICY_FLOOR=1s", "RENEWD_LOG_LEVEL=warn",
 	}
 	var address string
 	if embedded {
-		listen := freePort(t)
+		listen := proc.FreeAddrFor(t)
 		address = "nats://" + listen
 		u.environ = append(u.environ, "RENEWD_NATS_LISTEN="+listen)
 	} else {
@@ -115,13 +119,13 @@ func (u *upgrade) startNATS(folder string) *natsd.Server {
 	return ns
 }
 
-func (u *upgrade) observe(p idptest.Presentation) {
+func (u *upgrade) observe(p standin.Presentation) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.presented[fmt.Sprintf("%s, session %d, token %d", p.User, p.Session, p.Generation)]++
 }
 
-// command is one of a version's, on the installation.
+// command is a command of one version, on the installation.
 func (u *upgrade) command(binary string, args ...string) *exec.Cmd {
 	u.t.Helper()
 	cmd := command(u.t, slices.Concat(u.environ, u.own[binary]), args...)
@@ -129,7 +133,7 @@ func (u *upgrade) command(binary string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// run runs a command, which must succeed, and returns what it said.
+// run runs a command, which must succeed, and returns the command's output.
 func (u *upgrade) run(binary string, args ...string) string {
 	u.t.Helper()
 	cmd := u.command(binary, args...)
@@ -144,7 +148,7 @@ func (u *upgrade) run(binary string, args ...string) string {
 // serve starts a worker and waits until it is ready.
 func (u *upgrade) serve(binary string) *daemon {
 	u.t.Helper()
-	d := &daemon{http: freePort(u.t)}
+	d := &daemon{http: proc.FreeAddrFor(u.t)}
 	cmd := u.command(binary, "serve")
 	cmd.Env = append(cmd.Env, "RENEWD_HTTP_ADDR="+d.http)
 	d.process = start(u.t, cmd)
@@ -250,7 +254,7 @@ func (u *upgrade) renewed(n int) {
 	})
 }
 
-// check holds what all saw against what must be.
+// check compares what the provider, the services and the store saw with what must be.
 func (u *upgrade) check(phase, binary string) {
 	u.t.Helper()
 	s := u.provider.Stats()
@@ -273,21 +277,26 @@ func (u *upgrade) check(phase, binary string) {
 			u.t.Errorf("%s: %s of %s: %s", phase, e.Type, e.User, e.Data)
 		}
 	}
-	var found struct{ Grants, Live, Superseded, Unreadable int }
-	out := u.run(binary, "store", "check", "-o", "json")
-	if err := json.Unmarshal([]byte(out), &found); err != nil {
-		u.t.Fatal(err)
-	}
-	if found.Live != len(u.users) || found.Superseded+found.Unreadable > 0 {
-		u.t.Errorf("%s: %s; want %d live grants", phase, out, len(u.users))
-	}
+	// A walk over NATS KV counts a grant twice that is written meanwhile.
+	testkit.Eventually(u.t, fmt.Sprintf("%s: %d live grants", phase, len(u.users)), func() bool {
+		var found struct{ Grants, Live, Superseded, Unreadable int }
+		out := u.run(binary, "store", "check", "-o", "json")
+		if err := json.Unmarshal([]byte(out), &found); err != nil {
+			u.t.Fatal(err)
+		}
+		if found.Superseded+found.Unreadable > 0 {
+			u.t.Fatalf("%s: %s", phase, out)
+		}
+		return found.Live == len(u.users)
+	})
 }
 
 // The page says what the test does.
 func TestUpgradePageIsWhatIsTested(t *testing.T) {
 	page := readFile(t, "docs/upgrade.md")
 	for _, says := range []string{
-		before[:7], "renewd config check", "`renewd streams apply`", "`renewd streams apply --force`",
+		before[:7], "renewd config check", "`renewd streams apply`",
+		"`renewd streams apply --force`",
 		"at work on it", "--server nats://",
 	} {
 		if !strings.Contains(page, says) {
@@ -308,8 +317,8 @@ func (u *upgrade) refuses(says, binary string, args ...string) {
 	}
 }
 
-// An installation of the version that was deployed first goes over to today's, back, and over
-// again, step by step as docs/upgrade.md says, on the same data.
+// An installation of the version that was deployed first goes over to today's version, back, and
+// over again, step by step as docs/upgrade.md says, on the same data.
 func TestUpgrade(t *testing.T) {
 	t.Parallel()
 	was, err := old()
@@ -341,7 +350,7 @@ func TestUpgrade(t *testing.T) {
 	}
 }
 
-// apply brings the streams to what a version wants, unless a worker does so at its start.
+// apply brings the streams to what a version wants, unless a worker does that at its start.
 func (u *upgrade) apply(binary string, flags ...string) {
 	u.t.Helper()
 	if !u.embedded {
@@ -404,8 +413,8 @@ func (u *upgrade) back(was, now string) {
 	worker.stop(u.t)
 }
 
-// revert brings the streams back to what the old version wants. Of an embedded server they are
-// brought back by another one on its folder, as nats-server would be.
+// revert brings the streams back to what the old version wants. The streams of an embedded server
+// are brought back by another server on its folder, as nats-server would be.
 func (u *upgrade) revert(was string) {
 	u.t.Helper()
 	if !u.embedded {
@@ -417,7 +426,7 @@ func (u *upgrade) revert(was string) {
 	ns.Shutdown()
 }
 
-// service is one that was not upgraded.
+// service is a service that was not upgraded.
 func (u *upgrade) service(was string) {
 	u.t.Helper()
 	name := u.users[0]
@@ -430,7 +439,8 @@ func (u *upgrade) service(was string) {
 	u.run(was, "publish", "refresh-due", "--user", name, "--want", "tokens", "--wait")
 }
 
-// forget signs a user in and begins to erase it, which takes a while; wait ends with that.
+// forget signs a user in and begins to erase the user, which takes a while. wait ends when the
+// erasure does.
 func (u *upgrade) forget(binary, name string) (wait func()) {
 	u.t.Helper()
 	if u.embedded { // its store is that of natskv, where this is done
@@ -440,9 +450,7 @@ func (u *upgrade) forget(binary, name string) (wait func()) {
 	p := start(u.t, u.command(binary, "user", "forget", name, "--yes", "--no-revoke"))
 	return func() {
 		u.t.Helper()
-		err := <-p.exit
-		p.exit <- err
-		if err != nil {
+		if err := p.Wait(); err != nil {
 			u.t.Errorf("forget %s: %v", name, err)
 		}
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"go.yaml.in/yaml/v3"
 
-	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/internal/topology"
 	"github.com/renewd/renewd/schema"
 )
 
@@ -43,11 +43,12 @@ func TestDocumentedStreamsAreTheOnesMade(t *testing.T) {
 		t.Fatal(err)
 	}
 	made := map[string]described{}
-	limited := stream.Topology{OutcomeBytes: 4 << 30, CommandBytes: 512 << 20} // the settings' defaults
+	// the settings' defaults
+	limited := topology.Topology{OutcomeBytes: 4 << 30, CommandBytes: 512 << 20}
 	for _, s := range limited.WithDefaults().Streams() {
 		made[s.Name] = describe(s)
 	}
-	for _, name := range []string{stream.Logins, stream.Requests, stream.Outcomes} {
+	for _, name := range []string{topology.Logins, topology.Requests, topology.Outcomes} {
 		want, got := made[name], doc.JetStream.Streams[name]
 		slices.Sort(want.Subjects)
 		slices.Sort(got.Subjects)
@@ -62,8 +63,14 @@ func TestDocumentedStreamsAreTheOnesMade(t *testing.T) {
 
 func describe(s jetstream.StreamConfig) described {
 	d := described{
-		Subjects: s.Subjects, Retention: "limits", Discard: "old", PerSubject: max(s.MaxMsgsPerSubject, 0), MaxSize: max(s.MaxMsgSize, 0),
-		MaxAge: fmt.Sprintf("%dd", s.MaxAge/(24*time.Hour)), AllowTTL: s.AllowMsgTTL, AllowDirect: s.AllowDirect,
+		Subjects:    s.Subjects,
+		Retention:   "limits",
+		Discard:     "old",
+		PerSubject:  max(s.MaxMsgsPerSubject, 0),
+		MaxSize:     max(s.MaxMsgSize, 0),
+		MaxAge:      fmt.Sprintf("%dd", s.MaxAge/(24*time.Hour)),
+		AllowTTL:    s.AllowMsgTTL,
+		AllowDirect: s.AllowDirect,
 	}
 	if s.MaxBytes > 0 {
 		d.MaxBytes = fmt.Sprintf("%dMiB", s.MaxBytes>>20)

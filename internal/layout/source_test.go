@@ -35,8 +35,8 @@ func (f source) imports() []string {
 	return all
 }
 
-// localName is what the file calls the package imported from the standard library; empty if it does
-// not import it.
+// localName is what the file calls the package imported from the standard library. It is empty if
+// the file does not import the package.
 func (f source) localName(pkg string) string {
 	for _, spec := range f.tree.Imports {
 		if spec.Path.Value != strconv.Quote(pkg) {
@@ -78,17 +78,20 @@ func readRepository(t *testing.T) repository {
 		}
 		rel = filepath.ToSlash(rel)
 		switch base := d.Name(); {
-		case d.IsDir() && rel != "." && (strings.HasPrefix(base, ".") || base == "testdata" || base == "node_modules"):
+		case d.IsDir() && rel != "." &&
+			(strings.HasPrefix(base, ".") || base == "testdata" || base == "node_modules"):
 			return fs.SkipDir
 		case d.IsDir() || path.Ext(base) != ".go":
 			return nil
 		}
-		tree, err := parser.ParseFile(set, name, nil, parser.ParseComments|parser.SkipObjectResolution)
+		tree, err := parser.ParseFile(set, name, nil,
+			parser.ParseComments|parser.SkipObjectResolution)
 		if err != nil {
 			return err
 		}
 		pkg := path.Dir(rel)
-		r.packages[pkg] = append(r.packages[pkg], source{rel, strings.HasSuffix(rel, "_test.go"), tree, set})
+		r.packages[pkg] = append(r.packages[pkg],
+			source{rel, strings.HasSuffix(rel, "_test.go"), tree, set})
 		return nil
 	})
 	if err != nil {
@@ -120,8 +123,8 @@ func (r *repository) readGoMod(t *testing.T) {
 	if r.module == "" || len(r.requires) == 0 {
 		t.Fatal("go.mod: no module or no requirement found")
 	}
-	// The benchmark is a module of its own. What it requires beside is for it alone: the table says
-	// so.
+	// The benchmark is a separate module. Only the benchmark itself may import what it requires
+	// besides, as the table says.
 	text, err = os.ReadFile(filepath.Join(root, "bench", "go.mod"))
 	if err != nil {
 		t.Fatal(err)

@@ -10,15 +10,18 @@ import (
 	"testing"
 )
 
-// The stand-in for a provider is in the binary, since `renewd dev` needs it; nothing that serves may
-// reach it. Only the files of the commands for development import it, only the command stand-in has
-// its admin endpoints, and all that the rest of the program knows of those files are the commands.
+// The stand-in for a provider is in the binary, since `renewd dev` needs it. Nothing that serves
+// may reach it. Only the files of the commands for development import it. Only the command stand-in
+// has its admin endpoints. The rest of the program knows only the commands of those files.
 func TestServeDoesNotReachTheStandIn(t *testing.T) {
 	own := []string{"dev.go", "dev_view.go", "demo.go", "standin.go"}
 	commands := []string{"devCommand", "devOptions", "standInCommand"}
 	declared := map[string]bool{}
 	imports, admins, known := 0, 0, 0
-	of := func(f source) bool { return slices.Contains(own, f.path[strings.LastIndex(f.path, "/")+1:]) }
+	of := func(f source) bool {
+		return slices.Contains(own,
+			f.path[strings.LastIndex(f.path, "/")+1:])
+	}
 	files := readRepository(t).packages["cmd/renewd"]
 	for _, f := range files {
 		if f.test {
@@ -26,7 +29,7 @@ func TestServeDoesNotReachTheStandIn(t *testing.T) {
 		}
 		if slices.ContainsFunc(
 			f.imports(),
-			func(name string) bool { return strings.HasSuffix(name, "internal/idp/idptest") },
+			func(name string) bool { return strings.HasSuffix(name, "internal/standin") },
 		) {
 			if imports++; !of(f) {
 				t.Errorf("%s imports the stand-in", f.path)
@@ -67,7 +70,8 @@ func TestServeDoesNotReachTheStandIn(t *testing.T) {
 	}
 	if imports == 0 || admins == 0 || known < len(commands) {
 		t.Errorf(
-			"%d files import the stand-in, %d have its admin endpoints, %d commands: the test looks at the wrong place",
+			"%d files import the stand-in, %d have its admin endpoints, %d commands: the test "+
+				"looks at the wrong place",
 			imports,
 			admins,
 			known,
@@ -75,7 +79,7 @@ func TestServeDoesNotReachTheStandIn(t *testing.T) {
 	}
 }
 
-// names are those that a file declares for its package, methods aside.
+// names returns the names that a file declares for its package, methods aside.
 func names(f *ast.File) (all []string) {
 	for _, d := range f.Decls {
 		switch d := d.(type) {

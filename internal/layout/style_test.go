@@ -9,7 +9,8 @@ import (
 	"testing"
 )
 
-// Each package says once, in three lines or more, what it owns, never does and promises.
+// Each package says once, in three lines or more, what it owns, what it never does and what it
+// promises.
 func TestPackageDocs(t *testing.T) {
 	const fewest = 3
 	for name, files := range readRepository(t).packages {
@@ -20,7 +21,8 @@ func TestPackageDocs(t *testing.T) {
 			if text := strings.TrimSpace(f.tree.Doc.Text()); text != "" && !f.test {
 				docs = append(docs, f.path)
 				if lines := strings.Count(text, "\n") + 1; lines < fewest {
-					t.Errorf("%s: a package comment of %d lines: say what the package owns, never does and promises", f.path, lines)
+					t.Errorf("%s: a package comment of %d lines: say what the package owns, "+
+						"never does and promises", f.path, lines)
 				}
 			}
 		}
@@ -48,7 +50,7 @@ func (f source) calls(pkg string, functions ...string) []ast.Node {
 	return found
 }
 
-// What runs before main cannot be given its logger, clock or settings.
+// Code that runs before main cannot be given its logger, clock or settings.
 func TestNoInit(t *testing.T) {
 	readRepository(t).files(func(f source) {
 		for _, d := range f.tree.Decls {
@@ -59,29 +61,61 @@ func TestNoInit(t *testing.T) {
 	})
 }
 
-// A test waits for what it waits for.
+// A test waits for an event, not for a time.
 func TestNoSleepInTests(t *testing.T) {
 	readRepository(t).files(func(f source) {
 		if !f.test {
 			return
 		}
 		for _, n := range f.calls("time", "Sleep") {
-			t.Errorf("%s: time.Sleep in a test: wait for a signal, or poll with a deadline", f.line(n))
+			t.Errorf("%s: time.Sleep in a test: wait for a signal, or poll with a deadline",
+				f.line(n))
 		}
 	})
 }
 
-// Only programs read the environment; everything else is told. pgtest, a part of tests, asks
-// whether this is CI.
+// Only programs read the environment; all other code is given what it needs. testkit and pgtest,
+// parts of the tests, ask whether this is CI. keyfile passes the environment on to the programs
+// that it starts.
 func TestEnvironmentIsReadInCmdOnly(t *testing.T) {
 	readRepository(t).files(func(f source) {
-		if f.test || strings.HasPrefix(f.path, "cmd/") || strings.HasPrefix(f.path, "bench/") || strings.HasPrefix(f.path, "internal/pgtest/") {
+		if f.test || strings.HasPrefix(f.path, "cmd/") || strings.HasPrefix(f.path, "bench/") ||
+			strings.HasPrefix(f.path, "internal/testkit/pgtest/") ||
+			f.path == "internal/testkit/testkit.go" || f.path == "internal/keyfile/keyfile.go" {
 			return
 		}
 		for _, n := range f.calls("os", "Getenv", "LookupEnv", "Environ", "ExpandEnv") {
 			t.Errorf("%s: reads the environment outside cmd", f.line(n))
 		}
 	})
+}
+
+// Names of streams and buckets are said once, in the package that owns them.
+func TestNamesOfStreamsAreSaidOnce(t *testing.T) {
+	name := regexp.MustCompile(`^"(KV_)?(LOGINS|REQUESTS|RENEWALS|OUTCOMES|PARKED|renewd_[a-z]+)"$`)
+	owners := map[string]int{"schema/names.go": 0, "internal/topology/topology.go": 0}
+	readRepository(t).files(func(f source) {
+		if f.test {
+			return
+		}
+		ast.Inspect(f.tree, func(n ast.Node) bool {
+			lit, ok := n.(*ast.BasicLit)
+			if !ok || !name.MatchString(lit.Value) {
+				return true
+			}
+			if _, owner := owners[f.path]; !owner {
+				t.Errorf("%s: %s: take the constant of schema or internal/topology", f.line(lit),
+					lit.Value)
+			}
+			owners[f.path]++
+			return true
+		})
+	})
+	for path, n := range owners {
+		if n == 0 {
+			t.Errorf("%s names no stream: the test looks for the wrong names", path)
+		}
+	}
 }
 
 // A pure package is told the time.
@@ -91,7 +125,10 @@ func TestPurePackagesHaveNoClock(t *testing.T) {
 			if f.test || !allowed[name].pure {
 				continue
 			}
-			for _, n := range f.calls("time", "Now", "Since", "Until", "Sleep", "After", "AfterFunc", "NewTimer", "NewTicker", "Tick") {
+			for _, n := range f.calls(
+				"time", "Now", "Since", "Until", "Sleep", "After", "AfterFunc", "NewTimer",
+				"NewTicker", "Tick",
+			) {
 				t.Errorf("%s: looks at the clock in a pure package", f.line(n))
 			}
 		}
@@ -135,6 +172,7 @@ func TestReadmeQuotesTheProgram(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !strings.Contains(string(readme), "```go\n"+string(program)+"```") {
-		t.Error("README.md: the program under \"Listen to renewd\" is not docs/examples/force-logout/main.go")
+		t.Error("README.md: the program under \"Listen to renewd\" is not " +
+			"docs/examples/force-logout/main.go")
 	}
 }

@@ -12,21 +12,24 @@ import (
 	"time"
 
 	"github.com/renewd/renewd/internal/grant"
-	"github.com/renewd/renewd/internal/idp/idptest"
 	"github.com/renewd/renewd/internal/seal"
-	"github.com/renewd/renewd/internal/storetest"
+	"github.com/renewd/renewd/internal/secret"
+	"github.com/renewd/renewd/internal/standin"
 	"github.com/renewd/renewd/schema"
 )
 
-// Commands that cannot be understood are rejected where an operator sees them, and stop nothing
-// else.
+// Commands that cannot be understood are rejected where an operator sees them, and do not stop
+// other commands.
 func TestBadCommandsAreRejected(t *testing.T) {
-	w := newWorld(t, options{provider: idptest.Options{}, concurrency: 8})
+	w := newWorld(t, options{provider: standin.Options{}, concurrency: 8})
 	w.follow()
-	w.start(8)
+	w.start()
 	nc := w.connect().Conn()
 	sealed := func(provider, user string, at time.Time) string {
-		jwe, err := seal.SealLogin(w.keys.JWKS(), provider, user, at, seal.Tokens{Access: seal.NewToken("canary-access"), Refresh: seal.NewToken("canary-refresh")})
+		jwe, err := seal.SealLogin(w.keys.JWKS(), provider, user, at, seal.Tokens{
+			Access:  secret.New("canary-access"),
+			Refresh: secret.New("canary-refresh"),
+		})
 		w.must(err)
 		return fmt.Sprintf(`{"tokens":%q}`, jwe)
 	}
@@ -35,30 +38,56 @@ func TestBadCommandsAreRejected(t *testing.T) {
 		header                       []string
 	}{
 		{"user.refresh_due.nowhere.u1", "", schema.RejectUnknownProvider, "provider", nil},
-		{"user.login.nowhere.u1", sealed("nowhere", "u1", time.Now()), schema.RejectUnknownProvider, "provider", nil},
+		{
+			"user.login.nowhere.u1", sealed("nowhere", "u1", time.Now()),
+			schema.RejectUnknownProvider, "provider", nil,
+		},
 		{"user.refresh_due.propelauth.jane@example.com", "", schema.RejectSubject, "subject", nil},
 		{"user.refresh_due.propelauth", "", schema.RejectSubject, "subject", nil},
 		{"user.refresh_due.Propel.u2", "", schema.RejectSubject, "subject", nil},
 		{"user.refresh_due.propelauth.u3", "not json", schema.RejectData, "data", nil},
 		{"user.refresh_due.propelauth.u4", `[1]`, schema.RejectData, "data", nil},
 		{"user.refresh_due.propelauth.u5", `{"want":"everything"}`, schema.RejectData, "want", nil},
-		{"user.refresh_due.propelauth.u6", `{"min_valid_seconds":-1}`, schema.RejectData, "min_valid_seconds", nil},
-		{"user.refresh_due.propelauth.u7", `{}`, schema.RejectEnvelope, "type", []string{"ce-id", "x", "ce-type", "user.login"}},
-		{"user.refresh_due.propelauth.u8", `{}`, schema.RejectEnvelope, "subject", []string{"ce-id", "x", "ce-subject", "somebody"}},
-		{"user.refresh_due.propelauth.u9", `{"specversion":"1.0"`, schema.RejectEnvelope, "data", []string{"Content-Type", "application/cloudevents+json"}},
+		{
+			"user.refresh_due.propelauth.u6", `{"min_valid_seconds":-1}`, schema.RejectData,
+			"min_valid_seconds", nil,
+		},
+		{
+			"user.refresh_due.propelauth.u7", `{}`, schema.RejectEnvelope, "type",
+			[]string{"ce-id", "x", "ce-type", "user.login"},
+		},
+		{
+			"user.refresh_due.propelauth.u8", `{}`, schema.RejectEnvelope, "subject",
+			[]string{"ce-id", "x", "ce-subject", "somebody"},
+		},
+		{
+			"user.refresh_due.propelauth.u9", `{"specversion":"1.0"`, schema.RejectEnvelope, "data",
+			[]string{"Content-Type", "application/cloudevents+json"},
+		},
 		{"user.login.propelauth.u10", `{}`, schema.RejectData, "tokens", nil},
 		{"user.login.propelauth.u11", `{"tokens":"a.b.c.d.e"}`, schema.RejectSealed, "tokens", nil},
-		{"user.login.propelauth.u12", sealed(provider, "somebody", time.Now()), schema.RejectSealed, "tokens.sub", nil},
-		{"user.login.propelauth.u13", sealed("other", "u13", time.Now()), schema.RejectSealed, "tokens.iss", nil},
-		{"user.login.propelauth.u14", sealed(provider, "u14", time.Now().Add(-time.Hour)), schema.RejectSealed, "tokens.iat", nil},
+		{
+			"user.login.propelauth.u12", sealed(provider, "somebody", time.Now()),
+			schema.RejectSealed, "tokens.sub", nil,
+		},
+		{
+			"user.login.propelauth.u13", sealed("other", "u13", time.Now()), schema.RejectSealed,
+			"tokens.iss", nil,
+		},
+		{
+			"user.login.propelauth.u14", sealed(provider, "u14", time.Now().Add(-time.Hour)),
+			schema.RejectSealed, "tokens.iat", nil,
+		},
 	} {
 		w.must(raw(nc, tt.subject, tt.body, tt.header...))
-		w.await(tt.subject, 20*time.Second, func(all map[string][]schema.Event) bool {
+		w.await(tt.subject, time.Minute, func(all map[string][]schema.Event) bool {
 			for _, list := range all {
 				for _, e := range list {
 					d := schema.Rejected{}
-					if e.Type == schema.MessageRejected && json.Unmarshal(e.Data, &d) == nil && d.Subject == tt.subject {
-						if d.Reason != tt.reason || d.Field != tt.field || d.Message == "" || bytes.Contains(e.Data, []byte("canary")) {
+					if e.Type == schema.MessageRejected && json.Unmarshal(e.Data, &d) == nil &&
+						d.Subject == tt.subject {
+						if d.Reason != tt.reason || d.Field != tt.field || d.Message == "" ||
+							bytes.Contains(e.Data, []byte("canary")) {
 							t.Errorf("%d %s: rejected with %s", i, tt.subject, e.Data)
 						}
 						return true
@@ -68,70 +97,87 @@ func TestBadCommandsAreRejected(t *testing.T) {
 			return false
 		})
 	}
-	// The server itself refuses what is larger than its limits, to the publisher's face.
+	// The server itself refuses messages larger than its limits, and the publisher gets the error.
 	w.must(w.publisherIsRefused(strings.Repeat("x", 1<<20)))
-	// And all the while others are served.
+	// Meanwhile other users are served.
 	w.login(w.publisher(), "fine")
-	w.await("a good login after all that", 20*time.Second, func(all map[string][]schema.Event) bool {
-		return len(all["fine"]) == 1 && all["fine"][0].Type == schema.UserSynced
-	})
+	w.await("a good login after all that", time.Minute,
+		func(all map[string][]schema.Event) bool {
+			return len(all["fine"]) == 1 && all["fine"][0].Type == schema.UserSynced
+		})
 }
 
 func (w *world) publisherIsRefused(body string) error {
-	_, err := w.js.Publish(w.t.Context(), "user.refresh_due.propelauth.big", []byte(`{"reason":"`+body+`"}`))
+	_, err := w.js.Publish(w.t.Context(), "user.refresh_due.propelauth.big",
+		[]byte(`{"reason":"`+body+`"}`))
 	if err == nil {
 		return fmt.Errorf("a message of %d bytes was accepted", len(body))
 	}
 	return nil
 }
 
-// What a provider can get wrong fails visibly, is tried again, and signs nobody out.
+// What a provider can get wrong fails visibly, is tried again, and signs no user out.
 func TestBadProviderAnswers(t *testing.T) {
 	for name, tt := range map[string]struct {
-		fault  func(idptest.Request) *idptest.Fault
+		fault  func(standin.Request) *standin.Fault
 		reason string
 	}{
-		"html": {func(r idptest.Request) *idptest.Fault {
-			return &idptest.Fault{Status: 200, Header: http.Header{"Content-Type": {"text/html"}}, Body: "<html>canary</html>"}
+		"html": {func(r standin.Request) *standin.Fault {
+			return &standin.Fault{
+				Status: 200,
+				Header: http.Header{"Content-Type": {"text/html"}},
+				Body:   "<html>canary</html>",
+			}
 		}, schema.ReasonProviderUnavailable},
-		"wrong client": {func(r idptest.Request) *idptest.Fault {
-			return &idptest.Fault{Status: 401, Body: `{"error":"invalid_client","error_description":"canary"}`}
+		"wrong client": {func(r standin.Request) *standin.Fault {
+			return &standin.Fault{
+				Status: 401,
+				Body:   `{"error":"invalid_client","error_description":"canary"}`,
+			}
 		}, schema.ReasonConfig},
-		"throttled": {func(r idptest.Request) *idptest.Fault {
-			return &idptest.Fault{Status: 429, Header: http.Header{"Retry-After": {"1"}}, Body: "canary"}
+		"throttled": {func(r standin.Request) *standin.Fault {
+			return &standin.Fault{
+				Status: 429,
+				Header: http.Header{"Retry-After": {"1"}},
+				Body:   "canary",
+			}
 		}, schema.ReasonThrottled},
-		"bare 400": {func(r idptest.Request) *idptest.Fault {
-			return &idptest.Fault{Status: 400, Body: `{"status":400,"message":"canary"}`}
+		"bare 400": {func(r standin.Request) *standin.Fault {
+			return &standin.Fault{Status: 400, Body: `{"status":400,"message":"canary"}`}
 		}, schema.ReasonProviderUnknown},
-		"somebody else": {func(r idptest.Request) *idptest.Fault {
+		"somebody else": {func(r standin.Request) *standin.Fault {
 			if r.Op == "token" {
 				return nil
 			}
-			return &idptest.Fault{Status: 200, Body: `{"user_id":"canary","email":"canary@example.org"}`}
+			return &standin.Fault{
+				Status: 200,
+				Body:   `{"user_id":"canary","email":"canary@example.org"}`,
+			}
 		}, schema.ReasonSubjectMismatch},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, options{concurrency: 8, policy: grant.Policy{
-				Tries: 2, Floor: time.Millisecond, RetryMin: time.Millisecond, RetryMax: 2 * time.Millisecond, RetryLater: time.Hour,
+			w := newWorld(t, options{concurrency: 8, settings: []string{
+				"RENEWD_POLICY_TRIES=2",
+				"RENEWD_POLICY_FLOOR=1ms",
+				"RENEWD_POLICY_RETRY_MIN=1ms",
+				"RENEWD_POLICY_RETRY_MAX=2ms",
+				"RENEWD_POLICY_RETRY_LATER=1h",
 			}})
 			var log syncBuffer
 			w.logger = slog.New(slog.NewJSONHandler(&log, nil))
 			w.follow()
-			w.start(8)
+			w.start()
 			w.provider.SetFault(tt.fault)
-			tokens := w.provider.Login("u")
-			pair := grant.Pair{Access: grant.NewSecret(tokens.Access), Refresh: grant.NewSecret(tokens.Refresh), ExpiresAt: time.Now(), Lifetime: time.Hour}
-			g := storetest.SignedIn(grant.Key{Provider: provider, User: "u"}, pair, grant.Order{}, grant.Turn{Now: time.Now(), Policy: w.policy})
-			_, err := w.store.Save(t.Context(), g)
-			w.must(err)
+			g := w.expired("u")
 			w.must(raw(w.js.Conn(), "user.refresh_due.propelauth.u", "", "ce-id", "r1"))
-			w.await("the failure is told", 30*time.Second, func(all map[string][]schema.Event) bool { return len(all["u"]) > 0 })
-			e := w.heard()["u"][0]
-			if d := decode[schema.RefreshFailed](t, e); e.Type != schema.UserRefreshFailed || d.Reason != tt.reason || d.NextAttemptAt == nil || d.Cause.ID != "r1" {
+			e := w.answer("u", "r1")
+			if d := decode[schema.RefreshFailed](t, e); e.Type != schema.UserRefreshFailed ||
+				d.Reason != tt.reason || d.NextAttemptAt == nil {
 				t.Errorf("told %s %s", e.Type, e.Data)
 			}
-			if bytes.Contains(e.Data, []byte("canary")) || strings.Contains(log.String(), "canary") {
+			if bytes.Contains(e.Data, []byte("canary")) ||
+				strings.Contains(log.String(), "canary") {
 				t.Errorf("the provider's body got out: %s %s", e.Data, log.String())
 			}
 			got, err := w.store.Load(t.Context(), g.Key)
@@ -141,6 +187,33 @@ func TestBadProviderAnswers(t *testing.T) {
 			}
 		})
 	}
+}
+
+// answer waits for the outcome of a user's command.
+func (w *world) answer(user, id string) (answer schema.Event) {
+	w.t.Helper()
+	w.await("the answer to "+id, 30*time.Second, func(all map[string][]schema.Event) bool {
+		for _, e := range all[user] {
+			if decode[struct{ Cause schema.Cause }](w.t, e).Cause.ID == id {
+				answer = e
+				return true
+			}
+		}
+		return false
+	})
+	return answer
+}
+
+// expired stores a user whose access token has run out and whose timer is an hour away: only a
+// command has the user renewed.
+func (w *world) expired(name string) grant.Grant {
+	w.t.Helper()
+	g, later := w.grantOf(name, time.Now()), time.Now().Add(time.Hour)
+	g.NextDueAt = later
+	_, err := w.store.Save(w.t.Context(), g)
+	w.must(err)
+	w.must(w.engine(w.js).Arm(w.t.Context(), g.Key, later, g.NextTimer(later)))
+	return g
 }
 
 // syncBuffer is a buffer that a logger and a test may share.
@@ -163,11 +236,13 @@ func (b *syncBuffer) String() string {
 
 // The four forms of a request, from a client that knows nothing but NATS.
 func TestFourFormsOfARequest(t *testing.T) {
-	w := newWorld(t, options{provider: idptest.Options{}, concurrency: 8})
+	w := newWorld(t, options{provider: standin.Options{}, concurrency: 8})
 	w.follow()
-	w.start(8)
+	w.start()
 	w.login(w.publisher(), "u17")
-	w.await("the login", 20*time.Second, func(all map[string][]schema.Event) bool { return len(all["u17"]) == 1 })
+	w.await("the login", time.Minute, func(all map[string][]schema.Event) bool {
+		return len(all["u17"]) == 1
+	})
 	nc := w.connect().Conn()
 	subject := "user.refresh_due.propelauth.u17"
 	for i, tt := range []struct {
@@ -175,57 +250,68 @@ func TestFourFormsOfARequest(t *testing.T) {
 		header     []string
 		reason     string
 	}{
-		{"binary", `{"reason":"webhook"}`, []string{"Ce-Id", "b1", "CE-SOURCE", "/crm", "ce-specversion", "1.0", "ce-type", "user.refresh_due", "ce-subject", "u17"}, "webhook"},
-		{"structured", `{"specversion":"1.0","id":"s1","source":"/crm","type":"user.refresh_due","subject":"u17","data":{"reason":"structured"}}`,
-			[]string{"content-type", "application/cloudevents+json"}, "structured"},
+		{
+			"binary", `{"reason":"webhook"}`,
+			[]string{
+				"Ce-Id", "b1", "CE-SOURCE", "/crm", "ce-specversion", "1.0", "ce-type",
+				"user.refresh_due", "ce-subject", "u17",
+			}, "webhook",
+		},
+		{
+			"structured",
+			`{"specversion":"1.0","id":"s1","source":"/crm","type":"user.refresh_due",` +
+				`"subject":"u17","data":{"reason":"structured"}}`,
+			[]string{"content-type", "application/cloudevents+json"}, "structured",
+		},
 		{"bare JSON", `{"reason":"bare"}`, nil, "bare"},
 		{"empty", "", nil, ""},
 	} {
 		w.must(raw(nc, subject, tt.body, tt.header...))
-		w.await(tt.name, 20*time.Second, func(all map[string][]schema.Event) bool { return len(all["u17"]) == i+2 })
+		w.await(tt.name, time.Minute, func(all map[string][]schema.Event) bool {
+			return len(all["u17"]) == i+2
+		})
 		e := w.heard()["u17"][i+1]
-		if d := decode[schema.Synced](t, e); e.Type != schema.UserSynced || d.Cause.Reason != tt.reason || d.Cause.ID == "" {
+		if d := decode[schema.Synced](t, e); e.Type != schema.UserSynced ||
+			d.Cause.Reason != tt.reason || d.Cause.ID == "" {
 			t.Errorf("%s: %s %s", tt.name, e.Type, e.Data)
 		}
 	}
 }
 
-// A due message that two workers hold, one of them stalled past its lease: only one presents the
-// token.
+// Two workers hold one due message, and one of them is stalled past its lease. Only one worker
+// presents the token.
 func TestDoubleDelivery(t *testing.T) {
-	w := newWorld(t, options{provider: idptest.Options{}, concurrency: 8, postgres: true})
+	w := newWorld(t, options{provider: standin.Options{}, concurrency: 8, postgres: true})
 	w.follow()
-	tokens := w.provider.Login("u")
-	pair := grant.Pair{Access: grant.NewSecret(tokens.Access), Refresh: grant.NewSecret(tokens.Refresh), ExpiresAt: time.Now(), Lifetime: time.Hour}
-	g := storetest.SignedIn(grant.Key{Provider: provider, User: "u"}, pair, grant.Order{}, grant.Turn{Now: time.Now(), Policy: w.policy})
-	_, err := w.store.Save(t.Context(), g)
-	w.must(err)
-	// The first worker is stalled inside the provider's answer for as long as it takes the second
-	// one to come by.
+	w.expired("u")
+	// The first worker is stalled in the provider's answer until the second worker has come by.
 	arrived, resume := make(chan struct{}, 8), make(chan struct{})
 	proceed := sync.OnceFunc(func() { close(resume) })
 	t.Cleanup(proceed)
-	w.provider.SetFault(func(r idptest.Request) *idptest.Fault {
+	w.provider.SetFault(func(r standin.Request) *standin.Fault {
 		if r.Op == "token" {
 			arrived <- struct{}{}
 			<-resume
 		}
 		return nil
 	})
-	w.start(8)
+	w.start()
 	w.must(raw(w.js.Conn(), "user.refresh_due.propelauth.u", `{"want":"tokens"}`, "ce-id", "first"))
 	<-arrived
-	// A second request replaces the message in hand, and is delivered while the first is being
-	// worked on.
-	w.start(8)
-	w.must(raw(w.js.Conn(), "user.refresh_due.propelauth.u", `{"want":"tokens"}`, "ce-id", "second"))
-	// Not until it comes again: that may be after the claim, when the first call has run out.
+	// A second request replaces the message that is being handled, and is delivered meanwhile.
+	w.start()
+	w.must(raw(w.js.Conn(), "user.refresh_due.propelauth.u", `{"want":"tokens"}`, "ce-id",
+		"second"))
+	// Do not proceed before the second delivery. It may come only after the claim, when the first
+	// call has run out.
 	w.await("the second delivery", 30*time.Second, func(map[string][]schema.Event) bool {
 		c, err := w.js.Consumer(t.Context(), "RENEWALS", "renew-"+provider)
 		return err == nil && c.CachedInfo().Delivered.Consumer > 1
 	})
 	proceed()
-	w.await("both are answered", 30*time.Second, func(all map[string][]schema.Event) bool { return len(all["u"]) >= 2 })
+	w.await("both are answered", 30*time.Second, func(all map[string][]schema.Event) bool {
+		return len(all["u"]) >= 2
+	})
 	if s := w.provider.Stats(); s.MaxInFlight != 1 || s.Reuse != 0 {
 		t.Errorf("the provider saw %+v", s)
 	}

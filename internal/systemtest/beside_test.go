@@ -9,21 +9,25 @@ import (
 	"time"
 
 	"github.com/renewd/renewd/internal/grant"
-	"github.com/renewd/renewd/internal/idp/idptest"
 	"github.com/renewd/renewd/internal/seal"
-	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/internal/standin"
+	"github.com/renewd/renewd/internal/topology"
 	"github.com/renewd/renewd/publishers"
 	"github.com/renewd/renewd/schema"
 )
 
-// Nothing that one user's record, message or profile contains may stop another: 2,500 bad ones of
-// all kinds come again and again, and beside them users who are well are as late as without them.
+// Nothing that one user's record, message or profile contains may stop another user. 2,500 bad ones
+// of all kinds come again and again, and the healthy users beside them are as late as without them.
 func TestTwoThousandBadOnesStopNobody(t *testing.T) {
 	if testing.Short() {
 		t.Skip("with the race detector the bad ones take minutes")
 	}
 	const good, bad = 60, 500 // bad ones of each kind
-	w := newWorld(t, options{provider: idptest.Options{Lifetime: time.Hour}, concurrency: 16, policy: quick})
+	w := newWorld(t, options{
+		provider:    standin.Options{Lifetime: time.Hour},
+		concurrency: 16,
+		settings:    quick,
+	})
 	w.follow()
 	alone := w.lateness("alone", good)
 
@@ -32,23 +36,29 @@ func TestTwoThousandBadOnesStopNobody(t *testing.T) {
 	w.parkedForeign("parked", bad)
 	w.oversized("wide", bad)
 	sealed := w.loginsOfALostKey("lost", bad)
-	w.start(64)
-	w.await("all bad ones were looked at", time.Minute, func(map[string][]schema.Event) bool { return w.free(stream.Renewals, stream.ConsumerRenew(provider)) })
+	w.start()
+	w.await("all bad ones were looked at", 3*time.Minute, func(map[string][]schema.Event) bool {
+		return w.free(topology.Renewals, topology.ConsumerRenew(provider))
+	})
 	beside := w.lateness("beside", good)
 
 	slices.Sort(alone)
 	slices.Sort(beside)
 	t.Logf("from due to outcome, middle and latest of %d: alone %v, %v; beside %d bad ones %v, %v",
 		good, alone[good/2], alone[good-1], 5*bad, beside[good/2], beside[good-1])
-	// The places of bad ones become free by themselves: no delivery of theirs waits for its
+	// The places of bad messages become free by themselves: no delivery of them waits for its
 	// acknowledgement.
 	w.await("no place is held", time.Minute, func(map[string][]schema.Event) bool {
-		return w.free(stream.Renewals, stream.ConsumerRenew(provider)) && w.free(stream.Renewals, stream.ConsumerDeferred) &&
-			w.free(stream.Logins, stream.ConsumerLogin)
+		return w.free(topology.Renewals, topology.ConsumerRenew(provider)) &&
+			w.free(topology.Renewals, topology.ConsumerDeferred) &&
+			w.free(topology.Logins, topology.ConsumerLogin)
 	})
 	waiting := 0
 	for _, name := range sealed {
-		if waits, err := w.engine(w.js).LoginWaits(t.Context(), grant.Key{Provider: provider, User: name}); err != nil {
+		if waits, err := w.engine(w.js).LoginWaits(t.Context(), grant.Key{
+			Provider: provider,
+			User:     name,
+		}); err != nil {
 			t.Fatal(err)
 		} else if waits {
 			waiting++
@@ -70,14 +80,14 @@ func TestTwoThousandBadOnesStopNobody(t *testing.T) {
 	}
 }
 
-// free reports whether nothing waits on a durable, and nothing is in hand.
+// free reports whether no message waits on a durable, and none is being handled.
 func (w *world) free(base, durable string) bool {
 	c, err := w.js.Consumer(context.Background(), base, durable)
 	return err == nil && c.CachedInfo().NumAckPending == 0 && c.CachedInfo().NumPending == 0
 }
 
-// lateness signs users in the store, each due now, lets workers renew them and returns how long
-// each took.
+// lateness stores users who are signed in, each due now. It lets workers renew them and returns how
+// long each renewal took.
 func (w *world) lateness(prefix string, n int) []time.Duration {
 	w.t.Helper()
 	e := w.engine(w.js)
@@ -89,18 +99,20 @@ func (w *world) lateness(prefix string, n int) []time.Duration {
 		w.must(e.Arm(w.t.Context(), g.Key, due, g.NextTimer(due)))
 	}
 	if len(w.workers) == 0 {
-		w.start(64)
+		w.start()
 		defer w.stop()
 	}
 	took := map[string]time.Duration{}
-	w.await(prefix+": the users who are well are renewed", time.Minute, func(all map[string][]schema.Event) bool {
-		for name, list := range all {
-			if strings.HasPrefix(name, prefix) && took[name] == 0 && list[0].Type == schema.UserSynced {
-				took[name] = list[0].Time.Sub(due)
+	w.await(prefix+": the users who are well are renewed", time.Minute,
+		func(all map[string][]schema.Event) bool {
+			for name, list := range all {
+				if strings.HasPrefix(name, prefix) && took[name] == 0 &&
+					list[0].Type == schema.UserSynced {
+					took[name] = list[0].Time.Sub(due)
+				}
 			}
-		}
-		return len(took) == n
-	})
+			return len(took) == n
+		})
 	var all []time.Duration
 	for _, d := range took {
 		all = append(all, d)
@@ -108,20 +120,28 @@ func (w *world) lateness(prefix string, n int) []time.Duration {
 	return all
 }
 
-// wake makes a user of a kind due, and due for a command that is to be answered.
+// wake makes a user due, for a command that is to be answered.
 func (w *world) wake(name string) {
 	w.t.Helper()
-	cause := schema.Cause{ID: "r-" + name, Type: schema.UserRefreshDue, Source: "/test", Time: time.Now()}
-	w.must(w.engine(w.js).Wake(w.t.Context(), grant.Key{Provider: provider, User: name}, grant.Work{Cause: cause}))
+	cause := schema.Cause{
+		ID:     "r-" + name,
+		Type:   schema.UserRefreshDue,
+		Source: "/test",
+		Time:   time.Now(),
+	}
+	w.must(w.engine(w.js).Wake(w.t.Context(), grant.Key{Provider: provider, User: name}, grant.Work{
+		Cause: cause,
+	}))
 }
 
-// unreadable stores records that are none.
+// unreadable stores bytes that are not a record.
 func (w *world) unreadable(prefix string, n int) {
 	w.t.Helper()
-	kv, err := w.js.KeyValue(w.t.Context(), stream.BucketGrants)
+	kv, err := w.js.KeyValue(w.t.Context(), topology.BucketGrants)
 	w.must(err)
 	each(16, n, func(i int) {
-		_, err := kv.Put(w.t.Context(), provider+"."+fmt.Sprint(prefix, i), []byte("no record of ours"))
+		_, err := kv.Put(w.t.Context(), provider+"."+fmt.Sprint(prefix, i),
+			[]byte("no record of ours"))
 		w.must(err)
 		w.wake(fmt.Sprint(prefix, i))
 	})
@@ -146,7 +166,7 @@ func (w *world) foreignKey(prefix string, n int) {
 	}
 }
 
-// parkedForeign stores grants in doubt whose parked pairs nobody can open.
+// parkedForeign stores grants in doubt whose parked pairs no worker can open.
 func (w *world) parkedForeign(prefix string, n int) {
 	w.t.Helper()
 	e := w.engine(w.js)
@@ -154,7 +174,11 @@ func (w *world) parkedForeign(prefix string, n int) {
 		g := w.grantOf(fmt.Sprint(prefix, i), time.Now()).Doubted(time.Now())
 		_, err := w.store.Save(w.t.Context(), g)
 		w.must(err)
-		_, err = e.Park(w.t.Context(), g.Key, grant.Parcel{Version: g.Version + 1, Parent: g.Fingerprint(), Sealed: []byte("of another keyring")})
+		_, err = e.Park(w.t.Context(), g.Key, grant.Parcel{
+			Version: g.Version + 1,
+			Parent:  g.Fingerprint(),
+			Sealed:  []byte("of another keyring"),
+		})
 		w.must(err)
 		w.wake(g.User)
 	})
@@ -166,7 +190,9 @@ func (w *world) oversized(prefix string, n int) {
 	each(16, n, func(i int) {
 		name := fmt.Sprint(prefix, i)
 		g := w.grantOf(name, time.Now())
-		w.provider.Edit(name, func(profile map[string]any) { profile["odd"] = "nul \x00 " + strings.Repeat("x", 700<<10) })
+		w.provider.Edit(name, func(profile map[string]any) {
+			profile["odd"] = "nul \x00 " + strings.Repeat("x", 700<<10)
+		})
 		_, err := w.store.Save(w.t.Context(), g)
 		w.must(err)
 		w.wake(name)
@@ -178,11 +204,16 @@ func (w *world) loginsOfALostKey(prefix string, n int) (names []string) {
 	w.t.Helper()
 	other, err := seal.NewKeyring(time.Now())
 	w.must(err)
-	p, err := publishers.New(w.connect().Conn(), publishers.WithSource("/app"), publishers.WithJWKS(other.JWKS()))
+	p, err := publishers.New(w.connect().Conn(), publishers.WithSource("/app"),
+		publishers.WithJWKS(other.JWKS()))
 	w.must(err)
 	for i := range n {
 		name := fmt.Sprint(prefix, i)
-		_, err := p.Login(w.t.Context(), provider, name, publishers.Tokens{AccessToken: "a", RefreshToken: "r", ExpiresIn: time.Hour})
+		_, err := p.Login(w.t.Context(), provider, name, publishers.Tokens{
+			AccessToken:  "a",
+			RefreshToken: "r",
+			ExpiresIn:    time.Hour,
+		})
 		w.must(err)
 		names = append(names, name)
 	}

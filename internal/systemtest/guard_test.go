@@ -1,6 +1,7 @@
 package systemtest_test
 
 import (
+	"fmt"
 	"net/http"
 	"slices"
 	"sync"
@@ -8,8 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/renewd/renewd/internal/guard"
-	"github.com/renewd/renewd/internal/idp/idptest"
+	"github.com/renewd/renewd/internal/health"
+	"github.com/renewd/renewd/internal/standin"
 	"github.com/renewd/renewd/schema"
 )
 
@@ -17,10 +18,11 @@ import (
 func (w *world) said(n int) []schema.Event {
 	w.t.Helper()
 	var events []schema.Event
-	w.await("the provider's state is told", 30*time.Second, func(all map[string][]schema.Event) bool {
-		events = all[""]
-		return len(events) >= n
-	})
+	w.await("the provider's state is told", 30*time.Second,
+		func(all map[string][]schema.Event) bool {
+			events = all[""]
+			return len(events) >= n
+		})
 	return events
 }
 
@@ -29,7 +31,8 @@ func (w *world) told(want ...string) []schema.Event {
 	w.t.Helper()
 	events := w.said(len(want) / 2)
 	for i, e := range events {
-		if d := decode[schema.ProviderState](w.t, e); 2*i >= len(want) || string(e.Type) != want[2*i] || d.Reason != want[2*i+1] || d.Since.IsZero() {
+		if d := decode[schema.ProviderState](w.t, e); 2*i >= len(want) ||
+			string(e.Type) != want[2*i] || d.Reason != want[2*i+1] || d.Since.IsZero() {
 			w.t.Errorf("event %d about the provider: %s %s", i, e.Type, e.Data)
 		}
 	}
@@ -60,15 +63,17 @@ func (l *ledger) between(from, to time.Time) (n int) {
 	return n
 }
 
-// manned is a world with two workers, and users who are signed in and were renewed once. The
+// manned is a world with two workers, and with users who are signed in and were renewed once. The
 // provider answers as fault says.
-func manned(t *testing.T, users int, o options) (w *world, fault *atomic.Pointer[idptest.Fault], calls *ledger) {
+func manned(
+	t *testing.T, users int, o options,
+) (w *world, fault *atomic.Pointer[standin.Fault], calls *ledger) {
 	t.Helper()
-	w, fault, calls = newWorld(t, o), &atomic.Pointer[idptest.Fault]{}, &ledger{}
-	w.provider.SetFault(func(idptest.Request) *idptest.Fault { calls.note(); return fault.Load() })
+	w, fault, calls = newWorld(t, o), &atomic.Pointer[standin.Fault]{}, &ledger{}
+	w.provider.SetFault(func(standin.Request) *standin.Fault { calls.note(); return fault.Load() })
 	w.follow()
-	w.start(16)
-	w.start(16)
+	w.start()
+	w.start()
 	p := w.publisher()
 	for n := range users {
 		w.login(p, user(n))
@@ -77,30 +82,41 @@ func manned(t *testing.T, users int, o options) (w *world, fault *atomic.Pointer
 	return w, fault, calls
 }
 
-// 503 opens the breaker for both workers; its end is noticed, told, and everybody goes on.
+// A 503 opens the breaker for both workers. Its end is noticed and told, and all users are renewed
+// again.
 func TestAnOutageIsToldAndEnds(t *testing.T) {
 	t.Parallel()
 	const users = 40
-	w, fault, _ := manned(t, users, options{provider: idptest.Options{Lifetime: 4 * time.Second}, concurrency: 32, policy: quick})
-	fault.Store(&idptest.Fault{Status: 503, Body: "down for maintenance"})
-	w.told("provider.degraded", guard.ReasonThrottled)
+	w, fault, _ := manned(t, users, options{
+		provider:    standin.Options{Lifetime: 4 * time.Second},
+		concurrency: 32,
+		settings:    quick,
+	})
+	fault.Store(&standin.Fault{Status: 503, Body: "down for maintenance"})
+	w.told("provider.degraded", health.ReasonThrottled)
 	fault.Store(nil)
 	w.renewed(users, 2)
-	w.told("provider.degraded", guard.ReasonThrottled, "provider.recovered", guard.ReasonThrottled)
+	w.told("provider.degraded", health.ReasonThrottled, "provider.recovered",
+		health.ReasonThrottled)
 	w.nobodySignedOut(users)
 }
 
-// A Retry-After holds both workers: between the time that it was told and its end the provider is
+// A Retry-After holds both workers. From the moment when it was told until its end, the provider is
 // left alone.
 func TestRetryAfterHoldsBothWorkers(t *testing.T) {
 	t.Parallel()
 	const users, wait = 40, 8 * time.Second
-	w, fault, calls := manned(t, users, options{provider: idptest.Options{Lifetime: 4 * time.Second}, concurrency: 32, policy: quick})
-	fault.Store(&idptest.Fault{Status: 429, Header: http.Header{"Retry-After": {"8"}}})
-	degraded := w.told("provider.degraded", guard.ReasonThrottled)[0]
+	w, fault, calls := manned(t, users, options{
+		provider:    standin.Options{Lifetime: 4 * time.Second},
+		concurrency: 32,
+		settings:    quick,
+	})
+	fault.Store(&standin.Fault{Status: 429, Header: http.Header{"Retry-After": {"8"}}})
+	degraded := w.told("provider.degraded", health.ReasonThrottled)[0]
 	fault.Store(nil) // it would answer, if it were asked
-	told := w.told("provider.degraded", guard.ReasonThrottled, "provider.recovered", guard.ReasonThrottled)
-	// The other worker hears of it with its next look at the record, a second later at the latest.
+	told := w.told("provider.degraded", health.ReasonThrottled, "provider.recovered",
+		health.ReasonThrottled)
+	// The other worker hears of it when it next looks at the record, a second later at the latest.
 	from, to := degraded.Time.Add(2*time.Second), degraded.Time.Add(wait-time.Second)
 	if n := calls.between(from, to); n != 0 {
 		t.Errorf("%d calls in %v of a wait of %v", n, to.Sub(from), wait)
@@ -112,37 +128,47 @@ func TestRetryAfterHoldsBothWorkers(t *testing.T) {
 	w.nobodySignedOut(users)
 }
 
-// A client secret that is wrong from one moment on: told once, nobody signed out, and the right one
-// heals it. Who signs in meanwhile has a profile at once: the provider knows their access token.
+// A client secret that is wrong from one moment on is told once, signs no user out, and is healed
+// by the right secret. A user who signs in meanwhile has a profile at once, since the provider
+// knows the access token.
 func TestAWrongSecretIsTold(t *testing.T) {
 	t.Parallel()
 	const users = 30
-	w, _, _ := manned(t, users, options{provider: idptest.Options{Lifetime: 4 * time.Second, ClientSecret: "right"}, concurrency: 32, policy: quick})
+	w, _, _ := manned(t, users, options{
+		provider:    standin.Options{Lifetime: 4 * time.Second, ClientSecret: "right"},
+		concurrency: 32,
+		settings:    quick,
+	})
 	w.stop()
-	w.secret = "wrong"
-	w.start(16)
-	w.start(16)
-	w.told("provider.degraded", guard.ReasonConfig)
-	w.login(w.publisher(), "newcomer")
-	w.await("who signs in is synced", 10*time.Second, func(all map[string][]schema.Event) bool { return len(all["newcomer"]) > 0 })
+	w.environ = append(w.environ, "RENEWD_CLIENT_SECRET=wrong")
+	w.start()
+	w.start()
+	w.told("provider.degraded", health.ReasonConfig)
+	w.newcomer()
 	w.stop()
-	w.secret = "right"
-	w.start(16)
-	w.start(16)
+	w.environ = append(w.environ, "RENEWD_CLIENT_SECRET=right")
+	w.start()
+	w.start()
 	w.renewed(users, 2)
-	w.told("provider.degraded", guard.ReasonConfig, "provider.recovered", guard.ReasonConfig)
+	w.told("provider.degraded", health.ReasonConfig, "provider.recovered", health.ReasonConfig)
 	w.nobodySignedOut(users)
 }
 
-// 60 % of the users are refused. The others are renewed all the while, in their time, and nobody is
-// signed out as long as verdicts are held; when they have been held for long enough, the dead are
-// told, and they alone.
+// 60 % of the users are refused. The others are renewed meanwhile, in time, and no user is signed
+// out while verdicts are held. When the verdicts were held for long enough, the users whose
+// sessions ended are told, and no others.
 func TestMostUsersRefusedTheRestGoesOn(t *testing.T) {
 	t.Parallel()
-	const users, dead = 50, 30
+	const users, dead, hold = 50, 30, 15 * time.Second
 	w, _, _ := manned(t, users, options{
-		provider: idptest.Options{Lifetime: 4 * time.Second}, concurrency: 32, policy: quick,
-		rules: guard.Rules{DeadMin: 5, DeadShare: 0.2, Hold: 15 * time.Second, Alone: time.Second},
+		provider:    standin.Options{Lifetime: 4 * time.Second},
+		concurrency: 32,
+		settings: append(slices.Clone(quick),
+			"RENEWD_GUARD_DEAD_MIN=5",
+			"RENEWD_GUARD_DEAD_SHARE=0.2",
+			"RENEWD_GUARD_HOLD="+hold.String(),
+			"RENEWD_GUARD_ALONE=1s",
+		),
 	})
 	began := time.Now()
 	for n := range dead {
@@ -155,7 +181,8 @@ func TestMostUsersRefusedTheRestGoesOn(t *testing.T) {
 	}
 	w.await("those who left are told", time.Minute, func(all map[string][]schema.Event) bool {
 		for n := range dead {
-			if list := all[user(n)]; len(list) == 0 || list[len(list)-1].Type != schema.UserReauthRequired {
+			if list := all[user(n)]; len(list) == 0 ||
+				list[len(list)-1].Type != schema.UserReauthRequired {
 				return false
 			}
 		}
@@ -169,27 +196,30 @@ func TestMostUsersRefusedTheRestGoesOn(t *testing.T) {
 	}
 	for name, list := range w.heard() {
 		for _, e := range list {
-			if e.Type == schema.UserReauthRequired && (name >= user(dead) || e.Time.Before(began.Add(w.rules.Hold))) {
+			if e.Type == schema.UserReauthRequired &&
+				(name >= user(dead) || e.Time.Before(began.Add(hold))) {
 				t.Errorf("%s was signed out %v after sessions ended", name, e.Time.Sub(began))
 			}
 		}
 	}
-	if e := w.heard()[""][0]; e.Type != schema.ProviderDegraded || decode[schema.ProviderState](t, e).Reason != guard.ReasonMassFailure {
+	if e := w.heard()[""][0]; e.Type != schema.ProviderDegraded ||
+		decode[schema.ProviderState](t, e).Reason != health.ReasonMassFailure {
 		t.Errorf("told %s %s", e.Type, e.Data)
 	}
 }
 
-// The rate counts each call, userinfo too, over both workers together.
+// The rate counts each call, including userinfo, over both workers together.
 func TestTheRateCountsEveryCallOfAllWorkers(t *testing.T) {
 	t.Parallel()
 	const users, rate = 60, 20
-	w, calls := newWorld(t, options{concurrency: 32, policy: quick, rate: rate}), &ledger{}
-	w.provider.SetFault(func(idptest.Request) *idptest.Fault { calls.note(); return nil })
+	limited := append(slices.Clone(quick), fmt.Sprint("RENEWD_PROVIDER_RATE=", rate))
+	w, calls := newWorld(t, options{concurrency: 32, settings: limited}), &ledger{}
+	w.provider.SetFault(func(standin.Request) *standin.Fault { calls.note(); return nil })
 	w.follow()
-	w.start(16)
-	w.start(16)
+	w.start()
+	w.start()
 	p := w.publisher()
-	synced := func(times int) { // each login is one call, each request two
+	synced := func(times int) { // each login makes one call, each request two
 		w.await("everybody is synced", time.Minute, func(all map[string][]schema.Event) bool {
 			for n := range users {
 				if len(all[user(n)]) < times {
@@ -204,7 +234,9 @@ func TestTheRateCountsEveryCallOfAllWorkers(t *testing.T) {
 	}
 	synced(1)
 	for n := range users {
-		_, err := p.RefreshDue(t.Context(), provider, user(n), schema.RefreshDue{Want: schema.WantTokens})
+		_, err := p.RefreshDue(t.Context(), provider, user(n), schema.RefreshDue{
+			Want: schema.WantTokens,
+		})
 		w.must(err)
 	}
 	synced(2)
@@ -215,8 +247,8 @@ func TestTheRateCountsEveryCallOfAllWorkers(t *testing.T) {
 	first := slices.Clone(calls.calls)
 	calls.mu.Unlock()
 	for _, at := range first {
-		// A permit is used at its time or a moment later. So in two seconds there are those of two
-		// seconds, and of the moment before.
+		// A permit is used at its time or a moment later. So two seconds have the permits of two
+		// seconds, and those of the moment before.
 		if n := calls.between(at, at.Add(2*time.Second)); n > 3*rate {
 			t.Fatalf("%d calls within two seconds, at a rate of %d", n, rate)
 		}

@@ -8,14 +8,19 @@ import (
 	"testing"
 	"time"
 
-	"github.com/renewd/renewd/internal/grant"
-	"github.com/renewd/renewd/internal/idp/idptest"
-	"github.com/renewd/renewd/internal/pgtest"
-	"github.com/renewd/renewd/internal/postgres"
+	"github.com/renewd/renewd/internal/standin"
+	"github.com/renewd/renewd/internal/testkit/pgtest"
 	"github.com/renewd/renewd/schema"
 )
 
-var quick = grant.Policy{Floor: time.Second, ConfirmMin: time.Second, ConfirmMax: time.Second, RetryMin: time.Second, RetryMax: 2 * time.Second}
+// quick are settings of a policy that waits no longer than a test can.
+var quick = []string{
+	"RENEWD_POLICY_FLOOR=1s",
+	"RENEWD_POLICY_CONFIRM_MIN=1s",
+	"RENEWD_POLICY_CONFIRM_MAX=1s",
+	"RENEWD_POLICY_RETRY_MIN=1s",
+	"RENEWD_POLICY_RETRY_MAX=2s",
+}
 
 // renewed waits until each of n users has been renewed so many times more.
 func (w *world) renewed(n, more int) {
@@ -34,8 +39,8 @@ func (w *world) renewed(n, more int) {
 	})
 }
 
-// nobodySignedOut holds the end against the promise: nobody told to sign in, every stored token
-// good.
+// nobodySignedOut checks the promise at the end: no user was told to sign in, and every stored
+// token is good.
 func (w *world) nobodySignedOut(n int) {
 	w.t.Helper()
 	for name, list := range w.heard() {
@@ -59,7 +64,8 @@ func (w *world) nobodySignedOut(n int) {
 // The database goes away in the middle of renewals and comes back: no rotated pair is lost.
 func TestDatabaseOutage(t *testing.T) {
 	t.Parallel()
-	db, err := pgtest.Start(pgtest.Options{TCP: true, Durable: true}) // what it has acknowledged must survive the kill
+	// what it has acknowledged must survive the kill
+	db, err := pgtest.Start(pgtest.Options{TCP: true, Durable: true})
 	if errors.Is(err, pgtest.ErrMissing) && os.Getenv("CI") == "" {
 		t.Skip(err)
 	}
@@ -68,14 +74,15 @@ func TestDatabaseOutage(t *testing.T) {
 	}
 	t.Cleanup(db.Remove)
 	const users = 40
-	w := newWorld(t, options{provider: idptest.Options{Lifetime: 4 * time.Second, Latency: 100 * time.Millisecond}, concurrency: 32, policy: quick})
-	s, err := postgres.Open(t.Context(), postgres.Config{URL: grant.NewSecret(db.URL("postgres")), Cipher: w.keys})
-	w.must(err)
-	t.Cleanup(s.Close)
-	w.store = s
+	w := newWorld(t, options{
+		provider:    standin.Options{Lifetime: 4 * time.Second, Latency: 100 * time.Millisecond},
+		concurrency: 32,
+		settings:    quick,
+	})
+	w.openPostgres(db.URL("postgres"))
 	w.follow()
-	w.start(16)
-	w.start(16)
+	w.start()
+	w.start()
 	p := w.publisher()
 	for n := range users {
 		w.login(p, user(n))
@@ -95,23 +102,27 @@ func TestDatabaseOutage(t *testing.T) {
 	}
 }
 
-// The provider throttles, fails and refuses the client for a while: nobody is signed out, and all
-// go on when it is over.
+// The provider throttles, fails and refuses the client for a while. No user is signed out, and all
+// are renewed again when it is over.
 func TestProviderOutage(t *testing.T) {
 	t.Parallel()
 	const users = 40
-	w := newWorld(t, options{provider: idptest.Options{Lifetime: 4 * time.Second}, concurrency: 32, policy: quick})
+	w := newWorld(t, options{
+		provider:    standin.Options{Lifetime: 4 * time.Second},
+		concurrency: 32,
+		settings:    quick,
+	})
 	w.follow()
-	w.start(16)
-	w.start(16)
-	var fault atomic.Pointer[idptest.Fault]
-	w.provider.SetFault(func(idptest.Request) *idptest.Fault { return fault.Load() })
+	w.start()
+	w.start()
+	var fault atomic.Pointer[standin.Fault]
+	w.provider.SetFault(func(standin.Request) *standin.Fault { return fault.Load() })
 	p := w.publisher()
 	for n := range users {
 		w.login(p, user(n))
 	}
 	w.renewed(users, 1)
-	for _, f := range []idptest.Fault{
+	for _, f := range []standin.Fault{
 		{Status: 503, Body: "down for maintenance"},
 		{Status: 429, Header: http.Header{"Retry-After": {"1"}}},
 		{Status: 401, Body: `{"error":"invalid_client"}`},

@@ -7,44 +7,50 @@ import (
 	"time"
 
 	"github.com/renewd/renewd/internal/grant"
-	"github.com/renewd/renewd/internal/idp/idptest"
-	"github.com/renewd/renewd/internal/storetest"
+	"github.com/renewd/renewd/internal/secret"
+	"github.com/renewd/renewd/internal/standin"
+	"github.com/renewd/renewd/internal/testkit/storetest"
 	"github.com/renewd/renewd/schema"
 )
 
-// After the login only timers drive it.
+// After the login only timers drive the renewals.
 func TestTimersRenew(t *testing.T) {
 	t.Parallel()
 	for _, store := range []string{"natskv", "postgres"} {
 		t.Run(store, func(t *testing.T) {
 			w := newWorld(t, options{
-				provider: idptest.Options{Lifetime: 4 * time.Second}, concurrency: 32, postgres: store == "postgres",
-				policy: grant.Policy{Floor: time.Second, ConfirmMin: time.Second, ConfirmMax: time.Second},
+				provider:    standin.Options{Lifetime: 4 * time.Second},
+				concurrency: 32,
+				postgres:    store == "postgres",
+				settings:    quick,
 			})
 			w.follow()
-			w.start(16)
-			w.start(16)
+			w.start()
+			w.start()
 			p := w.publisher()
 			for n := range 20 {
 				w.login(p, user(n))
 			}
-			w.await("three renewals of each user", time.Minute, func(map[string][]schema.Event) bool {
-				for n := range 20 {
-					if w.provider.Renewals(user(n)) < 3 {
-						return false
+			w.await("three renewals of each user", time.Minute,
+				func(map[string][]schema.Event) bool {
+					for n := range 20 {
+						if w.provider.Renewals(user(n)) < 3 {
+							return false
+						}
 					}
-				}
-				return true
-			})
+					return true
+				})
 			w.provider.EndSessions(user(7))
-			w.await("the user whose session ended is told", time.Minute, func(all map[string][]schema.Event) bool {
-				list := all[user(7)]
-				return len(list) > 0 && list[len(list)-1].Type == schema.UserReauthRequired
-			})
+			w.await("the user whose session ended is told", time.Minute,
+				func(all map[string][]schema.Event) bool {
+					list := all[user(7)]
+					return len(list) > 0 && list[len(list)-1].Type == schema.UserReauthRequired
+				})
 			w.checkProvider()
 			for name, list := range w.heard() {
 				for _, e := range list {
-					if e.Type == schema.UserReauthRequired && name != user(7) || e.Type == schema.UserRefreshFailed {
+					if e.Type == schema.UserReauthRequired && name != user(7) ||
+						e.Type == schema.UserRefreshFailed {
 						t.Errorf("%s got %s: %s", name, e.Type, e.Data)
 					}
 				}
@@ -53,7 +59,7 @@ func TestTimersRenew(t *testing.T) {
 	}
 }
 
-// checkProvider holds what the provider saw against the promise.
+// checkProvider compares what the provider saw with the promise.
 func (w *world) checkProvider() {
 	w.t.Helper()
 	s := w.provider.Stats()
@@ -63,17 +69,21 @@ func (w *world) checkProvider() {
 	w.t.Logf("provider: %+v", s)
 }
 
-// Many grants fall due in the same second, each is also asked for through REQUESTS and by
-// duplicates from raw clients, on four workers with connections of their own: no token is presented
-// twice.
+// Many grants fall due in the same second. Each is also asked for through REQUESTS, and by
+// duplicates from raw clients. There are four workers, each with its own connection. No token is
+// presented twice.
 func TestHerd(t *testing.T) {
 	const workers = 4
 	grants, soon := 20_000, 15*time.Second
 	if testing.Short() {
-		grants, soon = 2_000, 6*time.Second // with the race detector all take five times as long
+		grants, soon = 2_000, 6*time.Second // the race detector takes five times as long
 		t.Parallel()
 	}
-	w := newWorld(t, options{provider: idptest.Options{Lifetime: time.Hour}, concurrency: 128, postgres: true})
+	w := newWorld(t, options{
+		provider:    standin.Options{Lifetime: time.Hour},
+		concurrency: 128,
+		postgres:    true,
+	})
 	ctx := t.Context()
 	due := time.Now().Add(soon).Truncate(time.Second)
 	engine := w.engine(w.js)
@@ -91,7 +101,7 @@ func TestHerd(t *testing.T) {
 	t.Logf("%d grants stored and armed, due in %v", grants, time.Until(due).Round(time.Millisecond))
 	w.follow()
 	for range workers {
-		w.start(32)
+		w.start()
 	}
 	<-time.After(time.Until(due.Add(-300 * time.Millisecond)))
 	var clients sync.WaitGroup
@@ -101,7 +111,10 @@ func TestHerd(t *testing.T) {
 			for n := range grants {
 				id := fmt.Sprintf("%s-%d", user(n), c)
 				for range 2 {
-					if err := raw(nc, "user.refresh_due."+provider+"."+user(n), `{"want":"tokens"}`, "ce-id", id, "Nats-Msg-Id", id); err != nil {
+					if err := raw(
+						nc, "user.refresh_due."+provider+"."+user(n), `{"want":"tokens"}`, "ce-id",
+						id, "Nats-Msg-Id", id,
+					); err != nil {
 						t.Error(err)
 					}
 				}
@@ -112,19 +125,22 @@ func TestHerd(t *testing.T) {
 		})
 	}
 	clients.Wait()
-	w.await("every grant renewed", 5*time.Minute, func(map[string][]schema.Event) bool { return w.provider.Stats().Rotated >= grants })
-	w.await("every user synced, and every queue empty", 5*time.Minute, func(all map[string][]schema.Event) bool {
-		if len(all) < grants {
-			return false
-		}
-		d, err := engine.Depths(ctx)
-		for _, q := range d.Queues {
-			if q.Waiting+q.InHand > 0 {
+	w.await("every grant renewed", 5*time.Minute, func(map[string][]schema.Event) bool {
+		return w.provider.Stats().Rotated >= grants
+	})
+	w.await("every user synced, and every queue empty", 5*time.Minute,
+		func(all map[string][]schema.Event) bool {
+			if len(all) < grants {
 				return false
 			}
-		}
-		return err == nil
-	})
+			d, err := engine.Depths(ctx)
+			for _, q := range d.Queues {
+				if q.Waiting+q.InHand > 0 {
+					return false
+				}
+			}
+			return err == nil
+		})
 	w.checkProvider()
 	each(32, grants, func(n int) {
 		g, err := w.store.Load(ctx, grant.Key{Provider: provider, User: user(n)})
@@ -136,14 +152,19 @@ func TestHerd(t *testing.T) {
 	})
 }
 
-// grantOf is a stored grant of a user who signed in long ago, whose access token has run out.
+// grantOf is a stored grant of a user who signed in long ago and whose access token has run out.
 func (w *world) grantOf(name string, due time.Time) grant.Grant {
 	tokens := w.provider.Login(name)
 	pair := grant.Pair{
-		Access: grant.NewSecret(tokens.Access), Refresh: grant.NewSecret(tokens.Refresh), ExpiresAt: due, Lifetime: time.Hour, SentAt: due.Add(-time.Hour),
+		Access:    secret.New(tokens.Access),
+		Refresh:   secret.New(tokens.Refresh),
+		ExpiresAt: due,
+		Lifetime:  time.Hour,
+		SentAt:    due.Add(-time.Hour),
 	}
-	g := storetest.SignedIn(grant.Key{Provider: provider, User: name}, pair, grant.Order{Stream: due, Sequence: 1},
-		grant.Turn{Now: time.Now(), Nonce: name, Policy: w.policy})
+	g := storetest.SignedIn(grant.Key{Provider: provider, User: name}, pair,
+		grant.Position{Stream: due, Sequence: 1},
+		grant.Turn{Now: time.Now(), Nonce: name, Policy: &w.policy})
 	g.NextDueAt = due
 	return g
 }

@@ -1,7 +1,6 @@
 package systemtest_test
 
 import (
-	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,21 +8,26 @@ import (
 	"time"
 
 	"github.com/renewd/renewd/internal/grant"
-	"github.com/renewd/renewd/internal/idp/idptest"
-	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/internal/reconcile"
+	"github.com/renewd/renewd/internal/standin"
+	"github.com/renewd/renewd/internal/testkit/streams"
+	"github.com/renewd/renewd/internal/topology"
 	"github.com/renewd/renewd/schema"
 )
 
 const dumpFlags, restoreFlags = "--format=custom --schema=renewd", "--exit-on-error --no-owner"
 
-// backup copies the store the way docs/backup.md says; restore, with no worker running, puts the
-// copy in its place.
+// backup copies the store as docs/backup.md says: NATS KV without a worker, since a snapshot may
+// miss a record that is written meanwhile. restore puts the copy in the store's place, with no
+// worker running.
 func (w *world) backup() (restore func()) {
 	w.t.Helper()
 	if w.database == "" {
-		copied := w.backupStream("KV_" + stream.BucketGrants)
+		w.stop()
+		copied := streams.Backup(w.t, w.js, "KV_"+topology.BucketGrants)
+		w.start()
 		return func() {
-			w.restoreStream("KV_"+stream.BucketGrants, copied)
+			copied.Restore(w.t, w.js, "KV_"+topology.BucketGrants)
 			w.openKV()
 		}
 	}
@@ -31,7 +35,8 @@ func (w *world) backup() (restore func()) {
 	databases.Run(w.t, "pg_dump", append(strings.Fields(dumpFlags), "--file="+file, w.database)...)
 	return func() {
 		fresh := databases.URL(w.t)
-		databases.Run(w.t, "pg_restore", append(strings.Fields(restoreFlags), "--dbname="+fresh, file)...)
+		databases.Run(w.t, "pg_restore", append(strings.Fields(restoreFlags), "--dbname="+fresh,
+			file)...)
 		w.openPostgres(fresh)
 	}
 }
@@ -42,7 +47,10 @@ func TestBackupPageIsWhatIsTested(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, command := range []string{"pg_dump " + dumpFlags, "pg_restore " + restoreFlags, "nats stream backup KV_" + stream.BucketGrants} {
+	for _, command := range []string{
+		"pg_dump " + dumpFlags, "pg_restore " + restoreFlags,
+		"nats stream backup KV_" + topology.BucketGrants,
+	} {
 		if !strings.Contains(string(page), command) {
 			t.Errorf("docs/backup.md does not say %q", command)
 		}
@@ -55,20 +63,22 @@ func keyOf(n int) grant.Key { return grant.Key{Provider: provider, User: user(n)
 func (w *world) rotate(id string, users ...int) map[int]schema.Event {
 	w.t.Helper()
 	for _, n := range users {
-		w.must(raw(w.js.Conn(), "user.refresh_due."+provider+"."+user(n), `{"want":"tokens"}`, "ce-id", id))
+		w.must(raw(w.js.Conn(), "user.refresh_due."+provider+"."+user(n), `{"want":"tokens"}`,
+			"ce-id", id))
 	}
 	answers := map[int]schema.Event{}
-	w.await("every request "+id+" is answered", time.Minute, func(all map[string][]schema.Event) bool {
-		for _, n := range users {
-			for _, e := range all[user(n)] {
-				// By its cause: a sign-out has an id of its own.
-				if decode[struct{ Cause schema.Cause }](w.t, e).Cause.ID == id {
-					answers[n] = e
+	w.await("every request "+id+" is answered", time.Minute,
+		func(all map[string][]schema.Event) bool {
+			for _, n := range users {
+				for _, e := range all[user(n)] {
+					// Compare the cause, since the id of a sign-out is not the request's.
+					if decode[struct{ Cause schema.Cause }](w.t, e).Cause.ID == id {
+						answers[n] = e
+					}
 				}
 			}
-		}
-		return len(answers) == len(users)
-	})
+			return len(answers) == len(users)
+		})
 	return answers
 }
 
@@ -99,12 +109,16 @@ func (w *world) parkedPair(n int) {
 	ctx := w.t.Context()
 	g, err := w.store.Load(ctx, keyOf(n))
 	w.must(err)
-	tokens, err := w.client(1).Refresh(ctx, g.Pair.Refresh)
+	tokens, err := w.client().Refresh(ctx, g.Pair.Refresh)
 	w.must(err)
-	next := g.Rotated(grant.Turn{Now: time.Now(), Policy: w.policy}, tokens, g.Fingerprint())
+	next := g.Rotated(grant.Turn{Now: time.Now(), Policy: &w.policy}, tokens, g.Fingerprint())
 	sealed, err := grant.SealPair(w.keys, grant.PurposePark, next.Key, next.Version, next.Pair)
 	w.must(err)
-	_, err = w.engine(w.js).Park(ctx, next.Key, grant.Parcel{Version: next.Version, Parent: next.Pair.Parent, Sealed: sealed})
+	_, err = w.engine(w.js).Park(ctx, next.Key, grant.Parcel{
+		Version: next.Version,
+		Parent:  next.Pair.Parent,
+		Sealed:  sealed,
+	})
 	w.must(err)
 }
 
@@ -120,7 +134,13 @@ func (w *world) erase(n int) {
 	w.must(err)
 	w.must(e.Erase(ctx, g.Key, newest))
 	w.must(e.PublishMarked(ctx, schema.Event{
-		ID: "forgotten", Source: "/test", Type: schema.UserForgotten, Provider: provider, User: g.User, Time: time.Now(), Data: []byte(`{}`),
+		ID:       "forgotten",
+		Source:   "/test",
+		Type:     schema.UserForgotten,
+		Provider: provider,
+		User:     g.User,
+		Time:     time.Now(),
+		Data:     []byte(`{}`),
 	}, grant.Mark{Version: g.Version + 1}))
 }
 
@@ -139,15 +159,20 @@ func versionOf(t *testing.T, e schema.Event) int64 {
 	return decode[struct{ Version int64 }](t, e).Version
 }
 
-// A store that was restored from a backup, next to streams that went on: what is superseded is not
-// presented and told, what is not goes on, and a login heals the rest.
+// A store was restored from a backup, next to streams that went on. Superseded tokens are not
+// presented, and their users are told. Other users go on, and a login heals the rest.
 func TestRestoredStore(t *testing.T) {
 	t.Parallel()
 	for _, store := range []string{"postgres", "natskv"} {
 		t.Run(store, func(t *testing.T) {
-			w := newWorld(t, options{provider: idptest.Options{Lifetime: time.Hour}, concurrency: 8, postgres: store == "postgres", policy: quick})
+			w := newWorld(t, options{
+				provider:    standin.Options{Lifetime: time.Hour},
+				concurrency: 8,
+				postgres:    store == "postgres",
+				settings:    quick,
+			})
 			w.follow()
-			w.start(8)
+			w.start()
 			rotated, untouched, late := []int{0, 1, 2, 3, 4}, []int{5, 6, 7, 8, 9}, []int{10, 11}
 			const ended, parked, erased = 12, 13, 14
 			w.signIn(append(append([]int{ended, parked, erased}, rotated...), untouched...)...)
@@ -163,20 +188,28 @@ func TestRestoredStore(t *testing.T) {
 			before := w.versions()
 			restore()
 
-			compared, err := stream.Compare(t.Context(), w.store, w.engine(w.js), nil)
-			if want := (stream.Comparison{Grants: 13, Live: 13, Superseded: 8, Outcomes: compared.Outcomes}); err != nil || compared != want {
+			compared, err := reconcile.Compare(t.Context(), w.store, w.engine(w.js), nil)
+			if want := (reconcile.Comparison{
+				Grants:     13,
+				Live:       13,
+				Superseded: 8,
+				Outcomes:   compared.Outcomes,
+			}); err != nil || compared != want {
 				t.Errorf("compared %+v, %v; want %+v", compared, err, want)
 			}
-			w.start(8)
+			w.start()
 			w.checkRestored(before, map[string][]int{
-				schema.ReasonSuperseded: append([]int{ended, erased}, rotated...), "": append([]int{parked}, untouched...), schema.ReasonUnknownGrant: late,
+				schema.ReasonSuperseded:   append([]int{ended, erased}, rotated...),
+				"":                        append([]int{parked}, untouched...),
+				schema.ReasonUnknownGrant: late,
 			})
 			before = w.versions()
 			again := append(append([]int{ended, erased}, rotated...), late...)
 			w.signIn(again...)
 			for n, e := range w.rotate("healed", again...) {
 				if e.Type != schema.UserSynced || versionOf(t, e) <= before[user(n)] {
-					t.Errorf("%s after signing in: %s %s, before it version %d", user(n), e.Type, e.Data, before[user(n)])
+					t.Errorf("%s after signing in: %s %s, before it version %d", user(n), e.Type,
+						e.Data, before[user(n)])
 				}
 			}
 			w.noReuse()
@@ -184,15 +217,17 @@ func TestRestoredStore(t *testing.T) {
 	}
 }
 
-// checkRestored asks for fresh tokens of users, by how that is to be refused; "" is for those who
-// get them.
+// checkRestored asks for fresh tokens of users. want groups the users by the reason of their
+// refusal; "" is for users who get tokens.
 func (w *world) checkRestored(before map[string]int64, want map[string][]int) {
 	w.t.Helper()
 	for reason, users := range want {
 		for n, e := range w.rotate("after", users...) {
 			if reason == "" {
-				if d := decode[schema.Synced](w.t, e); e.Type != schema.UserSynced || !d.Refreshed || d.Version <= before[user(n)] {
-					w.t.Errorf("%s: %s %s, before it version %d", user(n), e.Type, e.Data, before[user(n)])
+				if d := decode[schema.Synced](w.t, e); e.Type != schema.UserSynced ||
+					!d.Refreshed || d.Version <= before[user(n)] {
+					w.t.Errorf("%s: %s %s, before it version %d", user(n), e.Type, e.Data,
+						before[user(n)])
 				}
 				continue
 			}
@@ -215,16 +250,28 @@ func (w *world) noReuse() {
 	}
 }
 
-// Nobody asks: the timers that outlived the restore, or the reconciler where they are lost as well,
-// find out.
+// No service asks. The timers that outlived the restore find out, or the reconciler if they are
+// lost as well.
 func TestRestoredStoreIsFoundOut(t *testing.T) {
 	t.Parallel()
 	for _, by := range []string{"timers", "reconciler"} {
 		t.Run(by, func(t *testing.T) {
 			const users = 10
-			w := newWorld(t, options{provider: idptest.Options{Lifetime: 4 * time.Second}, concurrency: 8, postgres: true, policy: quick})
+			w := newWorld(t, options{
+				provider:    standin.Options{Lifetime: 4 * time.Second},
+				concurrency: 8,
+				postgres:    true,
+				settings:    quick,
+			})
+			if by == "reconciler" {
+				w.walks = reconcile.Reconciler{
+					Every:   time.Second,
+					Poll:    time.Second,
+					Overdue: time.Second,
+				}
+			}
 			w.follow()
-			w.start(8)
+			w.start()
 			everybody := make([]int, users)
 			for n := range users {
 				everybody[n] = n
@@ -235,20 +282,17 @@ func TestRestoredStoreIsFoundOut(t *testing.T) {
 			w.stop()
 			restore()
 			if by == "reconciler" {
-				s, err := w.js.Stream(t.Context(), stream.Renewals)
+				s, err := w.js.Stream(t.Context(), topology.Renewals)
 				w.must(err)
 				w.must(s.Purge(t.Context()))
-				e := w.engine(w.js)
-				w.background(func(ctx context.Context) error {
-					return stream.Reconciler{Store: w.store, Engine: e, Every: time.Second, Poll: time.Second, Overdue: time.Second}.Run(ctx)
-				})
 			}
-			w.start(8)
+			w.start()
 			w.await("everybody is told", time.Minute, func(all map[string][]schema.Event) bool {
 				for n := range users {
 					list := all[user(n)]
 					last := list[len(list)-1]
-					if last.Type != schema.UserRefreshFailed || decode[schema.RefreshFailed](t, last).Reason != schema.ReasonSuperseded {
+					if last.Type != schema.UserRefreshFailed ||
+						decode[schema.RefreshFailed](t, last).Reason != schema.ReasonSuperseded {
 						return false
 					}
 				}
@@ -262,14 +306,19 @@ func TestRestoredStoreIsFoundOut(t *testing.T) {
 	}
 }
 
-// Streams that were restored from a copy of the server's folder, next to a database that went on:
-// old timers, commands and sequences do no harm, and a login counts.
+// Streams were restored from a copy of the server's folder, next to a database that went on. Old
+// timers, commands and sequences do no harm, and a new login counts.
 func TestRestoredStreams(t *testing.T) {
 	t.Parallel()
 	const users = 10
-	w := newWorld(t, options{provider: idptest.Options{Lifetime: 5 * time.Second}, concurrency: 8, postgres: true, policy: quick})
+	w := newWorld(t, options{
+		provider:    standin.Options{Lifetime: 5 * time.Second},
+		concurrency: 8,
+		postgres:    true,
+		settings:    quick,
+	})
 	unfollow := w.follow()
-	w.start(8)
+	w.start()
 	for n := range users {
 		w.signIn(n)
 	}
@@ -281,7 +330,7 @@ func TestRestoredStreams(t *testing.T) {
 
 	w.boot(w.folder)
 	unfollow = w.follow()
-	w.start(8)
+	w.start()
 	for range 3 {
 		w.signIn(1, 2, 3) // their sequences in LOGINS are given out again below
 	}
@@ -299,14 +348,16 @@ func TestRestoredStreams(t *testing.T) {
 		w.must(err)
 	}
 	w.follow()
-	w.start(8)
+	w.start()
 	w.renewed(users, 2)
 	for n := range 4 {
 		w.signIn(n)
 		g, err := w.store.Load(t.Context(), keyOf(n))
 		w.must(err)
-		if age := time.Since(g.LoginAt); age > time.Minute || !w.provider.Valid(g.Pair.Refresh.Reveal()) {
-			t.Errorf("%s: the login after the restore did not count: stored is one of %v ago", user(n), age)
+		if age := time.Since(g.LoginAt); age > time.Minute ||
+			!w.provider.Valid(g.Pair.Refresh.Reveal()) {
+			t.Errorf("%s: the login after the restore did not count: stored is one of %v ago",
+				user(n), age)
 		}
 	}
 	w.nobodySignedOut(users)

@@ -3,38 +3,35 @@ package systemtest_test
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net/http/httptest"
 	"os"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"go.opentelemetry.io/otel/metric"
-	"go.opentelemetry.io/otel/metric/noop"
-	"go.opentelemetry.io/otel/trace"
-	tracenoop "go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/renewd/renewd/consumers"
-	"github.com/renewd/renewd/consumers/login"
-	"github.com/renewd/renewd/consumers/refresh"
-	"github.com/renewd/renewd/consumers/request"
+	"github.com/renewd/renewd/internal/daemon"
 	"github.com/renewd/renewd/internal/grant"
-	"github.com/renewd/renewd/internal/guard"
 	"github.com/renewd/renewd/internal/idp"
-	"github.com/renewd/renewd/internal/idp/idptest"
+	"github.com/renewd/renewd/internal/keyfile"
 	"github.com/renewd/renewd/internal/natsd"
 	"github.com/renewd/renewd/internal/natskv"
-	"github.com/renewd/renewd/internal/pgtest"
 	"github.com/renewd/renewd/internal/postgres"
+	"github.com/renewd/renewd/internal/reconcile"
 	"github.com/renewd/renewd/internal/seal"
+	"github.com/renewd/renewd/internal/secret"
+	"github.com/renewd/renewd/internal/settings"
+	"github.com/renewd/renewd/internal/standin"
 	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/internal/testkit/pgtest"
+	"github.com/renewd/renewd/internal/topology"
 	"github.com/renewd/renewd/publishers"
 	"github.com/renewd/renewd/schema"
 )
@@ -45,38 +42,33 @@ func TestMain(m *testing.M) { os.Exit(databases.Main(m)) }
 
 const provider = "propelauth"
 
-// world is one NATS server, one provider and one store, with any number of workers on them.
+// world is one NATS server, one provider and one store, with any number of workers on them: each is
+// a daemon, as `renewd serve` starts it.
 type world struct {
 	t        *testing.T
 	nats     *natsd.Server
 	js       jetstream.JetStream
-	provider *idptest.Server
+	provider *standin.Server
 	url      string
-	store    grant.Store
+	store    grant.Store // the workers' store, as the test itself looks into it
 	keys     *seal.Keyring
-	topology stream.Topology
+	environ  []string // settings of the workers that start from now on
 	policy   grant.Policy
-	rules    guard.Rules
-	rate     float64
-	secret   string // of the client, as renewd has it
-	tokenURL string // as renewd's settings have it; empty: the preset's
 	logger   *slog.Logger
-	tracers  trace.TracerProvider
-	meters   metric.MeterProvider
+	// how the workers walk the store; the zero value as `renewd serve` does
+	walks    reconcile.Reconciler
 	database string   // address, where the store is PostgreSQL
 	folder   string   // of the NATS server
-	workers  []func() // end what start began
+	workers  []func() // functions that end what start began
 
 	mu       sync.Mutex
 	outcomes map[string][]schema.Event // by user, in order of the stream
-	seen     chan struct{}             // gets a word after each outcome
+	seen     chan struct{}             // receives after each outcome
 }
 
 type options struct {
-	provider    idptest.Options
-	policy      grant.Policy
-	rules       guard.Rules
-	rate        float64 // calls a second
+	provider    standin.Options
+	settings    []string // of the workers, as environment variables
 	concurrency int
 	postgres    bool
 }
@@ -84,25 +76,47 @@ type options struct {
 func newWorld(t *testing.T, o options) *world {
 	t.Helper()
 	w := &world{
-		t: t, policy: o.policy.WithDefaults(), rules: o.rules, rate: o.rate, secret: o.provider.ClientSecret,
-		outcomes: map[string][]schema.Event{}, seen: make(chan struct{}, 1),
-		logger: slog.New(slog.DiscardHandler), tracers: tracenoop.NewTracerProvider(), meters: noop.NewMeterProvider(), topology: stream.Topology{Providers: []stream.Provider{{ID: provider, Concurrency: o.concurrency}}, Grants: !o.postgres}.WithDefaults(),
+		t:        t,
+		logger:   slog.New(slog.DiscardHandler),
+		outcomes: map[string][]schema.Event{},
+		seen:     make(chan struct{}, 1),
 	}
-	w.boot(t.TempDir())
-	w.provider = idptest.New(o.provider)
+	w.provider = standin.New(o.provider)
 	server := httptest.NewServer(w.provider)
 	t.Cleanup(server.Close)
 	w.url = server.URL
+	w.environ = append([]string{
+		"RENEWD_DATA_DIR=" + t.TempDir(),
+		"RENEWD_HTTP_ADDR=127.0.0.1:0",
+		"RENEWD_PROVIDER_ID=" + provider,
+		"RENEWD_PROVIDER_CONCURRENCY=" + strconv.Itoa(o.concurrency),
+		"RENEWD_AUTH_URL=" + w.url,
+		"RENEWD_REVOKE_URL=" + w.url + "/propelauth/oauth/revoke",
+		"RENEWD_ALLOW_HTTP_LOOPBACK=true",
+		"RENEWD_CLIENT_ID=renewd-test",
+		"RENEWD_CLIENT_SECRET=" + o.provider.ClientSecret,
+	}, o.settings...)
 	var err error
-	w.keys, err = seal.NewKeyring(time.Now())
+	w.keys, err = keyfile.Of(w.settings()).Make(t.Context(), time.Now())
 	w.must(err)
-	w.must(w.engine(w.js).PublishKeys(t.Context(), w.keys.JWKS()))
 	if o.postgres {
 		w.openPostgres(databases.URL(t))
-	} else {
+	}
+	w.policy = w.settings().Providers[0].GrantPolicy()
+	w.boot(t.TempDir())
+	if !o.postgres {
 		w.openKV()
 	}
+	w.must(w.engine(w.js).PublishKeys(t.Context(), w.keys.JWKS()))
 	return w
+}
+
+// settings reads the workers' settings as `renewd serve` does.
+func (w *world) settings(more ...string) *settings.Settings {
+	w.t.Helper()
+	conf, err := settings.Load("", slices.Concat(w.environ, more))
+	w.must(err)
+	return conf
 }
 
 // boot starts the NATS server on a folder.
@@ -110,18 +124,19 @@ func (w *world) boot(folder string) {
 	w.t.Helper()
 	var err error
 	w.folder = folder
-	w.nats, err = natsd.Start(w.t.Context(), natsd.Config{StoreDir: folder})
+	w.nats, err = natsd.Start(w.t.Context(), natsd.Config{StoreDir: folder, Listen: "127.0.0.1:0"})
 	w.must(err)
 	w.t.Cleanup(w.nats.Shutdown)
 	w.js = w.connect()
-	_, err = stream.Ensure(w.t.Context(), w.js, w.topology)
+	_, err = topology.Ensure(w.t.Context(), w.js, daemon.Topology(w.settings()))
 	w.must(err)
 }
 
 func (w *world) openPostgres(url string) {
 	w.t.Helper()
 	w.database = url
-	s, err := postgres.Open(w.t.Context(), postgres.Config{URL: grant.NewSecret(url), Cipher: w.keys})
+	w.environ = append(w.environ, "RENEWD_DATABASE_URL="+url)
+	s, err := postgres.Open(w.t.Context(), postgres.Config{URL: secret.New(url), Cipher: w.keys})
 	w.must(err)
 	w.t.Cleanup(s.Close)
 	w.store = s
@@ -129,7 +144,11 @@ func (w *world) openPostgres(url string) {
 
 func (w *world) openKV() {
 	w.t.Helper()
-	s, err := natskv.Open(w.t.Context(), w.js, natskv.Config{Bucket: stream.BucketGrants, Cipher: w.keys, Now: time.Now})
+	s, err := natskv.Open(w.t.Context(), w.js, natskv.Config{
+		Bucket: topology.BucketGrants,
+		Cipher: w.keys,
+		Now:    time.Now,
+	})
 	w.must(err)
 	w.store = s
 }
@@ -180,78 +199,45 @@ func (w *world) engine(js jetstream.JetStream) *stream.Engine {
 	return e
 }
 
-// start runs one worker on a connection of its own until the test ends.
-func (w *world) start(slots int) {
+// start runs one worker until the test ends or stop is called, and returns once it is up.
+func (w *world) start() daemon.Running {
 	w.t.Helper()
-	js := w.connect()
-	e := w.engine(js)
-	client := w.client(slots)
-	known := w.guard(js, e, client.Settings())
-	refresher, err := refresh.New(refresh.Config{
-		Store: w.store, Stream: e, Cipher: w.keys, Parse: e.ParseWork, Rand: rand.Float64, Logger: w.logger, Meter: w.meters.Meter("test"),
-		Providers: map[string]refresh.Provider{provider: known(refresh.Provider{Client: client, Policy: w.policy})},
-	})
-	w.must(err)
-	login, err := login.New(login.Config{
-		Store: w.store, Stream: e, Policies: map[string]grant.Policy{provider: w.policy}, Open: w.open,
-		KeyMissing: func(err error) bool { return errors.Is(err, seal.ErrUnknownKey) }, Now: e.Now, Rand: rand.Float64, Logger: w.logger,
-	})
-	w.must(err)
-	request := &request.Consumer{Stream: e, Known: func(id string) bool { return id == provider }}
-	w.run(js, e, stream.Renewals, stream.ConsumerRenew(provider), slots, refresher.Handle, refresher.PutOff)
-	w.run(js, e, stream.Logins, stream.ConsumerLogin, 64, login.Handle, login.PutOff)
-	w.run(js, e, stream.Renewals, stream.ConsumerDeferred, 64, login.HandleDeferred, login.PutOffDeferred)
-	w.run(js, e, stream.Requests, stream.ConsumerRequest, 64, request.Handle, nil)
-}
-
-// guard runs one worker's guard, and completes the provider by it and the budget of calls.
-func (w *world) guard(js jetstream.JetStream, e *stream.Engine, settings string) func(refresh.Provider) refresh.Provider {
-	w.t.Helper()
-	bucket, err := js.KeyValue(w.t.Context(), stream.BucketProviders)
-	w.must(err)
-	g, err := guard.New(guard.Config{
-		Provider: provider, Settings: settings, Concurrency: w.topology.Providers[0].Concurrency, Rules: w.rules, Bucket: bucket, Brake: e,
-		Wake: stream.Waker{Store: w.store, Engine: e}.Wake, Source: "/renewd", Now: e.Now, Logger: w.logger,
-	})
-	w.must(err)
-	w.workers = append(w.workers, w.background(g.Run))
-	return func(p refresh.Provider) refresh.Provider {
-		p.Guard = g
-		if b := guard.NewBudget(guard.BudgetConfig{Provider: provider, Rate: w.rate, Bucket: bucket, Now: e.Now}); b != nil {
-			p.Limiter = b
-		}
-		return p
-	}
-}
-
-func (w *world) client(conns int) *idp.Provider {
-	w.t.Helper()
-	p, err := idp.New(idp.Config{ID: provider, BaseURL: w.url, TokenURL: w.tokenURL, ClientID: "renewd-test", ClientSecret: grant.NewSecret(w.secret), AllowHTTPLoopback: true, MaxConns: conns}, idp.Telemetry{Tracers: w.tracers, Meters: w.meters})
-	w.must(err)
-	return p
-}
-
-func (w *world) open(jwe string) (login.Opened, error) {
-	l, err := w.keys.OpenLogin(jwe)
-	return login.Opened{
-		Provider: l.Provider, User: l.User, SealedAt: l.SealedAt, Access: grant.NewSecret(l.Access.Reveal()), Refresh: grant.NewSecret(l.Refresh.Reveal()),
-		ExpiresAt: l.ExpiresAt, ExpiresIn: l.ExpiresIn,
-	}, err
-}
-
-func (w *world) run(
-	js jetstream.JetStream, e *stream.Engine, on, durable string, slots int, h consumers.Handler,
-	putOff func(context.Context, *consumers.Message, error) error,
-) {
-	w.t.Helper()
-	r, err := consumers.NewRunner(consumers.Config{
-		JetStream: js, Stream: on, Durable: durable, Handler: h, PutOff: putOff, Slots: slots, Logger: w.logger, Tracer: w.tracers.Tracer("test"), Meter: w.meters.Meter("test"),
-		Rejected: func(ctx context.Context, m *consumers.Message, reason error) error {
-			return e.Publish(ctx, consumers.Rejected(schema.Subjects{}, m, reason, "/renewd", time.Now()))
+	conf := w.settings("RENEWD_NATS_URL=" + w.nats.ClientURL())
+	up := make(chan daemon.Running, 1)
+	d, err := daemon.Open(w.t.Context(), conf, daemon.Options{
+		Environ:    os.Environ(),
+		Version:    "test",
+		Log:        w.logger,
+		Reconciler: w.walks,
+		Above: []func(context.Context, daemon.Running) error{
+			func(ctx context.Context, r daemon.Running) error {
+				up <- r
+				<-ctx.Done()
+				return nil
+			},
 		},
 	})
 	w.must(err)
-	w.workers = append(w.workers, w.background(r.Run))
+	ended := make(chan struct{})
+	w.workers = append(w.workers, w.background(func(ctx context.Context) error {
+		defer close(ended)
+		return d.Run(ctx)
+	}))
+	select {
+	case r := <-up:
+		return r
+	case <-ended:
+		w.t.Fatal("the worker ended at its start")
+		return daemon.Running{}
+	}
+}
+
+// client calls the provider as a worker does.
+func (w *world) client() *idp.Provider {
+	w.t.Helper()
+	p, err := idp.New(w.settings().Providers[0].ClientConfig(), idp.Telemetry{})
+	w.must(err)
+	return p
 }
 
 // follow collects all outcomes until the test ends, or stop is called.
@@ -259,20 +245,21 @@ func (w *world) follow() (stop func()) {
 	w.t.Helper()
 	nc := w.connect().Conn()
 	return w.background(func(ctx context.Context) error {
-		return consumers.Subscribe(ctx, nc, consumers.Subscription{StartAll: true}, func(_ context.Context, e schema.Event) error {
-			w.mu.Lock()
-			w.outcomes[e.User] = append(w.outcomes[e.User], e)
-			w.mu.Unlock()
-			select {
-			case w.seen <- struct{}{}:
-			default:
-			}
-			return nil
-		})
+		return consumers.Subscribe(ctx, nc, consumers.Subscription{StartAll: true},
+			func(_ context.Context, e schema.Event) error {
+				w.mu.Lock()
+				w.outcomes[e.User] = append(w.outcomes[e.User], e)
+				w.mu.Unlock()
+				select {
+				case w.seen <- struct{}{}:
+				default:
+				}
+				return nil
+			})
 	})
 }
 
-// heard are the outcomes so far, by user: others may come while they are looked at.
+// heard returns the outcomes so far, by user. More may come while the caller looks at them.
 func (w *world) heard() map[string][]schema.Event {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -284,7 +271,9 @@ func (w *world) heard() map[string][]schema.Event {
 }
 
 // await waits until ok holds of the outcomes so far.
-func (w *world) await(what string, patience time.Duration, ok func(outcomes map[string][]schema.Event) bool) {
+func (w *world) await(
+	what string, patience time.Duration, ok func(outcomes map[string][]schema.Event) bool,
+) {
 	w.t.Helper()
 	limit := time.NewTimer(patience)
 	defer limit.Stop()
@@ -302,7 +291,8 @@ func (w *world) await(what string, patience time.Duration, ok func(outcomes map[
 		case <-w.seen:
 		case <-time.After(50 * time.Millisecond): // not everything that is waited for is an outcome
 		case <-limit.C:
-			w.t.Fatalf("%s: not within %v; %d outcomes of %d users; provider %+v", what, patience, n, users, w.provider.Stats())
+			w.t.Fatalf("%s: not within %v; %d outcomes of %d users; provider %+v", what, patience,
+				n, users, w.provider.Stats())
 		}
 	}
 }
@@ -314,10 +304,27 @@ func (w *world) login(p *publishers.Publisher, name string) publishers.Receipt {
 	w.t.Helper()
 	t := w.provider.Login(name)
 	r, err := p.Login(w.t.Context(), provider, name, publishers.Tokens{
-		AccessToken: t.Access, RefreshToken: t.Refresh, ExpiresIn: time.Duration(t.ExpiresIn) * time.Second,
+		AccessToken:  t.Access,
+		RefreshToken: t.Refresh,
+		ExpiresIn:    time.Duration(t.ExpiresIn) * time.Second,
 	})
 	w.must(err)
 	return r
+}
+
+// newcomer has one more user sign in, and waits until that user is synced. The user signs in again
+// now and then: on a busy machine a login may be taken up only after its access token has ended.
+func (w *world) newcomer() {
+	w.t.Helper()
+	p := w.publisher()
+	var last time.Time
+	w.await("who signs in is synced", time.Minute, func(all map[string][]schema.Event) bool {
+		if time.Since(last) > 5*time.Second {
+			w.login(p, "newcomer")
+			last = time.Now()
+		}
+		return len(all["newcomer"]) > 0
+	})
 }
 
 func (w *world) publisher() *publishers.Publisher {

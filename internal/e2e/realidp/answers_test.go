@@ -18,10 +18,11 @@ import (
 	"github.com/renewd/renewd/publishers"
 )
 
-var update = flag.Bool("update", false, "write what the providers answer to internal/idp/testdata/answers")
+var update = flag.Bool("update", false,
+	"write what the providers answer to internal/idp/testdata/answers")
 
 // recorded is one exchange, as internal/idp/testdata/answers holds it and the tests of package idp
-// read it. Tokens in it are made up.
+// read it. The tokens in it are made up.
 type recorded struct {
 	Name        string `json:"name"`
 	Endpoint    string `json:"endpoint"`
@@ -34,7 +35,8 @@ type recorded struct {
 
 // verdict is what renewd must make of an answer.
 type verdict struct {
-	// Class is a grant.Class; "success"; or, of userinfo, "refused": the access token is not taken.
+	// Class is a grant.Class or "success". For userinfo it may be "refused": the access token is
+	// not taken.
 	Class  string `json:"class"`
 	Reason string `json:"reason,omitempty"` // of user.reauth_required
 	Note   string `json:"note"`
@@ -44,8 +46,9 @@ type verdict struct {
 // documentation, and stay.
 const ours = "recorded: "
 
-// The providers answer as the files say. A new version of one that answers differently is found
-// here, before it is met in production; -update then writes what it says, for a person to judge.
+// The providers answer as the files say. A new version of a provider that answers differently is
+// found here, before it is met in production. With -update the test writes the new answers, for a
+// person to judge.
 func TestAnswers(t *testing.T) {
 	for _, k := range []kind{dexKind, zitadelKind, glewlwydKind, hydraKind} {
 		t.Run(k.name, func(t *testing.T) {
@@ -55,14 +58,16 @@ func TestAnswers(t *testing.T) {
 			kept := read(t, file)
 			if *update {
 				kept = slices.DeleteFunc(kept, func(r recorded) bool {
-					return strings.HasPrefix(r.Source, ours) || slices.ContainsFunc(got, func(g recorded) bool { return g.Name == r.Name })
+					return strings.HasPrefix(r.Source, ours) ||
+						slices.ContainsFunc(got, func(g recorded) bool { return g.Name == r.Name })
 				})
 				write(t, file, append(got, kept...))
 				return
 			}
 			for _, g := range got {
 				if !slices.Contains(kept, g) {
-					t.Errorf("%s does not have this exchange, see the flag -update:\n%s", file, encode(t, g))
+					t.Errorf("%s does not have this exchange, see the flag -update:\n%s",
+						file, encode(t, g))
 				}
 			}
 		})
@@ -76,7 +81,7 @@ func record(t *testing.T, k kind) (all []recorded) {
 	for _, q := range questions {
 		v, ok := k.verdicts[q.name]
 		if !ok {
-			continue // this provider cannot be asked it
+			continue // this provider cannot be asked this question
 		}
 		endpoint := "token"
 		if strings.HasPrefix(q.name, "userinfo") {
@@ -87,8 +92,13 @@ func record(t *testing.T, k kind) (all []recorded) {
 			v.Note = strings.TrimPrefix(v.Note+"; WWW-Authenticate: "+said, "; ")
 		}
 		all = append(all, recorded{
-			Name: q.name, Endpoint: endpoint, Status: res.StatusCode, ContentType: res.Header.Get("Content-Type"),
-			Body: d.anonymous(body), Source: ours + fmt.Sprintf(k.title, versionOf(t, k)), verdict: v,
+			Name:        q.name,
+			Endpoint:    endpoint,
+			Status:      res.StatusCode,
+			ContentType: res.Header.Get("Content-Type"),
+			Body:        d.anonymous(body),
+			Source:      ours + fmt.Sprintf(k.title, versionOf(t, k)),
+			verdict:     v,
 		})
 	}
 	return all
@@ -124,7 +134,10 @@ var questions = []struct {
 		d.wait(2 * dexAbsolute)
 		return d.refresh(t, token)
 	}},
-	{"unknown", func(t *testing.T, d *desk) *http.Request { return d.refresh(t, "a-made-up-token") }},
+	{
+		"unknown",
+		func(t *testing.T, d *desk) *http.Request { return d.refresh(t, "a-made-up-token") },
+	},
 	{"no token", func(t *testing.T, d *desk) *http.Request {
 		return d.token(t, url.Values{"grant_type": {"refresh_token"}}, clientSecret)
 	}},
@@ -157,8 +170,16 @@ var questions = []struct {
 	{"unsupported grant", func(t *testing.T, d *desk) *http.Request {
 		return d.token(t, url.Values{"grant_type": {"urn:example:made-up"}}, clientSecret)
 	}},
-	{"userinfo", func(t *testing.T, d *desk) *http.Request { return d.userinfo(t, d.signedIn(t, "ada").AccessToken) }},
-	{"userinfo, bad token", func(t *testing.T, d *desk) *http.Request { return d.userinfo(t, "a-made-up-token") }},
+	{
+		"userinfo",
+		func(t *testing.T, d *desk) *http.Request {
+			return d.userinfo(t, d.signedIn(t, "ada").AccessToken)
+		},
+	},
+	{
+		"userinfo, bad token",
+		func(t *testing.T, d *desk) *http.Request { return d.userinfo(t, "a-made-up-token") },
+	},
 	{"userinfo, no token", func(t *testing.T, d *desk) *http.Request { return d.userinfo(t, "") }},
 	{"userinfo, session revoked", func(t *testing.T, d *desk) *http.Request {
 		token := d.signedIn(t, "gus").AccessToken
@@ -169,7 +190,7 @@ var questions = []struct {
 	}},
 }
 
-// desk asks a provider as its only client.
+// desk asks a provider as the provider's only client.
 type desk struct{ *front }
 
 func (d *desk) signedIn(t *testing.T, name string) publishers.Tokens {
@@ -212,7 +233,8 @@ func (d *desk) refresh(t *testing.T, token string) *http.Request {
 
 func (d *desk) token(t *testing.T, form url.Values, secret string) *http.Request {
 	t.Helper()
-	req := must(http.NewRequestWithContext(t.Context(), http.MethodPost, d.url("token"), strings.NewReader(form.Encode())))(t)
+	req := must(http.NewRequestWithContext(t.Context(), http.MethodPost, d.url("token"),
+		strings.NewReader(form.Encode())))(t)
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	if secret != "" {
 		req.SetBasicAuth(clientID, secret)
@@ -247,7 +269,7 @@ func (d *desk) send(t *testing.T, req *http.Request) (*http.Response, string) {
 	return res, body.String()
 }
 
-// made are the members of an answer that are another each time, with what stands for them.
+// made are the members of an answer that differ each time, with what stands for them.
 var made = []struct {
 	member *regexp.Regexp
 	by     string
@@ -259,7 +281,7 @@ var made = []struct {
 	{regexp.MustCompile(`("expires_in"\s*:\s*)[0-9]+`), fmt.Sprintf("${1}%d", lifetime-1)},
 }
 
-// anonymous puts fixed values in the place of those that are another each time.
+// anonymous replaces values that differ each time with fixed values.
 func (d *desk) anonymous(body string) string {
 	body = strings.ReplaceAll(body, d.issuer(), "https://"+d.name+".example.com")
 	for _, m := range made {
@@ -268,7 +290,7 @@ func (d *desk) anonymous(body string) string {
 	return body
 }
 
-// versionOf is the version of a provider, by default that which go.mod pins.
+// versionOf is the version of a provider, by default the version that go.mod pins.
 func versionOf(t *testing.T, k kind) string {
 	t.Helper()
 	if k.version != nil {

@@ -21,27 +21,33 @@ import (
 	"testing"
 	"time"
 
+	"github.com/renewd/renewd/internal/testkit/proc"
 	"github.com/renewd/renewd/publishers"
 )
 
 // glewlwydKind is Glewlwyd as Debian ships it.
 var glewlwydKind = kind{
 	name: "glewlwyd", preset: "oidc", start: startGlewlwyd, path: glewlwydPath,
-	policy: "      retry_later: 6s\n      confirm_unknown: 6s\n", // it has no word for a session that has ended
+	// It has no word for a session that has ended.
+	policy: "      retry_later: 6s\n      confirm_unknown: 6s\n",
 	auth:   "basic", wrongWay: "post", spends: true,
 	endpoints: map[string]string{"/api/oidc/token": "token", "/api/oidc/userinfo": "userinfo"},
 	title:     "glewlwyd %s",
 	version:   glewlwydVersion,
 	verdicts: map[string]verdict{
-		"refreshed, rotated":        {"success", "", "one-time use is on; there is no id_token"},
-		"revoked":                   {"unknown", "", "no body: the same for a dead token, a deleted user and a wrong secret"},
-		"spent":                     {"unknown", "", ""},
-		"unknown":                   {"unknown", "", ""},
-		"no token":                  {"unknown", "", ""},
-		"user deleted":              {"unknown", "", ""},
-		"wrong secret or client":    {"unknown", "", ""},
-		"wrong secret, put right":   {"unknown", "", "the token was spent by the wrong secret"},
-		"wrong way":                 {"unknown", "", "client_secret_post, at a client that is registered for basic"},
+		"refreshed, rotated": {"success", "", "one-time use is on; there is no id_token"},
+		"revoked": {
+			"unknown", "", "no body: the same for a dead token, a deleted user and a wrong secret",
+		},
+		"spent":                   {"unknown", "", ""},
+		"unknown":                 {"unknown", "", ""},
+		"no token":                {"unknown", "", ""},
+		"user deleted":            {"unknown", "", ""},
+		"wrong secret or client":  {"unknown", "", ""},
+		"wrong secret, put right": {"unknown", "", "the token was spent by the wrong secret"},
+		"wrong way": {
+			"unknown", "", "client_secret_post, at a client that is registered for basic",
+		},
 		"no secret":                 {"unknown", "", ""},
 		"unsupported grant":         {"unknown", "", ""},
 		"userinfo":                  {"success", "", "sub is random for each client"},
@@ -51,14 +57,15 @@ var glewlwydKind = kind{
 	},
 }
 
-// glewlwyd is a process of its own on SQLite, as its package sets it up: refresh tokens are for one
-// use, without a grace window. Asked for several things at a time it breaks a session now and then,
-// and answers it for ever with an empty 200; more so on PostgreSQL.
+// glewlwyd is Glewlwyd as a separate process on SQLite, as its package sets it up. Refresh tokens
+// are for one use, without a grace window. If it is asked for several things at a time, it
+// sometimes breaks a session, and from then on answers that session with an empty 200. On
+// PostgreSQL that happens more often.
 type glewlwyd struct {
-	http.Handler // its port
+	http.Handler // handles requests to its port
 	addr         string
 	config       string
-	process      atomic.Pointer[exec.Cmd]
+	process      atomic.Pointer[proc.Process]
 	log          lines
 	admin        *http.Client // with the administrator's session
 }
@@ -84,9 +91,9 @@ func startGlewlwyd(t *testing.T, issuer string) provider {
 	if out, err := sqlite.CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v\n%s", glewlwydSQL, err, out)
 	}
-	g := &glewlwyd{addr: freeAddress(t), config: filepath.Join(dir, "glewlwyd.conf")}
+	g := &glewlwyd{addr: proc.FreeAddrFor(t), config: filepath.Join(dir, "glewlwyd.conf")}
 	proxy := httputil.NewSingleHostReverseProxy(must(url.Parse("http://" + g.addr))(t))
-	proxy.ErrorLog = log.New(io.Discard, "", 0) // of clients that went away
+	proxy.ErrorLog = log.New(io.Discard, "", 0) // errors of clients that went away
 	g.Handler = proxy
 	g.configure(t, issuer, database)
 	t.Cleanup(func() {
@@ -129,9 +136,8 @@ database={ type="sqlite3"; path="%[5]s"; };
 }
 
 func (g *glewlwyd) kill() {
-	if cmd := g.process.Swap(nil); cmd != nil {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+	if p := g.process.Swap(nil); p != nil {
+		p.Kill()
 	}
 }
 
@@ -140,10 +146,11 @@ func (g *glewlwyd) restart(ctx context.Context) error {
 	g.kill()
 	cmd := exec.Command("glewlwyd", "--config-file="+g.config)
 	cmd.Stdout, cmd.Stderr = &g.log, &g.log
-	if err := cmd.Start(); err != nil {
+	p, err := proc.Start(cmd)
+	if err != nil {
 		return err
 	}
-	g.process.Store(cmd)
+	g.process.Store(p)
 	return answers(ctx, "http://"+g.addr+"/config")
 }
 
@@ -156,17 +163,41 @@ func (g *glewlwyd) setUp(ctx context.Context, issuer string) error {
 	return errors.Join(
 		g.ask(ctx, g.admin, http.MethodPost, "/api/mod/plugin", map[string]any{
 			"module": "oidc", "name": "oidc", "display_name": "oidc", "parameters": map[string]any{
-				"iss": issuer, "jwt-type": "sha", "jwt-key-size": "256", "key": "a-made-up-key-of-more-than-32-bytes", "access-token-duration": lifetime,
-				"refresh-token-duration": 86400, "code-duration": 600, "refresh-token-rolling": true, "refresh-token-one-use": "always",
-				"allow-non-oidc": true, "auth-type-password-enabled": true, "auth-type-refresh-enabled": true, "subject-type": "public",
-				"name-claim": "mandatory", "email-claim": "mandatory", "allowed-scope": []string{"openid"}, "claims": []any{},
-				"auth-type-code-enabled": true, "auth-type-token-enabled": false, "auth-type-implicit-enabled": false, "auth-type-none-enabled": false,
-				"auth-type-client-enabled": false, "auth-type-device-enabled": false, "pkce-allowed": false,
+				"iss":                        issuer,
+				"jwt-type":                   "sha",
+				"jwt-key-size":               "256",
+				"key":                        "a-made-up-key-of-more-than-32-bytes",
+				"access-token-duration":      lifetime,
+				"refresh-token-duration":     86400,
+				"code-duration":              600,
+				"refresh-token-rolling":      true,
+				"refresh-token-one-use":      "always",
+				"allow-non-oidc":             true,
+				"auth-type-password-enabled": true,
+				"auth-type-refresh-enabled":  true,
+				"subject-type":               "public",
+				"name-claim":                 "mandatory",
+				"email-claim":                "mandatory",
+				"allowed-scope":              []string{"openid"},
+				"claims":                     []any{},
+				"auth-type-code-enabled":     true,
+				"auth-type-token-enabled":    false,
+				"auth-type-implicit-enabled": false,
+				"auth-type-none-enabled":     false,
+				"auth-type-client-enabled":   false,
+				"auth-type-device-enabled":   false,
+				"pkce-allowed":               false,
 			},
 		}, nil),
 		g.ask(ctx, g.admin, http.MethodPost, "/api/client", map[string]any{
-			"client_id": clientID, "client_secret": clientSecret, "name": clientID, "confidential": true, "enabled": true,
-			"authorization_type": []string{"code", "password", "refresh_token"}, "redirect_uri": []string{callback}, "scope": []string{},
+			"client_id":                  clientID,
+			"client_secret":              clientSecret,
+			"name":                       clientID,
+			"confidential":               true,
+			"enabled":                    true,
+			"authorization_type":         []string{"code", "password", "refresh_token"},
+			"redirect_uri":               []string{callback},
+			"scope":                      []string{},
 			"token_endpoint_auth_method": []string{"client_secret_basic"},
 		}, nil),
 	)
@@ -177,7 +208,12 @@ func (g *glewlwyd) enroll(ctx context.Context, name string) error {
 		return nil
 	}
 	return g.ask(ctx, g.admin, http.MethodPost, "/api/user", map[string]any{
-		"username": name, "password": password, "name": name, "email": name + "@example.com", "enabled": true, "scope": []string{"openid", "g_profile"},
+		"username": name,
+		"password": password,
+		"name":     name,
+		"email":    name + "@example.com",
+		"enabled":  true,
+		"scope":    []string{"openid", "g_profile"},
 	}, nil)
 }
 
@@ -190,19 +226,31 @@ func (g *glewlwyd) signIn(ctx context.Context, name string) (string, publishers.
 		RefreshToken string `json:"refresh_token"`
 		ExpiresIn    int    `json:"expires_in"`
 	}
-	form := url.Values{"grant_type": {"password"}, "username": {name}, "password": {password}, "scope": {"openid"}}
-	as := &http.Client{Transport: header{"Authorization", "Basic " + base64.StdEncoding.EncodeToString([]byte(clientID+":"+clientSecret))}}
+	form := url.Values{
+		"grant_type": {"password"},
+		"username":   {name},
+		"password":   {password},
+		"scope":      {"openid"},
+	}
+	as := &http.Client{
+		Transport: header{
+			"Authorization",
+			"Basic " + base64.StdEncoding.EncodeToString([]byte(clientID+":"+clientSecret)),
+		},
+	}
 	if err := g.ask(ctx, as, http.MethodPost, glewlwydPath+"/token", form, &pair); err != nil {
 		return "", publishers.Tokens{}, err
 	}
 	as = &http.Client{Transport: header{"Authorization", "Bearer " + pair.AccessToken}}
 	err := g.ask(ctx, as, http.MethodGet, glewlwydPath+"/userinfo", nil, &user)
 	return user.Sub, publishers.Tokens{
-		AccessToken: pair.AccessToken, RefreshToken: pair.RefreshToken, ExpiresIn: time.Duration(pair.ExpiresIn) * time.Second,
+		AccessToken:  pair.AccessToken,
+		RefreshToken: pair.RefreshToken,
+		ExpiresIn:    time.Duration(pair.ExpiresIn) * time.Second,
 	}, err
 }
 
-// revoke ends the sessions as their user does on the profile page.
+// revoke ends the sessions as the user does on the profile page.
 func (g *glewlwyd) revoke(ctx context.Context, name string) error {
 	c, err := g.session(ctx, name, password)
 	if err != nil {
@@ -212,14 +260,17 @@ func (g *glewlwyd) revoke(ctx context.Context, name string) error {
 		Hash    string `json:"token_hash"`
 		Enabled bool   `json:"enabled"`
 	}
-	if err := g.ask(ctx, c, http.MethodGet, glewlwydPath+"/token?limit=1000", nil, &tokens); err != nil {
+	err = g.ask(ctx, c, http.MethodGet, glewlwydPath+"/token?limit=1000", nil, &tokens)
+	if err != nil {
 		return err
 	}
 	for _, token := range tokens {
 		if !token.Enabled {
 			continue
 		}
-		if err := g.ask(ctx, c, http.MethodDelete, glewlwydPath+"/token/"+url.PathEscape(token.Hash), nil, nil); err != nil {
+		err := g.ask(ctx, c, http.MethodDelete, glewlwydPath+"/token/"+url.PathEscape(token.Hash),
+			nil, nil)
+		if err != nil {
 			return err
 		}
 	}
@@ -230,18 +281,21 @@ func (g *glewlwyd) remove(ctx context.Context, name string) error {
 	return g.ask(ctx, g.admin, http.MethodDelete, "/api/user/"+name, nil, nil)
 }
 
-// session signs somebody in on the login page.
+// session signs a user in on the login page.
 func (g *glewlwyd) session(ctx context.Context, user, password string) (*http.Client, error) {
 	jar, err := cookiejar.New(nil)
 	if err != nil {
 		return nil, err
 	}
 	c := &http.Client{Jar: jar}
-	return c, g.ask(ctx, c, http.MethodPost, "/api/auth", map[string]any{"username": user, "password": password}, nil)
+	return c, g.ask(ctx, c, http.MethodPost, "/api/auth",
+		map[string]any{"username": user, "password": password}, nil)
 }
 
 // ask sends a form or JSON to the server itself, and decodes what comes back.
-func (g *glewlwyd) ask(ctx context.Context, c *http.Client, method, path string, body, into any) error {
+func (g *glewlwyd) ask(
+	ctx context.Context, c *http.Client, method, path string, body, into any,
+) error {
 	text, kind := []byte(nil), "application/json"
 	if form, ok := body.(url.Values); ok {
 		text, kind = []byte(form.Encode()), "application/x-www-form-urlencoded"
@@ -251,7 +305,8 @@ func (g *glewlwyd) ask(ctx context.Context, c *http.Client, method, path string,
 			return err
 		}
 	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://"+g.addr+path, bytes.NewReader(text))
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+g.addr+path,
+		bytes.NewReader(text))
 	if err != nil {
 		return err
 	}
@@ -259,7 +314,7 @@ func (g *glewlwyd) ask(ctx context.Context, c *http.Client, method, path string,
 	return said(c, req, into)
 }
 
-// header adds one to every request.
+// header adds one header to every request.
 type header struct{ name, value string }
 
 func (h header) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -267,8 +322,9 @@ func (h header) RoundTrip(r *http.Request) (*http.Response, error) {
 	return http.DefaultTransport.RoundTrip(r)
 }
 
-// glewlwydVersion is what Debian has installed.
+// glewlwydVersion is the version that Debian has installed.
 func glewlwydVersion(t *testing.T) string {
 	t.Helper()
-	return string(must(exec.CommandContext(t.Context(), "dpkg-query", "--showformat=${Version}", "--show", "glewlwyd").Output())(t))
+	return string(must(exec.CommandContext(t.Context(), "dpkg-query", "--showformat=${Version}",
+		"--show", "glewlwyd").Output())(t))
 }

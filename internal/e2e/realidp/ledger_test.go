@@ -23,7 +23,11 @@ type ledger struct {
 
 func newLedger() *ledger {
 	return &ledger{
-		watched: newWatched(), known: map[string]bool{}, renewed: map[string]int{}, told: map[string][]string{}, failed: map[string]int{},
+		watched: newWatched(),
+		known:   map[string]bool{},
+		renewed: map[string]int{},
+		told:    map[string][]string{},
+		failed:  map[string]int{},
 	}
 }
 
@@ -76,18 +80,21 @@ func (l *ledger) generations() (all map[string]int) {
 	return all
 }
 
-// reached is nil once every user was renewed as often as want says. Its caller holds the ledger.
+// reached is nil once every user was renewed as often as want says. The caller holds the ledger.
 func (l *ledger) reached(users []string, want func(user string) int) error {
-	behind := slices.DeleteFunc(slices.Clone(users), func(u string) bool { return l.renewed[u] >= want(u) })
+	behind := slices.DeleteFunc(slices.Clone(users), func(u string) bool {
+		return l.renewed[u] >= want(u)
+	})
 	if len(behind) == 0 {
 		return nil
 	}
 	one := behind[0]
-	return fmt.Errorf("%d of %d users are behind: %s has %d renewals of %d; %s", len(behind), len(users), one, l.renewed[one], want(one), l.events())
+	return fmt.Errorf("%d of %d users are behind: %s has %d renewals of %d; %s",
+		len(behind), len(users), one, l.renewed[one], want(one), l.events())
 }
 
-// tells is nil once each of users was told to sign in again, and once, and nobody else was, but for
-// those whose session the provider has lost. Its caller holds the ledger.
+// tells is nil once each of users was told to sign in again, exactly once, and no other user was
+// told. Users whose session the provider has lost may be told. The caller holds the ledger.
 func (l *ledger) tells(users []string, lost map[string]bool) error {
 	var wrong []string
 	for _, u := range users {
@@ -97,7 +104,9 @@ func (l *ledger) tells(users []string, lost map[string]bool) error {
 	}
 	for u, reasons := range l.told {
 		if !slices.Contains(users, u) && !lost[u] {
-			wrong = append(wrong, fmt.Sprintf("%s was told to sign in again (%s), and the session was never ended", u, reasons))
+			wrong = append(wrong,
+				fmt.Sprintf("%s was told to sign in again (%s), and the session was never ended",
+					u, reasons))
 		}
 	}
 	if len(wrong) == 0 {
@@ -107,5 +116,6 @@ func (l *ledger) tells(users []string, lost map[string]bool) error {
 }
 
 func (l *ledger) events() string {
-	return fmt.Sprintf("told %v, refresh_failed %v, degraded %v, rejected %v", l.told, l.failed, l.degraded, l.rejected)
+	return fmt.Sprintf("told %v, refresh_failed %v, degraded %v, rejected %v",
+		l.told, l.failed, l.degraded, l.rejected)
 }

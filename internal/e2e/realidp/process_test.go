@@ -6,21 +6,21 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
+
+	"github.com/renewd/renewd/internal/testkit/proc"
 )
 
 const root = "../../.."
 
-// binary builds renewd once for all tests of this package and returns where it is.
+// binary builds renewd once for all tests of this package and returns where the binary is.
 var binary = sync.OnceValues(func() (string, error) {
 	path, err := filepath.Abs(filepath.Join(root, ".cache", "realidp", "renewd"))
 	if err != nil {
@@ -39,7 +39,7 @@ var binary = sync.OnceValues(func() (string, error) {
 func command(t *testing.T, settings []string, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(must(binary())(t), args...)
-	for _, kv := range os.Environ() { // a developer's own shell may set some
+	for _, kv := range os.Environ() { // a developer's own shell may set some settings
 		if !strings.HasPrefix(kv, "RENEWD_") {
 			cmd.Env = append(cmd.Env, kv)
 		}
@@ -51,24 +51,20 @@ func command(t *testing.T, settings []string, args ...string) *exec.Cmd {
 
 // worker is one `renewd serve`.
 type worker struct {
-	cmd  *exec.Cmd
+	*proc.Process
 	http string
-	exit chan error // holds its end once it came
 }
 
-// serve starts a worker and waits until it says that it is ready. It is ended with the test.
+// serve starts a worker and waits until it says that it is ready. It ends the worker with the test.
 func serve(t *testing.T, settings []string) *worker {
 	t.Helper()
-	w := &worker{http: freeAddress(t), exit: make(chan error, 1)}
-	w.cmd = command(t, append(settings, "RENEWD_HTTP_ADDR="+w.http), "serve")
+	w := &worker{http: proc.FreeAddrFor(t)}
+	cmd := command(t, append(settings, "RENEWD_HTTP_ADDR="+w.http), "serve")
 	log := &lines{}
-	w.cmd.Stdout, w.cmd.Stderr = log, log
-	if err := w.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() { w.exit <- w.cmd.Wait() }()
+	cmd.Stdout, cmd.Stderr = log, log
+	w.Process = must(proc.Start(cmd))(t)
 	t.Cleanup(func() {
-		w.kill()
+		w.Kill()
 		if t.Failed() {
 			t.Logf("renewd said at last:\n%s", log)
 		}
@@ -82,9 +78,8 @@ func serve(t *testing.T, settings []string) *worker {
 			return w
 		}
 		select {
-		case end := <-w.exit:
-			w.exit <- end
-			t.Fatalf("renewd ended at its start: %v\n%s", end, log)
+		case <-w.Ended():
+			t.Fatalf("renewd ended at its start: %v\n%s", w.Wait(), log)
 		case <-limit:
 			t.Fatalf("renewd is not ready: %v", err)
 		case <-tick.C:
@@ -107,23 +102,12 @@ func (w *worker) ready() error {
 // stop ends the worker as an operator would.
 func (w *worker) stop(t *testing.T) {
 	t.Helper()
-	if err := w.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	err := <-w.exit
-	w.exit <- err
-	if err != nil {
+	if err := w.Stop(patience); err != nil {
 		t.Errorf("renewd ended with %v, want exit code 0", err)
 	}
 }
 
-// kill ends the worker with SIGKILL and waits until it is gone, and its connections with it.
-func (w *worker) kill() {
-	_ = w.cmd.Process.Kill() // it may have ended before
-	w.exit <- <-w.exit
-}
-
-// answers waits until a server answers there, whatever it says.
+// answers waits until a server answers at this address, whatever the answer.
 func answers(ctx context.Context, address string) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -142,7 +126,7 @@ func answers(ctx context.Context, address string) error {
 	}
 }
 
-// said sends a request and decodes the JSON that comes back; a nil into takes any answer.
+// said sends a request and decodes the JSON in the answer. If into is nil, any answer will do.
 func said(c *http.Client, req *http.Request, into any) error {
 	res, err := c.Do(req)
 	if err != nil {
@@ -179,15 +163,6 @@ func (l *lines) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return string(l.text)
-}
-
-// freeAddress returns a loopback address that nobody listens on. Somebody may take it before its
-// user does; renewd then says so at its start.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l := must(net.Listen("tcp", "127.0.0.1:0"))(t)
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // must(f())(t) is f's value; the test fails on its error.

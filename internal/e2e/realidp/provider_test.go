@@ -8,14 +8,14 @@ import (
 	"os"
 	"testing"
 
-	"github.com/renewd/renewd/internal/pgtest"
+	"github.com/renewd/renewd/internal/testkit/pgtest"
 	"github.com/renewd/renewd/publishers"
 )
 
 // provider is a running identity provider with one client. Safe for concurrent use.
 type provider interface {
 	http.Handler
-	// enroll makes an account, if there is none of this name.
+	// enroll makes an account, unless there is one of this name.
 	enroll(ctx context.Context, name string) error
 	// signIn signs the account in; user is the subject of its tokens.
 	signIn(ctx context.Context, name string) (user string, tokens publishers.Tokens, err error)
@@ -30,13 +30,13 @@ type provider interface {
 // kind is what there is to know about one of the providers.
 type kind struct {
 	name, preset string
-	policy       string            // more of it, as in the settings file
-	module       string            // which go.mod pins
+	policy       string            // more lines of the policy, as in the settings file
+	module       string            // the module that go.mod pins
 	path         string            // of the issuer
 	endpoints    map[string]string // by path: token, userinfo
 	start        func(t *testing.T, issuer string) provider
-	auth         string                    // how the client shows its secret: client_auth; empty: as renewd does by itself
-	wrongWay     string                    // another way, that the provider refuses; none: no secret is shown
+	auth         string                    // client_auth; empty: as renewd does by itself
+	wrongWay     string                    // a way that the provider refuses; none: no secret shown
 	spends       bool                      // a refused client spends the token that it shows
 	title        string                    // of what is recorded from it; %s: the version
 	version      func(t *testing.T) string // nil: that of module
@@ -64,7 +64,7 @@ func startPostgres(t *testing.T) *pgtest.Server {
 	return db
 }
 
-// front is a provider behind its recorder, on a port that it keeps when it is down for a while.
+// front is a provider behind its recorder. It keeps its port while it is down for a while.
 type front struct {
 	kind
 	provider
@@ -88,7 +88,7 @@ func (f *front) issuer() string { return "http://" + f.addr + f.path }
 
 func (f *front) serve(l net.Listener) {
 	f.server = &http.Server{Handler: f.rec, ConnContext: withConn}
-	go func() { _ = f.server.Serve(l) }() // it ends with shut
+	go func() { _ = f.server.Serve(l) }() // Serve returns after shut
 }
 
 // shut closes the port and every connection.

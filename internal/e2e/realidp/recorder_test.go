@@ -21,12 +21,12 @@ import (
 	"time"
 )
 
-// answer is one exchange with a provider's token or userinfo endpoint. Tokens are hashes in it.
+// answer is one exchange with a provider's token or userinfo endpoint. Tokens in it are hashes.
 type answer struct {
 	Endpoint    string // token or userinfo
-	User        string // whose refresh token was presented; empty if nobody's
+	User        string // whose refresh token was presented; empty if unknown
 	Presented   string // hash of the refresh token that was presented
-	Renewed     string // hash of another refresh token that came for it; empty if none did
+	Renewed     string // hash of the new refresh token in the answer; empty if it had none
 	Status      int
 	ContentType string
 	Body        string
@@ -34,9 +34,10 @@ type answer struct {
 	Lost        bool // the client was gone before it could have read the answer
 }
 
-// recorder stands between renewd and a provider. It keeps every answer, knows whose each refresh
-// token is, and notes whatever a client must never do with one. Its door can be held: who presents
-// a token then waits in front of the provider, which has not seen the token yet.
+// recorder stands between renewd and a provider. It keeps every answer, knows the owner of each
+// refresh token, and notes whatever a client must never do with a refresh token. Its door can be
+// held: a client that presents a token then waits in front of the provider, which has not seen the
+// token yet.
 type recorder struct {
 	watched
 	backend   http.Handler
@@ -48,8 +49,8 @@ type recorder struct {
 	renewed map[string]int    // user → answers with tokens
 	present map[string]int    // user → presentations that are not answered yet
 	doubt   map[string]bool   // hashes of refresh tokens that a 5xx may have spent
-	lost    map[string]bool   // users whose session the provider lost: refused after such a 5xx
-	inside  int               // presentations that the provider has in hand
+	lost    map[string]bool   // users whose session the provider lost, see leave
+	inside  int               // presentations that the provider is handling
 	waiting int               // presentations in front of the held door
 	hungUp  int               // presentations whose client went away in front of the door
 	door    chan struct{}     // closed: open
@@ -58,20 +59,28 @@ type recorder struct {
 
 func newRecorder(backend http.Handler, endpoints map[string]string) *recorder {
 	r := &recorder{
-		watched: newWatched(), backend: backend, endpoints: endpoints, owner: map[string]string{}, spent: map[string]bool{},
-		renewed: map[string]int{}, doubt: map[string]bool{}, lost: map[string]bool{}, present: map[string]int{}, door: make(chan struct{}),
+		watched:   newWatched(),
+		backend:   backend,
+		endpoints: endpoints,
+		owner:     map[string]string{},
+		spent:     map[string]bool{},
+		renewed:   map[string]int{},
+		doubt:     map[string]bool{},
+		lost:      map[string]bool{},
+		present:   map[string]int{},
+		door:      make(chan struct{}),
 	}
 	close(r.door)
 	return r
 }
 
-// own tells the recorder of a refresh token that a sign-in gave to user.
+// own tells the recorder of a refresh token that a user got at sign-in.
 func (r *recorder) own(user, token string) { r.update(func() { r.owner[hash(token)] = user }) }
 
 // hold closes the door.
 func (r *recorder) hold() { r.update(func() { r.door = make(chan struct{}) }) }
 
-// release opens it for those who still wait.
+// release opens the door for all who wait.
 func (r *recorder) release() { r.update(func() { close(r.door) }) }
 
 func (r *recorder) ServeHTTP(w http.ResponseWriter, req *http.Request) {
@@ -82,7 +91,7 @@ func (r *recorder) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, req.Body, 1<<16))
 	if err != nil {
-		return // the client went away, or sends what no client of ours does
+		return // the client is gone, or sends what ours never do
 	}
 	req.Body = io.NopCloser(bytes.NewReader(body))
 	a := answer{Endpoint: endpoint, Start: time.Now()}
@@ -97,7 +106,7 @@ func (r *recorder) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	a.Status, a.ContentType = said.Code, said.Header().Get("Content-Type")
 	a.Body, a.Renewed = redact(said.Body.Bytes())
 	if a.Renewed == a.Presented {
-		a.Renewed = "" // the provider does not rotate this one
+		a.Renewed = "" // the provider does not rotate this token
 	}
 	maps.Copy(w.Header(), said.Header())
 	w.Header().Set("Content-Length", fmt.Sprint(said.Body.Len()))
@@ -108,7 +117,8 @@ func (r *recorder) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	r.leave(a)
 }
 
-// enter notes a presentation and lets it through the door; false if its client went away before.
+// enter notes a presentation and lets it through the door. It returns false if the client went away
+// before.
 func (r *recorder) enter(ctx context.Context, a *answer) bool {
 	var door chan struct{}
 	r.update(func() {
@@ -116,10 +126,13 @@ func (r *recorder) enter(ctx context.Context, a *answer) bool {
 		door = r.door
 		r.waiting++
 		if r.spent[a.Presented] {
-			r.wrong = append(r.wrong, fmt.Sprintf("%s: token %s was presented again after it had been answered with a new one", a.User, a.Presented))
+			r.wrong = append(r.wrong,
+				fmt.Sprintf("%s: token %s was presented again after it had "+
+					"been answered with a new one", a.User, a.Presented))
 		}
 		if r.present[a.User]++; a.User != "" && r.present[a.User] > 1 {
-			r.wrong = append(r.wrong, fmt.Sprintf("%s: %d presentations at a time", a.User, r.present[a.User]))
+			r.wrong = append(r.wrong,
+				fmt.Sprintf("%s: %d presentations at a time", a.User, r.present[a.User]))
 		}
 	})
 	select {
@@ -139,8 +152,8 @@ func (r *recorder) enter(ctx context.Context, a *answer) bool {
 	return !gone
 }
 
-// leave notes an answer. One that nobody read spends no token: to present that token again is then
-// the right thing to do.
+// leave notes an answer. An answer that the client did not read spends no token, since the client
+// is then right to present that token again.
 func (r *recorder) leave(a answer) {
 	r.update(func() {
 		r.answers = append(r.answers, a)
@@ -155,7 +168,7 @@ func (r *recorder) leave(a answer) {
 		}
 		switch tokens := strings.Contains(a.Body, `"access_token"`); {
 		case a.Status == http.StatusOK && !tokens:
-			r.lost[a.User] = true // neither an answer nor a refusal: Glewlwyd, of a record that it broke
+			r.lost[a.User] = true // the provider, Glewlwyd, broke the session's record
 		case a.Status == http.StatusOK && !a.Lost:
 			r.renewed[a.User]++
 		case a.Status >= 500:
@@ -166,7 +179,7 @@ func (r *recorder) leave(a answer) {
 	})
 }
 
-// lostSessions returns a copy of whose session the provider has lost by itself.
+// lostSessions returns a copy of the set of users whose session the provider has lost by itself.
 func (r *recorder) lostSessions() (lost map[string]bool) {
 	r.look(func() { lost = maps.Clone(r.lost) })
 	return lost
@@ -193,7 +206,9 @@ func (r *recorder) summary() string {
 			if a.Status == http.StatusOK {
 				what = strings.Join(members(a.Body), " ")
 			}
-			counts[fmt.Sprintf("%s %d %s %s", a.Endpoint, a.Status, a.ContentType, strings.TrimSpace(what))]++
+			answer := fmt.Sprintf("%s %d %s %s",
+				a.Endpoint, a.Status, a.ContentType, strings.TrimSpace(what))
+			counts[answer]++
 		}
 	})
 	var lines []string
@@ -216,7 +231,7 @@ func hash(token string) string {
 
 var secrets = regexp.MustCompile(`("(access_token|refresh_token|id_token)"\s*:\s*")([^"]*)(")`)
 
-// redact puts hashes in the place of tokens, and returns the refresh token's.
+// redact replaces tokens with hashes, and returns the hash of the refresh token.
 func redact(body []byte) (text, refresh string) {
 	text = secrets.ReplaceAllStringFunc(string(body), func(member string) string {
 		part := secrets.FindStringSubmatch(member)
@@ -235,8 +250,8 @@ func withConn(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, c)
 }
 
-// closedByPeer looks whether the client has closed its end, as the system does for a process that
-// was killed. The server learns of it by itself, but some time later.
+// closedByPeer checks whether the client has closed its end, as the system does for a process that
+// was killed. The server notices that by itself, but some time later.
 func closedByPeer(ctx context.Context) bool {
 	c, ok := ctx.Value(connKey{}).(*net.TCPConn)
 	if !ok {
@@ -248,7 +263,8 @@ func closedByPeer(ctx context.Context) bool {
 	}
 	closed := false
 	err = raw.Control(func(fd uintptr) {
-		n, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		n, _, err := syscall.Recvfrom(int(fd), make([]byte, 1),
+			syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
 		closed = n == 0 && err == nil || err != nil && err != syscall.EAGAIN
 	})
 	return closed || err != nil

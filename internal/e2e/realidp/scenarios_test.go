@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// scenarios are what every provider is put through, each in a world of its own.
+// scenarios are what every provider is put through, each in a separate world.
 var scenarios = []struct {
 	name    string
 	workers int
@@ -18,8 +18,16 @@ var scenarios = []struct {
 	}},
 	{"whose session was revoked is told and nobody else", 1, revoked},
 	{"the provider is killed and comes back", 1, killed},
-	{"the client secret is wrong for a while", 1, func(t *testing.T, w *world) { refused(t, w, w.auth, "a-wrong-secret") }},
-	{"the client shows its secret the wrong way for a while", 1, func(t *testing.T, w *world) { refused(t, w, w.wrongWay, clientSecret) }},
+	{
+		"the client secret is wrong for a while",
+		1,
+		func(t *testing.T, w *world) { refused(t, w, w.auth, "a-wrong-secret") },
+	},
+	{
+		"the client shows its secret the wrong way for a while",
+		1,
+		func(t *testing.T, w *world) { refused(t, w, w.wrongWay, clientSecret) },
+	},
 	{"one of two workers is killed under load", 2, workerKilled},
 }
 
@@ -41,7 +49,7 @@ func run(t *testing.T, k kind) {
 	}
 }
 
-// examine has renewd itself ask the provider what it is like: nothing may be found that is broken.
+// examine has renewd itself check the provider. The check must find nothing that is broken.
 func (w *world) examine(t *testing.T) {
 	t.Helper()
 	out, err := command(t, w.environ(), "provider", "check").CombinedOutput()
@@ -55,7 +63,7 @@ func revoked(t *testing.T, w *world) {
 	const leave = 3
 	ended, stay := w.users[:leave], w.users[leave:]
 	w.renewedAgain(t, 1, w.users...)
-	w.holdBack(t, 0) // nobody's token is replaced while it is revoked
+	w.holdBack(t, 0) // no user's token is replaced while it is revoked
 	for _, user := range ended {
 		if err := w.revoke(t.Context(), w.account[user]); err != nil {
 			t.Fatal(err)
@@ -68,9 +76,10 @@ func revoked(t *testing.T, w *world) {
 	w.check(t, ended...)
 }
 
-// killed closes the provider's port while its users' tokens run out. Whoever waits in front of it
-// by then is hung up on and cannot know whether the token was seen. Nobody's answer is lost: such a
-// user would rightly be told where the provider forgives no second presentation.
+// killed closes the provider's port while its users' tokens run out. A client that waits in front
+// of the port by then loses its connection, and cannot know whether the token was seen. No answer
+// is lost. A user whose answer was lost would rightly be told to sign in, if the provider forgives
+// no second presentation.
 func killed(t *testing.T, w *world) {
 	w.renewedAgain(t, 1, w.users...)
 	w.holdBack(t, 3)
@@ -85,8 +94,8 @@ func killed(t *testing.T, w *world) {
 }
 
 // refused has renewd name itself in a way that the provider does not take, waits until renewd says
-// that the provider is out of order, and puts it right. A provider that spends the tokens that a
-// refused client shows must not have seen everybody's by then.
+// that the provider is out of order, and puts it right. A provider may spend the tokens that a
+// refused client shows. Such a provider must not have seen all users' tokens by then.
 func refused(t *testing.T, w *world, auth, secret string) {
 	w.renewedAgain(t, 1, w.users...)
 	w.stop(t)
@@ -116,16 +125,16 @@ func refused(t *testing.T, w *world, auth, secret string) {
 	}
 }
 
-// workerKilled kills a worker with SIGKILL while presentations of both are under way, which the
-// provider has not seen: those who would be lost with a killed worker are those whose answer it has
-// and has not saved, and then only beyond the provider's grace window. If the first one had nothing
-// under way, the second has.
+// workerKilled kills a worker with SIGKILL while both workers have presentations under way that the
+// provider has not seen. A killed worker loses a user only if the provider has answered and the
+// worker has not saved the answer, and then only beyond the provider's grace window. If the first
+// worker had nothing under way, the second has.
 func workerKilled(t *testing.T, w *world) {
 	w.renewedAgain(t, 1, w.users...)
 	for i := range w.workers {
 		w.holdBack(t, 10)
 		w.told.await(t, w.saved)
-		w.workers[i].kill()
+		w.workers[i].Kill()
 		w.rec.release()
 		if i > 0 {
 			w.workers[0] = serve(t, w.environ())
@@ -142,8 +151,8 @@ func workerKilled(t *testing.T, w *world) {
 	w.check(t)
 }
 
-// holdBack holds the recorder's door and waits until the provider has nothing in hand and that many
-// presentations are under way to it.
+// holdBack holds the recorder's door. It waits until the provider is handling no presentation and
+// that many are under way to it.
 func (w *world) holdBack(t *testing.T, waiting int) {
 	t.Helper()
 	w.rec.hold()
@@ -155,17 +164,19 @@ func (w *world) holdBack(t *testing.T, waiting int) {
 	})
 }
 
-// degrades waits until renewd says that the provider is out of order, as what f does brings about.
+// degrades waits until renewd says that the provider is out of order, which f brings about.
 func (w *world) degrades(t *testing.T, f func()) {
 	t.Helper()
 	before := 0
 	w.told.look(func() { before = len(w.told.degraded) })
 	f()
-	w.told.await(t, func() error { return atLeast(len(w.told.degraded), before+1, "provider.degraded") })
+	w.told.await(t, func() error {
+		return atLeast(len(w.told.degraded), before+1, "provider.degraded")
+	})
 }
 
-// saved is nil once renewd has told of each answer of the provider: it does so after it has saved
-// what it got.
+// saved is nil once renewd has told of each answer of the provider. renewd tells of an answer after
+// it has saved what it got.
 func (w *world) saved() (err error) {
 	w.rec.look(func() {
 		for user, n := range w.rec.renewed {

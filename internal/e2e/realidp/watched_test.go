@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// watched is state that others wait for: whoever changes it wakes them.
+// watched is state that others wait for. Each change wakes all who wait.
 type watched struct {
 	mu      *sync.Mutex
 	changed *chan struct{}
@@ -19,7 +19,7 @@ func newWatched() watched {
 	return watched{&sync.Mutex{}, &first}
 }
 
-// update runs f alone and wakes whoever waits.
+// update runs f alone and wakes all who wait.
 func (w watched) update(f func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -35,11 +35,11 @@ func (w watched) look(f func()) {
 	f()
 }
 
-// patience is how long anything is waited for. It only bounds a test that fails.
+// patience is the longest wait for anything. It only bounds a test that fails.
 const patience = 3 * time.Minute
 
-// await waits until check, which runs alone, returns nil, and fails the test with what it said
-// last.
+// await waits until check, which runs alone, returns nil. If that takes too long, it fails the test
+// with the last error of check.
 func (w watched) await(t *testing.T, check func() error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -59,7 +59,7 @@ func (w watched) await(t *testing.T, check func() error) {
 	}
 }
 
-// atLeast is nil once n has come to want.
+// atLeast is nil once n has reached want.
 func atLeast(n, want int, what string) error {
 	if n >= want {
 		return nil

@@ -22,7 +22,7 @@ const (
 	userCount  = 50
 )
 
-// world is one provider, renewd on a NATS server of its own, and users who are signed in at both.
+// world is one provider, renewd on a separate NATS server, and users who are signed in at both.
 type world struct {
 	*front
 	told    *ledger
@@ -30,19 +30,25 @@ type world struct {
 	dir     string
 	workers []*worker
 	users   []string
-	account map[string]string // its name, by user
+	account map[string]string // the account's name, by user
 }
 
 func newWorld(t *testing.T, k kind, workers int) *world {
 	t.Helper()
-	w := &world{front: startFront(t, k), told: newLedger(), dir: t.TempDir(), account: map[string]string{}}
+	w := &world{
+		front:   startFront(t, k),
+		told:    newLedger(),
+		dir:     t.TempDir(),
+		account: map[string]string{},
+	}
 	t.Cleanup(func() {
 		if t.Failed() {
 			w.told.look(func() { t.Log(w.told.events()) })
 		}
 		t.Logf("%s answered:\n%s", k.name, w.rec.summary())
 	})
-	server := must(natsd.Start(t.Context(), natsd.Config{StoreDir: t.TempDir(), Listen: "127.0.0.1:0"}))(t)
+	server := must(natsd.Start(t.Context(),
+		natsd.Config{StoreDir: t.TempDir(), Listen: "127.0.0.1:0"}))(t)
 	t.Cleanup(server.Shutdown)
 	w.nats = server.ClientURL()
 	w.configure(t, k.auth, clientSecret)
@@ -57,8 +63,8 @@ func newWorld(t *testing.T, k kind, workers int) *world {
 	return w
 }
 
-// configure writes the settings file. Two refusals are seconds apart, so that nobody need wait for
-// half a minute; everything else is as shipped.
+// configure writes the settings file. Two refusals are seconds apart, so that no test waits for
+// half a minute. Everything else is as shipped.
 func (w *world) configure(t *testing.T, auth, secret string) {
 	t.Helper()
 	settings := fmt.Sprintf(`
@@ -88,7 +94,8 @@ func (w *world) file(name string) string { return filepath.Join(w.dir, name) }
 
 func (w *world) environ() []string {
 	return []string{
-		"RENEWD_CONFIG=" + w.file("renewd.yaml"), "RENEWD_NATS_URL=" + w.nats, "RENEWD_KEYS_FILE=" + w.file("keys.json"), "RENEWD_STREAMS_APPLY=true",
+		"RENEWD_CONFIG=" + w.file("renewd.yaml"), "RENEWD_NATS_URL=" + w.nats,
+		"RENEWD_KEYS_FILE=" + w.file("keys.json"), "RENEWD_STREAMS_APPLY=true",
 	}
 }
 
@@ -133,24 +140,28 @@ func (w *world) signIn(t *testing.T, nc *nats.Conn) {
 			t.Fatal(err)
 		}
 	}
-	w.told.await(t, func() error { return atLeast(len(w.told.known), userCount, "logins are answered") })
+	w.told.await(t, func() error {
+		return atLeast(len(w.told.known), userCount, "logins are answered")
+	})
 }
 
-// renewedAgain waits until each of users whose session the provider has not lost was renewed n
-// times more than it is now.
+// renewedAgain waits until each of users was renewed n times more than it is now. It skips users
+// whose session the provider has lost.
 func (w *world) renewedAgain(t *testing.T, n int, users ...string) {
 	t.Helper()
 	before := w.told.generations()
 	w.told.await(t, func() error {
 		lost := w.rec.lostSessions()
-		alive := slices.DeleteFunc(slices.Clone(users), func(user string) bool { return lost[user] })
+		alive := slices.DeleteFunc(slices.Clone(users), func(user string) bool {
+			return lost[user]
+		})
 		return w.told.reached(alive, func(user string) int { return before[user] + n })
 	})
 }
 
-// check holds what happened against what must hold whatever the provider does: exactly the given
-// users were told to sign in again, no token was presented after it had been answered with a new
-// one, and none twice at a time.
+// check compares what happened with what must hold whatever the provider does. Exactly the given
+// users were told to sign in again. No token was presented after it had been answered with a new
+// one, and no token twice at a time.
 func (w *world) check(t *testing.T, ended ...string) {
 	t.Helper()
 	lost := w.rec.lostSessions()

@@ -22,7 +22,7 @@ import (
 	"github.com/renewd/renewd/publishers"
 )
 
-// zitadelKind is the example server of zitadel/oidc, the library that ZITADEL is made of.
+// zitadelKind is the example server of zitadel/oidc, the library that ZITADEL is built on.
 var zitadelKind = kind{
 	name: "zitadel", preset: "zitadel", module: "github.com/zitadel/oidc/v3", start: startZitadel,
 	endpoints: map[string]string{"/oauth/token": "token", "/userinfo": "userinfo"},
@@ -58,7 +58,9 @@ type zitadel struct {
 func startZitadel(t *testing.T, issuer string) provider {
 	t.Helper()
 	z := &zitadel{issuer: issuer, people: &people{byID: map[string]*storage.User{}}}
-	z.data = storage.NewStorageWithClients(z.people, map[string]*storage.Client{clientID: storage.WebClient(clientID, clientSecret, callback)})
+	z.data = storage.NewStorageWithClients(z.people, map[string]*storage.Client{
+		clientID: storage.WebClient(clientID, clientSecret, callback),
+	})
 	if err := z.restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -69,10 +71,11 @@ func (z *zitadel) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	(*z.server.Load()).ServeHTTP(w, r)
 }
 
-// restart keeps what the example server has in its memory: it has no other store.
+// restart keeps what the example server has in its memory, which is its only store.
 func (z *zitadel) restart(context.Context) error {
-	// The example makes its logger that of the whole process.
-	var server http.Handler = exampleop.SetupServer(z.issuer, shortLived{z.data}, slog.New(slog.DiscardHandler), false)
+	// The example sets the logger of the whole process to the one that it is given.
+	var server http.Handler = exampleop.SetupServer(z.issuer, shortLived{z.data},
+		slog.New(slog.DiscardHandler), false)
 	z.server.Store(&server)
 	return nil
 }
@@ -90,12 +93,20 @@ func (z *zitadel) enroll(_ context.Context, name string) error {
 // signIn goes through the login page, as a browser does.
 func (z *zitadel) signIn(ctx context.Context, name string) (string, publishers.Tokens, error) {
 	page, err := z.redirect(ctx, http.MethodGet, "/auth?"+url.Values{
-		"client_id": {clientID}, "redirect_uri": {callback}, "response_type": {"code"}, "scope": {"openid email profile offline_access"}, "state": {"made-up"},
+		"client_id":     {clientID},
+		"redirect_uri":  {callback},
+		"response_type": {"code"},
+		"scope":         {"openid email profile offline_access"},
+		"state":         {"made-up"},
 	}.Encode(), nil)
 	if err != nil {
 		return "", publishers.Tokens{}, err
 	}
-	form := url.Values{"username": {name}, "password": {password}, "id": {page.Query().Get("authRequestID")}}
+	form := url.Values{
+		"username": {name},
+		"password": {password},
+		"id":       {page.Query().Get("authRequestID")},
+	}
 	next, err := z.redirect(ctx, http.MethodPost, "/login/username", form)
 	if err != nil {
 		return "", publishers.Tokens{}, err
@@ -104,7 +115,11 @@ func (z *zitadel) signIn(ctx context.Context, name string) (string, publishers.T
 	if err != nil {
 		return "", publishers.Tokens{}, err
 	}
-	form = url.Values{"grant_type": {"authorization_code"}, "code": {end.Query().Get("code")}, "redirect_uri": {callback}}
+	form = url.Values{
+		"grant_type":   {"authorization_code"},
+		"code":         {end.Query().Get("code")},
+		"redirect_uri": {callback},
+	}
 	said := z.call(ctx, http.MethodPost, "/oauth/token", form)
 	var pair struct {
 		AccessToken  string `json:"access_token"`
@@ -113,15 +128,22 @@ func (z *zitadel) signIn(ctx context.Context, name string) (string, publishers.T
 		ExpiresIn    int    `json:"expires_in"`
 	}
 	if err := json.Unmarshal(said.Body.Bytes(), &pair); err != nil || pair.RefreshToken == "" {
-		return "", publishers.Tokens{}, fmt.Errorf("sign in %s: status %d, no refresh token: %w", name, said.Code, err)
+		return "", publishers.Tokens{}, fmt.Errorf("sign in %s: status %d, no refresh token: %w",
+			name, said.Code, err)
 	}
 	return name, publishers.Tokens{
-		AccessToken: pair.AccessToken, RefreshToken: pair.RefreshToken, IDToken: pair.IDToken, ExpiresIn: time.Duration(pair.ExpiresIn) * time.Second,
+		AccessToken:  pair.AccessToken,
+		RefreshToken: pair.RefreshToken,
+		IDToken:      pair.IDToken,
+		ExpiresIn:    time.Duration(pair.ExpiresIn) * time.Second,
 	}, nil
 }
 
-func (z *zitadel) call(ctx context.Context, method, path string, form url.Values) *httptest.ResponseRecorder {
-	req := httptest.NewRequestWithContext(ctx, method, z.issuer+path, strings.NewReader(form.Encode()))
+func (z *zitadel) call(
+	ctx context.Context, method, path string, form url.Values,
+) *httptest.ResponseRecorder {
+	req := httptest.NewRequestWithContext(ctx, method, z.issuer+path,
+		strings.NewReader(form.Encode()))
 	if form != nil {
 		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 		req.SetBasicAuth(clientID, clientSecret)
@@ -132,10 +154,13 @@ func (z *zitadel) call(ctx context.Context, method, path string, form url.Values
 }
 
 // redirect returns where the answer of a page sends the browser.
-func (z *zitadel) redirect(ctx context.Context, method, path string, form url.Values) (*url.URL, error) {
+func (z *zitadel) redirect(
+	ctx context.Context, method, path string, form url.Values,
+) (*url.URL, error) {
 	said := z.call(ctx, method, path, form)
 	if said.Code != http.StatusFound {
-		return nil, fmt.Errorf("%s %s: status %d, want a redirect: %s", method, path, said.Code, said.Body)
+		return nil, fmt.Errorf("%s %s: status %d, want a redirect: %s",
+			method, path, said.Code, said.Body)
 	}
 	return said.Result().Location()
 }
@@ -149,11 +174,13 @@ func (z *zitadel) remove(_ context.Context, name string) error {
 	return nil
 }
 
-// shortLived is the example's storage, with access tokens that it says live for a short time. Their
-// five minutes are written in its code.
+// shortLived is the example's storage, with access tokens that are said to live for a short time.
+// Their actual lifetime of five minutes is written in the example's code.
 type shortLived struct{ *storage.Storage }
 
-func (s shortLived) CreateAccessAndRefreshTokens(ctx context.Context, request op.TokenRequest, old string) (id, refresh string, ends time.Time, err error) {
+func (s shortLived) CreateAccessAndRefreshTokens(
+	ctx context.Context, request op.TokenRequest, old string,
+) (id, refresh string, ends time.Time, err error) {
 	id, refresh, _, err = s.Storage.CreateAccessAndRefreshTokens(ctx, request, old)
 	return id, refresh, time.Now().Add(lifetime * time.Second), err
 }
@@ -168,7 +195,13 @@ func (p *people) add(name string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.byID[name] = &storage.User{
-		ID: name, Username: name, Password: password, FirstName: "Ada", LastName: "Example", Email: name + "@example.com", EmailVerified: true,
+		ID:                name,
+		Username:          name,
+		Password:          password,
+		FirstName:         "Ada",
+		LastName:          "Example",
+		Email:             name + "@example.com",
+		EmailVerified:     true,
 		PreferredLanguage: language.German,
 	}
 }
@@ -179,14 +212,14 @@ func (p *people) remove(name string) {
 	delete(p.byID, name)
 }
 
-// GetUserByID returns nil for nobody's.
+// GetUserByID returns nil for an unknown id.
 func (p *people) GetUserByID(id string) *storage.User {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.byID[id]
 }
 
-// GetUserByUsername returns nil for nobody's.
+// GetUserByUsername returns nil for an unknown name.
 func (p *people) GetUserByUsername(name string) *storage.User { return p.GetUserByID(name) }
 
 // ExampleClientID names a service account, which these tests do without.

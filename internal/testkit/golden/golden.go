@@ -1,8 +1,8 @@
-// Package golden holds what is stored or sent against files of what was: each is a form that some
-// version wrote, kept in a package's testdata. A file is added when a form grows, and none is ever
-// edited or removed, so that data of every version stays readable.
+// Package golden compares stored or sent forms with files of earlier forms. Each file is a form
+// some version wrote, kept in a package's testdata. A file is added when a form grows. No file is
+// ever edited or removed, so that data of every version stays readable.
 //
-// It owns no form itself, and only tests import it.
+// The package owns no form itself, and only tests import it.
 package golden
 
 import (
@@ -16,13 +16,16 @@ import (
 	"testing"
 )
 
-var update = flag.Bool("update", false, "add what is written today to the golden files, where no file has it yet")
+var update = flag.Bool("update", false,
+	"add what is written today to the golden files, where no file has it yet")
 
-// Check holds one form against the files of a folder: 01.json is the oldest. again reads a file as
-// the program reads what is stored, and writes it as the program does. Nothing that the file says
-// may be lost or changed by that, but what is added is fine. today is what the program writes with
-// every field set, as JSON: the newest file must say all of it.
-func Check(t *testing.T, folder string, today []byte, again func(t *testing.T, kept []byte) []byte) {
+// Check compares one form with the files of a folder, of which 01.json is the oldest. again reads a
+// file and writes it again, as the program does with stored data. again may add to the file's
+// content, but must not lose or change any of it. today is the program's output with every field
+// set, as JSON. The newest file must hold all of today.
+func Check(
+	t *testing.T, folder string, today []byte, again func(t *testing.T, kept []byte) []byte,
+) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(folder, "*.json"))
 	if err != nil {
@@ -69,7 +72,7 @@ func parse(t *testing.T, name string, text []byte) (v any) {
 	return v
 }
 
-// missing names what was says and is does not. Objects may have more members than they had.
+// missing names the parts of was that is lacks. Objects may have more members than before.
 func missing(at string, was, is any) (lost []string) {
 	members, ok := was.(map[string]any)
 	now, same := is.(map[string]any)
@@ -88,4 +91,42 @@ func missing(at string, was, is any) (lost []string) {
 		lost = append(lost, missing(at+"."+name, value, other)...)
 	}
 	return lost
+}
+
+// Filled fails for an empty field, since a golden file does not hold a field that a form leaves
+// out.
+func Filled(t *testing.T, form any, but ...string) {
+	t.Helper()
+	v := reflect.ValueOf(form)
+	empty := map[string]bool{}
+	for i := range v.NumField() {
+		empty[v.Type().Field(i).Name] = v.Field(i).IsZero()
+	}
+	for _, name := range but {
+		delete(empty, name)
+	}
+	for name, is := range empty {
+		if is {
+			t.Errorf("%s of %T is empty: set it here", name, form)
+		}
+	}
+}
+
+// Encode is a form as JSON.
+func Encode(t *testing.T, v any) []byte {
+	t.Helper()
+	raw, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+// Decode reads a form back.
+func Decode[T any](t *testing.T, raw []byte) (v T) {
+	t.Helper()
+	if err := json.Unmarshal(raw, &v); err != nil {
+		t.Fatal(err)
+	}
+	return v
 }

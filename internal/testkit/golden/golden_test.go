@@ -20,7 +20,9 @@ func TestMissing(t *testing.T) {
 		"null is a value":   {`{"a":null}`, `{}`, []string{".a is gone"}},
 		"another kind":      {`{"a":{}}`, `{"a":"x"}`, []string{".a was map[], and is x"}},
 	} {
-		if lost := missing("", parse(t, name, []byte(c.was)), parse(t, name, []byte(c.is))); !slices.Equal(lost, c.lost) {
+		if lost := missing(
+			"", parse(t, name, []byte(c.was)), parse(t, name, []byte(c.is)),
+		); !slices.Equal(lost, c.lost) {
 			t.Errorf("%s: %q, want %q", name, lost, c.lost)
 		}
 	}
