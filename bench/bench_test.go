@@ -7,12 +7,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/renewd/renewd/internal/idp/idptest"
-	"github.com/renewd/renewd/internal/pgtest"
+	"github.com/renewd/renewd/internal/standin"
+	"github.com/renewd/renewd/internal/testkit/pgtest"
 )
 
-// This process is a program of its own like any other: the test binary is asked to be what the
-// benchmark starts.
+// TestMain lets the test binary act as the programs that the benchmark starts as processes.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1][0] != '-' {
 		main()
@@ -21,14 +20,22 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// Everything but the long runs works, on few users.
+// TestSmall runs everything except the long runs, on few users.
 func TestSmall(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts everything")
 	}
 	c := runCommand{
-		What: []string{"throughput", "latency", "rss", "replay"}, Users: 300, Runs: 1, Delay: []time.Duration{0}, Events: 2000, For: time.Second,
-		Root: "..", Dir: t.TempDir(), Output: "text",
+		What:   []string{"throughput", "latency", "reads", "rss", "replay"},
+		Users:  300,
+		Runs:   1,
+		Delay:  []time.Duration{0},
+		Events: 2000,
+		For:    time.Second,
+		Reads:  readsOptions{Callers: 8, Rate: 100, Crowd: 50, Listeners: 20},
+		Root:   "..",
+		Dir:    t.TempDir(),
+		Output: "text",
 	}
 	if err := c.Run(t.Context()); errors.Is(err, pgtest.ErrMissing) && os.Getenv("CI") == "" {
 		t.Skip(err)
@@ -52,11 +59,15 @@ func TestProcessorTimeCountsDescendants(t *testing.T) {
 }
 
 func TestTruth(t *testing.T) {
-	good := idptest.Stats{Rotated: 10, UserInfos: 20}
+	good := standin.Stats{Rotated: 10, UserInfos: 20}
 	if err := truth(good, 10, true); err != nil {
 		t.Error(err)
 	}
-	for _, bad := range []idptest.Stats{{Rotated: 9, UserInfos: 20}, {Rotated: 10, UserInfos: 10}, {Rotated: 10, UserInfos: 20, Reuse: 1}} {
+	for _, bad := range []standin.Stats{
+		{Rotated: 9, UserInfos: 20},
+		{Rotated: 10, UserInfos: 10},
+		{Rotated: 10, UserInfos: 20, Reuse: 1},
+	} {
 		if truth(bad, 10, true) == nil {
 			t.Errorf("%+v passes", bad)
 		}
@@ -69,7 +80,8 @@ func TestQuantile(t *testing.T) {
 		all = append(all, time.Duration(n+1)*time.Millisecond)
 	}
 	slices.Reverse(all)
-	if p50, p99, most := quantile(all, 0.5), quantile(all, 0.99), quantile(all, 1); p50 != 51 || p99 != 100 || most != 100 {
+	if p50, p99, most := quantile(all, 0.5), quantile(all, 0.99),
+		quantile(all, 1); p50 != 51 || p99 != 100 || most != 100 {
 		t.Errorf("%v %v %v", p50, p99, most)
 	}
 }

@@ -20,16 +20,24 @@ type client struct {
 	base string
 }
 
-// request is one call: a form is posted, anything else is asked for.
+// request is one call. A request with a form is posted, any other is a GET.
 type request struct {
 	url, bearer, form string
 }
 
 // newClient calls with net/http, and keeps a connection for each worker.
 func newClient(base string, workers int) *client {
-	t := &http.Transport{MaxIdleConns: workers, MaxIdleConnsPerHost: workers, MaxConnsPerHost: workers, IdleConnTimeout: time.Minute}
+	t := &http.Transport{
+		MaxIdleConns:        workers,
+		MaxIdleConnsPerHost: workers,
+		MaxConnsPerHost:     workers,
+		IdleConnTimeout:     time.Minute,
+	}
 	c := &http.Client{Transport: t, Timeout: callLimit}
-	return &client{base: base, do: func(ctx context.Context, r request) (int, []byte, error) { return r.send(ctx, c) }}
+	return &client{
+		base: base,
+		do:   func(ctx context.Context, r request) (int, []byte, error) { return r.send(ctx, c) },
+	}
 }
 
 const (
@@ -65,8 +73,16 @@ const formType = "application/x-www-form-urlencoded"
 
 // newLeanClient calls with fasthttp, which knows neither contexts nor HTTP/2.
 func newLeanClient(base string, workers int) *client {
-	c := &fasthttp.Client{MaxConnsPerHost: workers, ReadTimeout: callLimit, WriteTimeout: callLimit, MaxResponseBodySize: bodyLimit}
-	return &client{base: base, do: func(_ context.Context, r request) (int, []byte, error) { return r.sendLean(c) }}
+	c := &fasthttp.Client{
+		MaxConnsPerHost:     workers,
+		ReadTimeout:         callLimit,
+		WriteTimeout:        callLimit,
+		MaxResponseBodySize: bodyLimit,
+	}
+	return &client{
+		base: base,
+		do:   func(_ context.Context, r request) (int, []byte, error) { return r.sendLean(c) },
+	}
 }
 
 func (r request) sendLean(c *fasthttp.Client) (int, []byte, error) {
@@ -86,16 +102,18 @@ func (r request) sendLean(c *fasthttp.Client) (int, []byte, error) {
 	return res.StatusCode(), bytes.Clone(res.Body()), err
 }
 
-// renewed is what a renewal brings.
+// renewed is the result of a renewal.
 type renewed struct {
 	access, refresh string
 	expires         time.Time
 	profile         []byte
 }
 
-// exchange renews one user. A long one asks userinfo first, with the token that it has, as apps do
-// that cannot tell whether it is good.
-func (c *client) exchange(ctx context.Context, access, refresh string, long bool) (r renewed, err error) {
+// exchange renews one user. A long exchange asks userinfo first, with the present access token, as
+// an app does when it cannot tell whether the access token is good.
+func (c *client) exchange(
+	ctx context.Context, access, refresh string, long bool,
+) (r renewed, err error) {
 	if long {
 		status, _, err := c.userInfo(ctx, access)
 		if err != nil {
@@ -105,9 +123,16 @@ func (c *client) exchange(ctx context.Context, access, refresh string, long bool
 			return r, fmt.Errorf("userinfo with an expired token: status %d", status)
 		}
 	}
-	form := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {refresh}, "client_id": {"renewd-test"}}
+	form := url.Values{
+		"grant_type":    {"refresh_token"},
+		"refresh_token": {refresh},
+		"client_id":     {"renewd-test"},
+	}
 	sent := time.Now()
-	status, body, err := c.do(ctx, request{url: c.base + "/propelauth/oauth/token", form: form.Encode()})
+	status, body, err := c.do(ctx, request{
+		url:  c.base + "/propelauth/oauth/token",
+		form: form.Encode(),
+	})
 	if err != nil {
 		return r, err
 	}
@@ -119,14 +144,19 @@ func (c *client) exchange(ctx context.Context, access, refresh string, long bool
 	if err := json.Unmarshal(body, &answer); err != nil || status != http.StatusOK {
 		return r, fmt.Errorf("token: status %d", status)
 	}
-	r = renewed{access: answer.Access, refresh: answer.Refresh, expires: sent.Add(time.Duration(answer.ExpiresIn) * time.Second)}
+	r = renewed{
+		access:  answer.Access,
+		refresh: answer.Refresh,
+		expires: sent.Add(time.Duration(answer.ExpiresIn) * time.Second),
+	}
 	if status, r.profile, err = c.userInfo(ctx, r.access); err != nil {
 		return r, err
 	}
 	var profile struct {
 		ID string `json:"user_id"`
 	}
-	if err := json.Unmarshal(r.profile, &profile); err != nil || status != http.StatusOK || profile.ID == "" {
+	if err := json.Unmarshal(r.profile, &profile); err != nil || status != http.StatusOK ||
+		profile.ID == "" {
 		return r, fmt.Errorf("userinfo: status %d", status)
 	}
 	return r, nil

@@ -25,8 +25,8 @@ type latencyRow struct {
 	Max      float64 `json:"max_ms"`
 }
 
-// latency asks for renewals at an even rate and measures from the publishing of each request to the
-// outcome event in a subscriber's hands.
+// latency asks for renewals at an even rate. It measures from the publishing of each request until
+// a subscriber has the outcome event.
 func (b *bench) latency(ctx context.Context) error {
 	requests := int(b.For.Seconds() * requestRate)
 	p, err := b.startProvider(0, 0, lifetime)
@@ -39,7 +39,11 @@ func (b *bench) latency(ctx context.Context) error {
 		return err
 	}
 	defer d.close()
-	if _, err := d.plant(ctx, p, plan{users: 2 * requests, due: time.Now().Add(time.Hour), life: lifetime}); err != nil {
+	if _, err := d.seed(ctx, p, plan{
+		users: 2 * requests,
+		due:   time.Now().Add(time.Hour),
+		life:  lifetime,
+	}); err != nil {
 		return err
 	}
 	if err := p.begin(ctx); err != nil {
@@ -50,14 +54,21 @@ func (b *bench) latency(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("want %s: %w", want, err)
 		}
-		r := latencyRow{want, requests, quantile(took, 0.5), quantile(took, 0.99), quantile(took, 1)}
+		r := latencyRow{
+			Want:     want,
+			Requests: requests,
+			P50:      quantile(took, 0.5),
+			P99:      quantile(took, 0.99),
+			Max:      quantile(took, 1),
+		}
 		b.report.Latency = append(b.report.Latency, r)
-		b.say("latency, want %s: p50 %.1f ms, p99 %.1f ms, at most %.1f ms", r.Want, r.P50, r.P99, r.Max)
+		b.say("latency, want %s: p50 %.1f ms, p99 %.1f ms, at most %.1f ms", r.Want, r.P50, r.P99,
+			r.Max)
 	}
 	return nil
 }
 
-// quantile is that of all in ms; it sorts them.
+// quantile is a quantile of all in ms. It sorts all.
 func quantile(all []time.Duration, q float64) float64 {
 	if len(all) == 0 {
 		return 0
@@ -67,7 +78,9 @@ func quantile(all []time.Duration, q float64) float64 {
 }
 
 // ask publishes one request each for these users, and waits for all outcomes.
-func (d *daemon) ask(ctx context.Context, want string, from, requests int) (took []time.Duration, err error) {
+func (d *daemon) ask(
+	ctx context.Context, want string, from, requests int,
+) (took []time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, d.b.For+time.Minute)
 	defer cancel()
 	var mu sync.Mutex
@@ -106,19 +119,21 @@ func (d *daemon) ask(ctx context.Context, want string, from, requests int) (took
 			mu.Lock()
 			asked[name] = time.Now()
 			mu.Unlock()
-			_, _ = publisher.RefreshDue(ctx, providerID, name, schema.RefreshDue{Want: want}) // one that is missing is found below
+			// a missing request is found below
+			_, _ = publisher.RefreshDue(ctx, providerID, name, schema.RefreshDue{Want: want})
 		})
 	}
 	wg.Wait()
 	<-ctx.Done()
 	stop()
 	if len(took) < requests {
-		return nil, fmt.Errorf("%d of %d requests were answered: %w", len(took), requests, context.Cause(ctx))
+		return nil, fmt.Errorf("%d of %d requests were answered: %w", len(took), requests,
+			context.Cause(ctx))
 	}
 	return took, nil
 }
 
-// listen hands on every outcome from now on, as a service gets it, until stop returns.
+// listen hands on every outcome from now on, as to a service, until stop returns.
 func (d *daemon) listen(ctx context.Context, handle func(schema.Event)) (stop func(), err error) {
 	nc, err := nats.Connect(d.natsURL, nats.MaxReconnects(-1))
 	if err != nil {
@@ -127,10 +142,11 @@ func (d *daemon) listen(ctx context.Context, handle func(schema.Event)) (stop fu
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		err := consumers.Subscribe(ctx, nc, consumers.Subscription{}, func(_ context.Context, e schema.Event) error {
-			handle(e)
-			return nil
-		})
+		err := consumers.Subscribe(ctx, nc, consumers.Subscription{},
+			func(_ context.Context, e schema.Event) error {
+				handle(e)
+				return nil
+			})
 		if err != nil && ctx.Err() == nil {
 			d.b.say("listening: %v", err)
 		}

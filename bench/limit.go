@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// limitCommand is the least that any renewer must do: the same calls, with net/http or a leaner
-// client, and the same rows, written in batches. No queue, no claim, no event; all users in memory.
+// limitCommand is the least work of any renewer: the same calls, with net/http or a leaner client,
+// and the same rows, written in batches. No queue, no claim, no event; all users in memory.
 type limitCommand struct {
 	peerOptions
 	NoStore bool `help:"Only the calls."`
@@ -18,9 +18,13 @@ type limitCommand struct {
 
 const limitBatch = 50
 
-const updateUsers = `UPDATE users u SET access_token = r.access, refresh_token = r.refresh, expires_at = r.expires,
-	refresh_at = r.expires - interval '5 minutes', claimed_until = NULL, profile = r.profile, updated_at = now()
-	FROM unnest($1::bigint[], $2::text[], $3::text[], $4::timestamptz[], $5::jsonb[]) AS r(id, access, refresh, expires, profile) WHERE u.id = r.id`
+const updateUsers = `UPDATE users u
+	SET access_token = r.access, refresh_token = r.refresh, expires_at = r.expires,
+		refresh_at = r.expires - interval '5 minutes', claimed_until = NULL, profile = r.profile,
+		updated_at = now()
+	FROM unnest($1::bigint[], $2::text[], $3::text[], $4::timestamptz[], $5::jsonb[])
+		AS r(id, access, refresh, expires, profile)
+	WHERE u.id = r.id`
 
 type renewedUser struct {
 	id int64
@@ -86,7 +90,7 @@ func everyUser(ctx context.Context, db *pgxpool.Pool) (users []dueUser, err erro
 	return users, rows.Err()
 }
 
-// write stores what comes, so many rows a statement.
+// write stores renewed users, up to limitBatch rows a statement.
 func (c limitCommand) write(ctx context.Context, db *pgxpool.Pool, done <-chan renewedUser) error {
 	for {
 		var ids []int64
@@ -94,7 +98,8 @@ func (c limitCommand) write(ctx context.Context, db *pgxpool.Pool, done <-chan r
 		var expires []time.Time
 		var profiles [][]byte
 		for r := range done {
-			ids, access, refresh = append(ids, r.id), append(access, r.access), append(refresh, r.refresh)
+			ids, access, refresh = append(ids, r.id), append(access, r.access),
+				append(refresh, r.refresh)
 			expires, profiles = append(expires, r.expires), append(profiles, r.profile)
 			if len(ids) == limitBatch {
 				break
@@ -106,7 +111,9 @@ func (c limitCommand) write(ctx context.Context, db *pgxpool.Pool, done <-chan r
 		if c.NoStore {
 			continue
 		}
-		if _, err := db.Exec(ctx, updateUsers, ids, access, refresh, expires, profiles); err != nil {
+		if _, err := db.Exec(
+			ctx, updateUsers, ids, access, refresh, expires, profiles,
+		); err != nil {
 			return err
 		}
 	}

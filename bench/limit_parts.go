@@ -11,17 +11,20 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/renewd/renewd/consumers"
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/internal/natsd"
 	"github.com/renewd/renewd/internal/postgres"
+	"github.com/renewd/renewd/internal/runner"
 	"github.com/renewd/renewd/internal/seal"
-	"github.com/renewd/renewd/internal/storetest"
+	"github.com/renewd/renewd/internal/secret"
 	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/internal/testkit/proc"
+	"github.com/renewd/renewd/internal/testkit/storetest"
+	"github.com/renewd/renewd/internal/topology"
 	"github.com/renewd/renewd/schema"
 )
 
-// natsCommand is a NATS server, in a process of its own.
+// natsCommand is a NATS server in a separate process.
 type natsCommand struct {
 	Listen string `required:""`
 	Dir    string `required:""`
@@ -39,13 +42,14 @@ func (c natsCommand) Run(ctx context.Context) error {
 	return nil
 }
 
-// startNATS starts a natsCommand that keeps its streams below the benchmark's folder.
+// startNATS starts a natsCommand with its streams below the benchmark's folder.
 func (b *bench) startNATS(folder string) (server *process, url string, err error) {
-	addr, err := freePort()
+	addr, err := proc.FreeAddr()
 	if err != nil {
 		return nil, "", err
 	}
-	server, err = launch(b.dir, "nats", exec.Command(b.self, "nats", "--listen", addr, "--dir", filepath.Join(b.dir, folder)))
+	server, err = launch(b.dir, "nats", exec.Command(b.self, "nats", "--listen", addr, "--dir",
+		filepath.Join(b.dir, folder)))
 	if err != nil {
 		return nil, "", err
 	}
@@ -53,11 +57,11 @@ func (b *bench) startNATS(folder string) (server *process, url string, err error
 	return server, "nats://" + addr, err
 }
 
-// jetStreamCommand is the share of a renewal that the stream has: a due message is taken, the
-// outcome and the next timer are published, the message is acknowledged. No provider, no store.
+// jetStreamCommand does the stream's part of a renewal. It takes a due message, publishes the
+// outcome and the next timer, and acknowledges the message. No provider, no store.
 type jetStreamCommand struct{ peerOptions }
 
-// Run does so for all users, then waits to be killed.
+// Run does this for all users, then waits to be killed.
 func (c jetStreamCommand) Run(ctx context.Context) error {
 	dir, err := os.MkdirTemp("", "bench")
 	if err != nil {
@@ -77,7 +81,12 @@ func (c jetStreamCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := stream.Ensure(ctx, js, stream.Topology{Providers: []stream.Provider{{ID: providerID, Concurrency: c.Workers}}}.WithDefaults()); err != nil {
+	if _, err := topology.Ensure(
+		ctx, js,
+		topology.Topology{
+			Providers: []topology.Provider{{ID: providerID, Concurrency: c.Workers}},
+		}.WithDefaults(),
+	); err != nil {
 		return err
 	}
 	e, err := stream.NewEngine(js, stream.Config{})
@@ -85,7 +94,9 @@ func (c jetStreamCommand) Run(ctx context.Context) error {
 		return err
 	}
 	err = parallel(256, c.Users, func(n int) error {
-		return e.Wake(ctx, keyOf(n), grant.Work{Cause: schema.Cause{ID: "c", Type: schema.CauseTimer, Source: "/bench"}})
+		return e.Wake(ctx, keyOf(n), grant.Work{
+			Cause: schema.Cause{ID: "c", Type: schema.CauseTimer, Source: "/bench"},
+		})
 	})
 	if err != nil {
 		return err
@@ -95,13 +106,18 @@ func (c jetStreamCommand) Run(ctx context.Context) error {
 
 func keyOf(n int) grant.Key { return grant.Key{Provider: providerID, User: userName(n)} }
 
-func (c jetStreamCommand) consume(ctx context.Context, js jetstream.JetStream, e *stream.Engine) error {
+func (c jetStreamCommand) consume(
+	ctx context.Context, js jetstream.JetStream, e *stream.Engine,
+) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	var done atomic.Int64
-	r, err := consumers.NewRunner(consumers.Config{
-		JetStream: js, Stream: stream.Renewals, Durable: stream.ConsumerRenew(providerID), Slots: c.Workers,
-		Handler: func(ctx context.Context, m *consumers.Message) error {
+	r, err := runner.New(runner.Config{
+		JetStream: js,
+		Stream:    topology.Renewals,
+		Durable:   topology.ConsumerRenew(providerID),
+		Slots:     c.Workers,
+		Handler: func(ctx context.Context, m *runner.Message) error {
 			k, w, err := e.ParseWork(m.Subject, m.Header)
 			if err != nil {
 				return err
@@ -129,35 +145,67 @@ func (c jetStreamCommand) consume(ctx context.Context, js jetstream.JetStream, e
 // outcome is a user.synced as renewd publishes it.
 func outcome(k grant.Key, cause schema.Cause, version int64, now time.Time) schema.Event {
 	g := grant.Grant{
-		Key: k, Version: version, Cause: cause, Status: grant.Live, BeganAt: now, Refreshed: true, NextDueAt: now.Add(lifetime),
-		Pair: grant.Pair{Access: grant.NewSecret("a"), Refresh: grant.NewSecret("r"), ExpiresAt: now.Add(lifetime), Lifetime: lifetime},
+		Key:       k,
+		Version:   version,
+		Cause:     cause,
+		Status:    grant.Live,
+		BeganAt:   now,
+		Refreshed: true,
+		NextDueAt: now.Add(lifetime),
+		Pair: grant.Pair{
+			Access:    secret.New("a"),
+			Refresh:   secret.New("r"),
+			ExpiresAt: now.Add(lifetime),
+			Lifetime:  lifetime,
+		},
 	}
-	profile, err := grant.NewProfile(schema.Profile{ID: k.User, Email: k.User + "@example.org", FirstName: "Ines", LastName: "Moreau", Name: "Ines Moreau", Username: "ines"})
+	profile, err := grant.NewProfile(schema.Profile{
+		ID:        k.User,
+		Email:     k.User + "@example.org",
+		FirstName: "Ines",
+		LastName:  "Moreau",
+		Name:      "Ines Moreau",
+		Username:  "ines",
+	})
 	if err != nil {
 		panic(err) // made of our own structs
 	}
-	g, _ = g.WithProfile(grant.Turn{Work: grant.Work{Cause: cause}, Nonce: "n", BeganAt: now, Now: now, Policy: grant.Policy{}.WithDefaults()}, profile)
+	g, _ = g.WithProfile(grant.Turn{
+		Work:    grant.Work{Cause: cause},
+		Nonce:   "n",
+		BeganAt: now,
+		Now:     now,
+		Policy:  new(grant.Policy{}.WithDefaults()),
+	}, profile)
 	return g.Event("/renewd", now, grant.ShowMapped)
 }
 
-// storeCommand is the share of a renewal that the store has: load, claim, save.
+// storeCommand does the store's part of a renewal: load, claim, save.
 type storeCommand struct{ peerOptions }
 
-// Run does so for all users, then waits to be killed.
+// Run does this for all users, then waits to be killed.
 func (c storeCommand) Run(ctx context.Context) error {
 	keys, err := seal.NewKeyring(time.Now())
 	if err != nil {
 		return err
 	}
-	s, err := postgres.Open(ctx, postgres.Config{URL: grant.NewSecret(c.Database), Cipher: keys})
+	s, err := postgres.Open(ctx, postgres.Config{URL: secret.New(c.Database), Cipher: keys})
 	if err != nil {
 		return err
 	}
 	defer s.Close()
 	now := time.Now()
 	if err := parallel(256, c.Users, func(n int) error {
-		pair := grant.Pair{Access: grant.NewSecret("a"), Refresh: grant.NewSecret(userName(n)), ExpiresAt: now, Lifetime: lifetime, SentAt: now}
-		g := storetest.SignedIn(keyOf(n), pair, grant.Order{Stream: now, Sequence: 1}, grant.Turn{Now: now, Policy: grant.Policy{}.WithDefaults()})
+		pair := grant.Pair{
+			Access:    secret.New("a"),
+			Refresh:   secret.New(userName(n)),
+			ExpiresAt: now,
+			Lifetime:  lifetime,
+			SentAt:    now,
+		}
+		position := grant.Position{Stream: now, Sequence: 1}
+		turn := grant.Turn{Now: now, Policy: new(grant.Policy{}.WithDefaults())}
+		g := storetest.SignedIn(keyOf(n), pair, position, turn)
 		_, err := s.Save(ctx, g)
 		return err
 	}); err != nil {
@@ -165,16 +213,34 @@ func (c storeCommand) Run(ctx context.Context) error {
 	}
 	return race(ctx, func(ctx context.Context) error {
 		return parallel(c.Workers, c.Users, func(n int) error {
-			work := grant.Work{Cause: schema.Cause{ID: "c", Type: schema.CauseTimer, Source: "/bench"}}
+			work := grant.Work{
+				Cause: schema.Cause{ID: "c", Type: schema.CauseTimer, Source: "/bench"},
+			}
 			if _, err := s.Load(ctx, keyOf(n)); err != nil {
 				return err
 			}
-			g, _, err := s.Claim(ctx, keyOf(n), grant.ClaimRequest{Nonce: "n", For: 10 * time.Second, Cause: work.Cause, Presented: true})
+			g, _, err := s.Claim(ctx, keyOf(n), grant.ClaimRequest{
+				Nonce:     "n",
+				For:       10 * time.Second,
+				Cause:     work.Cause,
+				Presented: true,
+			})
 			if err != nil {
 				return err
 			}
-			_, err = s.Save(ctx, g.Rotated(grant.Turn{Work: work, Nonce: "n", BeganAt: now, Now: time.Now(), Policy: grant.Policy{}.WithDefaults()},
-				grant.Tokens{Access: grant.NewSecret("b"), Refresh: grant.NewSecret("r" + userName(n)), ExpiresIn: lifetime, SentAt: time.Now()}, g.Fingerprint()))
+			_, err = s.Save(ctx, g.Rotated(grant.Turn{
+				Work:    work,
+				Nonce:   "n",
+				BeganAt: now,
+				Now:     time.Now(),
+				Policy:  new(grant.Policy{}.WithDefaults()),
+			},
+				grant.Tokens{
+					Access:    secret.New("b"),
+					Refresh:   secret.New("r" + userName(n)),
+					ExpiresIn: lifetime,
+					SentAt:    time.Now(),
+				}, g.Fingerprint()))
 			return err
 		})
 	})

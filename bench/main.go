@@ -1,11 +1,11 @@
-// Command bench measures renewd against what a team would write itself, on the same machine and in
-// the same run: a Go loop over a table, River on PostgreSQL, and the limits that HTTP, the store
-// and the stream set by themselves.
+// Command bench measures renewd against a team's own code, on the same machine and in the same run:
+// a Go loop over a table, River on PostgreSQL, and the limits set by HTTP, the store and the stream
+// alone.
 //
-// Everything runs in processes of its own, the provider too, and PostgreSQL keeps what it has
-// committed (fsync and synchronous_commit on). Runs of the contestants alternate, and medians are
-// reported. It touches no process and no file that it did not make, and removes what it made. One
-// measurement at a time: nothing here is meant for concurrent use.
+// Every contestant runs in a separate process, and so does the provider. PostgreSQL keeps every
+// commit (fsync and synchronous_commit on). Runs of the contestants alternate, and medians are
+// reported. Bench touches only processes and files of its own, and removes them at the end.
+// Measurements run one at a time: nothing here is meant for concurrent use.
 package main
 
 import (
@@ -22,10 +22,10 @@ import (
 	"github.com/alecthomas/kong"
 	"github.com/jackc/pgx/v5"
 
-	"github.com/renewd/renewd/internal/pgtest"
+	"github.com/renewd/renewd/internal/testkit/pgtest"
 )
 
-// cli is the command line: run, and the programs that it starts as processes of their own.
+// cli is the command line: run, and the programs started by run as separate processes.
 type cli struct {
 	Run       runCommand       `cmd:"" default:"withargs" help:"Measure."`
 	Provider  providerCommand  `cmd:"" hidden:""`
@@ -35,12 +35,13 @@ type cli struct {
 	JetStream jetStreamCommand `cmd:"" hidden:"" name:"jetstream"`
 	NATS      natsCommand      `cmd:"" hidden:""`
 	Store     storeCommand     `cmd:"" hidden:""`
+	Ask       askCommand       `cmd:"" hidden:""`
 }
 
-// runCommand says what is measured.
+// runCommand are the settings of a run.
 type runCommand struct {
-	What        []string        `name:"run" default:"throughput,latency,rss,kill,replay,steady,scale" help:"What to measure: ${default}."`
-	Users       int             `default:"20000" help:"Users of the throughput, memory and kill runs."`
+	What        []string        `name:"run" default:"throughput,latency,reads,rss,kill,replay,steady,scale" help:"What to measure: ${default}."`
+	Users       int             `default:"20000" help:"Users of the throughput, reads, memory and kill runs."`
 	Runs        int             `default:"3" help:"Runs of each contestant in the throughput run; the median counts."`
 	Delay       []time.Duration `default:"0s,20ms" help:"Delays of the provider in the throughput run."`
 	Only        []string        `placeholder:"LEG" help:"Only these legs of the throughput run, for instance: renewd,loop."`
@@ -49,7 +50,8 @@ type runCommand struct {
 	Steady      steadyOptions   `embed:"" prefix:"steady-"`
 	Scale       scaleOptions    `embed:"" prefix:"scale-"`
 	Events      int             `default:"2000000" help:"Outcome events of the replay run."`
-	For         time.Duration   `default:"30s" help:"How long the latency run lasts."`
+	Reads       readsOptions    `embed:"" prefix:"reads-"`
+	For         time.Duration   `default:"30s" help:"How long latency and reads are measured."`
 	Root        string          `default:".." type:"existingdir" help:"renewd's source."`
 	Binary      string          `placeholder:"FILE" help:"The renewd to measure. Default: built from its source."`
 	Profile     string          `placeholder:"DIR" help:"Write profiles of renewd there: processor time and allocations."`
@@ -62,25 +64,27 @@ func main() {
 	var c cli
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	k := kong.Parse(&c, kong.Name("bench"), kong.Description("Measure renewd against its peers and its limits."), kong.BindTo(ctx, (*context.Context)(nil)))
+	k := kong.Parse(&c, kong.Name("bench"),
+		kong.Description("Measure renewd against its peers and its limits."),
+		kong.BindTo(ctx, (*context.Context)(nil)))
 	if err := k.Run(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-// bench is one run of all that was asked for.
+// bench is one run of all chosen measurements.
 type bench struct {
 	runCommand
 	dir    string
 	self   string // this program
-	renewd string // the one that is measured
+	renewd string // the measured renewd
 	began  time.Time
 	server *pgtest.Server
 	report report
 }
 
-// kind is one thing to measure.
+// kind is one kind of measurement.
 type kind struct {
 	name    string
 	measure func(context.Context) error
@@ -88,11 +92,12 @@ type kind struct {
 
 func (b *bench) kinds() []kind {
 	return []kind{
-		{"throughput", b.throughput}, {"latency", b.latency}, {"rss", b.rss}, {"kill", b.kills}, {"replay", b.replay}, {"steady", b.steady}, {"scale", b.scale},
+		{"throughput", b.throughput}, {"latency", b.latency}, {"reads", b.reads}, {"rss", b.rss},
+		{"kill", b.kills}, {"replay", b.replay}, {"steady", b.steady}, {"scale", b.scale},
 	}
 }
 
-// Run measures what was asked for and prints the tables.
+// Run measures the chosen kinds and prints the tables.
 func (c runCommand) Run(ctx context.Context) error {
 	b := &bench{runCommand: c, began: time.Now(), report: report{Users: c.Users}}
 	defer b.close()
@@ -111,7 +116,7 @@ func (c runCommand) Run(ctx context.Context) error {
 			continue
 		}
 		if err := k.measure(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", k.name, err)) // the others are worth having all the same
+			errs = append(errs, fmt.Errorf("%s: %w", k.name, err)) // the other kinds still count
 			b.say("%v", errs[len(errs)-1])
 		}
 	}
@@ -151,9 +156,10 @@ func (b *bench) close() {
 	}
 }
 
-// say tells how it goes, on standard error.
+// say reports progress on standard error.
 func (b *bench) say(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, "%s %7.1fs  %s\n", time.Now().Format("15:04:05"), time.Since(b.began).Seconds(), fmt.Sprintf(format, args...))
+	fmt.Fprintf(os.Stderr, "%s %7.1fs  %s\n", time.Now().Format("15:04:05"),
+		time.Since(b.began).Seconds(), fmt.Sprintf(format, args...))
 }
 
 // newDatabase makes an empty database and returns its address.
@@ -162,7 +168,7 @@ func (b *bench) newDatabase(ctx context.Context) (string, error) {
 	return b.server.URL(name), err
 }
 
-// checkpoint writes out what the run before left, so that no run pays for another.
+// checkpoint writes out the dirty pages of the run before, so no run pays for an earlier run.
 func (b *bench) checkpoint(ctx context.Context) error {
 	conn, err := pgx.Connect(ctx, b.server.URL("postgres"))
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// peerOptions are the command line of every contestant that is a part of this program.
+// peerOptions are the command line of every contestant in this program.
 type peerOptions struct {
 	Database string `required:""`
 	Provider string `required:""`
@@ -22,23 +22,25 @@ type peerOptions struct {
 	Long     bool   // the exchange begins with userinfo
 }
 
-// peerResult is what a contestant prints at its end.
+// peerResult is printed by a contestant at its end.
 type peerResult struct {
 	Began, Ended time.Time
 }
 
-// peerTable is what the peers keep their users in.
+// peerTable is the table of the peers' users.
 const peerTable = `CREATE TABLE users (
-	id bigint PRIMARY KEY, name text NOT NULL UNIQUE, access_token text NOT NULL, refresh_token text NOT NULL, expires_at timestamptz NOT NULL,
-	refresh_at timestamptz NOT NULL, claimed_until timestamptz, profile jsonb, updated_at timestamptz NOT NULL DEFAULT now());
+	id bigint PRIMARY KEY, name text NOT NULL UNIQUE, access_token text NOT NULL,
+	refresh_token text NOT NULL, expires_at timestamptz NOT NULL, refresh_at timestamptz NOT NULL,
+	claimed_until timestamptz, profile jsonb, updated_at timestamptz NOT NULL DEFAULT now());
 	CREATE INDEX users_refresh_at ON users (refresh_at)`
 
-// updateUser is the one commit that each renewal of a peer ends in.
-const updateUser = `UPDATE users SET access_token = $2, refresh_token = $3, expires_at = $4, refresh_at = $4::timestamptz - interval '5 minutes',
-	claimed_until = NULL, profile = $5, updated_at = now() WHERE id = $1`
+// updateUser is the single commit at the end of each renewal by a peer.
+const updateUser = `UPDATE users SET access_token = $2, refresh_token = $3, expires_at = $4,
+	refresh_at = $4::timestamptz - interval '5 minutes', claimed_until = NULL, profile = $5,
+	updated_at = now() WHERE id = $1`
 
-// plantPeer fills a new database with users whose tokens have run out.
-func (b *bench) plantPeer(ctx context.Context, p *provider, users int) (string, error) {
+// seedPeer fills a new database with users whose tokens have run out.
+func (b *bench) seedPeer(ctx context.Context, p *provider, users int) (string, error) {
 	database, err := b.newDatabase(ctx)
 	if err != nil {
 		return "", err
@@ -62,7 +64,9 @@ func (b *bench) plantPeer(ctx context.Context, p *provider, users int) (string, 
 		for i, t := range tokens {
 			rows[i] = []any{int64(from + i), userName(from + i), t[0], t[1], old, old}
 		}
-		if _, err := conn.CopyFrom(ctx, pgx.Identifier{"users"}, columns, pgx.CopyFromRows(rows)); err != nil {
+		if _, err := conn.CopyFrom(
+			ctx, pgx.Identifier{"users"}, columns, pgx.CopyFromRows(rows),
+		); err != nil {
 			return "", err
 		}
 	}
@@ -70,18 +74,26 @@ func (b *bench) plantPeer(ctx context.Context, p *provider, users int) (string, 
 	return database, err
 }
 
-// peer starts a contestant of this program and returns once it is ready to be told to go.
+// peer starts a contestant of this program and returns once the contestant is ready to go.
 func (b *bench) peer(command string, o peerOptions, more ...string) (*process, error) {
-	args := append([]string{command, "--database", o.Database, "--provider", o.Provider, "--users", strconv.Itoa(o.Users), "--workers", strconv.Itoa(o.Workers)}, more...)
+	args := append([]string{
+		command, "--database", o.Database, "--provider", o.Provider, "--users",
+		strconv.Itoa(o.Users), "--workers", strconv.Itoa(o.Workers),
+	}, more...)
 	if o.Long {
 		args = append(args, "--long")
 	}
-	cmd := exec.Command(b.self, args...)
+	return b.contestant(command, exec.Command(b.self, args...))
+}
+
+// contestant starts a process and returns once the process says "ready". The process then waits to
+// be told to go.
+func (b *bench) contestant(name string, cmd *exec.Cmd) (*process, error) {
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
 	}
-	p, err := launch(b.dir, command, cmd)
+	p, err := launch(b.dir, name, cmd)
 	if err != nil {
 		return nil, err
 	}
@@ -101,8 +113,8 @@ func (p *process) result() (r peerResult, err error) {
 	return r, json.Unmarshal([]byte(text), &r)
 }
 
-// race is the contestant's side: it is ready, waits to be told to go, works, says when, and stays
-// to be looked at until it is killed.
+// race is the contestant's side. The contestant says "ready", waits to be told to go, works, and
+// prints its result. Then it stays, to be measured, until it is killed.
 func race(ctx context.Context, work func(ctx context.Context) error) error {
 	fmt.Println("ready")
 	var word string

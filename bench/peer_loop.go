@@ -8,12 +8,13 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// loopCommand is what a decent team writes: workers on a table, which claim due rows in batches so
-// that a second process may do the same, and update each user when it is renewed.
+// loopCommand is the code of a decent team. Workers claim due rows of a table in batches, so that a
+// second process may do the same, and update each user after its renewal.
 type loopCommand struct{ peerOptions }
 
 const claimUsers = `UPDATE users SET claimed_until = now() + interval '30 seconds' WHERE id IN (
-	SELECT id FROM users WHERE refresh_at <= now() AND (claimed_until IS NULL OR claimed_until < now())
+	SELECT id FROM users
+	WHERE refresh_at <= now() AND (claimed_until IS NULL OR claimed_until < now())
 	ORDER BY refresh_at LIMIT $1 FOR UPDATE SKIP LOCKED) RETURNING id, access_token, refresh_token`
 
 type dueUser struct {
@@ -63,7 +64,9 @@ func (c loopCommand) Run(ctx context.Context) error {
 					if err != nil {
 						return err
 					}
-					if _, err := db.Exec(ctx, updateUser, u.id, r.access, r.refresh, r.expires, r.profile); err != nil {
+					if _, err := db.Exec(
+						ctx, updateUser, u.id, r.access, r.refresh, r.expires, r.profile,
+					); err != nil {
 						return err
 					}
 					done.Add(1)

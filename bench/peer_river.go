@@ -31,7 +31,9 @@ type renewWorker struct {
 // Work implements river.Worker.
 func (w *renewWorker) Work(ctx context.Context, job *river.Job[renewArgs]) error {
 	u := dueUser{id: job.Args.ID}
-	if err := w.db.QueryRow(ctx, "SELECT access_token, refresh_token FROM users WHERE id = $1", u.id).Scan(&u.access, &u.refresh); err != nil {
+	if err := w.db.QueryRow(
+		ctx, "SELECT access_token, refresh_token FROM users WHERE id = $1", u.id,
+	).Scan(&u.access, &u.refresh); err != nil {
 		return err
 	}
 	r, err := w.http.exchange(ctx, u.access, u.refresh, w.long)
@@ -57,11 +59,17 @@ func (c riverCommand) Run(ctx context.Context) error {
 		return err
 	}
 	workers := river.NewWorkers()
-	river.AddWorker(workers, &renewWorker{db: db, http: newClient(c.Provider, c.Workers), long: c.Long})
-	// As it ships it fetches every 100 ms at most, which alone would hold it at Workers × 10 jobs a
-	// second.
+	river.AddWorker(workers, &renewWorker{
+		db:   db,
+		http: newClient(c.Provider, c.Workers),
+		long: c.Long,
+	})
+	// As shipped, River fetches every 100 ms at most, which alone would limit it to Workers × 10
+	// jobs a second.
 	r, err := river.NewClient(driver, &river.Config{
-		Queues:  map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: c.Workers, FetchCooldown: 2 * time.Millisecond}},
+		Queues: map[string]river.QueueConfig{
+			river.QueueDefault: {MaxWorkers: c.Workers, FetchCooldown: 2 * time.Millisecond},
+		},
 		Workers: workers, Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -81,7 +89,10 @@ func (c riverCommand) Run(ctx context.Context) error {
 		return err
 	}
 	return race(ctx, func(ctx context.Context) error {
-		completed, cancel := r.SubscribeConfig(&river.SubscribeConfig{ChanSize: c.Users, Kinds: []river.EventKind{river.EventKindJobCompleted}})
+		completed, cancel := r.SubscribeConfig(&river.SubscribeConfig{
+			ChanSize: c.Users,
+			Kinds:    []river.EventKind{river.EventKindJobCompleted},
+		})
 		defer cancel()
 		if err := r.Start(ctx); err != nil {
 			return err

@@ -4,30 +4,29 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
+
+	"github.com/renewd/renewd/internal/testkit/proc"
 )
 
-// process is a program that this one started.
+// process is a program started by this program.
 type process struct {
+	*proc.Process
 	name string
-	log  string // file that its standard error goes to
-	cmd  *exec.Cmd
+	log  string        // file of its standard error
 	out  *bufio.Reader // its standard output, line by line
-	end  chan struct{}
-	// start tells a contestant to go; nil for others.
+	// start tells a contestant to go. It is nil for other processes.
 	start func() error
 }
 
 // launch starts cmd with its standard error in a file below dir.
 func launch(dir, name string, cmd *exec.Cmd) (*process, error) {
-	p := &process{name: name, log: filepath.Join(dir, name+".log"), cmd: cmd, end: make(chan struct{})}
+	p := &process{name: name, log: filepath.Join(dir, name+".log")}
 	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
@@ -40,19 +39,14 @@ func launch(dir, name string, cmd *exec.Cmd) (*process, error) {
 	}
 	defer out.Close()
 	cmd.Stdout, p.out = out, bufio.NewReader(in)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
+	if p.Process, err = proc.Start(cmd); err != nil {
 		in.Close()
-		return nil, fmt.Errorf("start %s: %w", name, err)
+		return nil, err
 	}
-	go func() {
-		defer close(p.end)
-		_ = cmd.Wait() // its state says how it ended
-	}()
 	return p, nil
 }
 
-// line is the next line that it prints; an error once it has ended.
+// line is the next line printed by the process, or an error once the process has ended.
 func (p *process) line() (string, error) {
 	text, err := p.out.ReadString('\n')
 	if err != nil {
@@ -69,44 +63,17 @@ func (p *process) lastWords() string {
 	return string(raw[max(0, len(raw)-2000):])
 }
 
-func (p *process) running() bool {
-	select {
-	case <-p.end:
-		return false
-	default:
-		return true
-	}
-}
-
-func (p *process) pid() int { return p.cmd.Process.Pid }
-
-func (p *process) signal(s syscall.Signal) {
-	_ = p.cmd.Process.Signal(s) // it may end at this very moment
-}
-
-// kill ends it as the kernel would, and waits for that.
+// kill ends the process, if it was started, as the kernel would.
 func (p *process) kill() {
-	if p == nil {
-		return
-	}
-	p.signal(syscall.SIGKILL)
-	<-p.end
-}
-
-// stop ends it as an operator would.
-func (p *process) stop() {
-	p.signal(syscall.SIGTERM)
-	select {
-	case <-p.end:
-	case <-time.After(30 * time.Second):
-		p.kill()
+	if p != nil {
+		p.Kill()
 	}
 }
 
 const tick = 10 * time.Millisecond // of /proc/<pid>/stat: USER_HZ is 100 on every Linux
 
-// cpuOf is the processor time that these processes and all they started have used, the dead
-// included.
+// cpuOf is the processor time used by these processes and all their descendants, including
+// descendants that have ended.
 func cpuOf(pids ...int) time.Duration {
 	type line struct {
 		parent int
@@ -117,14 +84,15 @@ func cpuOf(pids ...int) time.Duration {
 	for _, name := range found {
 		raw, err := os.ReadFile(name)
 		if err != nil {
-			continue // gone since
+			continue // the process has ended
 		}
 		text := string(raw)
 		pid, _ := strconv.Atoi(text[:strings.IndexByte(text, ' ')])
-		f := strings.Fields(text[strings.LastIndexByte(text, ')')+1:]) // the state is f[0], field 3 in proc(5)
+		// the state is f[0], field 3 in proc(5)
+		f := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
 		parent, _ := strconv.Atoi(f[1])
 		var ticks int64
-		for _, field := range f[11:15] { // utime, stime, and those of children that were waited for
+		for _, field := range f[11:15] { // utime, stime, and the same of children waited for
 			n, _ := strconv.ParseInt(field, 10, 64)
 			ticks += n
 		}
@@ -146,8 +114,8 @@ func cpuOf(pids ...int) time.Duration {
 	return sum
 }
 
-// memory is a field of /proc/<pid>/status in bytes: VmHWM, the peak, or VmRSS, what it is now. 0
-// for a process that is gone.
+// memory is a field of /proc/<pid>/status in bytes: VmHWM, the peak, or VmRSS, the present value.
+// The result is 0 for a process that is gone.
 func memory(pid int, field string) int64 {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -162,16 +130,7 @@ func memory(pid int, field string) int64 {
 	return 0
 }
 
-// freePort finds a loopback port that nobody listens on.
-func freePort() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	return l.Addr().String(), l.Close()
-}
-
-// eventually tries until it works, or the limit is reached.
+// eventually calls try until try returns no error, or the limit is reached.
 func eventually(limit time.Duration, try func() error) error {
 	for end := time.Now().Add(limit); ; {
 		err := try()

@@ -14,17 +14,19 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/renewd/renewd/internal/idp/idptest"
+	"github.com/renewd/renewd/internal/standin"
+	"github.com/renewd/renewd/internal/testkit/proc"
 )
 
-// equipmentGC is how much the heaps of the stand-in and of what listens grow between two
-// collections, in percent: they share the processor with what is measured, which keeps its own.
+// equipmentGC is how much the heaps of the stand-in and of the listeners grow between two
+// collections, in percent. Both share the processor with the measured process, which keeps its own
+// value.
 const equipmentGC = 400
 
-// lifetime of the access tokens that the stand-in makes.
+// lifetime of the stand-in's access tokens.
 const lifetime = 30 * time.Minute
 
-// providerCommand is the provider, in a process of its own.
+// providerCommand is the provider in a separate process.
 type providerCommand struct {
 	Addr  string        `required:""`
 	Delay time.Duration `help:"Before each answer."`
@@ -33,15 +35,15 @@ type providerCommand struct {
 	Deaf  bool          `help:"Act on a request also when its client is gone."`
 }
 
-// stand is the stand-in of the tests with what a benchmark needs beside it: many users at a time,
-// whose access tokens have run out, and the time of the first request.
+// stand is the stand-in of the tests, with additions for a benchmark: many users at a time whose
+// access tokens have run out, and the time of the first request.
 type stand struct {
-	*idptest.Server
+	*standin.Server
 	delay  time.Duration
 	deaf   bool
-	shift  atomic.Int64 // of its clock, while users sign in
+	shift  atomic.Int64 // added to its clock while users sign in
 	going  atomic.Bool  // the delay counts
-	first  atomic.Int64 // when it was first asked anything since, in Unix ns
+	first  atomic.Int64 // first request since begin, in Unix ns
 	logins sync.Mutex
 }
 
@@ -49,18 +51,26 @@ type stand struct {
 func (c providerCommand) Run() error {
 	debug.SetGCPercent(equipmentGC)
 	s := &stand{delay: c.Delay, deaf: c.Deaf}
-	o := idptest.Options{
-		Lifetime: c.Life, Signing: idptest.Opaque, Admin: true, Now: func() time.Time { return time.Now().Add(time.Duration(s.shift.Load())) },
+	o := standin.Options{
+		Lifetime: c.Life,
+		Signing:  standin.Opaque,
+		Admin:    true,
+		Now:      func() time.Time { return time.Now().Add(time.Duration(s.shift.Load())) },
 	}
 	if c.Grace > 0 {
-		o.Rotation, o.Grace = idptest.Grace, c.Grace
+		o.Rotation, o.Grace = standin.Grace, c.Grace
 	}
-	s.Server = idptest.New(o)
+	s.Server = standin.New(o)
 	mux := http.NewServeMux()
 	mux.Handle("/propelauth/", http.HandlerFunc(s.exchange))
 	mux.HandleFunc("POST /bench/users", s.signIn)
-	mux.HandleFunc("POST /bench/go", func(w http.ResponseWriter, _ *http.Request) { s.going.Store(true); fmt.Fprint(w, 0) })
-	mux.HandleFunc("GET /bench/first", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, s.first.Load()) })
+	mux.HandleFunc("POST /bench/go", func(w http.ResponseWriter, _ *http.Request) {
+		s.going.Store(true)
+		fmt.Fprint(w, 0)
+	})
+	mux.HandleFunc("GET /bench/first", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, s.first.Load())
+	})
 	mux.Handle("/", s.Server)
 	l, err := net.Listen("tcp", c.Addr)
 	if err != nil {
@@ -70,9 +80,9 @@ func (c providerCommand) Run() error {
 	return (&http.Server{Handler: mux, ReadHeaderTimeout: time.Minute}).Serve(l)
 }
 
-// exchange takes half of the delay before it acts and half before it answers. It does not act for a
-// client that has gone, like every server that ends a request's work with its connection, unless it
-// is deaf.
+// exchange waits half of the delay before it acts and half before it answers. Unless the stand-in
+// is deaf, exchange does not act for a client that has gone. Every server that ends a request's
+// work with the request's connection behaves like this.
 func (s *stand) exchange(w http.ResponseWriter, r *http.Request) {
 	if s.going.Load() {
 		if s.first.Load() == 0 {
@@ -92,7 +102,9 @@ func (s *stand) exchange(w http.ResponseWriter, r *http.Request) {
 func (s *stand) wait(r *http.Request) bool {
 	var gone <-chan struct{}
 	if !s.deaf {
-		_ = r.ParseForm() // a connection's end is seen only once its request was read; the handler looks at what is wrong with it
+		// A connection's end is seen only once its request was read. The handler deals with a
+		// malformed form.
+		_ = r.ParseForm()
 		gone = r.Context().Done()
 	}
 	select {
@@ -131,7 +143,8 @@ func (l *late) hold() {
 // Unwrap is for http.NewResponseController.
 func (l *late) Unwrap() http.ResponseWriter { return l.ResponseWriter }
 
-// signIn has users sign in, some time ago if they are to be expired, and returns their tokens.
+// signIn has users sign in and returns their tokens. The sign-ins are some time ago if the tokens
+// are to be expired.
 func (s *stand) signIn(w http.ResponseWriter, r *http.Request) {
 	from, _ := strconv.Atoi(r.FormValue("from"))
 	n, _ := strconv.Atoi(r.FormValue("n"))
@@ -145,24 +158,27 @@ func (s *stand) signIn(w http.ResponseWriter, r *http.Request) {
 		t := s.Login(userName(from + i))
 		tokens[i] = [2]string{t.Access, t.Refresh}
 	}
-	_ = json.NewEncoder(w).Encode(tokens) // the other end is ours, and notices
+	_ = json.NewEncoder(w).Encode(tokens) // the other end is ours, and notices an error
 }
 
 func userName(n int) string { return fmt.Sprintf("user-%07d", n) }
 
-// provider is a stand-in that runs.
+// provider is a running stand-in.
 type provider struct {
 	*process
 	url    string
-	before int // calls of userinfo before it began
+	before int // calls of userinfo before begin
 }
 
 func (b *bench) startProvider(delay, grace, life time.Duration, more ...string) (*provider, error) {
-	addr, err := freePort()
+	addr, err := proc.FreeAddr()
 	if err != nil {
 		return nil, err
 	}
-	args := []string{"provider", "--addr", addr, "--delay", delay.String(), "--grace", grace.String(), "--life", life.String()}
+	args := []string{
+		"provider", "--addr", addr, "--delay", delay.String(), "--grace", grace.String(), "--life",
+		life.String(),
+	}
 	cmd := exec.Command(b.self, append(args, more...)...)
 	p, err := launch(b.dir, "provider", cmd)
 	if err != nil {
@@ -177,12 +193,15 @@ func (b *bench) startProvider(delay, grace, life time.Duration, more ...string) 
 // page is how many users sign in with one request.
 const page = 5000
 
-// signIn has users sign in that long ago, and returns their tokens, access and refresh.
-func (p *provider) signIn(ctx context.Context, from, n int, ago time.Duration) (tokens [][2]string, err error) {
-	return tokens, p.ask(ctx, http.MethodPost, fmt.Sprintf("/bench/users?from=%d&n=%d&ago=%s", from, n, ago), &tokens)
+// signIn has users sign in at a moment in the past, and returns their access and refresh tokens.
+func (p *provider) signIn(
+	ctx context.Context, from, n int, ago time.Duration,
+) (tokens [][2]string, err error) {
+	return tokens, p.ask(ctx, http.MethodPost,
+		fmt.Sprintf("/bench/users?from=%d&n=%d&ago=%s", from, n, ago), &tokens)
 }
 
-// begin ends the preparations: from here on the delay counts.
+// begin ends the preparations. From here on the delay counts.
 func (p *provider) begin(ctx context.Context) error {
 	s, err := p.stats(ctx)
 	if err != nil {
@@ -193,14 +212,14 @@ func (p *provider) begin(ctx context.Context) error {
 	return p.ask(ctx, http.MethodPost, "/bench/go", &n)
 }
 
-// stats is what it saw since it began.
-func (p *provider) stats(ctx context.Context) (s idptest.Stats, err error) {
+// stats counts the provider's calls since begin.
+func (p *provider) stats(ctx context.Context) (s standin.Stats, err error) {
 	err = p.ask(ctx, http.MethodGet, "/_admin/stats", &s)
 	s.UserInfos -= p.before
 	return s, err
 }
 
-// first is when it was first asked to renew anything; zero if never.
+// first is when the provider was first asked to renew a token, or zero if never.
 func (p *provider) first(ctx context.Context) (time.Time, error) {
 	var ns int64
 	if err := p.ask(ctx, http.MethodGet, "/bench/first", &ns); err != nil || ns == 0 {

@@ -24,19 +24,22 @@ import (
 	"github.com/renewd/renewd/internal/idp"
 	"github.com/renewd/renewd/internal/postgres"
 	"github.com/renewd/renewd/internal/seal"
-	"github.com/renewd/renewd/internal/storetest"
+	"github.com/renewd/renewd/internal/secret"
 	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/internal/testkit/proc"
+	"github.com/renewd/renewd/internal/testkit/storetest"
+	"github.com/renewd/renewd/internal/topology"
 	"github.com/renewd/renewd/schema"
 )
 
 const providerID = "propelauth"
 
-// profiler is compiled into the measured renewd when a profile is asked for, and into nothing else.
+// profiler is compiled only into the measured renewd, and only when a profile is asked for.
 //
 //go:embed profiler.go.txt
 var profiler []byte
 
-// build makes the renewd that is measured, from the source beside this module.
+// build makes the measured renewd, from the source beside this module.
 func (b *bench) build(ctx context.Context) error {
 	if b.Binary != "" {
 		b.renewd = b.Binary
@@ -53,7 +56,9 @@ func (b *bench) build(ctx context.Context) error {
 			return fmt.Errorf("profile: %w", err)
 		}
 		file, overlay := filepath.Join(b.dir, "profiler.go"), filepath.Join(b.dir, "overlay.json")
-		text, err := json.Marshal(map[string]any{"Replace": map[string]string{filepath.Join(root, "cmd/renewd/profiler.go"): file}})
+		text, err := json.Marshal(map[string]any{
+			"Replace": map[string]string{filepath.Join(root, "cmd/renewd/profiler.go"): file},
+		})
 		if err != nil {
 			return err
 		}
@@ -97,7 +102,7 @@ type daemonOptions struct {
 	more        []string // environment
 }
 
-// newDaemon starts renewd on a new database and waits until it is ready.
+// newDaemon starts renewd on a new database and waits until renewd is ready.
 func (b *bench) newDaemon(ctx context.Context, o daemonOptions) (*daemon, error) {
 	d := &daemon{b: b}
 	var err error
@@ -127,11 +132,11 @@ func (b *bench) newDaemon(ctx context.Context, o daemonOptions) (*daemon, error)
 }
 
 func (d *daemon) settings(o daemonOptions) error {
-	listen, err := freePort()
+	listen, err := proc.FreeAddr()
 	if err != nil {
 		return err
 	}
-	if d.http, err = freePort(); err != nil {
+	if d.http, err = proc.FreeAddr(); err != nil {
 		return err
 	}
 	for _, kv := range os.Environ() {
@@ -140,8 +145,14 @@ func (d *daemon) settings(o daemonOptions) error {
 		}
 	}
 	set := map[string]string{
-		"DATA_DIR": d.dir, "DATABASE_URL": d.database, "HTTP_ADDR": d.http, "AUTH_URL": o.provider.url, "CLIENT_ID": "renewd-test",
-		"ALLOW_HTTP_LOOPBACK": "true", "PROVIDER_CONCURRENCY": fmt.Sprint(o.concurrency), "LOG_LEVEL": "warn",
+		"DATA_DIR":             d.dir,
+		"DATABASE_URL":         d.database,
+		"HTTP_ADDR":            d.http,
+		"AUTH_URL":             o.provider.url,
+		"CLIENT_ID":            "renewd-test",
+		"ALLOW_HTTP_LOOPBACK":  "true",
+		"PROVIDER_CONCURRENCY": fmt.Sprint(o.concurrency),
+		"LOG_LEVEL":            "warn",
 	}
 	if d.natsURL = o.natsURL; d.natsURL == "" {
 		set["NATS_LISTEN"], d.natsURL = listen, "nats://"+listen
@@ -155,7 +166,7 @@ func (d *daemon) settings(o daemonOptions) error {
 	return nil
 }
 
-// start starts the process, for the first time or again, and waits until it is ready.
+// start starts the process, for the first time or again, and waits until the process is ready.
 func (d *daemon) start() (err error) {
 	cmd := exec.Command(d.b.renewd, "serve")
 	cmd.Dir, cmd.Env = d.dir, d.env
@@ -163,7 +174,7 @@ func (d *daemon) start() (err error) {
 		return err
 	}
 	return eventually(time.Minute, func() error {
-		if !d.running() {
+		if !d.Running() {
 			return fmt.Errorf("renewd ended: %s", d.lastWords())
 		}
 		res, err := http.Get("http://" + d.http + "/readyz")
@@ -179,7 +190,8 @@ func (d *daemon) start() (err error) {
 }
 
 func (d *daemon) connect(ctx context.Context) (err error) {
-	d.nc, err = nats.Connect(d.natsURL, nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond))
+	d.nc, err = nats.Connect(d.natsURL, nats.MaxReconnects(-1),
+		nats.ReconnectWait(20*time.Millisecond))
 	if err != nil {
 		return err
 	}
@@ -189,7 +201,11 @@ func (d *daemon) connect(ctx context.Context) (err error) {
 	if d.engine, err = stream.NewEngine(d.js, stream.Config{}); err != nil {
 		return err
 	}
-	d.store, err = postgres.Open(ctx, postgres.Config{URL: grant.NewSecret(d.database), Cipher: d.keys, MaxConns: 8})
+	d.store, err = postgres.Open(ctx, postgres.Config{
+		URL:      secret.New(d.database),
+		Cipher:   d.keys,
+		MaxConns: 8,
+	})
 	return err
 }
 
@@ -207,60 +223,82 @@ func (d *daemon) close() {
 	_ = os.RemoveAll(d.dir)
 }
 
-// plan says what is planted.
+// plan describes the grants to seed.
 type plan struct {
 	users int
-	// due is when all of them are, or the first if they are spread over so long. Zero: soon. A time
-	// that is past when everything is stored is put off.
+	// due is when all grants are due, or the first grant if spread is set. Zero means soon. If due
+	// is already past once all grants are stored, seed puts due off.
 	due    time.Time
 	spread time.Duration
 	ago    time.Duration // how old the tokens are
 	life   time.Duration // of access tokens
-	// long: renewd believes that the access tokens are still good, and learns from userinfo that
-	// they are not.
+	// long means that renewd believes the access tokens still good, and learns the truth from
+	// userinfo.
 	long bool
+	// first means no profile was synced before.
+	first bool
 }
 
 func (p plan) dueOf(n int) time.Time {
 	return p.due.Add(time.Duration(float64(p.spread) * float64(n) / float64(p.users)))
 }
 
-// plant has users sign in at the provider, and stores and arms their grants as a login would; their
-// profiles have been synced before, as those of most users have. It returns when they are due.
-func (d *daemon) plant(ctx context.Context, p *provider, plan plan) (time.Time, error) {
+// seed has users sign in at the provider, and stores and arms their grants as a login would. Their
+// profiles have been synced before, as most users' have. seed returns when the grants are due.
+func (d *daemon) seed(ctx context.Context, p *provider, plan plan) (time.Time, error) {
 	if plan.due.IsZero() {
-		// What is stored must not be long past when the timers fire: the reconciler would wake the
-		// grants.
+		// The grants must not be long overdue when the timers fire, or the reconciler would wake
+		// the grants.
 		plan.due = time.Now().Add(time.Duration(plan.users) * 500 * time.Microsecond)
 	}
 	versions := make([]int64, plan.users)
-	if err := d.sow(ctx, p, plan, versions); err != nil {
+	if err := d.seedStore(ctx, p, plan, versions); err != nil {
 		return plan.due, err
 	}
-	if soonest := time.Now().Add(3*time.Second + time.Duration(plan.users)*200*time.Microsecond).Truncate(time.Second); plan.due.Before(soonest) {
+	if soonest := time.Now().Add(
+		3*time.Second + time.Duration(plan.users)*200*time.Microsecond,
+	).Truncate(time.Second); plan.due.Before(soonest) {
 		plan.due = soonest
 	}
 	err := parallel(256, plan.users, func(n int) error {
 		at := plan.dueOf(n)
-		work := grant.Grant{Key: keyOf(n), Version: versions[n]}.NextTimer(at)
-		if plan.long {
-			// A timer of renewd's own knows that the token has run out; who has it synced on
-			// request does not.
-			work = grant.Work{Cause: schema.Cause{ID: fmt.Sprint("request-", n), Type: schema.UserRefreshDue, Source: "/bench", Time: at},
-				Mark: grant.Mark{Version: versions[n]}}
+		g := grant.Grant{Key: keyOf(n), Version: versions[n]}
+		work := g.NextTimer(at)
+		if plan.long && !plan.first {
+			// A timer set by renewd knows that the token has run out. A request for a sync does
+			// not.
+			work = grant.Work{
+				Cause: schema.Cause{
+					ID:     fmt.Sprint("request-", n),
+					Type:   schema.UserRefreshDue,
+					Source: "/bench",
+					Time:   at,
+				},
+				Mark: grant.Mark{Version: versions[n]},
+			}
 		}
 		return d.engine.Arm(ctx, keyOf(n), at, work)
 	})
 	if late := time.Since(plan.due); err == nil && late > -500*time.Millisecond {
-		err = fmt.Errorf("arming timers took %v too long: is the machine busy with something else?", late+500*time.Millisecond)
+		err = fmt.Errorf("arming timers took %v too long: is the machine busy with something else?",
+			late+500*time.Millisecond)
 	}
 	return plan.due, err
 }
 
-// sow stores the grants and notes their versions.
-func (d *daemon) sow(ctx context.Context, p *provider, plan plan, versions []int64) error {
-	client, err := idp.New(idp.Config{ID: providerID, BaseURL: p.url, ClientID: "renewd-test", AllowHTTPLoopback: true, MaxConns: 64},
-		idp.Telemetry{Tracers: tracenoop.NewTracerProvider(), Meters: metricnoop.NewMeterProvider()})
+// seedStore stores the grants and notes their versions.
+func (d *daemon) seedStore(ctx context.Context, p *provider, plan plan, versions []int64) error {
+	client, err := idp.New(idp.Config{
+		ID:                providerID,
+		BaseURL:           p.url,
+		ClientID:          "renewd-test",
+		AllowHTTPLoopback: true,
+		MaxConns:          64,
+	},
+		idp.Telemetry{
+			Tracers: tracenoop.NewTracerProvider(),
+			Meters:  metricnoop.NewMeterProvider(),
+		})
 	if err != nil {
 		return err
 	}
@@ -276,7 +314,7 @@ func (d *daemon) sow(ctx context.Context, p *provider, plan plan, versions []int
 			return err
 		}
 		err = parallel(64, n, func(i int) error {
-			profile, err := client.UserInfo(ctx, grant.NewSecret(fresh[i][0]), userName(from+i))
+			profile, err := client.UserInfo(ctx, secret.New(fresh[i][0]), userName(from+i))
 			if err != nil {
 				return err
 			}
@@ -300,14 +338,21 @@ func (p plan) grantOf(n int, tokens [2]string, profile grant.Profile) grant.Gran
 	now := time.Now()
 	sent := now.Add(-p.ago)
 	pair := grant.Pair{
-		Access: grant.NewSecret(tokens[0]), Refresh: grant.NewSecret(tokens[1]), ExpiresAt: sent.Add(p.life), Lifetime: p.life, SentAt: sent,
+		Access:    secret.New(tokens[0]),
+		Refresh:   secret.New(tokens[1]),
+		ExpiresAt: sent.Add(p.life),
+		Lifetime:  p.life,
+		SentAt:    sent,
 	}
 	if p.long {
 		pair.ExpiresAt, pair.Lifetime = now.Add(time.Hour), 2*time.Hour
 	}
-	g := storetest.SignedIn(keyOf(n), pair, grant.Order{Stream: now, Sequence: uint64(n + 1)},
-		grant.Turn{Now: now, Nonce: userName(n), Policy: grant.Policy{}.WithDefaults()})
-	g.Profile, g.SyncedAt, g.NextDueAt = profile, now, p.dueOf(n)
+	g := storetest.SignedIn(keyOf(n), pair, grant.Position{Stream: now, Sequence: uint64(n + 1)},
+		grant.Turn{Now: now, Nonce: userName(n), Policy: new(grant.Policy{}.WithDefaults())})
+	g.NextDueAt = p.dueOf(n)
+	if !p.first {
+		g.Profile, g.SyncedAt = profile, now
+	}
 	return g
 }
 
@@ -329,27 +374,32 @@ func parallel(workers, n int, do func(i int) error) error {
 	return g.Wait()
 }
 
-// outcomes counts what is in OUTCOMES.
+// outcomes counts the messages in OUTCOMES.
 func (d *daemon) outcomes(ctx context.Context) (uint64, error) {
-	s, err := d.js.Stream(ctx, stream.Outcomes)
+	s, err := d.js.Stream(ctx, topology.Outcomes)
 	if err != nil {
 		return 0, err
 	}
 	return s.CachedInfo().State.LastSeq, nil
 }
 
-// profile has it write profiles from here on until the returned function is called; without
-// --profile nothing.
+// profile has renewd write profiles from here on until the returned function is called. Without
+// --profile nothing is written.
 func (d *daemon) profile(name string) (stop func()) {
 	if d.b.Profile == "" {
 		return func() {}
 	}
-	d.signal(syscall.SIGUSR1)
+	d.Signal(syscall.SIGUSR1)
 	return func() {
-		d.signal(syscall.SIGUSR2)
-		for kind, file := range map[string]string{"cpu": name + ".pprof", "allocs": name + "-allocs.pprof"} {
+		d.Signal(syscall.SIGUSR2)
+		for kind, file := range map[string]string{
+			"cpu":    name + ".pprof",
+			"allocs": name + "-allocs.pprof",
+		} {
 			from, to := filepath.Join(d.dir, kind+".pprof"), filepath.Join(d.b.Profile, file)
-			if err := eventually(10*time.Second, func() error { return os.Rename(from, to) }); err != nil {
+			if err := eventually(10*time.Second, func() error {
+				return os.Rename(from, to)
+			}); err != nil {
 				d.b.say("no %s profile of %s: %v", kind, name, err)
 			}
 		}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/renewd/renewd/consumers"
 	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/internal/topology"
 	"github.com/renewd/renewd/schema"
 )
 
@@ -24,7 +25,7 @@ type replayRow struct {
 	Rate      float64 `json:"full_replay_per_s"`
 }
 
-// replay fills OUTCOMES and reads single users' histories and everything back.
+// replay fills OUTCOMES, then reads single users' histories, and then everything.
 func (b *bench) replay(ctx context.Context) error {
 	server, url, err := b.startNATS("replay")
 	if err != nil {
@@ -68,7 +69,9 @@ func fill(ctx context.Context, nc *nats.Conn, r *replayRow) error {
 	if err != nil {
 		return err
 	}
-	if _, err := stream.Ensure(ctx, js, stream.Topology{Providers: []stream.Provider{{ID: providerID}}}.WithDefaults()); err != nil {
+	if _, err := topology.Ensure(
+		ctx, js, topology.Topology{Providers: []topology.Provider{{ID: providerID}}}.WithDefaults(),
+	); err != nil {
 		return err
 	}
 	e, err := stream.NewEngine(js, stream.Config{})
@@ -86,7 +89,10 @@ func (r *replayRow) readUsers(ctx context.Context, nc *nats.Conn) error {
 	var took []time.Duration
 	for range 200 {
 		began, n, user := time.Now(), 0, rand.IntN(r.Users)
-		for _, err := range consumers.Replay(ctx, nc, consumers.Query{Provider: providerID, User: userName(user)}) {
+		for _, err := range consumers.Replay(ctx, nc, consumers.Query{
+			Provider: providerID,
+			User:     userName(user),
+		}) {
 			if err != nil {
 				return err
 			}

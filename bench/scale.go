@@ -20,7 +20,7 @@ type scaleOptions struct {
 	Sizes []int `default:"1000,100000,1000000" help:"Numbers of grants of the scale run."`
 }
 
-// scaleRow is what so many grants cost.
+// scaleRow is the cost of this many grants.
 type scaleRow struct {
 	Grants   int     `json:"grants"`
 	Logins   float64 `json:"logins_per_s"`
@@ -64,15 +64,22 @@ func (b *bench) scaleOne(ctx context.Context, size int) (r scaleRow, err error) 
 	}
 	defer d.close()
 	r.Grants = size
-	// Due in hours: nothing but what is asked for happens.
-	plan := plan{users: size, due: time.Now().Add(6 * time.Hour), spread: time.Hour, life: 12 * time.Hour}
-	if _, err := d.plant(ctx, p, plan); err != nil {
+	// The grants are due in hours, so renewd works only on request.
+	plan := plan{
+		users:  size,
+		due:    time.Now().Add(6 * time.Hour),
+		spread: time.Hour,
+		life:   12 * time.Hour,
+	}
+	if _, err := d.seed(ctx, p, plan); err != nil {
 		return r, err
 	}
 	if err := p.begin(ctx); err != nil {
 		return r, err
 	}
-	for _, measure := range []func(context.Context, *provider, *scaleRow) error{d.scaleRest, d.scaleRenewals, d.scaleLogins, d.scaleRestart} {
+	for _, measure := range []func(context.Context, *provider, *scaleRow) error{
+		d.scaleRest, d.scaleRenewals, d.scaleLogins, d.scaleRestart,
+	} {
 		if err := measure(ctx, p, &r); err != nil {
 			return r, err
 		}
@@ -80,18 +87,20 @@ func (b *bench) scaleOne(ctx context.Context, size int) (r scaleRow, err error) 
 	return r, nil
 }
 
-// scaleRest starts it anew, so that the memory is that of holding grants and not of planting them,
-// and looks at it at rest.
+// scaleRest restarts renewd and measures renewd at rest. After the restart, the memory is for
+// holding grants and not for seeding.
 func (d *daemon) scaleRest(ctx context.Context, _ *provider, r *scaleRow) error {
-	d.stop()
+	if err := d.Stop(30 * time.Second); err != nil {
+		return err
+	}
 	if err := d.start(); err != nil {
 		return err
 	}
 	<-time.After(15 * time.Second)
-	before, began := cpuOf(d.pid()), time.Now()
+	before, began := cpuOf(d.Pid()), time.Now()
 	<-time.After(20 * time.Second)
-	r.Idle = (cpuOf(d.pid()) - before).Seconds() / time.Since(began).Seconds()
-	r.Memory = memory(d.pid(), "VmRSS")
+	r.Idle = (cpuOf(d.Pid()) - before).Seconds() / time.Since(began).Seconds()
+	r.Memory = memory(d.Pid(), "VmRSS")
 	r.NATSDisk = diskOf(filepath.Join(d.dir, "nats"))
 	conn, err := pgx.Connect(ctx, d.database)
 	if err != nil {
@@ -101,11 +110,11 @@ func (d *daemon) scaleRest(ctx context.Context, _ *provider, r *scaleRow) error 
 	return conn.QueryRow(ctx, "SELECT pg_total_relation_size('renewd.grants')").Scan(&r.Database)
 }
 
-// diskOf is what the files below a folder occupy.
+// diskOf is the disk space of the files below a folder.
 func diskOf(dir string) (sum int64) {
 	_ = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() {
-			return nil // gone since
+			return nil // the file is gone
 		}
 		if info, err := e.Info(); err == nil {
 			if s, ok := info.Sys().(*syscall.Stat_t); ok {
@@ -117,7 +126,7 @@ func diskOf(dir string) (sum int64) {
 	return sum
 }
 
-// scaleRenewals renews some users again and again; the rounds are of the same size whatever the
+// scaleRenewals renews some users again and again. The rounds are of the same size whatever the
 // number of grants.
 func (d *daemon) scaleRenewals(ctx context.Context, p *provider, r *scaleRow) error {
 	var sum time.Duration
@@ -129,8 +138,16 @@ func (d *daemon) scaleRenewals(ctx context.Context, p *provider, r *scaleRow) er
 		before := d.b.cpu(d.process, p)
 		err = parallel(64, scaleRound, func(i int) error {
 			n := (round*scaleRound + i) % r.Grants
-			work := grant.Work{Want: schema.WantTokens, Mark: grant.Mark{Version: 1}, // as a timer or a request brings one along
-				Cause: schema.Cause{ID: fmt.Sprintf("%d-%d", round, n), Type: schema.UserRefreshDue, Source: "/bench"}}
+			// the work that a timer or a request brings along
+			work := grant.Work{
+				Want: schema.WantTokens,
+				Mark: grant.Mark{Version: 1},
+				Cause: schema.Cause{
+					ID:     fmt.Sprintf("%d-%d", round, n),
+					Type:   schema.UserRefreshDue,
+					Source: "/bench",
+				},
+			}
 			return d.engine.Wake(ctx, keyOf(n), work)
 		})
 		if err != nil {
@@ -140,13 +157,13 @@ func (d *daemon) scaleRenewals(ctx context.Context, p *provider, r *scaleRow) er
 			return err
 		}
 		sum += d.b.cpu(d.process, p).since(before).sum()
-		<-time.After(2500 * time.Millisecond) // less than that between two renewals of a user, and the second is none
+		<-time.After(2500 * time.Millisecond) // sooner, a user's second renewal is left out
 	}
 	r.CPU = perThousand(sum, scaleRound*scaleRounds)
 	return nil
 }
 
-// scaleLogins has more users sign in, as services tell of it.
+// scaleLogins has more users sign in, as services report them.
 func (d *daemon) scaleLogins(ctx context.Context, p *provider, r *scaleRow) error {
 	publisher, err := publishers.New(d.nc, publishers.WithSource("/bench"))
 	if err != nil {
@@ -162,7 +179,11 @@ func (d *daemon) scaleLogins(ctx context.Context, p *provider, r *scaleRow) erro
 	}
 	began := time.Now()
 	err = parallel(64, scaleLogins, func(i int) error {
-		_, err := publisher.Login(ctx, providerID, userName(r.Grants+i), publishers.Tokens{AccessToken: tokens[i][0], RefreshToken: tokens[i][1], ExpiresIn: lifetime})
+		_, err := publisher.Login(ctx, providerID, userName(r.Grants+i), publishers.Tokens{
+			AccessToken:  tokens[i][0],
+			RefreshToken: tokens[i][1],
+			ExpiresIn:    lifetime,
+		})
 		return err
 	})
 	if err != nil {
@@ -173,11 +194,18 @@ func (d *daemon) scaleLogins(ctx context.Context, p *provider, r *scaleRow) erro
 	return err
 }
 
-// scaleRestart kills it with work that falls due meanwhile.
+// scaleRestart kills renewd, lets work fall due, and restarts it.
 func (d *daemon) scaleRestart(ctx context.Context, p *provider, r *scaleRow) error {
 	due := time.Now().Add(time.Second)
 	for n := range 100 {
-		work := grant.Work{Want: schema.WantTokens, Cause: schema.Cause{ID: fmt.Sprint("restart-", n), Type: schema.UserRefreshDue, Source: "/bench"}}
+		work := grant.Work{
+			Want: schema.WantTokens,
+			Cause: schema.Cause{
+				ID:     fmt.Sprint("restart-", n),
+				Type:   schema.UserRefreshDue,
+				Source: "/bench",
+			},
+		}
 		if err := d.engine.Arm(ctx, keyOf(n), due, work); err != nil {
 			return err
 		}

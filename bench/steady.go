@@ -40,11 +40,12 @@ type steadyRow struct {
 type steadyWatch struct {
 	mu     sync.Mutex
 	last   map[string]time.Time // newest outcome of each user
-	late   histogram            // from due to here
+	late   histogram            // from due until the outcome arrives here
 	failed int
 }
 
-// histogram counts durations by the millisecond: millions of them, looked at while more come.
+// histogram counts durations by the millisecond. There are millions of durations, and the histogram
+// is read while more come.
 type histogram struct {
 	counts map[int]int
 	n      int
@@ -90,8 +91,8 @@ func (w *steadyWatch) see(e schema.Event) {
 	}
 }
 
-// causeOf reads an outcome's data as far as its cause: the listener shares the processor with what
-// is measured, and the profile, which comes later, is most of an event.
+// causeOf reads an outcome's data only as far as its cause. The listener shares the processor with
+// the measured renewd, and the profile, which comes later, is most of an event.
 func causeOf(data []byte) (cause schema.Cause, err error) {
 	d := json.NewDecoder(bytes.NewReader(data))
 	for {
@@ -104,7 +105,7 @@ func causeOf(data []byte) (cause schema.Cause, err error) {
 	}
 }
 
-// overdue counts who has not been heard of for longer than so.
+// overdue counts the users without an outcome for longer than limit.
 func (w *steadyWatch) overdue(users int, limit time.Duration) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -128,14 +129,15 @@ func (b *bench) steady(ctx context.Context) error {
 	}
 	defer p.kill()
 	d, err := b.newDaemon(ctx, daemonOptions{provider: p, concurrency: 128, more: []string{
-		"RENEWD_POLICY_MARGIN=" + (life - o.Period).String(), "RENEWD_POLICY_MARGIN_SHARE=0.25", "RENEWD_POLICY_JITTER_SHARE=0.001",
+		"RENEWD_POLICY_MARGIN=" + (life - o.Period).String(), "RENEWD_POLICY_MARGIN_SHARE=0.25",
+		"RENEWD_POLICY_JITTER_SHARE=0.001",
 	}})
 	if err != nil {
 		return err
 	}
 	defer d.close()
-	b.say("steady: planting %d users", o.Users)
-	due, err := d.plant(ctx, p, plan{users: o.Users, spread: o.Period, life: life})
+	b.say("steady: seeding %d users", o.Users)
+	due, err := d.seed(ctx, p, plan{users: o.Users, spread: o.Period, life: life})
 	if err != nil {
 		return err
 	}
@@ -173,11 +175,12 @@ func (b *bench) watchSteady(ctx context.Context, d *daemon, p *provider, w *stea
 		r.P50, r.P99, r.Max = w.late.quantile(0.5), w.late.quantile(0.99), w.late.most()
 		r.Failed, r.Rate = w.failed, float64(w.late.n)/time.Since(began).Seconds()
 		w.mu.Unlock()
-		r.MemoryB = memory(d.pid(), "VmRSS")
+		r.MemoryB = memory(d.Pid(), "VmRSS")
 		if r.MemoryA == 0 && time.Since(began) > o.Period {
 			r.MemoryA = r.MemoryB
 		}
-		b.say("steady: %.0f renewals/s, due to outcome p50 %.0f ms, p99 %.0f ms, at most %.0f ms; %d MB", r.Rate, r.P50, r.P99, r.Max, r.MemoryB>>20)
+		b.say("steady: %.0f renewals/s, due to outcome p50 %.0f ms, p99 %.0f ms, at most %.0f "+
+			"ms; %d MB", r.Rate, r.P50, r.P99, r.Max, r.MemoryB>>20)
 	}
 	took, used := time.Since(began).Seconds(), b.cpu(d.process, p).since(before)
 	stopProfile()

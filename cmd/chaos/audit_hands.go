@@ -8,20 +8,23 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/internal/topology"
 )
 
-// durables are what workers take their work from, by name and stream.
+// durables are the workers' JetStream consumers, by name, each with its stream.
 func (w *world) durables() map[string]string {
-	all := map[string]string{stream.ConsumerLogin: stream.Logins, stream.ConsumerRequest: stream.Requests}
+	all := map[string]string{
+		topology.ConsumerLogin:   topology.Logins,
+		topology.ConsumerRequest: topology.Requests,
+	}
 	for id := range w.providers {
-		all[stream.ConsumerRenew(id)] = stream.Renewals
+		all[topology.ConsumerRenew(id)] = topology.Renewals
 	}
 	return all
 }
 
-// emptyHands looks whether every message that was taken is let go of again. Workers still run, so a
-// durable need be without one for an instant only.
+// emptyHands checks that workers release every message they took. Workers still run, so a durable
+// without a pending message for an instant is enough.
 func (a *audit) emptyHands(ctx context.Context, when string) {
 	c := a.count(when + "streams of which a message stays in a worker's hand")
 	var wg sync.WaitGroup
@@ -45,7 +48,9 @@ func (a *audit) emptyHands(ctx context.Context, when string) {
 	wg.Wait()
 }
 
-func (a *audit) consumer(ctx context.Context, name, durable string) (*jetstream.ConsumerInfo, error) {
+func (a *audit) consumer(
+	ctx context.Context, name, durable string,
+) (*jetstream.ConsumerInfo, error) {
 	consumer, err := a.world.js.Consumer(ctx, name, durable)
 	if err != nil {
 		return nil, err

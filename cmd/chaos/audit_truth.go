@@ -9,19 +9,20 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/renewd/renewd/internal/grant"
-	"github.com/renewd/renewd/internal/idp/idptest"
-	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/internal/standin"
+	"github.com/renewd/renewd/internal/topology"
 	"github.com/renewd/renewd/schema"
 )
 
-// outcomes looks at the log by itself, and at what a subscriber heard of it.
+// outcomes checks the log by itself, and compares the log with the outcomes heard by a subscriber.
 func (a *audit) outcomes() {
 	twice := a.count("outcome ids stored twice")
 	unheard := a.count("outcomes in the log that a subscriber never heard of")
 	stored := map[string][]string{}
 	said := map[string]schema.Type{}
 	for _, o := range a.log {
-		stored[o.id] = append(stored[o.id], fmt.Sprintf("%s at %s", o.kind, o.time.Format(clockFormat)))
+		stored[o.id] = append(stored[o.id], fmt.Sprintf("%s at %s", o.kind,
+			o.time.Format(clockFormat)))
 		said[o.id] = o.kind
 	}
 	for id, all := range stored {
@@ -36,23 +37,27 @@ func (a *audit) outcomes() {
 	unpublished := a.count("outcomes that were decided and stored, but never published")
 	for key, g := range a.grants {
 		if g.Pending != nil && said[g.Pending.ID] != g.Pending.Type {
-			unpublished.add("%s: %s for %s %s; under its id there is %q", key, g.Pending.Type, g.Cause.Type, g.Cause.ID, said[g.Pending.ID])
+			unpublished.add("%s: %s for %s %s; under its id there is %q", key, g.Pending.Type,
+				g.Cause.Type, g.Cause.ID, said[g.Pending.ID])
 		}
 	}
 }
 
-// lastWord is the last thing that services were told about whether each user is signed in.
+// lastWord is the last outcome about whether a user is signed in, for each user.
 func (a *audit) lastWord() map[string]outcome {
 	last := map[string]outcome{}
 	for _, o := range a.log {
-		if slices.Contains([]schema.Type{schema.UserSynced, schema.UserReauthRequired, schema.UserForgotten}, o.kind) {
+		if slices.Contains(
+			[]schema.Type{schema.UserSynced, schema.UserReauthRequired, schema.UserForgotten},
+			o.kind,
+		) {
 			last[o.provider+"/"+o.user] = o
 		}
 	}
 	return last
 }
 
-// agreement holds the provider's truth and the store against the last word that services were told.
+// agreement compares the provider's truth and the store with the last word to services.
 func (a *audit) agreement() {
 	store := a.count("users of whom the last outcome says another thing than the store")
 	truth := a.count("users of whom the last outcome says another thing than the provider")
@@ -62,49 +67,63 @@ func (a *audit) agreement() {
 			continue
 		}
 		o, g := last[x.key()], a.grants[x.key()]
-		want := map[grant.Status]schema.Type{grant.Live: schema.UserSynced, grant.ReauthRequired: schema.UserReauthRequired}[g.Status]
+		want := map[grant.Status]schema.Type{
+			grant.Live:           schema.UserSynced,
+			grant.ReauthRequired: schema.UserReauthRequired,
+		}[g.Status]
 		switch {
 		case x.erased:
 			want = schema.UserForgotten
-		case x.bare && want == schema.UserReauthRequired && g.Verdict != nil && g.Verdict.Reason != schema.ReasonNoRefreshToken && x.provider.Live(x.name):
-			truth.add("%s of %s: %s, and the provider honours the session", x.name, x.provider.id, g.Verdict.Reason)
+		case x.bare && want == schema.UserReauthRequired && g.Verdict != nil &&
+			g.Verdict.Reason != schema.ReasonNoRefreshToken && x.provider.Live(x.name):
+			truth.add("%s of %s: %s, and the provider honours the session", x.name, x.provider.id,
+				g.Verdict.Reason)
 		}
 		if want != "" && o.kind != want {
-			store.add("%s of %s: %q, and the store says %s; %s", x.name, x.provider.id, o.kind, condition(g), a.said(x.provider.id, x.name))
+			store.add("%s of %s: %q, and the store says %s; %s", x.name, x.provider.id, o.kind,
+				condition(g), a.said(x.provider.id, x.name))
 		}
-		if x.bare || x.erased || a.held(x, g) || a.onOlder(x, g) || !signedIn(g) && a.unprovable(x.login) {
+		if x.bare || x.erased || a.held(x, g) || a.onOlder(x, g) ||
+			!signedIn(g) && a.unprovable(x.login) {
 			continue
 		}
 		if ended := !x.provider.Live(x.name); ended != (o.kind == schema.UserReauthRequired) {
-			truth.add("%s of %s: %q, session ended: %t; %s", x.name, x.provider.id, o.kind, ended, a.said(x.provider.id, x.name))
+			truth.add("%s of %s: %q, session ended: %t; %s", x.name, x.provider.id, o.kind, ended,
+				a.said(x.provider.id, x.name))
 		}
 	}
 }
 
-// traces looks for what is left of people who were erased and did not sign in again, by the order
-// of LOGINS.
+// traces looks for data left of erased people who did not sign in again, by the order of LOGINS.
 func (a *audit) traces(ctx context.Context) {
 	left := a.count("messages left in a stream of people who were erased")
-	shown := a.count("outcomes after user.forgotten that show the profile of somebody who was erased")
-	alive := a.count("people who were erased whose session the provider still honours, where it can be told")
+	shown := a.count("outcomes after user.forgotten that show the profile of somebody who " +
+		"was erased")
+	alive := a.count("people who were erased whose session the provider still honours, where it " +
+		"can be told")
 	for _, x := range a.people.all {
 		if !x.erased || x.unsure {
 			continue
 		}
 		for name, subjects := range map[string][]string{
-			stream.Logins: {x.loginSubject()}, stream.Requests: {x.subject(schema.UserRefreshDue)}, stream.Parked: {x.subject("parked")},
-			stream.Renewals: x.renewals(),
+			topology.Logins:   {x.loginSubject(), x.outsideSubject()},
+			topology.Requests: {x.subject(schema.UserRefreshDue)},
+			topology.Parked:   {x.subject("parked")},
+			topology.Renewals: x.renewals(),
 		} {
 			for _, subject := range subjects {
 				if m := a.newest(ctx, name, subject); m != nil {
-					left.add("%s: %s since %s for %s, erased from %s to %s", name, subject, m.Time.Local().Format(clockFormat), m.Header.Get("ce-id"),
+					left.add("%s: %s since %s for %s, erased from %s to %s", name, subject,
+						m.Time.Local().Format(clockFormat), m.Header.Get("ce-id"),
 						x.erasing[0].Format(clockFormat), x.erasing[1].Format(clockFormat))
 				}
 			}
 		}
-		onItsWay := x.login.accepted.After(x.erasing[0]) // it is dropped unopened, so that nobody has what to revoke it with
-		if !x.bare && !x.provider.grace && !onItsWay && x.provider.Live(x.name) && a.trouble(x.provider, x.erasing[0], x.erasing[1]) == 0 {
-			alive.add("%s of %s, erased from %s to %s", x.name, x.provider.id, x.erasing[0].Format(clockFormat), x.erasing[1].Format(clockFormat))
+		onItsWay := x.login.accepted.After(x.erasing[0]) // dropped unopened: no token to revoke
+		if !x.bare && !x.provider.grace && !onItsWay && x.provider.Live(x.name) &&
+			a.trouble(x.provider, x.erasing[0], x.erasing[1]) == 0 {
+			alive.add("%s of %s, erased from %s to %s", x.name, x.provider.id,
+				x.erasing[0].Format(clockFormat), x.erasing[1].Format(clockFormat))
 		}
 	}
 	forgotten := map[string]bool{}
@@ -113,13 +132,14 @@ func (a *audit) traces(ctx context.Context) {
 		if o.kind == schema.UserForgotten {
 			forgotten[key] = true
 		}
-		if x := a.people.byName[key]; x != nil && x.erased && !x.unsure && forgotten[key] && (o.profile || o.kind == schema.UserSynced) {
+		if x := a.people.byName[key]; x != nil && x.erased && !x.unsure && forgotten[key] &&
+			(o.profile || o.kind == schema.UserSynced) {
 			shown.add("%s: %s %s for %s", key, o.kind, o.id, o.cause.Type)
 		}
 	}
 }
 
-// newest is the last message of a subject; nil if there is none.
+// newest is the last message of a subject, or nil if the subject has no message.
 func (a *audit) newest(ctx context.Context, name, subject string) *jetstream.RawStreamMsg {
 	s, err := a.world.js.Stream(ctx, name)
 	if err != nil {
@@ -132,14 +152,15 @@ func (a *audit) newest(ctx context.Context, name, subject string) *jetstream.Raw
 	return m
 }
 
-// repeatsHarmless looks whether a login that was published again has had its spent tokens
-// presented.
+// repeatsHarmless checks that no spent token was presented because a login was published again.
 func (a *audit) repeatsHarmless() {
 	c := a.count("spent tokens presented because their login was published again")
 	for _, r := range a.people.repeats {
 		for _, shown := range r.who.provider.seen.list() {
-			if shown.Session == r.session && shown.Generation == 0 && shown.At.After(r.at) && shown.Verdict != idptest.Renewed {
-				c.add("%s session %d of %s: %s at %s", r.who.provider.id, r.session, r.who.name, shown.Verdict, shown.At.Format(clockFormat))
+			if shown.Session == r.session && shown.Generation == 0 && shown.At.After(r.at) &&
+				shown.Verdict != standin.Renewed {
+				c.add("%s session %d of %s: %s at %s", r.who.provider.id, r.session, r.who.name,
+					shown.Verdict, shown.At.Format(clockFormat))
 			}
 		}
 	}

@@ -16,9 +16,9 @@ import (
 	"time"
 )
 
-// A worker's clock steps because its binary is built with another package time, and with one more
-// file in its main package, neither of which is anywhere but in the folder of the run (go help
-// build, -overlay). Only the wall clock steps: the kernel's monotonic clock never does either.
+// A worker's clock steps because its binary is built with another package time, and with an
+// additional file in its main package. Both exist only in the folder of the run (go help build,
+// -overlay). Only the wall clock steps, as the kernel's monotonic clock never does.
 var (
 	//go:embed overlay/step.go.txt
 	stepSource []byte
@@ -26,18 +26,19 @@ var (
 	clockSource []byte
 )
 
-// clockFileEnv names the file that says how far a worker's clock is from the machine's. Nothing but
-// clockSource knows it.
+// clockFileEnv names the file with the distance of a worker's clock from the machine's. Only
+// clockSource knows this variable.
 const clockFileEnv = "CHAOS_CLOCK_FILE"
 
-// The beginning of time.Now, and what becomes of it.
+// The beginning of time.Now, and its replacement.
 const (
-	nowSource    = "\tsec, nsec, mono := runtimeNow()\n\tif mono == 0 {"
-	nowStepping  = "\tsec, nsec, mono := runtimeNow()\n\tsec, nsec = stepped(sec, nsec)\n\tif mono == 0 {"
+	nowSource   = "\tsec, nsec, mono := runtimeNow()\n\tif mono == 0 {"
+	nowStepping = "\tsec, nsec, mono := runtimeNow()\n\tsec, nsec = stepped(sec, nsec)\n\tif " +
+		"mono == 0 {"
 	productOfRun = "github.com/renewd/renewd"
 )
 
-// build makes the binary that is put to the test, unless one was given; that one's clock cannot be
+// build makes the tested binary, unless a binary was given. The clock of a given binary cannot be
 // stepped.
 func (w *world) build(ctx context.Context) error {
 	if w.binary = w.Binary; w.binary != "" {
@@ -48,18 +49,20 @@ func (w *world) build(ctx context.Context) error {
 		return err
 	}
 	w.binary = filepath.Join(w.dir, "renewd")
-	_, err = output(exec.CommandContext(ctx, "go", "build", "-overlay", overlay, "-o", w.binary, productOfRun+"/cmd/renewd"))
+	_, err = output(exec.CommandContext(ctx, "go", "build", "-overlay", overlay, "-o", w.binary,
+		productOfRun+"/cmd/renewd"))
 	return err
 }
 
-// overlay writes what the binary is built with, and returns the file that says so to the go
-// command.
+// overlay writes the replacement files for the build, and returns the file which lists them for the
+// go command.
 func (w *world) overlay(ctx context.Context) (string, error) {
 	root, err := output(exec.CommandContext(ctx, "go", "env", "GOROOT"))
 	if err != nil {
 		return "", err
 	}
-	module, err := output(exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", productOfRun))
+	module, err := output(exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}",
+		productOfRun))
 	if err != nil {
 		return "", err
 	}
@@ -69,7 +72,8 @@ func (w *world) overlay(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if bytes.Count(now, []byte(nowSource)) != 1 {
-		return "", errors.New("time.Now of this Go is not what it was: see nowSource, or give a renewd by --binary, whose clock will not step")
+		return "", errors.New("time.Now of this Go is not what it was: see nowSource, or give a " +
+			"renewd by --binary, whose clock will not step")
 	}
 	now = bytes.Replace(now, []byte(nowSource), []byte(nowStepping), 1)
 	replace := map[string]string{}
@@ -77,7 +81,9 @@ func (w *world) overlay(ctx context.Context) (string, error) {
 		name, in string
 		source   []byte
 	}{
-		{"time.go", folder, now}, {"step.go", folder, stepSource}, {"clock.go", filepath.Join(module, "cmd", "renewd"), clockSource},
+		{"time.go", folder, now},
+		{"step.go", folder, stepSource},
+		{"clock.go", filepath.Join(module, "cmd", "renewd"), clockSource},
 	} {
 		made := filepath.Join(w.dir, f.name)
 		if err := os.WriteFile(made, f.source, 0o600); err != nil {
@@ -93,7 +99,7 @@ func (w *world) overlay(ctx context.Context) (string, error) {
 	return file, os.WriteFile(file, raw, 0o600)
 }
 
-// output is what a command says, without the line's end.
+// output is a command's standard output, without the line's end.
 func output(cmd *exec.Cmd) (string, error) {
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
@@ -104,8 +110,8 @@ func output(cmd *exec.Cmd) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// step sets the worker's wall clock d ahead of the machine's, and returns when the worker sees it
-// so.
+// step sets the worker's wall clock d ahead of the machine's, and returns when the worker sees the
+// new time.
 func (k *worker) step(ctx context.Context, d time.Duration) error {
 	shows := k.clock + ".shows"
 	_ = os.Remove(shows) // of the step before, if any
@@ -126,9 +132,9 @@ func (k *worker) step(ctx context.Context, d time.Duration) error {
 	})
 }
 
-// stepClock has a worker's clock be wrong for a while. Nothing that a user or a provider could see
-// may come of it, but for the step ahead: for all that the worker knows the machine slept, so that
-// it leaves what it has in hand to others, who are given it when AckWait is over.
+// stepClock makes a worker's clock wrong for a while. Users and providers must not notice, except
+// for the step ahead. To the worker the step looks as if the machine had slept, so the worker
+// leaves the work it is handling to other workers. They get the work when AckWait is over.
 func stepClock(d time.Duration) func(context.Context, *strike) error {
 	return func(ctx context.Context, x *strike) error {
 		x.unfelt = true
@@ -136,7 +142,13 @@ func stepClock(d time.Duration) func(context.Context, *strike) error {
 			return nil // not up yet when the run ended
 		}
 		step := func(to, by time.Duration) error {
-			part := &strike{world: x.world, worker: x.worker, lane: x.lane, kind: "worker's clock set ahead", from: time.Now()}
+			part := &strike{
+				world:  x.world,
+				worker: x.worker,
+				lane:   x.lane,
+				kind:   "worker's clock set ahead",
+				from:   time.Now(),
+			}
 			err := x.worker.step(ctx, to)
 			if part.to = time.Now(); by > 0 {
 				x.parts = append(x.parts, part)

@@ -12,27 +12,27 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// app is a service with a name of its own.
+// app is a service with its own name.
 type app struct {
 	source string
 	*publishers.Publisher
 }
 
-// newApp is an app that has just started: it has not seen renewd's public key yet.
+// newApp is an app just started, which has not seen renewd's public key yet.
 func newApp(w *world, source string) (app, error) {
 	p, err := publishers.New(w.nc, publishers.WithSource(source))
 	return app{source, p}, err
 }
 
-// fate is what may become of a command beside an outcome of its user.
+// fate is a possible answer to a command besides an outcome of its user.
 type fate string
 
 const (
-	rejectable fate = "rejectable" // message.rejected answers it too
-	rejected   fate = "rejected"   // nothing else does
+	rejectable fate = "rejectable" // message.rejected is an answer too
+	rejected   fate = "rejected"   // message.rejected is the only answer
 )
 
-// command is something that renewd was asked for, and took.
+// command is a command to renewd.
 type command struct {
 	who      *person
 	id       string
@@ -41,16 +41,18 @@ type command struct {
 	want     string
 	minValid time.Duration
 	fate     fate
-	tried    time.Time // for the first time: a login's tokens are older
-	sent     time.Time // not later than the server took it
-	accepted time.Time // when the server's word of it came
+	tried    time.Time // first try: a login's tokens are older
+	sent     time.Time // not later than the server took the command
+	accepted time.Time // when the server's acknowledgement came
 	sequence uint64    // in its stream
-	session  int       // that a login is of
+	session  int       // a login's session
 }
 
-// persist tries until renewd has taken the command, as an app that means it would. The id makes
-// that safe.
-func (p *people) persist(ctx context.Context, c command, send func(context.Context) (publishers.Receipt, error)) (command, bool) {
+// persist tries until renewd has taken the command, as a careful app would. The id makes retries
+// safe.
+func (p *people) persist(
+	ctx context.Context, c command, send func(context.Context) (publishers.Receipt, error),
+) (command, bool) {
 	c.tried = time.Now()
 	for ctx.Err() == nil {
 		c.sent = time.Now()
@@ -80,8 +82,17 @@ func newID(kind schema.Type) string {
 }
 
 // give publishes a login with these tokens.
-func (p *people) give(ctx context.Context, x *person, by app, tokens publishers.Tokens, f fate) (command, bool) {
-	c := command{who: x, id: newID(schema.UserLogin), source: by.source, kind: schema.UserLogin, fate: f, session: sessionOf(tokens.RefreshToken)}
+func (p *people) give(
+	ctx context.Context, x *person, by app, tokens publishers.Tokens, f fate,
+) (command, bool) {
+	c := command{
+		who:     x,
+		id:      newID(schema.UserLogin),
+		source:  by.source,
+		kind:    schema.UserLogin,
+		fate:    f,
+		session: sessionOf(tokens.RefreshToken),
+	}
 	if tokens.RefreshToken == "" {
 		c.session = x.session
 	}
@@ -92,10 +103,12 @@ func (p *people) give(ctx context.Context, x *person, by app, tokens publishers.
 
 // again publishes a sealed login as it is.
 func (p *people) again(ctx context.Context, c command, m *nats.Msg) {
-	p.persist(ctx, c, func(ctx context.Context) (publishers.Receipt, error) { return p.raw(ctx, m) })
+	p.persist(ctx, c, func(ctx context.Context) (publishers.Receipt, error) {
+		return p.raw(ctx, m)
+	})
 }
 
-// raw publishes a message that no SDK made.
+// raw publishes a message not made by an SDK.
 func (p *people) raw(ctx context.Context, m *nats.Msg) (publishers.Receipt, error) {
 	ack, err := p.world.js.PublishMsg(ctx, m)
 	if err != nil {
@@ -107,25 +120,32 @@ func (p *people) raw(ctx context.Context, m *nats.Msg) (publishers.Receipt, erro
 // ask publishes a request.
 func (p *people) ask(ctx context.Context, x *person, by app, id string, due schema.RefreshDue) {
 	c := command{
-		who: x, id: id, source: by.source, kind: schema.UserRefreshDue, want: due.Want, minValid: time.Duration(due.MinValidSeconds) * time.Second,
+		who:      x,
+		id:       id,
+		source:   by.source,
+		kind:     schema.UserRefreshDue,
+		want:     due.Want,
+		minValid: time.Duration(due.MinValidSeconds) * time.Second,
 	}
 	p.persist(ctx, c, func(ctx context.Context) (publishers.Receipt, error) {
 		return by.RefreshDue(ctx, x.provider.id, x.name, due, publishers.WithID(id))
 	})
 }
 
-// askBare publishes a request as a person at a terminal does: without any header.
+// askBare publishes a request as a person at a terminal does, without any header.
 func (p *people) askBare(ctx context.Context, x *person, tokens bool) {
 	m := &nats.Msg{Subject: x.subject(schema.UserRefreshDue)}
 	c := command{who: x, source: "/nats", kind: schema.UserRefreshDue}
 	if tokens {
 		m.Data, c.want = []byte(`{"want":"tokens"}`), schema.WantTokens
 	}
-	p.persist(ctx, c, func(ctx context.Context) (publishers.Receipt, error) { return p.raw(ctx, m) })
+	p.persist(ctx, c, func(ctx context.Context) (publishers.Receipt, error) {
+		return p.raw(ctx, m)
+	})
 }
 
-// request asks for a person in one of the ways that apps have. The ids of two sources collide,
-// those of two users too.
+// request asks for a person in a random way, like an app. Ids of different sources collide, and so
+// do ids of different users.
 func (p *people) request(ctx context.Context, x *person, r *rand.Rand) {
 	due := schema.RefreshDue{Reason: "chaos"}
 	switch r.IntN(5) {

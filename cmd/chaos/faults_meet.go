@@ -6,13 +6,13 @@ import (
 	"sync"
 	"time"
 
-	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/internal/topology"
 	"github.com/renewd/renewd/schema"
 )
 
-// due is when a person's timer fires; false if there is none.
+// due is when a person's timer fires, or false if the person has no timer.
 func (p *people) due(ctx context.Context, x *person) (time.Time, bool) {
-	s, err := p.world.js.Stream(ctx, stream.Renewals)
+	s, err := p.world.js.Stream(ctx, topology.Renewals)
 	if err != nil {
 		return time.Time{}, false
 	}
@@ -54,7 +54,7 @@ func meet(ctx context.Context, x *strike) error {
 	return nil
 }
 
-// meetOn does all of it to one person. The caller holds v.mu.
+// meetOn does the work of meet on a person. The caller holds v.mu.
 func (p *people) meetOn(ctx context.Context, v *person, r *rand.Rand) {
 	var wg sync.WaitGroup
 	soon := func(do func()) {
@@ -66,7 +66,9 @@ func (p *people) meetOn(ctx context.Context, v *person, r *rand.Rand) {
 	}
 	soon(func() { p.ask(ctx, v, p.apps[0], newID(schema.UserRefreshDue), schema.RefreshDue{}) })
 	soon(func() {
-		p.ask(ctx, v, p.apps[1], newID(schema.UserRefreshDue), schema.RefreshDue{Want: schema.WantTokens})
+		p.ask(ctx, v, p.apps[1], newID(schema.UserRefreshDue), schema.RefreshDue{
+			Want: schema.WantTokens,
+		})
 	})
 	signsIn, erased := r.IntN(3) > 0, r.IntN(3) == 0
 	if signsIn {
@@ -81,6 +83,6 @@ func (p *people) meetOn(ctx context.Context, v *person, r *rand.Rand) {
 	case !v.erasing[0].IsZero() && erased:
 		p.settleOrder(v)
 	case v.erasing[0].After(v.opened):
-		v.unsure = true // it gave up
+		v.unsure = true // the erasure gave up
 	}
 }

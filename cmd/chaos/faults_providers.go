@@ -8,14 +8,17 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/renewd/renewd/internal/idp/idptest"
+	"github.com/renewd/renewd/internal/standin"
 )
 
-// answers has the provider answer every call like this for a while, or those of some operations.
-func answers(from, to time.Duration, f idptest.Fault, ops ...string) func(context.Context, *strike) error {
+// answers has the provider answer every call, or the calls of some operations, with this fault for
+// a while.
+func answers(
+	from, to time.Duration, f standin.Fault, ops ...string,
+) func(context.Context, *strike) error {
 	return func(ctx context.Context, x *strike) error {
 		x.outage = f.Delay == 0 && !slices.Equal(ops, []string{"userinfo"})
-		x.provider.SetFault(func(r idptest.Request) *idptest.Fault {
+		x.provider.SetFault(func(r standin.Request) *standin.Fault {
 			if ops != nil && !slices.Contains(ops, r.Op) {
 				return nil
 			}
@@ -28,24 +31,27 @@ func answers(from, to time.Duration, f idptest.Fault, ops ...string) func(contex
 	}
 }
 
-// long503 is an outage that lasts until ctx ends.
+// long503 is an outage until ctx ends.
 func long503(ctx context.Context, x *strike) error {
 	x.outage = true
-	x.provider.SetFault(func(idptest.Request) *idptest.Fault { return &idptest.Fault{Status: http.StatusServiceUnavailable} })
+	x.provider.SetFault(func(standin.Request) *standin.Fault {
+		return &standin.Fault{Status: http.StatusServiceUnavailable}
+	})
 	<-ctx.Done()
 	x.provider.SetFault(nil)
 	x.healed = time.Now()
 	return nil
 }
 
-// pauseProvider is an operator's pause, which an operator ends. What the servers are too busy to take
-// is tried again.
+// pauseProvider pauses a provider as an operator does, and resumes the provider. A command refused
+// by busy servers is tried again.
 func pauseProvider(ctx context.Context, x *strike) error {
 	x.outage = true
 	provider := func(ctx context.Context, args ...string) error {
 		for {
 			again := time.After(time.Second)
-			out, err := x.world.command(nil, append([]string{"provider"}, args...)...).CombinedOutput()
+			out, err := x.world.command(nil, append([]string{"provider"},
+				args...)...).CombinedOutput()
 			if err == nil {
 				return nil
 			}
@@ -56,22 +62,25 @@ func pauseProvider(ctx context.Context, x *strike) error {
 			}
 		}
 	}
-	if err := provider(ctx, "pause", x.provider.id, "--by", "chaos", "--note", "a fault"); err != nil {
+	if err := provider(
+		ctx, "pause", x.provider.id, "--by", "chaos", "--note", "a fault",
+	); err != nil {
 		return err
 	}
 	x.last(ctx, 5*time.Second, 12*time.Second)
-	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute) // or nobody is renewed there any more
+	// Resume even when ctx has ended, or the provider's users are not renewed any more.
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
 	defer cancel()
 	err := provider(limit, "resume", x.provider.id, "--by", "chaos")
 	x.healed = time.Now()
 	return err
 }
 
-// some has one token call in five go wrong.
-func some(f idptest.Fault) func(context.Context, *strike) error {
+// some has every fifth token call go wrong.
+func some(f standin.Fault) func(context.Context, *strike) error {
 	return func(ctx context.Context, x *strike) error {
 		var n atomic.Int64
-		x.provider.SetFault(func(r idptest.Request) *idptest.Fault {
+		x.provider.SetFault(func(r standin.Request) *standin.Fault {
 			if r.Op == "token" && n.Add(1)%5 == 0 {
 				return &f
 			}
@@ -85,9 +94,9 @@ func some(f idptest.Fault) func(context.Context, *strike) error {
 
 // flap has the provider come and go, three times a second.
 func flap(ctx context.Context, x *strike) error {
-	x.provider.SetFault(func(idptest.Request) *idptest.Fault {
+	x.provider.SetFault(func(standin.Request) *standin.Fault {
 		if time.Now().UnixMilli()/333%2 == 0 {
-			return &idptest.Fault{Status: http.StatusBadGateway}
+			return &standin.Fault{Status: http.StatusBadGateway}
 		}
 		return nil
 	})

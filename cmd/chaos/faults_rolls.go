@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// roll restarts every worker, one after the other, as an operator does who has changed something:
-// some in order, some by kill. What was begun is brought to an end, also when ctx ends: half of a
-// change is no end.
+// roll restarts every worker in turn, as an operator does after a change. Some workers stop in
+// order, the rest are killed. A roll is finished even when ctx ends, so that no change is left half
+// done.
 func (x *strike) roll(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
 	var errs []error
@@ -19,7 +19,13 @@ func (x *strike) roll(ctx context.Context) error {
 		if err := eventually(ctx, 5*time.Minute, k.mine); err != nil {
 			return err
 		}
-		part := &strike{world: x.world, worker: k, lane: workerLane, kind: rolledStop, from: time.Now()}
+		part := &strike{
+			world:  x.world,
+			worker: k,
+			lane:   workerLane,
+			kind:   rolledStop,
+			from:   time.Now(),
+		}
 		if x.brief && i%2 == 0 || !x.brief && x.rand.IntN(2) == 0 {
 			part.kind, part.lost = rolledKill, true
 			k.kill()
@@ -36,7 +42,7 @@ func (x *strike) roll(ctx context.Context) error {
 
 var errHeld = errors.New("held by another fault")
 
-// mine takes the worker once nobody else has it.
+// mine takes the worker, or returns errHeld if another fault holds the worker.
 func (k *worker) mine() error {
 	if !k.take() {
 		return fmt.Errorf("%s: %w", k.name, errHeld)
@@ -44,11 +50,11 @@ func (k *worker) mine() error {
 	return nil
 }
 
-// rotateKeys adds keys, promotes them once every worker has them, and rolls the workers, while
-// people sign in by apps that have just fetched the public key.
+// rotateKeys adds keys, promotes the new keys once every worker has them, and rolls the workers.
+// Meanwhile people sign in by apps which have just fetched the public key.
 func rotateKeys(ctx context.Context, x *strike) error {
 	x.unfelt = true
-	// Refused while no server can store that it happens.
+	// The command is refused while no server can store the record of the rotation.
 	if err := eventually(ctx, time.Minute, func() error {
 		_, err := output(x.world.command(nil, "keys", "rotate", "--by", "chaos"))
 		return err
@@ -58,7 +64,7 @@ func rotateKeys(ctx context.Context, x *strike) error {
 	rolled, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
 	wg.Go(func() { x.people.comeAndGo(rolled, rand.New(rand.NewPCG(x.rand.Uint64(), 0))) })
-	// Also where the run ends meanwhile: keys that are never promoted are in the way of the next ones.
+	// Do this also if the run ends meanwhile, since unpromoted keys block the next rotation.
 	err := eventually(context.WithoutCancel(ctx), 5*time.Minute, func() error {
 		_, err := output(x.world.command(nil, "keys", "promote", "--by", "chaos"))
 		return err
@@ -69,7 +75,8 @@ func rotateKeys(ctx context.Context, x *strike) error {
 	return err
 }
 
-// comeAndGo has people sign in by apps that know nothing yet, and asks for others, until ctx ends.
+// comeAndGo has people sign in by new apps without the public key, and asks for other people, until
+// ctx ends.
 func (p *people) comeAndGo(ctx context.Context, r *rand.Rand) {
 	done := context.WithoutCancel(ctx)
 	for ctx.Err() == nil {
@@ -89,13 +96,16 @@ func (p *people) comeAndGo(ctx context.Context, r *rand.Rand) {
 	}
 }
 
-// changeSettings rolls other settings out, and those as shipped after them, so that workers with
-// different ones run side by side each time. A margin is raised, then lowered: for a while each
-// grant is due by one rule and not by the other.
+// changeSettings rolls out other settings, and then the settings as shipped, so that workers with
+// different settings run side by side each time. A plan that raises the margin then lowers the
+// margin, so for a while each grant is due by one rule and not by the other.
 func changeSettings(ctx context.Context, x *strike) error {
 	x.unfelt = true
 	plans := [][]tuning{
-		{{concurrency: 64, margin: 0.5, jitter: 0.2}, {concurrency: 64, margin: 0.02, jitter: 0.001}},
+		{
+			{concurrency: 64, margin: 0.5, jitter: 0.2},
+			{concurrency: 64, margin: 0.02, jitter: 0.001},
+		},
 		{{concurrency: 8, margin: 0.2, jitter: 0.1}},
 		{{concurrency: 64, rate: max(20, 0.3*float64(x.world.Users)), margin: 0.2, jitter: 0.1}},
 	}

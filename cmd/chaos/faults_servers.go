@@ -7,33 +7,38 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/renewd/renewd/internal/pgtest"
-	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/internal/testkit/link"
+	"github.com/renewd/renewd/internal/testkit/pgtest"
+	"github.com/renewd/renewd/internal/topology"
 )
 
-// natsBack waits until every stream and consumer has a leader again.
+// natsBack waits until the streams and the renewal durables have a leader again.
 func (x *strike) natsBack(ctx context.Context) error {
 	x.to = time.Now()
-	err := eventually(context.WithoutCancel(ctx), time.Minute, func() error { return x.world.leaders(ctx) })
+	err := eventually(context.WithoutCancel(ctx), time.Minute, func() error {
+		return x.world.leaders(ctx)
+	})
 	x.healed = time.Now()
 	return err
 }
 
-// leaders returns an error until everything that a renewal needs has a leader.
+// leaders returns an error until the streams and the renewal durables have a leader.
 func (w *world) leaders(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	for _, name := range []string{stream.Logins, stream.Requests, stream.Outcomes, stream.Parked} {
+	for _, name := range []string{
+		topology.Logins, topology.Requests, topology.Outcomes, topology.Parked,
+	} {
 		if _, err := w.js.Stream(ctx, name); err != nil {
 			return err
 		}
 	}
-	s, err := w.js.Stream(ctx, stream.Renewals)
+	s, err := w.js.Stream(ctx, topology.Renewals)
 	if err != nil {
 		return err
 	}
 	for id := range w.providers {
-		if _, err := s.Consumer(ctx, stream.ConsumerRenew(id)); err != nil {
+		if _, err := s.Consumer(ctx, topology.ConsumerRenew(id)); err != nil {
 			return err
 		}
 	}
@@ -65,11 +70,11 @@ func killNodes(ctx context.Context, x *strike) error {
 	return x.bounce(ctx, x.world.nodes...)
 }
 
-// killLeader kills the server that leads the engine.
+// killLeader kills the server that leads RENEWALS.
 func killLeader(ctx context.Context, x *strike) error {
-	s, err := x.world.js.Stream(ctx, stream.Renewals)
+	s, err := x.world.js.Stream(ctx, topology.Renewals)
 	if err != nil {
-		return nil // none leads right now: somebody else is at it
+		return nil // no leader now: another fault is at work
 	}
 	if c := s.CachedInfo().Cluster; c != nil {
 		for _, n := range x.world.nodes {
@@ -90,18 +95,18 @@ func stallNode(ctx context.Context, x *strike) error {
 	return x.natsBack(ctx)
 }
 
-// partition cuts one server off from the others; its clients are still connected to it.
+// partition cuts a server off from the other servers. Its clients stay connected.
 func partition(ctx context.Context, x *strike) error {
 	n := x.world.nodes[x.rand.IntN(len(x.world.nodes))]
-	how := []state{refusing, hanging}[x.rand.IntN(2)]
+	how := []link.State{link.Refusing, link.Hanging}[x.rand.IntN(2)]
 	err := setAll(n.links, how)
 	x.last(ctx, 3*time.Second, 10*time.Second)
-	return errors.Join(err, setAll(n.links, passing), x.natsBack(ctx))
+	return errors.Join(err, setAll(n.links, link.Passing), x.natsBack(ctx))
 }
 
-func setAll(links []*link, s state) (err error) {
+func setAll(links []*link.Link, s link.State) (err error) {
 	for _, l := range links {
-		err = errors.Join(err, l.set(s))
+		err = errors.Join(err, l.Set(s))
 	}
 	return err
 }
@@ -117,16 +122,16 @@ func restartDatabase(end func(*pgtest.Server)) func(context.Context, *strike) er
 	}
 }
 
-func cutDatabase(how state) func(context.Context, *strike) error {
+func cutDatabase(how link.State) func(context.Context, *strike) error {
 	return func(ctx context.Context, x *strike) error {
 		x.outage = true
-		var links []*link
+		var links []*link.Link
 		for _, k := range x.world.workers {
 			links = append(links, k.database)
 		}
 		err := setAll(links, how)
 		x.last(ctx, time.Second, 8*time.Second)
-		err = errors.Join(err, setAll(links, passing))
+		err = errors.Join(err, setAll(links, link.Passing))
 		x.healed = time.Now()
 		return err
 	}
@@ -134,7 +139,7 @@ func cutDatabase(how state) func(context.Context, *strike) error {
 
 func cutWorker(ctx context.Context, x *strike) error {
 	l := x.world.workers[x.rand.IntN(len(x.world.workers))].database
-	err := l.set([]state{refusing, hanging}[x.rand.IntN(2)])
+	err := l.Set([]link.State{link.Refusing, link.Hanging}[x.rand.IntN(2)])
 	x.last(ctx, 2*time.Second, 12*time.Second)
-	return errors.Join(err, l.set(passing))
+	return errors.Join(err, l.Set(link.Passing))
 }

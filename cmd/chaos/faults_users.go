@@ -6,8 +6,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/renewd/renewd/internal/idp/idptest"
 	"github.com/renewd/renewd/internal/seal"
+	"github.com/renewd/renewd/internal/secret"
+	"github.com/renewd/renewd/internal/standin"
 	"github.com/renewd/renewd/publishers"
 	"github.com/renewd/renewd/schema"
 )
@@ -29,7 +30,7 @@ func eraseWithLogin(ctx context.Context, x *strike) error {
 	return nil
 }
 
-// eraseMeanwhile erases a person and publishes a login of theirs meanwhile, so long before the
+// eraseMeanwhile erases a person, and meanwhile publishes a login of that person, early before the
 // erasure empties LOGINS. The caller holds v.mu.
 func (p *people) eraseMeanwhile(ctx context.Context, v *person, early time.Duration) {
 	p.mu.Lock()
@@ -49,16 +50,16 @@ func (p *people) eraseMeanwhile(ctx context.Context, v *person, early time.Durat
 	}
 }
 
-// fewestRotations is how often a session was rotated at least before its login is repeated.
+// fewestRotations is how often a session was rotated, at least, before its login is repeated.
 const fewestRotations = 3
 
-// repeatLogins publishes logins again whose tokens are long spent.
+// repeatLogins publishes logins again after their tokens were spent long ago.
 func repeatLogins(ctx context.Context, x *strike) error {
 	x.unfelt = true
 	rotations := map[string]int{}
 	for id, p := range x.world.providers {
 		for _, shown := range p.seen.list() {
-			if shown.Verdict == idptest.Renewed {
+			if shown.Verdict == standin.Renewed {
 				rotations[fmt.Sprint(id, shown.Session)]++
 			}
 		}
@@ -71,7 +72,9 @@ func repeatLogins(ctx context.Context, x *strike) error {
 		if !v.mu.TryLock() {
 			continue
 		}
-		if v.accepted && v.answered && !v.erased && !v.unsure && rotations[fmt.Sprint(v.provider.id, v.session)] >= fewestRotations && v.provider.Live(v.name) {
+		if v.accepted && v.answered && !v.erased && !v.unsure &&
+			rotations[fmt.Sprint(v.provider.id, v.session)] >= fewestRotations &&
+			v.provider.Live(v.name) {
 			if err := x.people.repeat(context.WithoutCancel(ctx), v, left%3); err != nil {
 				v.mu.Unlock()
 				return err
@@ -86,14 +89,20 @@ func repeatLogins(ctx context.Context, x *strike) error {
 	return nil
 }
 
-// repeat publishes a person's login again, in one of three ways: the same sealed message as a new
-// event, the very same event, and the same tokens sealed hours ago. The caller holds v.mu.
+// repeat publishes a person's login again in a given way: the same sealed message as a new event,
+// the very same event, or the same tokens sealed hours ago. The caller holds v.mu.
 func (p *people) repeat(ctx context.Context, v *person, way int) error {
 	m := p.tape.newest(v.loginSubject())
 	if m == nil || m.Header.Get("ce-id") != v.login.id {
-		return nil // it passed while the tape's connection was away
+		return nil // the login passed while the tape's connection was away
 	}
-	c := command{who: v, id: v.login.id, source: v.login.source, kind: schema.UserLogin, fate: rejectable}
+	c := command{
+		who:    v,
+		id:     v.login.id,
+		source: v.login.source,
+		kind:   schema.UserLogin,
+		fate:   rejectable,
+	}
 	switch way {
 	case 0:
 		c.id = newID("repeated")
@@ -105,7 +114,9 @@ func (p *people) repeat(ctx context.Context, v *person, way int) error {
 			return err
 		}
 		jwe, err := seal.SealLogin(keys.JWKS(), v.provider.id, v.name, long, seal.Tokens{
-			Access: seal.NewToken(v.tokens.Access), Refresh: seal.NewToken(v.tokens.Refresh), ExpiresIn: p.world.Life,
+			Access:    secret.New(v.tokens.Access),
+			Refresh:   secret.New(v.tokens.Refresh),
+			ExpiresIn: p.world.Life,
 		})
 		if err != nil {
 			return err
@@ -121,14 +132,20 @@ func (p *people) repeat(ctx context.Context, v *person, way int) error {
 	return nil
 }
 
-// garbageLogins publishes logins for people who are signed in, with tokens that the provider never
-// issued, and with those of somebody else.
+// garbageLogins publishes logins for signed-in people with tokens never issued by the provider, and
+// with another user's tokens.
 func garbageLogins(ctx context.Context, x *strike) error {
 	x.unfelt = true
 	for i, v := range x.people.some(x.rand, x.count(6, 12)) {
-		v.mu.Lock()
+		if !v.mu.TryLock() {
+			continue // an erasure of the person may take minutes, and no other act would be done
+		}
 		if v.accepted && !v.erased && !v.unsure {
-			tokens := publishers.Tokens{AccessToken: fmt.Sprint("garbage-a-", x.rand.Uint64()), RefreshToken: fmt.Sprint("garbage-r-", x.rand.Uint64()), ExpiresIn: x.world.Life}
+			tokens := publishers.Tokens{
+				AccessToken:  fmt.Sprint("garbage-a-", x.rand.Uint64()),
+				RefreshToken: fmt.Sprint("garbage-r-", x.rand.Uint64()),
+				ExpiresIn:    x.world.Life,
+			}
 			if i%2 == 0 {
 				good := v.provider.Login("mallory|" + v.provider.id)
 				tokens.AccessToken, tokens.RefreshToken = good.Access, good.Refresh
@@ -143,16 +160,15 @@ func garbageLogins(ctx context.Context, x *strike) error {
 	return nil
 }
 
-// signMostOut has one provider end 60 % of its users' sessions at once. The others' must be renewed
-// in time.
+// signMostOut has one provider end 60 % of its users' sessions at once. The other users must be
+// renewed in time.
 func signMostOut(ctx context.Context, x *strike) error {
 	x.unfelt = true
 	x.provider = x.world.providers[[]string{graceful, strict}[x.rand.IntN(2)]]
 	for _, v := range x.people.all {
-		if v.provider != x.provider || x.rand.IntN(10) >= 6 {
+		if v.provider != x.provider || x.rand.IntN(10) >= 6 || !v.mu.TryLock() {
 			continue
 		}
-		v.mu.Lock()
 		x.people.end(v)
 		v.mu.Unlock()
 	}

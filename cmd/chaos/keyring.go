@@ -8,23 +8,23 @@ import (
 	"time"
 
 	"github.com/renewd/renewd/internal/grant"
-	"github.com/renewd/renewd/internal/idp/idptest"
+	"github.com/renewd/renewd/internal/standin"
 	"github.com/renewd/renewd/schema"
 )
 
-// loss is what the end of a run looks at after the keyring was lost for good, as docs/backup.md has
-// an operator deal with it: a new keyring, published in place of the old one. Then no record opens.
-// A login must heal its user, and nobody's record may be in the way of another's.
+// loss checks renewd at the end of a run after the keyring was lost for good. By docs/backup.md an
+// operator publishes a new keyring in place of the old keyring, and then no record opens. A login
+// must heal its user, and no unreadable record may block another user's.
 type loss struct {
 	*audit
 	eyes     *witness
 	from     time.Time
-	heard    int       // outcomes before it
-	healed   []*person // who sign in anew
-	stranded []*person // who do not, some of whom are asked for
+	heard    int       // outcomes before the loss
+	healed   []*person // sign in again
+	stranded []*person // do not sign in again; some are asked for
 }
 
-// keyringLost makes it happen and looks at it. The workers must not run.
+// keyringLost loses the keyring and checks the effects. The workers must not run.
 func (a *audit) keyringLost(ctx context.Context, eyes *witness) error {
 	l := &loss{audit: a, eyes: eyes}
 	w := a.world
@@ -54,7 +54,8 @@ func (a *audit) keyringLost(ctx context.Context, eyes *witness) error {
 	if err := l.look(ctx); err != nil {
 		return err
 	}
-	c := a.count(keyringLost + ": people told to sign in again whose session the provider still honours")
+	c := a.count(keyringLost +
+		": people told to sign in again whose session the provider still honours")
 	eyes.mu.Lock()
 	defer eyes.mu.Unlock()
 	for _, text := range eyes.wrong[wrong:] {
@@ -63,7 +64,7 @@ func (a *audit) keyringLost(ctx context.Context, eyes *witness) error {
 	return nil
 }
 
-// peopleAct has half of all people sign in anew, and apps ask for some of the others.
+// peopleAct has half of all people sign in again, and apps ask for some of the other half.
 func (l *loss) peopleAct(ctx context.Context) error {
 	by, err := newApp(l.world, "/crm")
 	if err != nil {
@@ -79,13 +80,15 @@ func (l *loss) peopleAct(ctx context.Context) error {
 		}
 	}
 	l.people.eachOf(l.stranded[:len(l.stranded)/3], 8, func(x *person) {
-		l.people.ask(ctx, x, by, newID(schema.UserRefreshDue), schema.RefreshDue{Want: schema.WantTokens})
+		l.people.ask(ctx, x, by, newID(schema.UserRefreshDue), schema.RefreshDue{
+			Want: schema.WantTokens,
+		})
 	})
 	l.people.eachOf(l.healed, 8, func(x *person) { l.people.signIn(ctx, x, by) })
 	return nil
 }
 
-// look waits as long as healing may take, then counts.
+// look waits as long as healing may take, then counts the remaining failures.
 func (l *loss) look(ctx context.Context) error {
 	store, closeStore, err := l.world.openStore(ctx)
 	if err != nil {
@@ -93,7 +96,7 @@ func (l *loss) look(ctx context.Context) error {
 	}
 	defer closeStore()
 	limit := 40*time.Second + 2*l.world.Life
-	_ = eventually(ctx, limit, func() error { // what is still wrong then is counted below
+	_ = eventually(ctx, limit, func() error { // remaining failures are counted below
 		if n := len(l.unhealed(ctx, store)) + len(l.unrenewed()) + len(l.unanswered()); n > 0 {
 			return fmt.Errorf("%d %w", n, errUnsettled)
 		}
@@ -114,10 +117,10 @@ func (l *loss) look(ctx context.Context) error {
 			count.add("%s", text)
 		}
 	}
-	return nil // how workers leave in order was looked at before
+	return nil // an orderly stop was checked before
 }
 
-// unhealed are those who signed in and whose grant is not that of their session.
+// unhealed returns the users who signed in without a live grant of their new session.
 func (l *loss) unhealed(ctx context.Context, s grant.Store) (who []string) {
 	for _, x := range l.healed {
 		g, err := s.Load(ctx, grant.Key{Provider: x.provider.id, User: x.name})
@@ -128,12 +131,12 @@ func (l *loss) unhealed(ctx context.Context, s grant.Store) (who []string) {
 	return who
 }
 
-// unrenewed are those who signed in and of whose session no token was rotated yet.
+// unrenewed returns the users who signed in and whose session had no token rotated yet.
 func (l *loss) unrenewed() (who []string) {
 	renewed := map[string]bool{}
 	for id, p := range l.world.providers {
 		for _, shown := range p.seen.list() {
-			if shown.Verdict == idptest.Renewed && shown.At.After(l.from) {
+			if shown.Verdict == standin.Renewed && shown.At.After(l.from) {
 				renewed[fmt.Sprint(id, shown.Session)] = true
 			}
 		}
@@ -146,7 +149,7 @@ func (l *loss) unrenewed() (who []string) {
 	return who
 }
 
-// since are the outcomes that were heard since the loss.
+// since returns the outcomes heard since the loss.
 func (l *loss) since() []outcome {
 	l.eyes.mu.Lock()
 	defer l.eyes.mu.Unlock()
@@ -157,18 +160,21 @@ func (l *loss) unanswered() (who []string) {
 	l.people.mu.Lock()
 	commands := slices.Clone(l.people.commands)
 	l.people.mu.Unlock()
-	commands = slices.DeleteFunc(commands, func(c command) bool { return c.accepted.Before(l.from) })
+	commands = slices.DeleteFunc(commands, func(c command) bool {
+		return c.accepted.Before(l.from)
+	})
 	s := l.replies(l.since(), commands)
 	for _, c := range commands {
 		if !s.answered(c) {
-			who = append(who, fmt.Sprintf("%s of %s at %s", c.kind, c.who.name, c.accepted.Format(clockFormat)))
+			who = append(who, fmt.Sprintf("%s of %s at %s", c.kind, c.who.name,
+				c.accepted.Format(clockFormat)))
 		}
 	}
 	return who
 }
 
-// toldAgain are those who did not sign in and of whom services heard more than one failure that
-// answers no command.
+// toldAgain returns the users who did not sign in and of whom services heard several failures not
+// caused by a request.
 func (l *loss) toldAgain() (who []string) {
 	stranded := map[string]int{}
 	for _, x := range l.stranded {
@@ -176,7 +182,8 @@ func (l *loss) toldAgain() (who []string) {
 	}
 	for _, o := range l.since() {
 		key := o.provider + "/" + o.user
-		if _, ok := stranded[key]; ok && o.kind == schema.UserRefreshFailed && o.cause.Type != schema.UserRefreshDue {
+		if _, ok := stranded[key]; ok && o.kind == schema.UserRefreshFailed &&
+			o.cause.Type != schema.UserRefreshDue {
 			if stranded[key]++; stranded[key] == 2 {
 				who = append(who, key)
 			}

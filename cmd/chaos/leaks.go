@@ -14,10 +14,13 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// tokenForms are what the stand-in's refresh tokens look like, and how all its access tokens begin.
-var tokenForms = regexp.MustCompile(`rt\.\d+\.\d+\.[A-Za-z0-9_-]{8}|eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}`)
+// tokenForms are the form of the stand-in's refresh tokens, and of its access tokens' beginning.
+var tokenForms = regexp.MustCompile(
+	`rt\.\d+\.\d+\.[A-Za-z0-9_-]{8}|` +
+		`eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}`,
+)
 
-// leaks looks for tokens in everything that was written: logs, metrics, streams, tables.
+// leaks looks for tokens in everything written: logs, metrics, streams, tables.
 func (a *audit) leaks(ctx context.Context) error {
 	c := a.count("tokens in any output, stream or table")
 	look := func(where string, b []byte) {
@@ -27,14 +30,14 @@ func (a *audit) leaks(ctx context.Context) error {
 	}
 	for _, k := range a.world.workers {
 		if res, err := http.Get("http://" + k.http + "/metrics"); err == nil {
-			body, _ := io.ReadAll(res.Body) // what came is looked at
+			body, _ := io.ReadAll(res.Body) // a part of the body is checked too
 			_ = res.Body.Close()
 			look(k.name+" /metrics", body)
 		}
 	}
 	err := filepath.WalkDir(a.world.dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || path == a.world.binary {
-			return nil // a stream's file may go while we look
+			return nil // a stream's file may vanish meanwhile
 		}
 		b, err := os.ReadFile(path)
 		if err == nil {
@@ -54,7 +57,8 @@ func (a *audit) table(ctx context.Context, look func(string, []byte)) error {
 		return err
 	}
 	defer conn.Close(ctx)
-	rows, err := conn.Query(ctx, `SELECT table_name FROM information_schema.tables WHERE table_schema = 'renewd'`)
+	rows, err := conn.Query(ctx,
+		`SELECT table_name FROM information_schema.tables WHERE table_schema = 'renewd'`)
 	if err != nil {
 		return err
 	}
@@ -64,7 +68,9 @@ func (a *audit) table(ctx context.Context, look func(string, []byte)) error {
 	}
 	for _, name := range names {
 		var out bytes.Buffer
-		if _, err := conn.PgConn().CopyTo(ctx, &out, fmt.Sprintf(`COPY renewd.%s TO STDOUT (FORMAT binary)`, pgx.Identifier{name}.Sanitize())); err != nil {
+		if _, err := conn.PgConn().CopyTo(ctx, &out, fmt.Sprintf(
+			`COPY renewd.%s TO STDOUT (FORMAT binary)`, pgx.Identifier{name}.Sanitize(),
+		)); err != nil {
 			return err
 		}
 		look("table "+name, out.Bytes())

@@ -1,11 +1,11 @@
-// Command chaos puts renewd to the test: it starts providers, a NATS cluster, PostgreSQL and
-// several `renewd serve`, has thousands of users renewed while it kills, stalls, cuts off and
-// restarts all of them by a seeded schedule, and at the end holds the provider's truth, the store,
-// the streams and what was asked against one another.
+// Command chaos puts renewd to the test. It starts providers, a NATS cluster, PostgreSQL and
+// several `renewd serve`, and has thousands of users renewed. Meanwhile it kills, stalls, cuts off
+// and restarts all of them by a seeded schedule. At the end it compares the provider's truth, the
+// store, the streams and the commands with one another.
 //
-// It prints one table and exits with 1 if anything happened that must not. It touches no process
-// and no file that it did not make, and removes what it made. The same seed draws the same faults;
-// when they strike is up to the machine.
+// Chaos prints a table and exits with 1 if an event happened that must not. It touches only
+// processes and files of its own, and removes them at the end. The same seed draws the same faults,
+// but the moments of their strikes depend on the machine.
 package main
 
 import (
@@ -33,7 +33,7 @@ const (
 	storeKV       = "natskv"
 )
 
-// options say what runs, and how long.
+// options are the settings of a run.
 type options struct {
 	For         time.Duration `default:"20m" help:"How long faults strike."`
 	Strikes     int           `help:"End after this many faults, if that comes first."`
@@ -61,7 +61,8 @@ type options struct {
 func main() {
 	runNode()
 	var o options
-	kong.Parse(&o, kong.Description("Kill, stall, cut off and restart everything that renewd runs on, and count what must not happen."))
+	kong.Parse(&o, kong.Description("Kill, stall, cut off and restart everything that renewd "+
+		"runs on, and count what must not happen."))
 	if o.Seed == 0 {
 		o.Seed = rand.Uint64N(1_000_000)
 	}
@@ -82,7 +83,7 @@ func main() {
 	}
 }
 
-// run lets it all happen and returns what it came to.
+// run does the whole trial and returns its report.
 func run(ctx context.Context, o options, progress io.Writer) (*report, error) {
 	chosen := o.choose(kinds(o))
 	if len(chosen) == 0 && !o.wants(keyringLost) {
@@ -107,15 +108,20 @@ type trial struct {
 	eyes  *witness
 	plan  *schedule
 	looks *sampler
+	reads *readers
 	rest  context.CancelFunc // ends witness and sampler
 	ended chan error
+
+	endReads context.CancelFunc
+	readings sync.WaitGroup
 }
 
-// begin starts everything, and has everybody sign in.
+// begin starts all processes, and has all people sign in.
 func begin(ctx context.Context, o options, progress io.Writer) (*trial, error) {
 	t := &trial{began: time.Now(), ended: make(chan error, 2)}
 	t.say = func(format string, args ...any) {
-		fmt.Fprintf(progress, "%s %6.1fs  %s\n", time.Now().Format("15:04:05"), time.Since(t.began).Seconds(), fmt.Sprintf(format, args...))
+		fmt.Fprintf(progress, "%s %6.1fs  %s\n", time.Now().Format("15:04:05"),
+			time.Since(t.began).Seconds(), fmt.Sprintf(format, args...))
 	}
 	var err error
 	if t.world, err = newWorld(ctx, o, t.say); err != nil {
@@ -125,23 +131,40 @@ func begin(ctx context.Context, o options, progress io.Writer) (*trial, error) {
 		t.world.close()
 		return nil, err
 	}
+	if err := t.world.enrol(ctx, t.folks.all); err != nil {
+		t.world.close()
+		return nil, err
+	}
 	t.eyes = &witness{people: t.folks, ids: map[string]bool{}}
 	t.plan = &schedule{world: t.world, people: t.folks, say: t.say}
 	t.looks = &sampler{world: t.world, counted: map[life]float64{}}
+	if t.reads, err = newReaders(t.world, t.folks); err != nil {
+		t.world.close()
+		return nil, err
+	}
 	ctx, t.rest = context.WithCancel(context.WithoutCancel(ctx))
 	go func() { t.ended <- t.eyes.listen(ctx) }()
 	go func() { t.looks.run(ctx); t.ended <- nil }()
 	t.say("seed %d: %d users sign in", o.Seed, len(t.folks.all))
 	t.folks.everybodySignsIn(ctx)
+	ctx, t.endReads = context.WithCancel(ctx)
+	t.readings.Go(func() { t.reads.run(ctx) })
 	return t, nil
 }
 
-// finish waits until all has settled, and holds everything against everything.
+// finish waits until all work has settled, and runs the audit.
 func (t *trial) finish(ctx context.Context) (*report, error) {
+	t.endReads()
+	t.readings.Wait()
 	t.world.ended = time.Now()
-	a := &audit{world: t.world, people: t.folks, schedule: t.plan}
+	a := &audit{world: t.world, people: t.folks, schedule: t.plan, read: t.reads}
+	t.folks.gone.Store(true)
+	if err := a.heal(ctx); err != nil {
+		return nil, err
+	}
+	unerased := t.folks.eraseAgain(ctx)
 	settled, err := a.settle(ctx, t.eyes, t.say)
-	t.plan.errs = append(t.plan.errs, err)
+	t.plan.errs = append(t.plan.errs, unerased, err, a.brought(ctx))
 	a.emptyHands(ctx, "")
 	if err := a.stop(ctx); err != nil {
 		return nil, err
@@ -165,10 +188,11 @@ func (o options) choose(all []kind) []kind {
 
 // wants reports whether a fault of this name may strike.
 func (o options) wants(name string) bool {
-	return len(o.Only) == 0 || slices.ContainsFunc(o.Only, func(text string) bool { return strings.Contains(name, text) })
+	return len(o.Only) == 0 ||
+		slices.ContainsFunc(o.Only, func(text string) bool { return strings.Contains(name, text) })
 }
 
-// disturb strikes while people live, and says how it goes.
+// disturb strikes faults while people live, and reports progress.
 func (s *schedule) disturb(ctx context.Context, folks *people, eyes *witness) {
 	o := s.world.options
 	ctx, cancel := context.WithTimeout(ctx, o.For)
@@ -192,7 +216,8 @@ func (s *schedule) disturb(ctx context.Context, folks *people, eyes *witness) {
 			for _, p := range s.world.providers {
 				renewals += p.Stats().Rotated
 			}
-			s.say("%d faults, %d renewals, %d outcomes, %d signed out by mistake", s.count(), renewals, n, wrong)
+			s.say("%d faults, %d renewals, %d outcomes, %d signed out by mistake", s.count(),
+				renewals, n, wrong)
 			if o.Strikes > 0 && s.count() >= o.Strikes {
 				cancel()
 			}
@@ -201,7 +226,7 @@ func (s *schedule) disturb(ctx context.Context, folks *people, eyes *witness) {
 	wg.Wait()
 }
 
-// outage has both providers answer 503 for so long; workers and servers go on being struck.
+// outage has both providers answer 503 for so long. Faults still strike workers and servers.
 func (s *schedule) outage(ctx context.Context, length time.Duration) {
 	if length == 0 {
 		return
@@ -209,11 +234,22 @@ func (s *schedule) outage(ctx context.Context, length time.Duration) {
 	s.say("both providers are out of order for %v", length)
 	within, cancel := context.WithTimeout(ctx, length)
 	defer cancel()
-	part := &schedule{world: s.world, say: s.say, people: s.people, kinds: slices.DeleteFunc(slices.Clone(s.kinds), func(k kind) bool { return k.lane == providerLane })}
+	part := &schedule{
+		world:  s.world,
+		say:    s.say,
+		people: s.people,
+		kinds: slices.DeleteFunc(slices.Clone(s.kinds), func(k kind) bool {
+			return k.lane == providerLane
+		}),
+	}
 	var wg sync.WaitGroup
 	for id, p := range s.world.providers {
 		wg.Go(func() {
-			s.strike(within, kind{name: "provider answers 503 for " + length.String(), strike: long503}, &strike{world: s.world, provider: p})
+			s.strike(within,
+				kind{name: "provider answers 503 for " + length.String(), strike: long503}, &strike{
+					world:    s.world,
+					provider: p,
+				})
 			s.say("%s is back", id)
 		})
 	}
@@ -227,8 +263,18 @@ func (s *schedule) outage(ctx context.Context, length time.Duration) {
 func (a *audit) report(took, settled time.Duration, m memory) *report {
 	w := a.world
 	r := &report{
-		Seed: w.Seed, Took: took, Users: len(a.people.all), Store: w.Store, Nodes: len(w.nodes), Workers: len(w.workers), Faults: map[string]int{},
-		Facts: a.facts, Settled: settled, Counts: a.counts, Recovery: a.recovery(), Memory: m,
+		Seed:     w.Seed,
+		Took:     took,
+		Users:    len(a.people.all),
+		Store:    w.Store,
+		Nodes:    len(w.nodes),
+		Workers:  len(w.workers),
+		Faults:   map[string]int{},
+		Facts:    a.facts,
+		Settled:  settled,
+		Counts:   a.counts,
+		Recovery: a.recovery(),
+		Memory:   m,
 	}
 	for _, x := range a.schedule.strikes {
 		r.Faults[x.kind]++

@@ -10,22 +10,26 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/renewd/renewd/internal/testkit/link"
+	"github.com/renewd/renewd/internal/testkit/proc"
 )
 
-// nodeEnv makes this program a NATS server: its value says which.
+// nodeEnv makes this program a NATS server. The value is the server's nodeConfig.
 const nodeEnv = "RENEWD_CHAOS_NODE"
 
-// nodeConfig is one NATS server of the cluster.
+// nodeConfig configures a NATS server of the cluster.
 type nodeConfig struct {
 	Name    string
 	Port    int
-	Cluster int      // port that the other nodes' links lead to; 0: no cluster
+	Cluster int      // port at the end of the other nodes' links; 0: no cluster
 	Routes  []string // addresses of the links to the other nodes
 	Dir     string
-	Sync    bool // each write reaches the disk before it is acknowledged
+	Sync    bool // each write reaches the disk before the acknowledgement
 }
 
-// runNode is a NATS server until it is killed. It returns at once in every other process.
+// runNode runs a NATS server until the process is killed. In every other process runNode returns at
+// once.
 func runNode() {
 	text := os.Getenv(nodeEnv)
 	if text == "" {
@@ -43,10 +47,25 @@ func serveNode(text string) error {
 	if err := json.Unmarshal([]byte(text), &c); err != nil {
 		return fmt.Errorf("%s: %w", nodeEnv, err)
 	}
-	o := &server.Options{ServerName: c.Name, Host: "127.0.0.1", Port: c.Port, NoSigs: true, JetStream: true, StoreDir: c.Dir, SyncAlways: c.Sync}
+	o := &server.Options{
+		ServerName: c.Name,
+		Host:       "127.0.0.1",
+		Port:       c.Port,
+		NoSigs:     true,
+		JetStream:  true,
+		StoreDir:   c.Dir,
+		SyncAlways: c.Sync,
+	}
 	if c.Cluster != 0 {
-		// Nothing but the links may lead from node to node, so nobody is told of any other address.
-		o.Cluster = server.ClusterOpts{Name: "chaos", Host: "127.0.0.1", Port: c.Cluster, NoAdvertise: true, Advertise: "127.0.0.1:1", PoolSize: -1}
+		// Nodes may reach one another only over the links, so no other address is advertised.
+		o.Cluster = server.ClusterOpts{
+			Name:        "chaos",
+			Host:        "127.0.0.1",
+			Port:        c.Cluster,
+			NoAdvertise: true,
+			Advertise:   "127.0.0.1:1",
+			PoolSize:    -1,
+		}
 		for _, r := range c.Routes {
 			o.Routes = append(o.Routes, &url.URL{Scheme: "nats", Host: r})
 		}
@@ -64,19 +83,19 @@ func serveNode(text string) error {
 	return nil
 }
 
-// node is one NATS server of the world, and the links from the others to it.
+// node is a NATS server of the world, and the links between the server and the other nodes.
 type node struct {
 	*process
 	config nodeConfig
-	links  []*link // from and to it
+	links  []*link.Link // from and to the server
 }
 
 func (n *node) url() string { return fmt.Sprintf("nats://127.0.0.1:%d", n.config.Port) }
 
-// newNodes prepares a cluster of this many servers. Where they hold the grants too, an acknowledged
-// write must be on the disk (sync), as renewd's own server has it.
+// newNodes prepares a cluster of this many servers. If the cluster also holds the grants, sync is
+// true: an acknowledged write is on the disk, as with renewd's own server.
 func newNodes(count int, dir string, sync bool) ([]*node, error) {
-	ports, err := freePorts(2 * count)
+	ports, err := proc.FreePorts(2 * count)
 	if err != nil {
 		return nil, err
 	}
@@ -86,19 +105,30 @@ func newNodes(count int, dir string, sync bool) ([]*node, error) {
 	}
 	var nodes []*node
 	for i := range count {
-		n := &node{config: nodeConfig{Name: fmt.Sprintf("nats-%d", i), Port: ports[i], Sync: sync, Dir: filepath.Join(dir, fmt.Sprintf("nats-%d", i))}}
+		n := &node{
+			config: nodeConfig{
+				Name: fmt.Sprintf("nats-%d", i),
+				Port: ports[i],
+				Sync: sync,
+				Dir:  filepath.Join(dir, fmt.Sprintf("nats-%d", i)),
+			},
+		}
 		if count > 1 {
 			n.config.Cluster = ports[count+i]
 		}
-		n.process = &process{name: n.config.Name, log: filepath.Join(dir, n.config.Name+".log"), make: func() *exec.Cmd {
-			text, err := json.Marshal(n.config)
-			if err != nil {
-				panic(err) // a struct of strings and numbers
-			}
-			cmd := exec.Command(self)
-			cmd.Env = append(os.Environ(), nodeEnv+"="+string(text))
-			return cmd
-		}}
+		n.process = &process{
+			name: n.config.Name,
+			log:  filepath.Join(dir, n.config.Name+".log"),
+			make: func() *exec.Cmd {
+				text, err := json.Marshal(n.config)
+				if err != nil {
+					panic(err) // a struct of strings and numbers
+				}
+				cmd := exec.Command(self)
+				cmd.Env = append(os.Environ(), nodeEnv+"="+string(text))
+				return cmd
+			},
+		}
 		nodes = append(nodes, n)
 	}
 	for i, from := range nodes {
@@ -106,11 +136,11 @@ func newNodes(count int, dir string, sync bool) ([]*node, error) {
 			if i == j {
 				continue
 			}
-			l, err := newLink(fmt.Sprintf("127.0.0.1:%d", to.config.Cluster))
+			l, err := link.New(fmt.Sprintf("127.0.0.1:%d", to.config.Cluster))
 			if err != nil {
 				return nil, err
 			}
-			from.config.Routes = append(from.config.Routes, l.addr)
+			from.config.Routes = append(from.config.Routes, l.Addr())
 			from.links, to.links = append(from.links, l), append(to.links, l)
 		}
 	}

@@ -11,8 +11,8 @@ import (
 	"sync"
 )
 
-// owners knows which worker is at the other end of a provider's connection: the audit must know
-// whose presentation it was.
+// owners knows the worker at the other end of a provider's connection, so that the audit knows
+// which worker made a presentation.
 type owners struct {
 	workers func() []*worker
 
@@ -20,7 +20,7 @@ type owners struct {
 	byAddr map[string]*worker
 }
 
-// note looks the owner up while the connection is new, and surely there.
+// note looks up the owner while the connection is new and therefore certainly there.
 func (o *owners) note(ctx context.Context, c net.Conn) context.Context {
 	addr, ok := c.RemoteAddr().(*net.TCPAddr)
 	own, ours := c.LocalAddr().(*net.TCPAddr)
@@ -29,13 +29,13 @@ func (o *owners) note(ctx context.Context, c net.Conn) context.Context {
 	}
 	w := o.find(addr, own)
 	o.mu.Lock()
-	o.byAddr[addr.String()] = w // a port that is used again is another's now
+	o.byAddr[addr.String()] = w // a reused port belongs to another worker now
 	o.mu.Unlock()
 	return ctx
 }
 
-// of is the worker that has the connection from this address; nil if it was gone before anybody
-// looked.
+// of is the worker with the connection from this address, or nil if the connection was gone before
+// its owner was looked up.
 func (o *owners) of(addr string) *worker {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -55,8 +55,8 @@ func (o *owners) find(addr, provider *net.TCPAddr) *worker {
 	return nil
 }
 
-// inodeOf finds the socket that connects two IPv4 addresses in the kernel's table (proc(5),
-// /proc/net/tcp). One port may have several, to other places.
+// inodeOf finds the socket between two IPv4 addresses in the kernel's table (proc(5),
+// /proc/net/tcp). One port may have several sockets, to other places.
 func inodeOf(from, to *net.TCPAddr) string {
 	table, err := os.ReadFile("/proc/net/tcp")
 	if err != nil {
@@ -77,10 +77,11 @@ func (w *worker) hasSocket(inode string) bool {
 	dir := fmt.Sprintf("/proc/%d/fd", w.pid())
 	open, err := os.ReadDir(dir)
 	if err != nil {
-		return false // it is dead by now
+		return false // the worker is dead by now
 	}
 	for _, fd := range open {
-		if to, err := os.Readlink(filepath.Join(dir, fd.Name())); err == nil && to == "socket:["+inode+"]" {
+		if to, err := os.Readlink(filepath.Join(dir, fd.Name())); err == nil &&
+			to == "socket:["+inode+"]" {
 			return true
 		}
 	}

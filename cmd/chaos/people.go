@@ -2,60 +2,68 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/renewd/renewd/internal/idp/idptest"
+	"github.com/renewd/renewd/internal/standin"
 	"github.com/renewd/renewd/publishers"
 )
 
-// person is a user of an app. One thing at a time is done by or to a person, but for what works is
-// to meet.
+// person is a user of an app. Acts by or on a person come in turn, except for acts meant to
+// collide.
 type person struct {
 	provider *standIn
 	name     string
 	bare     bool // its logins bring no refresh token
 
 	mu       sync.Mutex
-	opened   time.Time      // when the newest session was
-	session  int            // its number at the provider
-	tokens   idptest.Tokens // that it began with
-	login    command        // that told renewd of it
-	accepted bool           // the login was
-	answered bool           // an outcome speaks of it, or of later
+	opened   time.Time      // when the newest session was opened
+	session  int            // the session's number at the provider
+	tokens   standin.Tokens // the session's first tokens
+	login    command        // the session's login
+	accepted bool           // renewd took the login
+	answered bool           // an outcome speaks of the login, or of a later one
 	told     int            // how often this login's user was told to sign in again
-	erased   bool           // all of its logins came before an erasure
+	erased   bool           // all of the person's logins came before an erasure
 	unsure   bool           // whether the newest login came before an erasure
 	erasing  [2]time.Time   // from when until when the last erasure took
+	gaveUp   bool           // the last erasure gave up, and no login began since
+	ended    []time.Time    // when the provider signed the person out everywhere
 }
 
 func (x *person) key() string { return x.provider.id + "/" + x.name }
 
-// people are the apps and their users: they sign in, ask, leave, are erased, and come back.
+// people are the apps and their users, who sign in, ask, leave, are erased, and come back.
 type people struct {
 	world *world
 	apps  []app
 	tape  *tape
 	say   func(string, ...any)
-	gone  atomic.Bool // nobody without a refresh token signs in any more
+	gone  atomic.Bool // no user without a refresh token signs in any more
+
+	forget func(x *person) ([]byte, error) // runs the command to erase a person
 
 	all    []*person
 	byName map[string]*person
 
-	mu       sync.Mutex
-	commands []command
-	opens    map[string]time.Time // when each session was opened, by provider and number
-	repeats  []repeat
-	swept    map[string]bool // ids of logins that an erasure took
-	erasures int
-	ended    int
-	unerased int           // erasures that the command gave up on
-	purging  time.Duration // from the start of the last erasure until it emptied LOGINS
+	mu          sync.Mutex
+	commands    []command
+	opens       map[string]time.Time // when each session was opened, by provider and number
+	repeats     []repeat
+	swept       map[string]bool // ids of logins taken by an erasure
+	suspensions []suspension
+	erasures    int
+	ended       int
+	outside     int           // logins taken from the app's table by the source
+	untaken     []string      // people whose login the source did not take
+	purging     time.Duration // from the last erasure's start until LOGINS was emptied
 }
 
 // repeat is a login published again after its tokens were spent.
@@ -65,11 +73,22 @@ type repeat struct {
 	at      time.Time
 }
 
-// oneInBare is how few people have no refresh token.
+// oneInBare means that each oneInBare-th person has no refresh token.
 const oneInBare = 20
 
 func newPeople(w *world, say func(string, ...any)) (*people, error) {
-	p := &people{world: w, byName: map[string]*person{}, opens: map[string]time.Time{}, swept: map[string]bool{}, say: say, purging: 100 * time.Millisecond}
+	p := &people{
+		world:   w,
+		byName:  map[string]*person{},
+		opens:   map[string]time.Time{},
+		swept:   map[string]bool{},
+		say:     say,
+		purging: 100 * time.Millisecond,
+	}
+	p.forget = func(x *person) ([]byte, error) {
+		return w.command(nil, "user", "forget", x.name, "--provider", x.provider.id,
+			"--yes").CombinedOutput()
+	}
 	var err error
 	for _, source := range []string{"/crm", "/billing"} {
 		a, err := newApp(w, source)
@@ -83,7 +102,11 @@ func newPeople(w *world, say func(string, ...any)) (*people, error) {
 	}
 	for _, s := range []*standIn{w.providers[graceful], w.providers[strict]} {
 		for n := range w.Users {
-			x := &person{provider: s, name: fmt.Sprintf("auth0|%05d@%s.example", n, s.id), bare: n%oneInBare == oneInBare-1}
+			x := &person{
+				provider: s,
+				name:     fmt.Sprintf("auth0|%05d@%s.example", n, s.id),
+				bare:     n%oneInBare == oneInBare-1,
+			}
 			p.all = append(p.all, x)
 			p.byName[x.key()] = x
 		}
@@ -95,7 +118,8 @@ func newPeople(w *world, say func(string, ...any)) (*people, error) {
 func (p *people) open(x *person) {
 	x.tokens = x.provider.Login(x.name)
 	x.opened, x.session = time.Now(), sessionOf(x.tokens.Refresh)
-	x.accepted, x.answered, x.told, x.erased, x.unsure = false, false, 0, false, false
+	x.accepted, x.answered, x.told, x.erased, x.unsure, x.gaveUp = false, false, 0, false, false,
+		false
 	p.mu.Lock()
 	p.opens[fmt.Sprint(x.provider.id, x.session)] = x.opened
 	p.mu.Unlock()
@@ -120,10 +144,12 @@ func (p *people) signIn(ctx context.Context, x *person, by app) {
 	p.tell(ctx, x, by)
 }
 
-// tell gives renewd the session that was opened last. The caller holds x.mu.
+// tell gives renewd the session opened last. The caller holds x.mu.
 func (p *people) tell(ctx context.Context, x *person, by app) {
 	tokens := publishers.Tokens{
-		AccessToken: x.tokens.Access, RefreshToken: x.tokens.Refresh, ExpiresIn: time.Duration(x.tokens.ExpiresIn) * time.Second,
+		AccessToken:  x.tokens.Access,
+		RefreshToken: x.tokens.Refresh,
+		ExpiresIn:    time.Duration(x.tokens.ExpiresIn) * time.Second,
 	}
 	if x.bare {
 		tokens.RefreshToken = ""
@@ -131,20 +157,25 @@ func (p *people) tell(ctx context.Context, x *person, by app) {
 	x.login, x.accepted = p.give(ctx, x, by, tokens, "")
 }
 
-// eraseLimit is how long an erasure is tried again: in a storm each try may meet something that is
-// down, and the next faults of users wait for this one.
+// eraseLimit is how long an erasure is retried. In a storm each try may meet a server that is down,
+// and the next faults of users wait for the erasure. eraseAgain repeats the erasure at the end.
 const eraseLimit = 90 * time.Second
 
-// erase runs the command that an operator would, and reports whether it said that it is done. The
-// caller holds x.mu.
+// erase runs an operator's command, and reports whether the command succeeded. The caller holds
+// x.mu.
 func (p *people) erase(ctx context.Context, x *person) bool {
 	var last []byte
-	x.erasing[0] = time.Now()
+	// Otherwise this try continues the last erasure, which may have removed tokens without revoking
+	// them.
+	if !x.gaveUp {
+		x.erasing[0] = time.Now()
+	}
 	for end := time.Now().Add(eraseLimit); time.Now().Before(end); {
 		began := time.Now()
-		out, err := p.world.command(nil, "user", "forget", x.name, "--provider", x.provider.id, "--yes").CombinedOutput()
+		out, err := p.forget(x)
 		x.erasing[1] = time.Now()
 		if err == nil {
+			x.gaveUp = false
 			e, seen := p.tape.erasure(x.loginSubject(), began)
 			p.mu.Lock()
 			p.erasures++
@@ -161,15 +192,41 @@ func (p *people) erase(ctx context.Context, x *person) bool {
 		}
 	}
 	p.say("user forget gave up: %s", last)
-	p.mu.Lock()
-	p.unerased++
-	p.mu.Unlock()
+	x.gaveUp = true
 	return false
 }
 
-// settleOrder says whether an erasure that ended just now took the newest login with it: by their
-// order in LOGINS, which only the erasure itself knows if the two were under way together. The
-// caller holds x.mu.
+// eraseAgain repeats each erasure that gave up, as the command asks an operator to do. Data removed
+// by such an erasure until then have no outcome yet. A person who signed in since is left alone.
+// All faults must be healed before. eraseAgain returns an error for each person whose erasure gives
+// up here too.
+func (p *people) eraseAgain(ctx context.Context) error {
+	var aside []*person
+	for _, x := range p.all {
+		if x.mu.Lock(); x.gaveUp {
+			aside = append(aside, x)
+		}
+		x.mu.Unlock()
+	}
+	if len(aside) > 0 {
+		p.say("%d erasures gave up; they are run again", len(aside))
+	}
+	errs := make([]error, len(aside))
+	p.eachOf(aside, 32, func(x *person) {
+		if p.erase(ctx, x) {
+			x.unsure = false
+			p.settleOrder(x)
+			return
+		}
+		errs[slices.Index(aside,
+			x)] = fmt.Errorf("user forget gave up on %s while nothing was down", x.name)
+	})
+	return errors.Join(errs...)
+}
+
+// settleOrder records whether an erasure that ended just now removed the newest login, by their
+// order in LOGINS. If the erasure and the login were under way together, only the erasure itself
+// knows their order. The caller holds x.mu.
 func (p *people) settleOrder(x *person) {
 	e, seen := p.tape.erasure(x.loginSubject(), x.erasing[0])
 	switch {
@@ -187,12 +244,12 @@ func (p *people) settleOrder(x *person) {
 	}
 }
 
-// everybodySignsIn is the start.
+// everybodySignsIn has all people sign in, which is the start of a run.
 func (p *people) everybodySignsIn(ctx context.Context) {
 	p.eachOf(p.all, 32, func(x *person) { p.signIn(ctx, x, p.apps[0]) })
 }
 
-// eachOf does something to each of them, to so many at a time.
+// eachOf calls do for each person, for so many at a time.
 func (p *people) eachOf(all []*person, atOnce int, do func(x *person)) {
 	var wg sync.WaitGroup
 	next := make(chan *person)
@@ -212,7 +269,7 @@ func (p *people) eachOf(all []*person, atOnce int, do func(x *person)) {
 	wg.Wait()
 }
 
-// some draws n people, none of them twice.
+// some draws n different people.
 func (p *people) some(r *rand.Rand, n int) []*person {
 	var out []*person
 	for _, i := range r.Perm(len(p.all))[:min(n, len(p.all))] {
@@ -221,9 +278,9 @@ func (p *people) some(r *rand.Rand, n int) []*person {
 	return out
 }
 
-// live does things to people until ctx ends, and returns when all of it is done.
+// live has people act until ctx ends, and returns when all acts begun are done.
 func (p *people) live(ctx context.Context, seed uint64) {
-	done := context.WithoutCancel(ctx) // what was begun is brought to an end
+	done := context.WithoutCancel(ctx) // an act begun is finished
 	var wg sync.WaitGroup
 	every := func(stream uint64, pause time.Duration, do func(x *person, r *rand.Rand)) {
 		r := rand.New(rand.NewPCG(seed, stream))
@@ -248,9 +305,17 @@ func (p *people) live(ctx context.Context, seed uint64) {
 		})
 	}
 	every(1, 100*time.Millisecond, func(x *person, r *rand.Rand) { p.request(done, x, r) })
-	every(2, time.Second, func(x *person, r *rand.Rand) { p.signIn(done, x, p.apps[r.IntN(len(p.apps))]) })
+	every(2, time.Second, func(x *person, r *rand.Rand) {
+		if p.world.outside.mayLogIn(x) && r.IntN(2) == 0 {
+			p.signInOutside(done, x)
+			return
+		}
+		p.signIn(done, x, p.apps[r.IntN(len(p.apps))])
+	})
 	every(3, 700*time.Millisecond, func(x *person, r *rand.Rand) {
-		x.provider.Edit(x.name, func(profile map[string]any) { profile["first_name"] = fmt.Sprint("Jane ", r.IntN(1000)) })
+		x.provider.Edit(x.name, func(profile map[string]any) {
+			profile["first_name"] = fmt.Sprint("Jane ", r.IntN(1000))
+		})
 	})
 	every(4, 4*time.Second, func(x *person, _ *rand.Rand) { p.end(x) })
 	every(5, 5*time.Second, func(x *person, r *rand.Rand) {
@@ -271,12 +336,13 @@ func (p *people) live(ctx context.Context, seed uint64) {
 // end has the provider sign a person out everywhere. The caller holds x.mu.
 func (p *people) end(x *person) {
 	x.provider.EndSessions(x.name)
+	x.ended = append(x.ended, time.Now())
 	p.mu.Lock()
 	p.ended++
 	p.mu.Unlock()
 }
 
-// backAgain signs a person in who was told to, a moment later.
+// backAgain signs a person in a moment after the person was told to sign in.
 func (p *people) backAgain(ctx context.Context, x *person, told time.Time) {
 	select {
 	case <-ctx.Done():

@@ -4,18 +4,19 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/renewd/renewd/internal/idp/idptest"
+	"github.com/renewd/renewd/internal/standin"
 )
 
-// shown is one of them, and the worker that showed it; nil if it was gone before anybody looked.
+// shown is a presentation and its worker. The worker is nil if its connection was gone before the
+// owner was looked up.
 type shown struct {
-	idptest.Presentation
+	standin.Presentation
 	by *worker
-	// issued is the generation of the token that it was answered with; 0: with none.
+	// issued is the generation of the token in the answer, or 0 if the answer had no token.
 	issued int
 }
 
-// presentations are all refresh tokens that one provider was shown.
+// presentations are all refresh tokens shown to a provider.
 type presentations struct {
 	owners *owners
 
@@ -23,14 +24,14 @@ type presentations struct {
 	all []shown
 }
 
-func (s *presentations) add(p idptest.Presentation) {
+func (s *presentations) add(p standin.Presentation) {
 	by := s.owners.of(p.From)
 	s.mu.Lock()
 	s.all = append(s.all, shown{Presentation: p, by: by})
 	s.mu.Unlock()
 }
 
-// bySession is what was shown of each session, in the order of its beginning.
+// bySession groups the presentations by session, in the order in which they began.
 func (s *presentations) bySession() map[int][]shown {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -44,8 +45,8 @@ func (s *presentations) bySession() map[int][]shown {
 		slices.SortStableFunc(list, func(a, b shown) int { return a.At.Compare(b.At) })
 		generation := 0
 		for i := range list {
-			if list[i].Verdict == idptest.Renewed || list[i].Verdict == idptest.Replay {
-				generation++ // each answer with tokens takes the place of the one before
+			if list[i].Verdict == standin.Renewed || list[i].Verdict == standin.Replay {
+				generation++ // each answer with tokens replaces the answer before
 				list[i].issued = generation
 			}
 		}

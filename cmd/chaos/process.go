@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -8,30 +9,29 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/renewd/renewd/internal/testkit/proc"
 )
 
-// process is a program that is started, and ended in every way there is, again and again.
+// process is a program, started and ended in different ways again and again.
 type process struct {
 	name string
-	log  string // file that its output goes to, over all its lives
+	log  string // file of its output, over all its lives
 	make func() *exec.Cmd
 
-	mu    sync.Mutex
-	cmd   *exec.Cmd
-	began time.Time
-	end   chan struct{} // closed when cmd has ended
-	code  int
+	mu   sync.Mutex
+	life *proc.Process // the present or the last; nil before the first
 }
 
-// infancy is how long a process may take until it hears signals. SIGTERM ends it before that, which
-// takes nothing from anybody.
+// infancy is how long a process may take until it handles signals. SIGTERM ends a younger process
+// at once, which does no harm.
 const infancy = time.Second
 
-// start starts it, unless it runs.
+// start starts the process, unless the process runs already.
 func (p *process) start() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.running() {
+	if p.life != nil && p.life.Running() {
 		return nil
 	}
 	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -41,94 +41,71 @@ func (p *process) start() error {
 	defer log.Close()
 	cmd := p.make()
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start %s: %w", p.name, err)
+	life, err := proc.Start(cmd)
+	if err != nil {
+		return fmt.Errorf("%s: %w", p.name, err)
 	}
-	p.cmd, p.began, p.end = cmd, time.Now(), make(chan struct{})
-	go func(end chan struct{}) {
-		_ = cmd.Wait() // its state says how it ended
-		p.code = cmd.ProcessState.ExitCode()
-		close(end)
-	}(p.end)
+	p.life = life
 	return nil
 }
 
-// running reports whether it has not ended. The caller holds mu.
-func (p *process) running() bool {
-	if p.cmd == nil {
-		return false
-	}
-	select {
-	case <-p.end:
-		return false
-	default:
-		return true
-	}
-}
-
-// pid is that of its present or last life; 0 before the first.
-func (p *process) pid() int {
+// last is the present or the last life; nil before the first.
+func (p *process) last() *proc.Process {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.cmd == nil {
-		return 0
+	return p.life
+}
+
+// pid is the process id of the present or last life, or 0 before the first.
+func (p *process) pid() int {
+	if life := p.last(); life != nil {
+		return life.Pid()
 	}
-	return p.cmd.Process.Pid
+	return 0
 }
 
 func (p *process) signal(s syscall.Signal) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.running() {
-		_ = p.cmd.Process.Signal(s) // it may end at this very moment
+	if life := p.last(); life != nil {
+		life.Signal(s)
 	}
 }
 
-// kill ends it as the kernel would, and waits for that.
+// kill ends the process as the kernel would, and waits for its end.
 func (p *process) kill() {
-	p.signal(syscall.SIGKILL)
-	p.mu.Lock()
-	end := p.end
-	p.mu.Unlock()
-	if end != nil {
-		<-end
+	if life := p.last(); life != nil {
+		life.Kill()
 	}
 }
 
-// stop ends it as an operator would, and returns an error unless it leaves in order within the
-// limit.
+// neverUp reports whether a worker ended itself because its start took too long, as after a stall.
+func (p *process) neverUp() bool {
+	log, err := os.ReadFile(p.log)
+	last := bytes.TrimSpace(log)
+	return err == nil && bytes.Contains(last[bytes.LastIndexByte(last, '\n')+1:],
+		[]byte("(start_timeout)"))
+}
+
+// stop ends the process as an operator would, and returns an error unless the process leaves in
+// order within the limit.
 func (p *process) stop(limit time.Duration) error {
-	p.mu.Lock()
-	end, running, young := p.end, p.running(), time.Since(p.began) < infancy
-	p.mu.Unlock()
-	if !running {
+	life := p.last()
+	if life == nil || !life.Running() {
 		return nil
 	}
-	p.signal(syscall.SIGTERM)
-	select {
-	case <-end:
-		if p.code != 0 && !(young && p.code == bySignal) {
-			return fmt.Errorf("%s: exit code %d after SIGTERM: see %s", p.name, p.code, p.log)
-		}
+	young := life.Age() < infancy
+	err := life.Stop(limit)
+	if err == nil || young && life.Code() == proc.BySignal || p.neverUp() {
 		return nil
-	case <-time.After(limit):
-		p.kill()
-		return fmt.Errorf("%s: still running %v after SIGTERM: see %s", p.name, limit, p.log)
 	}
+	return fmt.Errorf("%s: %w after SIGTERM: see %s", p.name, err, p.log)
 }
 
-// ended returns an error if it ended by itself.
+// ended returns an error if the process ended by itself.
 func (p *process) ended() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.cmd != nil && !p.running() {
-		return fmt.Errorf("%s ended by itself, exit code %d: see %s", p.name, p.code, p.log)
+	if life := p.last(); life != nil && !life.Running() {
+		return fmt.Errorf("%s ended by itself, exit code %d: see %s", p.name, life.Code(), p.log)
 	}
 	return nil
 }
-
-// bySignal is the exit code of a process that a signal ended (os.ProcessState).
-const bySignal = -1
 
 var errNotReady = errors.New("not ready")

@@ -31,13 +31,13 @@ type resident struct {
 	kib int64
 }
 
-// life is one process.
+// life is a worker's process, from a start to its end.
 type life struct {
 	worker *worker
 	pid    int
 }
 
-// repaired is what a worker's reconciler put right between two looks.
+// repaired counts the repairs by a worker's reconciler between two looks.
 type repaired struct {
 	by   *worker
 	n    float64
@@ -69,7 +69,7 @@ func (s *sampler) run(ctx context.Context) {
 	}
 }
 
-// weigh takes the memory of every worker that runs.
+// weigh reads the memory of every running worker.
 func (s *sampler) weigh() {
 	for _, k := range s.world.workers {
 		raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", k.pid()))
@@ -88,10 +88,12 @@ func (s *sampler) weigh() {
 	}
 }
 
-// repairsMetric is a line of renewd_reconciler_repaired_total, whatever its labels.
-var repairsMetric = regexp.MustCompile(`(?m)^renewd_reconciler_repaired\S*?_total(?:\{[^}]*\})? (\S+)$`)
+// repairsMetric matches renewd_reconciler_repaired_total with any labels.
+var repairsMetric = regexp.MustCompile(
+	`(?m)^renewd_reconciler_repaired\S*?_total(?:\{[^}]*\})? (\S+)$`,
+)
 
-// look reads what every worker's reconciler has repaired.
+// look reads how much every worker's reconciler has repaired.
 func (s *sampler) look(ctx context.Context, last time.Time) {
 	var wg sync.WaitGroup
 	for _, k := range s.world.workers {
@@ -133,12 +135,16 @@ func (k *worker) metrics(ctx context.Context) (string, error) {
 	return string(body), err
 }
 
-// memory is the middle of what a worker took in each third of the run, in KiB.
+// memory is the median of the workers' memory in each third of the run, in KiB.
 type memory struct{ Start, Middle, End int64 }
 
 // MarshalJSON names the unit.
 func (m memory) MarshalJSON() ([]byte, error) {
-	return json.Marshal(map[string]int64{"start_kib": m.Start, "middle_kib": m.Middle, "end_kib": m.End})
+	return json.Marshal(map[string]int64{
+		"start_kib":  m.Start,
+		"middle_kib": m.Middle,
+		"end_kib":    m.End,
+	})
 }
 
 func (s *sampler) thirds() (m memory) {
@@ -155,29 +161,34 @@ func middle(all []resident) int64 {
 	if len(all) == 0 {
 		return 0
 	}
-	sorted := slices.SortedFunc(slices.Values(all), func(a, b resident) int { return int(a.kib - b.kib) })
+	sorted := slices.SortedFunc(slices.Values(all), func(a, b resident) int {
+		return int(a.kib - b.kib)
+	})
 	return sorted[len(sorted)/2].kib
 }
 
-// walks is the longest time from the loss of a timer until the reconciler has put it right and we
-// have seen that.
+// walks is the longest time from the loss of a timer until the reconciler has set the timer again
+// and the sampler has seen the repair.
 const walks = 4 * time.Minute
 
-// repairs looks whether the reconciler found anything. It may if all NATS servers were killed at
-// once shortly before: what they had acknowledged in their last moments is on no disk then. A
-// server that is killed alone loses nothing.
+// repairs checks that the reconciler had nothing to repair. A repair is excused if all NATS servers
+// were killed at once shortly before, since messages acknowledged in their last moments may not be
+// on any disk then. A server killed alone loses nothing.
 func (a *audit) repairs(s *sampler) {
-	c := a.count("grants that the reconciler had to repair, though the servers can have lost nothing")
+	c := a.count("grants that the reconciler had to repair, though the servers can have lost " +
+		"nothing")
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, r := range s.repairs {
 		excused := slices.ContainsFunc(a.schedule.strikes, func(x *strike) bool {
-			all := x.kind == allKilled || len(a.world.nodes) == 1 && x.lane == serverLane && x.outage
+			all := x.kind == allKilled ||
+				len(a.world.nodes) == 1 && x.lane == serverLane && x.outage
 			return all && x.from.Before(r.to) && x.over().Add(walks).After(r.from)
 		})
 		if !excused {
 			for range int(r.n) {
-				c.add("by %s between %s and %s", r.by.name, r.from.Format(clockFormat), r.to.Format(clockFormat))
+				c.add("by %s between %s and %s", r.by.name, r.from.Format(clockFormat),
+					r.to.Format(clockFormat))
 			}
 		}
 	}

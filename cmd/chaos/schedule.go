@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// schedule strikes, lane by lane, until ctx ends; then everything is healed.
+// schedule strikes in all lanes until ctx ends. Then every fault is healed.
 type schedule struct {
 	world  *world
 	people *people
@@ -29,16 +29,23 @@ func (s *schedule) run(ctx context.Context, seed uint64) {
 	}
 	lane(102, serverLane, s.world.ServerGap, func(*strike) {})
 	for i, id := range []string{graceful, strict} {
-		lane(103+uint64(i), providerLane, s.world.ProviderGap, func(x *strike) { x.provider = s.world.providers[id] })
+		lane(103+uint64(i), providerLane, s.world.ProviderGap, func(x *strike) {
+			x.provider = s.world.providers[id]
+		})
 	}
 	lane(105, rollLane, s.world.RollGap, func(*strike) {})
 	lane(106, userLane, s.world.UserGap, func(*strike) {})
-	lane(107, slowLane, s.world.SlowGap, func(x *strike) { x.worker = s.world.free(x.rand.IntN(len(s.world.workers))) })
+	lane(108, eraseLane, s.world.UserGap, func(*strike) {})
+	lane(107, slowLane, s.world.SlowGap, func(x *strike) {
+		x.worker = s.world.free(x.rand.IntN(len(s.world.workers)))
+	})
 	wg.Wait()
 }
 
-// one strikes one fault of a lane after the other.
-func (s *schedule) one(ctx context.Context, r *rand.Rand, of lane, gap time.Duration, aim func(*strike)) {
+// one strikes the faults of a lane in turn.
+func (s *schedule) one(
+	ctx context.Context, r *rand.Rand, of lane, gap time.Duration, aim func(*strike),
+) {
 	for {
 		k, ok := s.draw(r, of)
 		x := &strike{world: s.world, rand: rand.New(rand.NewPCG(r.Uint64(), 0))}
@@ -46,7 +53,7 @@ func (s *schedule) one(ctx context.Context, r *rand.Rand, of lane, gap time.Dura
 			return
 		}
 		if aim(x); of == slowLane && x.worker == nil {
-			continue // somebody is at each
+			continue // other faults hold all workers
 		}
 		s.strike(ctx, k, x)
 		if x.worker != nil {
@@ -76,8 +83,8 @@ func (s *schedule) workers(ctx context.Context, r *rand.Rand) {
 	}
 }
 
-// free takes the worker of this number, or the next one that nobody is at; nil if somebody is at
-// each.
+// free takes the worker of this number, or the next worker not held by a fault. The result is nil
+// if faults hold all workers.
 func (w *world) free(n int) *worker {
 	for i := range w.workers {
 		if k := w.workers[(n+i)%len(w.workers)]; k.take() {
@@ -115,7 +122,8 @@ func (s *schedule) strike(ctx context.Context, k kind, x *strike) {
 		x.to = time.Now()
 	}
 	if s.world.Verbose {
-		s.say("%s, %.1fs, healed after %.1fs", x, x.to.Sub(x.from).Seconds(), max(0, x.healed.Sub(x.to).Seconds()))
+		s.say("%s, %.1fs, healed after %.1fs", x, x.to.Sub(x.from).Seconds(),
+			max(0, x.healed.Sub(x.to).Seconds()))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

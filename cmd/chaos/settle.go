@@ -12,27 +12,30 @@ import (
 
 var errUnsettled = errors.New("not settled")
 
-// How long everything may take to settle, and how long it may make no progress meanwhile.
+// How long all work may take to settle, and how long without progress.
 const (
 	settlesIn = 3 * time.Minute
 	stuckFor  = time.Minute
-	// reacts is longer than people take to sign in again after they were told to.
+	// reacts is longer than people take to sign in again after being told.
 	reacts = 3 * time.Second
 )
 
-// settle waits until nothing is late, refused, in doubt or unanswered any more. It gives up on what
-// makes no progress: the audit names it.
-func (a *audit) settle(ctx context.Context, eyes *witness, say func(string, ...any)) (time.Duration, error) {
-	say("everything is healed; waiting until it has settled")
-	a.people.gone.Store(true)
+// heal starts all workers and returns when they are ready.
+func (a *audit) heal(ctx context.Context) error {
 	for _, k := range a.world.workers {
 		if err := k.start(); err != nil {
-			return 0, err
+			return err
 		}
 	}
-	if err := a.world.workersReady(ctx, time.Minute); err != nil {
-		return 0, err
-	}
+	return a.world.workersReady(ctx, time.Minute)
+}
+
+// settle waits until no grant is late, refused or in doubt and no command is unanswered. Without
+// progress settle gives up, and the audit names the rest.
+func (a *audit) settle(
+	ctx context.Context, eyes *witness, say func(string, ...any),
+) (time.Duration, error) {
+	say("everything is healed; waiting until it has settled")
 	s, closeStore, err := a.world.openStore(ctx)
 	if err != nil {
 		return 0, err
@@ -67,11 +70,10 @@ func (a *audit) settle(ctx context.Context, eyes *witness, say func(string, ...a
 	return time.Since(a.world.ended), err
 }
 
-// unsettled counts what is on its way, and who was not renewed since the last fault.
+// unsettled counts outstanding work, and the users not renewed since the last fault.
 func (a *audit) unsettled(ctx context.Context, s grant.Store, eyes *witness) (int, error) {
 	behind, untold, oldest := 0, 0, time.Duration(0)
-	for cursor := ""; ; {
-		page, next, err := s.List(ctx, cursor, 500)
+	for page, err := range grant.Pages(ctx, s) {
 		if err != nil {
 			return 0, err
 		}
@@ -84,37 +86,39 @@ func (a *audit) unsettled(ctx context.Context, s grant.Store, eyes *witness) (in
 				oldest = max(oldest, late)
 			}
 		}
-		if cursor = next; next == "" {
-			break
-		}
 	}
 	unanswered := 0
-	if behind+untold == 0 { // else it is too early to look at everything
+	if behind+untold == 0 { // else too early for a full look
 		unanswered = a.unanswered(eyes)
 	}
 	n := behind + untold + unanswered
 	if n > 0 {
-		return n, fmt.Errorf("%w: %d grants are not renewed yet, late, refused or in doubt, the latest by %v; of %d the outcome was not heard yet; %d commands have no answer",
+		return n, fmt.Errorf("%w: %d grants are not renewed yet, late, refused or in doubt, the "+
+			"latest by %v; of %d the outcome was not heard yet; %d commands have no answer",
 			errUnsettled, behind, oldest.Round(time.Second), untold, unanswered)
 	}
 	return 0, nil
 }
 
-// behind reports whether a grant has work before it, and how late it is.
+// behind reports whether work on a grant is outstanding, and how late the work is.
 func (a *audit) behind(g grant.Grant) (late time.Duration, _ bool) {
 	if g.Status != grant.Live {
 		return 0, false
 	}
 	late = time.Since(g.NextDueAt)
 	if x := a.people.byName[g.Provider+"/"+g.User]; x != nil && (x.bare || a.held(x, g)) {
-		return late, late > 2*time.Second // there is nothing to renew it with
+		return late, late > 2*time.Second // a renewal cannot succeed
 	}
-	return late, g.RefreshedAt.Before(a.world.ended) || late > 2*time.Second || g.Verdict != nil || g.Doubt != nil || g.Outages > 0
+	return late,
+		g.RefreshedAt.Before(a.world.ended) || late > 2*time.Second || g.Verdict != nil ||
+			g.Doubt != nil || g.Outages > 0
 }
 
-// stop looks at what the workers show, stops them in order, and reads what they have left.
+// stop looks for tokens in the workers' output, stops the workers in order, and loads the store and
+// OUTCOMES.
 func (a *audit) stop(ctx context.Context) error {
 	leaked := a.leaks(ctx)
+	a.stopped = time.Now()
 	var wg sync.WaitGroup
 	errs := make([]error, len(a.world.workers))
 	for i, k := range a.world.workers {

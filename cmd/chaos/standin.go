@@ -9,12 +9,12 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/renewd/renewd/internal/idp/idptest"
+	"github.com/renewd/renewd/internal/standin"
 )
 
-// standIn is one provider.
+// standIn is a provider.
 type standIn struct {
-	*idptest.Server
+	*standin.Server
 	id       string
 	url      string
 	grace    bool
@@ -24,14 +24,14 @@ type standIn struct {
 	asked    *calls
 }
 
-// The providers: one that takes a spent token for a while, and one that never does.
+// The providers: graceful honours a spent token for a while, and strict never does.
 const (
 	graceful = "grace"
 	strict   = "strict"
 )
 
-// Each provider is as shipped, but that the clock runs faster: tokens live seconds, so what takes
-// minutes must too. The one without a grace window says where tokens are revoked.
+// Each provider has the settings as shipped, but shorter times: tokens live seconds, so intervals
+// of minutes must be seconds too. The provider without a grace window has a revocation endpoint.
 const providerSettings = `
   - id: %s
     preset: %s
@@ -41,25 +41,26 @@ const providerSettings = `
     timeout: 6s
     concurrency: %d
     rate: %v
-    policy: {floor: 1s, retry_min: 1s, retry_max: 5s, retry_later: 10s, confirm_min: 5s, confirm_max: 8s, confirm_unknown: 10s, margin_share: %v, jitter_share: %v}
+    policy: {floor: 1s, retry_min: 1s, retry_max: 5s, retry_later: 10s, confirm_min: 5s,
+      confirm_max: 8s, confirm_unknown: 10s, margin_share: %v, jitter_share: %v}
     guard: {release: 5s, alone: 20s}
 `
 
 // floor is the policy's least time between two attempts on one grant.
 const floor = time.Second
 
-// tuning is what is changed in the settings while workers run.
+// tuning holds the settings changed while workers run.
 type tuning struct {
 	concurrency int
 	rate        float64
-	margin      float64 // its share of a token's life
+	margin      float64 // as a share of a token's life
 	jitter      float64
 }
 
-// asShipped are the defaults of all that is changed.
+// asShipped are the defaults of tuning.
 var asShipped = tuning{concurrency: 64, margin: 0.2, jitter: 0.1}
 
-// write writes the settings file. A worker reads it when it starts.
+// write writes the settings file. A worker reads the file at its start.
 func (w *world) write(t tuning) error {
 	text := "providers:\n"
 	for _, id := range []string{graceful, strict} {
@@ -67,9 +68,10 @@ func (w *world) write(t tuning) error {
 		if id == strict {
 			preset = "oidc"
 		}
-		text += fmt.Sprintf(providerSettings, id, preset, w.providers[id].url, t.concurrency, t.rate, t.margin, t.jitter)
+		text += fmt.Sprintf(providerSettings, id, preset, w.providers[id].url, t.concurrency,
+			t.rate, t.margin, t.jitter)
 	}
-	return os.WriteFile(w.config, []byte(text), 0o600)
+	return os.WriteFile(w.config, []byte(text+w.outside.settings()), 0o600)
 }
 
 func (w *world) startProviders(context.Context) error {
@@ -79,18 +81,32 @@ func (w *world) startProviders(context.Context) error {
 			return err
 		}
 		p := &standIn{
-			id: id, url: "http://" + l.Addr().String(), grace: id == graceful, listener: l, seen: &presentations{owners: w.owners}, asked: &calls{},
+			id:       id,
+			url:      "http://" + l.Addr().String(),
+			grace:    id == graceful,
+			listener: l,
+			seen:     &presentations{owners: w.owners},
+			asked:    &calls{},
 		}
-		o := idptest.Options{
-			Lifetime: w.Life, ClientID: "chaos", Latency: 20 * time.Millisecond, Rotation: idptest.Strict, OIDC: true,
-			Observe: p.seen.add, Asked: p.asked.add,
+		o := standin.Options{
+			Lifetime: w.Life,
+			ClientID: "chaos",
+			Latency:  20 * time.Millisecond,
+			Rotation: standin.Strict,
+			OIDC:     true,
+			Observe:  p.seen.add,
+			Asked:    p.asked.add,
 		}
 		if p.grace {
-			o.Rotation, o.Grace, o.OIDC = idptest.Grace, 30*time.Second, false
+			o.Rotation, o.Grace, o.OIDC = standin.Grace, 30*time.Second, false
 		}
-		p.Server = idptest.New(o)
-		p.http = &http.Server{Handler: p.Server, ReadHeaderTimeout: 10 * time.Second, ConnContext: w.owners.note}
-		go func() { _ = p.http.Serve(l) }() // until it is closed
+		p.Server = standin.New(o)
+		p.http = &http.Server{
+			Handler:           p.Server,
+			ReadHeaderTimeout: 10 * time.Second,
+			ConnContext:       w.owners.note,
+		}
+		go func() { _ = p.http.Serve(l) }() // until close
 		w.providers[id] = p
 	}
 	w.config = filepath.Join(w.dir, "renewd.yaml")

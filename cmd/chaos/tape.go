@@ -8,26 +8,34 @@ import (
 
 	"github.com/nats-io/nats.go"
 
-	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/internal/senders"
+	"github.com/renewd/renewd/internal/topology"
 	"github.com/renewd/renewd/schema"
 )
 
-// tape remembers what the streams forget: the newest sealed login of each user, and up to which
-// login each erasure reached.
+// tape remembers messages that the streams forget: the newest sealed login of each user, and up to
+// which login each erasure reached.
 type tape struct {
 	mu     sync.Mutex
 	logins map[string]*nats.Msg // by subject
 	erased map[string]erasure   // by the subject of logins
 }
 
-// erasure is how a user's logins were taken out of LOGINS.
+// erasure is a removal of a user's logins from LOGINS.
 type erasure struct {
-	before uint64 // all with a lower sequence
+	before uint64 // all logins with a lower sequence
 	at     time.Time
 }
 
 // loginSubject is where a person's logins are published.
 func (x *person) loginSubject() string { return x.subject(schema.UserLogin) }
+
+// outsideSubject is where a source publishes a person's logins.
+func (x *person) outsideSubject() string {
+	return schema.Subjects{}.Of(schema.Address{
+		Type: schema.UserLogin, Provider: x.provider.id, User: x.name, Sender: senders.Source,
+	})
+}
 
 func (x *person) subject(t schema.Type) string {
 	return fmt.Sprintf("%s.%s.%s", t, x.provider.id, schema.EscapeUser(x.name))
@@ -39,13 +47,13 @@ func (x *person) renewals() []string {
 	return []string{x.subject("renewal.timer"), due, due + ".asked", due + ".later"}
 }
 
-// newTape listens from now on. What passes while its connection is away is not on it.
+// newTape listens from now on. The tape misses messages sent while its connection is away.
 func newTape(nc *nats.Conn) (*tape, error) {
 	t := &tape{logins: map[string]*nats.Msg{}, erased: map[string]erasure{}}
 	if _, err := nc.Subscribe(string(schema.UserLogin)+".>", t.login); err != nil {
 		return nil, err
 	}
-	_, err := nc.Subscribe("$JS.API.STREAM.PURGE."+stream.Logins, t.purge)
+	_, err := nc.Subscribe("$JS.API.STREAM.PURGE."+topology.Logins, t.purge)
 	return t, err
 }
 
@@ -68,8 +76,8 @@ func (t *tape) purge(m *nats.Msg) {
 	t.erased[order.Filter] = erasure{order.Sequence, time.Now()}
 }
 
-// newest is a copy of the newest login on a subject, without what the server drops repetitions by;
-// nil if there is none.
+// newest is a copy of the newest login on a subject, without the header by which the server drops
+// repetitions. The result is nil if the subject has no login.
 func (t *tape) newest(subject string) *nats.Msg {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -85,7 +93,7 @@ func (t *tape) newest(subject string) *nats.Msg {
 	return again
 }
 
-// erasure is the last one of the logins on a subject since a moment.
+// erasure returns the last erasure since a moment of the logins on a subject.
 func (t *tape) erasure(subject string, since time.Time) (erasure, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

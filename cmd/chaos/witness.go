@@ -12,7 +12,7 @@ import (
 	"github.com/renewd/renewd/schema"
 )
 
-// outcome is what services were told, as far as the audit needs it.
+// outcome is an outcome heard by services, with the members needed by the audit.
 type outcome struct {
 	kind      schema.Type
 	provider  string
@@ -24,7 +24,7 @@ type outcome struct {
 	version   int64
 	refreshed bool
 	expiresAt time.Time
-	profile   bool // it shows the user's
+	profile   bool // the outcome shows the user's profile
 	reason    string
 	heard     time.Time
 }
@@ -36,24 +36,25 @@ type witness struct {
 	mu    sync.Mutex
 	heard []outcome
 	ids   map[string]bool
-	wrong []string // what was told to users who need not sign in again
+	wrong []string // outcomes that told users to sign in without need
 	wg    sync.WaitGroup
 }
 
 // listen follows the outcomes until ctx ends.
 func (w *witness) listen(ctx context.Context) error {
-	err := consumers.Subscribe(ctx, w.people.world.nc, consumers.Subscription{StartAll: true}, func(ctx context.Context, e schema.Event) error {
-		o, err := read(e)
-		if err == nil {
-			w.hear(ctx, o)
-		}
-		return err
-	})
+	err := consumers.Subscribe(ctx, w.people.world.nc, consumers.Subscription{StartAll: true},
+		func(ctx context.Context, e schema.Event) error {
+			o, err := read(e)
+			if err == nil {
+				w.hear(ctx, o)
+			}
+			return err
+		})
 	w.wg.Wait()
 	return err
 }
 
-// read takes out of an event what the audit needs.
+// read takes an outcome out of an event.
 func read(e schema.Event) (outcome, error) {
 	o := outcome{kind: e.Type, provider: e.Provider, user: e.User, id: e.ID, time: e.Time}
 	switch e.Type {
@@ -68,6 +69,10 @@ func read(e schema.Event) (outcome, error) {
 		return o, err
 	case schema.UserRefreshFailed:
 		d, err := schema.Data[schema.RefreshFailed](e)
+		o.cause, o.beganAt, o.version, o.reason = d.Cause, d.BeganAt, d.Version, d.Reason
+		return o, err
+	case schema.UserSuspended:
+		d, err := schema.Data[schema.Suspended](e)
 		o.cause, o.beganAt, o.version, o.reason = d.Cause, d.BeganAt, d.Version, d.Reason
 		return o, err
 	case schema.UserForgotten:
@@ -106,8 +111,8 @@ func (w *witness) knows(id string) bool {
 	return w.ids[id]
 }
 
-// judge holds an outcome against the provider's truth, at once: later the user may have signed in
-// again.
+// judge compares an outcome with the provider's truth at once, since the user may sign in again
+// later.
 func (w *witness) judge(ctx context.Context, x *person, o outcome) {
 	x.mu.Lock()
 	if x.accepted && (names(o, x.login) || !o.beganAt.Before(x.login.accepted)) {
@@ -118,8 +123,10 @@ func (w *witness) judge(ctx context.Context, x *person, o outcome) {
 		x.told++
 		if why := x.mistaken(o, w.people.world.Life); why != "" {
 			w.mu.Lock()
-			w.wrong = append(w.wrong, fmt.Sprintf("%s/%s was told %s (%s) at %s, and %s: signed in at %s",
-				o.provider, o.user, o.kind, o.reason, o.time.Format(clockFormat), why, x.opened.Format(clockFormat)))
+			w.wrong = append(w.wrong, fmt.Sprintf("%s/%s was told %s (%s) at %s, and %s: signed "+
+				"in at %s",
+				o.provider, o.user, o.kind, o.reason, o.time.Format(clockFormat), why,
+				x.opened.Format(clockFormat)))
 			w.mu.Unlock()
 		}
 	}
@@ -129,8 +136,9 @@ func (w *witness) judge(ctx context.Context, x *person, o outcome) {
 	}
 }
 
-// mistaken says why a person need not sign in again, though told to; empty: it is true. Who has no
-// refresh token keeps what is left of the access token, and is told once. The caller holds x.mu.
+// mistaken says why a person told to sign in need not do so. The result is empty if the person
+// must. A person without a refresh token keeps the access token to its end, and is told once. The
+// caller holds x.mu.
 func (x *person) mistaken(o outcome, life time.Duration) string {
 	const early = 1500 * time.Millisecond // tokens count whole seconds
 	alive := x.provider.Live(x.name)
@@ -147,7 +155,7 @@ func (x *person) mistaken(o outcome, life time.Duration) string {
 	return ""
 }
 
-// all is what was heard, once it is enough, or nothing more comes.
+// all returns the outcomes heard, once enough says so or a limit of 15 s is over.
 func (w *witness) all(enough func(ids map[string]bool) bool) ([]outcome, map[string]bool) {
 	for end := time.Now().Add(15 * time.Second); ; <-time.After(100 * time.Millisecond) {
 		w.mu.Lock()

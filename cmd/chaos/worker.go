@@ -12,18 +12,20 @@ import (
 	"time"
 
 	"github.com/renewd/renewd/internal/seal"
+	"github.com/renewd/renewd/internal/testkit/link"
+	"github.com/renewd/renewd/internal/testkit/proc"
 )
 
-// worker is one `renewd serve`.
+// worker is a process of `renewd serve`.
 type worker struct {
 	*process
 	http     string
-	clock    string // file that says how far its clock is off
-	database *link  // its way to PostgreSQL; nil without one
+	clock    string     // file with the offset of the worker's clock
+	database *link.Link // the worker's way to PostgreSQL; nil without one
 	held     atomic.Bool
 }
 
-// take has the worker for one fault alone, unless somebody else has.
+// take reserves the worker for one fault, unless another fault holds it.
 func (k *worker) take() bool { return k.held.CompareAndSwap(false, true) }
 
 func (k *worker) release() { k.held.Store(false) }
@@ -32,20 +34,27 @@ func (w *world) startWorkers(ctx context.Context) error {
 	if out, err := w.command(nil, "keys", "new").CombinedOutput(); err != nil {
 		return fmt.Errorf("keys new: %w: %s", err, out)
 	}
-	ports, err := freePorts(w.Workers)
+	ports, err := proc.FreePorts(w.Workers)
 	if err != nil {
 		return err
 	}
 	workers := make([]*worker, w.Workers)
 	for i, port := range ports {
 		name := fmt.Sprintf("worker-%d", i)
-		k := &worker{http: fmt.Sprintf("127.0.0.1:%d", port), clock: filepath.Join(w.dir, name+".clock")}
+		k := &worker{
+			http:  fmt.Sprintf("127.0.0.1:%d", port),
+			clock: filepath.Join(w.dir, name+".clock"),
+		}
 		if w.database != nil {
 			if k.database, err = w.databaseLink(); err != nil {
 				return err
 			}
 		}
-		k.process = &process{name: name, log: filepath.Join(w.dir, name+".log"), make: func() *exec.Cmd { return w.command(k, "serve") }}
+		k.process = &process{
+			name: name,
+			log:  filepath.Join(w.dir, name+".log"),
+			make: func() *exec.Cmd { return w.command(k, "serve") },
+		}
 		workers[i] = k
 	}
 	w.workers = workers
@@ -57,12 +66,12 @@ func (w *world) startWorkers(ctx context.Context) error {
 	return w.workersReady(ctx, time.Minute)
 }
 
-func (w *world) databaseLink() (*link, error) {
+func (w *world) databaseLink() (*link.Link, error) {
 	u, err := url.Parse(w.database.URL("postgres"))
 	if err != nil {
 		return nil, err
 	}
-	return newLink(u.Host)
+	return link.New(u.Host)
 }
 
 func (w *world) workersReady(ctx context.Context, limit time.Duration) error {
@@ -93,7 +102,7 @@ func (k *worker) ready() error {
 
 func (w *world) keysFile() string { return filepath.Join(w.dir, "keys.json") }
 
-// keyring is what workers that start now have.
+// keyring is the keyring for workers started now.
 func (w *world) keyring() (*seal.Keyring, error) {
 	raw, err := os.ReadFile(w.keysFile())
 	if err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -15,12 +14,14 @@ import (
 
 	"github.com/renewd/renewd/internal/grant"
 	"github.com/renewd/renewd/internal/natskv"
-	"github.com/renewd/renewd/internal/pgtest"
 	"github.com/renewd/renewd/internal/postgres"
-	"github.com/renewd/renewd/internal/stream"
+	"github.com/renewd/renewd/internal/secret"
+	"github.com/renewd/renewd/internal/testkit/pgtest"
+	"github.com/renewd/renewd/internal/topology"
 )
 
-// world is everything that runs: providers in this process, all else in processes of their own.
+// world is everything that runs: providers in this process, and everything else in separate
+// processes.
 type world struct {
 	options
 	dir       string
@@ -30,13 +31,14 @@ type world struct {
 	owners    *owners
 	nodes     []*node
 	workers   []*worker
+	outside   *outside
 	database  *pgtest.Server // nil where grants are kept in NATS KV
 	nc        *nats.Conn
 	js        jetstream.JetStream
 	ended     time.Time // when the last fault was healed
 }
 
-// newWorld starts everything and waits until every worker is ready.
+// newWorld starts all processes and waits until every worker is ready.
 func newWorld(ctx context.Context, o options, say func(string, ...any)) (w *world, err error) {
 	w = &world{options: o, providers: map[string]*standIn{}}
 	w.owners = &owners{workers: func() []*worker { return w.workers }, byAddr: map[string]*worker{}}
@@ -55,6 +57,7 @@ func newWorld(ctx context.Context, o options, say func(string, ...any)) (w *worl
 		{"build renewd", w.build},
 		{"start the providers", w.startProviders},
 		{"start PostgreSQL", w.startDatabase},
+		{"start an app outside", w.startOutside},
 		{"start NATS", w.startNodes},
 		{"start the workers", w.startWorkers},
 		{"connect", w.connect},
@@ -87,10 +90,11 @@ func (w *world) startNodes(ctx context.Context) (err error) {
 	return w.natsReady(ctx, time.Minute)
 }
 
-// natsReady waits until JetStream answers, with a leader for whatever there is.
+// natsReady waits until JetStream answers, for which a cluster needs a leader.
 func (w *world) natsReady(ctx context.Context, limit time.Duration) error {
 	return eventually(ctx, limit, func() error {
-		nc, err := nats.Connect(w.natsURL(), nats.Timeout(time.Second), nats.RetryOnFailedConnect(false))
+		nc, err := nats.Connect(w.natsURL(), nats.Timeout(time.Second),
+			nats.RetryOnFailedConnect(false))
 		if err != nil {
 			return err
 		}
@@ -114,7 +118,7 @@ func (w *world) natsURL() string {
 	return strings.Join(urls, ",")
 }
 
-// command is renewd with this world's settings; k is the worker that it is, or nil.
+// command is renewd with this world's settings. k is the worker to run as, or nil.
 func (w *world) command(k *worker, args ...string) *exec.Cmd {
 	cmd := exec.Command(w.binary, args...)
 	cmd.Dir = w.dir
@@ -124,7 +128,12 @@ func (w *world) command(k *worker, args ...string) *exec.Cmd {
 		}
 	}
 	set := map[string]string{
-		"CONFIG": w.config, "NATS_URL": w.natsURL(), "KEYS_FILE": w.keysFile(), "DATA_DIR": w.dir, "STREAMS_APPLY": "true", "DRAIN_TIMEOUT": "20s",
+		"CONFIG":        w.config,
+		"NATS_URL":      w.natsURL(),
+		"KEYS_FILE":     w.keysFile(),
+		"DATA_DIR":      w.dir,
+		"STREAMS_APPLY": "true",
+		"DRAIN_TIMEOUT": "20s",
 	}
 	if len(w.nodes) == 3 {
 		set["NATS_REPLICAS"] = "3"
@@ -135,7 +144,8 @@ func (w *world) command(k *worker, args ...string) *exec.Cmd {
 	if k != nil {
 		set["HTTP_ADDR"] = k.http
 		if k.database != nil {
-			set["DATABASE_URL"] = "postgres://renewd@" + k.database.addr + "/postgres?sslmode=disable"
+			set["DATABASE_URL"] = "postgres://renewd@" + k.database.Addr() +
+				"/postgres?sslmode=disable"
 		}
 	}
 	if k != nil {
@@ -148,7 +158,9 @@ func (w *world) command(k *worker, args ...string) *exec.Cmd {
 }
 
 func (w *world) connect(context.Context) (err error) {
-	w.nc, err = nats.Connect(w.natsURL(), nats.Name("chaos"), nats.MaxReconnects(-1), nats.ReconnectWait(200*time.Millisecond), nats.PingInterval(5*time.Second), nats.MaxPingsOutstanding(2))
+	w.nc, err = nats.Connect(w.natsURL(), nats.Name("chaos"), nats.MaxReconnects(-1),
+		nats.ReconnectWait(200*time.Millisecond), nats.PingInterval(5*time.Second),
+		nats.MaxPingsOutstanding(2))
 	if err != nil {
 		return err
 	}
@@ -163,17 +175,24 @@ func (w *world) openStore(ctx context.Context) (grant.Store, func(), error) {
 		return nil, nil, err
 	}
 	if w.database != nil {
-		s, err := postgres.Open(ctx, postgres.Config{URL: grant.NewSecret(w.database.URL("postgres")), Cipher: keys})
+		s, err := postgres.Open(ctx, postgres.Config{
+			URL:    secret.New(w.database.URL("postgres")),
+			Cipher: keys,
+		})
 		if err != nil {
 			return nil, nil, err
 		}
 		return s, s.Close, nil
 	}
-	s, err := natskv.Open(ctx, w.js, natskv.Config{Bucket: stream.BucketGrants, Cipher: keys, Now: time.Now})
+	s, err := natskv.Open(ctx, w.js, natskv.Config{
+		Bucket: topology.BucketGrants,
+		Cipher: keys,
+		Now:    time.Now,
+	})
 	return s, func() {}, err
 }
 
-// close ends everything and removes it, logs too unless they are to be kept.
+// close ends every process and removes the database, and the run's folder too unless Keep is set.
 func (w *world) close() {
 	if w.nc != nil {
 		w.nc.Close()
@@ -181,27 +200,28 @@ func (w *world) close() {
 	for _, k := range w.workers {
 		k.kill()
 		if k.database != nil {
-			k.database.close()
+			k.database.Close()
 		}
 	}
 	for _, n := range w.nodes {
 		n.kill()
 		for _, l := range n.links {
-			l.close()
+			l.Close()
 		}
 	}
 	if w.database != nil {
 		w.database.Remove()
 	}
+	w.outside.close()
 	for _, p := range w.providers {
-		_ = p.http.Close() // nobody is left to be served
+		_ = p.http.Close() // no client is left, so errors do not matter
 	}
 	if !w.Keep {
 		_ = os.RemoveAll(w.dir)
 	}
 }
 
-// eventually tries until it works.
+// eventually calls try until try returns no error, or the limit is reached.
 func eventually(ctx context.Context, limit time.Duration, try func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -216,17 +236,4 @@ func eventually(ctx context.Context, limit time.Duration, try func() error) erro
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
-}
-
-// freePorts finds ports that nobody listens on.
-func freePorts(n int) (ports []int, err error) {
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		defer l.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
-	}
-	return ports, nil
 }
