@@ -1,8 +1,8 @@
 // Command force-logout ends a user's sessions in this service when the user must sign in again.
 //
-// It is a complete subscriber: it keeps its place under a durable name, so nothing is missed while
-// it is down, and it compares versions, since an event may come twice. It never asks a provider or a
-// database anything.
+// The program is a complete subscriber. Its place is kept under a durable name, so no event is
+// missed while the program is down. Versions are compared, since an event may come twice. The
+// program asks neither a provider nor a database.
 package main
 
 import (
@@ -26,7 +26,8 @@ func main() {
 	}
 	defer nc.Close()
 
-	sessions := map[schema.Address]int64{} // user → the newest version that this service has acted on
+	// sessions are the newest versions this service has acted on, by user.
+	sessions := map[schema.Address]int64{}
 
 	err = consumers.Subscribe(ctx, nc, consumers.Subscription{
 		Types:   []schema.Type{schema.UserReauthRequired},
@@ -34,12 +35,13 @@ func main() {
 	}, func(ctx context.Context, e schema.Event) error {
 		d, err := schema.Data[schema.ReauthRequired](e)
 		if err != nil {
-			return nil // another type of event, or none: never a reason to sign anybody out
+			return nil // another type of event, or no event: never a reason to sign a user out
 		}
 		if d.Version <= sessions[e.Address()] {
-			return nil // delivered again, or older than what we know
+			return nil // delivered again, or older than the version acted on
 		}
-		log.Printf("sign %s out: %s", e.User, d.Reason) // here: delete this user's sessions
+		// Here: delete the user's sessions that began before d.BeganAt.
+		log.Printf("sign %s out: %s", e.User, d.Reason)
 		sessions[e.Address()] = d.Version
 		return nil // an error instead would bring the event again
 	})
