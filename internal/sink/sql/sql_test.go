@@ -734,3 +734,33 @@ func TestCheck(t *testing.T) {
 		}
 	}
 }
+
+// Batches that are written side by side never take each other's rows for locked, also where the
+// database looks at the whole table to find the rows of a batch.
+func TestBatchesDoNotPassEachOthersRowsOver(t *testing.T) {
+	apps(t, func(t *testing.T, a app) {
+		s := &store{}
+		var users []string
+		for i := range 20 {
+			user := fmt.Sprint("u", i)
+			a.do(t, fmt.Sprintf(
+				"INSERT INTO users (id, propel_id, name) VALUES (%d, '%s', 'x')", i+1, user))
+			s.put(live(t, user, 1))
+			users = append(users, user)
+		}
+		to := target(t, a.config(), s)
+		var delivering sync.WaitGroup
+		for _, user := range users {
+			delivering.Go(func() {
+				for i := range 5 {
+					e := event(user, fmt.Sprint("e", i), schema.UserSynced)
+					if err := to.Deliver(t.Context(), e); err != nil {
+						t.Errorf("%s: %v", user, err)
+						return
+					}
+				}
+			})
+		}
+		delivering.Wait()
+	})
+}

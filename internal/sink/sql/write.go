@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
@@ -130,19 +131,41 @@ func (t *Target) Deliver(ctx context.Context, e schema.Event) error {
 	}
 	ctx, done := context.WithTimeout(ctx, deliveryLimit)
 	defer done()
-	for err = errLeft; errors.Is(err, errLeft); {
-		select {
-		case t.jobs <- j:
-		case <-ctx.Done():
-			return faultOf(t.dialect, context.Cause(ctx))
+	for pause := lockedFirst; ; {
+		err := t.submit(ctx, j)
+		switch {
+		case errors.Is(err, errLeft):
+			continue
+		case !errors.Is(err, errLocked) || pause > lockedLast:
+			return err
 		}
 		select {
-		case err = <-j.done:
+		case <-time.After(pause):
 		case <-ctx.Done():
-			return faultOf(t.dialect, context.Cause(ctx))
+			return err
 		}
+		pause *= 2
 	}
-	return err
+}
+
+// A row is locked for a moment by a short transaction of the app. On MySQL any statement that looks
+// for rows without an index locks each row that it looks at, so even the other batch does. Hence a
+// locked row is tried again after these pauses, before it counts as refused.
+const lockedFirst, lockedLast = 50 * time.Millisecond, 400 * time.Millisecond
+
+// submit has a batch take the job, and returns the result.
+func (t *Target) submit(ctx context.Context, j *job) error {
+	select {
+	case t.jobs <- j:
+	case <-ctx.Done():
+		return faultOf(t.dialect, context.Cause(ctx))
+	}
+	select {
+	case err := <-j.done:
+		return err
+	case <-ctx.Done():
+		return faultOf(t.dialect, context.Cause(ctx))
+	}
 }
 
 // wants reports whether an outcome is about a row.
@@ -410,8 +433,12 @@ func (t *Target) writeBy(ctx context.Context, w *writing, by string, batch []*jo
 	return nil
 }
 
-// errNothing: an erasure has nothing to take away.
-var errNothing = errors.New("the app has no row of an erased user")
+var (
+	// errNothing: an erasure has nothing to take away.
+	errNothing = errors.New("the app has no row of an erased user")
+	// errLocked: another transaction has the row.
+	errLocked = errors.New("the user's row is locked")
+)
 
 // judge says why a user's row cannot be written.
 func (t *Target) judge(j *job, there, free []row) error {
@@ -430,7 +457,7 @@ func (t *Target) judge(j *job, there, free []row) error {
 		return refused("%d rows have this user in the key column: none is written",
 			max(len(there), len(free)))
 	case len(free) < len(there):
-		return refused("the user's row is locked")
+		return &sink.Fault{Blame: sink.Refused, Err: errLocked}
 	}
 	return nil
 }
