@@ -106,12 +106,28 @@ func (s *Source) examine(ctx context.Context, rows []row) ([]finding, error) {
 		}
 	}
 	several, err := s.table.doubles(ctx, users)
+	if err != nil {
+		return nil, err
+	}
+	refuseDoubles(found, several)
+	return found, nil
+}
+
+// refuseDoubles refuses the logins of users who have several rows: in the table as it is now, or
+// among the rows as they were read. One of the latter may be gone by now, and nobody knows which of
+// the two logins is the newer.
+func refuseDoubles(found []finding, several map[string]bool) {
+	rows := map[string]int{}
+	for _, f := range found {
+		if f.login() {
+			rows[f.session.user]++
+		}
+	}
 	for i, f := range found {
-		if f.login() && several[f.session.user] {
+		if user := f.session.user; f.login() && (several[user] || rows[user] > 1) {
 			found[i].problem = Double
 		}
 	}
-	return found, err
 }
 
 // each calls do for 0 to n-1, some at a time, until a call fails.
