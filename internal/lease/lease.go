@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -55,7 +56,8 @@ func (l Lease) beat() time.Duration { return l.Lasts * 4 / 15 }
 
 // Work does the work of the lease. ctx ends when Run's does, or the lease is lost; its cause is
 // then ErrLost. held ends with the lease alone. The lease is kept until Work returns, so begun
-// steps may go on until held ends, and no longer.
+// steps may go on until held ends, and no longer. held.Err looks at the clock: a process that
+// stood still for longer than the lease lasts learns from held.Err at once that the lease is over.
 type Work func(ctx, held context.Context) error
 
 // Run calls work whenever no other process does, until ctx ends. An error of work is logged, and
@@ -108,7 +110,7 @@ func (l Lease) turn(ctx context.Context, work Work) error {
 	} else if err != nil {
 		return err
 	}
-	under, lose := context.WithCancelCause(context.WithoutCancel(ctx))
+	under, lose := newTerm(ctx, asked.Add(l.Lasts))
 	defer lose(nil)
 	doing, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
@@ -116,7 +118,7 @@ func (l Lease) turn(ctx context.Context, work Work) error {
 	kept := make(chan struct{})
 	go func() {
 		defer close(kept)
-		h.keep(under, asked, lose)
+		h.keep(under)
 	}()
 	err = work(doing, under)
 	lose(nil)
@@ -129,28 +131,50 @@ func (l Lease) turn(ctx context.Context, work Work) error {
 	return errors.Join(err, h.write(release, Record{}))
 }
 
-// keep extends the lease until ctx ends. keep calls lose in good time before another process may
-// take the lease.
-func (h *held) keep(ctx context.Context, alive time.Time, lose context.CancelCauseFunc) {
+// term is the time under a lease. A term is safe for concurrent use.
+type term struct {
+	context.Context
+	lose context.CancelCauseFunc
+	ends atomic.Pointer[time.Time] // unless the lease is extended
+}
+
+func newTerm(ctx context.Context, ends time.Time) (*term, context.CancelCauseFunc) {
+	ctx, lose := context.WithCancelCause(context.WithoutCancel(ctx))
+	t := &term{Context: ctx, lose: lose}
+	t.ends.Store(&ends)
+	return t, lose
+}
+
+// Err ends the term if its time is over.
+func (t *term) Err() error {
+	if time.Now().After(*t.ends.Load()) {
+		t.lose(ErrLost)
+	}
+	return t.Context.Err()
+}
+
+// keep extends the lease until the term ends. keep ends the term in good time before another
+// process may take the lease.
+func (h *held) keep(t *term) {
 	tick := time.NewTicker(h.beat())
 	defer tick.Stop()
 	for {
 		select {
-		case <-ctx.Done():
+		case <-t.Done():
 			return
 		case <-tick.C:
 		}
 		asked := time.Now()
-		asking, done := context.WithTimeout(ctx, h.beat())
+		asking, done := context.WithTimeout(t, h.beat())
 		err := h.extend(asking)
 		done()
-		switch {
+		switch ends := asked.Add(h.Lasts); {
 		case err == nil:
-			alive = asked
-		case ctx.Err() != nil:
+			t.ends.Store(&ends)
+		case t.Err() != nil:
 			return
-		case errors.Is(err, bucket.ErrChanged), time.Since(alive) > h.Lasts-h.beat():
-			lose(ErrLost)
+		case errors.Is(err, bucket.ErrChanged), time.Until(*t.ends.Load()) < h.beat():
+			t.lose(ErrLost)
 			return
 		}
 	}

@@ -179,11 +179,23 @@ func unless(err error) error {
 	return nil
 }
 
+// ended is why nothing may be begun or written any more; nil: the lease and ctx last.
+func (r *run) ended(ctx context.Context) error {
+	if r.lease.Err() != nil {
+		return context.Cause(r.lease)
+	}
+	return context.Cause(ctx)
+}
+
 // persist repeats a write that NATS must take, until the write succeeds or ctx ends. Later work
-// must not begin before: it would overtake.
+// must not begin before: it would overtake. Nothing is written once the lease is over: the next
+// process has read the ledger by then, and would not see an entry of this one.
 func (r *run) persist(ctx context.Context, f func(context.Context) error) error {
 	var wait pull.Backoff
 	for {
+		if r.lease.Err() != nil {
+			return context.Cause(r.lease)
+		}
 		err := f(ctx)
 		if err == nil {
 			return nil
@@ -219,13 +231,14 @@ func (r *run) deliver(ctx, waits context.Context, e schema.Event) (*Fault, error
 			return nil, err
 		}
 		f := faultOf(r.try(ctx, e))
-		stopped := f != nil && ctx.Err() != nil
+		why := r.ended(ctx)
+		stopped := f != nil && why != nil
 		if since := r.breaker.leave(about(e), probe, f, stopped); !since.IsZero() {
 			r.Logger.Info("the sink's target works again", "down_since", since)
 			r.ledger.hurry(since.Add(-time.Minute))
 		}
 		if stopped {
-			return nil, context.Cause(ctx)
+			return nil, why
 		}
 		r.note(ctx, f)
 		if f != nil && f.Blame == Gone {
@@ -243,6 +256,9 @@ func (r *run) deliver(ctx, waits context.Context, e schema.Event) (*Fault, error
 
 // try hands one outcome to the target. A panic is a failure of this outcome alone.
 func (r *run) try(ctx context.Context, e schema.Event) (err error) {
+	if err := r.ended(ctx); err != nil {
+		return err
+	}
 	defer func() {
 		if v := recover(); v != nil {
 			r.Logger.Error("a delivery panicked", "type", e.Type, "id", e.ID, "stack",
