@@ -54,7 +54,8 @@ func (s State) paused(p Pause) State {
 // unpaused ends the pause, in the name of by; empty: the pause ran out. Waiting grants are woken.
 func (s State) unpaused(by string, now time.Time) State {
 	p := s.Paused
-	s.Paused, s.RecoveredAt, s.LiftUntil, s.WakeAt = nil, now.UTC(), p.end(), now.UTC()
+	s.Paused, s.RecoveredAt, s.LiftUntil = nil, now.UTC(), p.end()
+	s = s.wokenNow(now)
 	s = s.tell(schema.ProviderRecovered, ReasonPaused, p.Since, now)
 	s.Untold[len(s.Untold)-1].By = by
 	return s
@@ -71,7 +72,13 @@ func (s State) resumed(by string, now time.Time) State {
 	if d := s.Doubt; d != nil && !d.Until.IsZero() {
 		s.Doubt = &Doubt{Reason: d.Reason, Since: d.Since, Until: now.UTC()}
 	}
-	s.WakeAt = now.UTC()
+	return s.wokenNow(now)
+}
+
+// wokenNow has the waiting grants woken at once, however lately they were woken: an operator has
+// decided so.
+func (s State) wokenNow(now time.Time) State {
+	s.WakeAt, s.WakeUntil, s.Wakes = now.UTC(), time.Time{}, 0
 	return s
 }
 

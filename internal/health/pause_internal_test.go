@@ -157,6 +157,82 @@ func TestThoseWhoWaitedAreWokenOnce(t *testing.T) {
 	}
 }
 
+// The end of an operator's pause has those who waited tried at once, however lately they were.
+func TestEndOfPauseWakesAtOnce(t *testing.T) {
+	s := newSite(t)
+	woken := 0
+	g := s.worker(s.bucket)
+	g.Wake = func(context.Context, string, time.Time) (int, error) { woken++; return 1, nil }
+	end := map[string]func(){
+		"resumed": func() {
+			if err := ResumeBy(t.Context(), s.bucket, "p", "kim", s.now()); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"ran out": func() { s.advance(15 * time.Second) },
+	}
+	for range 3 {
+		for name, end := range end {
+			before := woken
+			p := Pause{Since: s.now(), Until: s.now().Add(15 * time.Second), By: "kim"}
+			if err := PauseBy(t.Context(), s.bucket, "p", p); err != nil {
+				t.Fatal(err)
+			}
+			g.round(t.Context())
+			end()
+			g.round(t.Context())
+			if err := g.wake(t.Context()); err != nil || woken != before+1 {
+				t.Errorf("%s: %v; woken %d times, want once", name, err, woken-before)
+			}
+		}
+	}
+}
+
+// A worker that wakes many keeps the others from it as long as it lives, and has no say any more
+// once an operator has decided that all are woken again.
+func TestLongWakingIsHeld(t *testing.T) {
+	s := newSite(t)
+	a, b := s.worker(s.bucket), s.worker(s.bucket)
+	s.provenAndRefused(a)
+	s.advance(time.Hour)
+	a.Report(nil, false)
+	a.round(t.Context())
+	at := a.State().WakeAt
+	until, err := a.claimWake(t.Context(), at)
+	if err != nil || until.IsZero() {
+		t.Fatal(until, err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	tick, held := make(chan time.Time), make(chan time.Time)
+	go func() { held <- a.holdWake(ctx, tick, until) }()
+	for range 4 {
+		s.advance(wakeFor / 3)
+		tick <- s.now()
+	}
+	tick <- s.now() // the fourth is stored
+	if other, err := b.claimWake(t.Context(), at); err != nil || !other.IsZero() {
+		t.Errorf("another worker wakes the same until %v, %v", other, err)
+	}
+	p := Pause{Since: s.now(), By: "kim"}
+	if err := PauseBy(t.Context(), s.bucket, "p", p); err != nil {
+		t.Fatal(err)
+	}
+	if err := ResumeBy(t.Context(), s.bucket, "p", "kim", s.now()); err != nil {
+		t.Fatal(err)
+	}
+	tick <- s.now()
+	tick <- s.now()
+	stop()
+	until = <-held
+	b.round(t.Context())
+	after := b.State()
+	if got := after.woken(at, s.now(), until); !got.WakeAt.Equal(after.WakeAt) ||
+		!got.WakeUntil.IsZero() {
+		t.Errorf("the end of the first waking has them woken at %v, not before %v",
+			got.WakeAt, got.WakeUntil)
+	}
+}
+
 // Under settings with which no user was renewed yet, tokens are shown one after the other.
 func TestUntriedSettingsShowOneTokenAtATime(t *testing.T) {
 	s := newSite(t)

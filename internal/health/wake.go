@@ -6,12 +6,12 @@ import (
 )
 
 const (
-	// wakeFor is how long a worker has to wake the waiting grants. After wakeFor another worker
-	// starts over, in case the first worker died.
-	wakeFor = 5 * time.Minute
+	// wakeFor is how long a worker that is gone keeps others from waking the waiting grants.
+	// A worker that wakes them says so again each third of wakeFor.
+	wakeFor = 30 * time.Second
 	// wakeEvery is the least time between two wakings, and doubles up to an hour. Workers whose
 	// settings differ change the settings back and forth, and a failing user must not be tried each
-	// time.
+	// time. The end of an operator's pause waits for nothing: see State.unpaused.
 	wakeEvery = time.Minute
 )
 
@@ -39,31 +39,79 @@ func (g *Guard) wake(ctx context.Context) error {
 	if g.Wake == nil || at.IsZero() {
 		return nil
 	}
-	mine, began := false, g.Now()
-	if err := g.change(ctx, func(s State) State {
-		now := g.Now()
-		if mine = s.WakeAt.Equal(at) && !s.WakeUntil.After(now) && s.Paused == nil; mine {
-			if now.Sub(s.WakeUntil) > time.Hour {
-				s.Wakes = 0
-			}
-			s.WakeUntil = now.Add(wakeFor).UTC()
-		}
-		return s
-	}); err != nil || !mine {
+	began := g.Now()
+	until, err := g.claimWake(ctx, at)
+	if err != nil || until.IsZero() {
 		return err
 	}
+	tick := time.NewTicker(wakeFor / 3)
+	defer tick.Stop()
+	walking, stop := context.WithCancel(ctx)
+	defer stop()
+	held := make(chan time.Time, 1)
+	go func() { held <- g.holdWake(walking, tick.C, until) }()
 	n, err := g.Wake(ctx, g.Provider, at)
-	if err != nil {
+	stop()
+	if until = <-held; err != nil {
 		return err // the next worker tries again once WakeUntil is over
 	}
 	g.Logger.Info("those who waited for the provider are tried again", "provider", g.Provider,
 		"grants", n, "since", at)
-	return g.change(ctx, func(s State) State {
-		if s.WakeAt.Equal(at) {
-			s.WakeAt = time.Time{}
+	return g.change(ctx, func(s State) State { return s.woken(at, began, until) })
+}
+
+// claimWake keeps other workers from waking the grants that wait since at, and returns until when;
+// zero: the grants are not to be woken now.
+func (g *Guard) claimWake(ctx context.Context, at time.Time) (until time.Time, err error) {
+	err = g.change(ctx, func(s State) State {
+		now := g.Now()
+		until = time.Time{}
+		if !s.WakeAt.Equal(at) || s.WakeUntil.After(now) || s.Paused != nil {
+			return s
 		}
-		s.WakeUntil = began.Add(min(wakeEvery<<min(s.Wakes, 10), time.Hour)).UTC()
-		s.Wakes++
+		if now.Sub(s.WakeUntil) > time.Hour {
+			s.Wakes = 0
+		}
+		until = now.Add(wakeFor).UTC()
+		s.WakeUntil = until
 		return s
 	})
+	return until, err
+}
+
+// holdWake extends a claim at each tick until ctx ends, and returns until when the claim lasts. A
+// claim that an operator's act has cleared stays cleared.
+func (g *Guard) holdWake(
+	ctx context.Context, tick <-chan time.Time, until time.Time,
+) time.Time {
+	for {
+		select {
+		case <-ctx.Done():
+			return until
+		case <-tick:
+		}
+		next, kept := g.Now().Add(wakeFor).UTC(), false
+		err := g.change(ctx, func(s State) State {
+			if kept = s.WakeUntil.Equal(until); kept {
+				s.WakeUntil = next
+			}
+			return s
+		})
+		if err == nil && kept {
+			until = next
+		}
+	}
+}
+
+// woken is s after the grants that waited since at were woken, from began on, under a claim that
+// lasted until then.
+func (s State) woken(at, began, until time.Time) State {
+	if s.WakeAt.Equal(at) {
+		s.WakeAt = time.Time{}
+	}
+	if s.WakeUntil.Equal(until) {
+		s.WakeUntil = began.Add(min(wakeEvery<<min(s.Wakes, 10), time.Hour)).UTC()
+		s.Wakes++
+	}
+	return s
 }
