@@ -16,11 +16,11 @@ func TestTermEndsByTheClock(t *testing.T) {
 		defer lose(nil)
 		under, done := context.WithCancel(term)
 		defer done()
-		time.Sleep(15 * time.Second)
+		<-time.After(15 * time.Second)
 		if term.Err() != nil {
 			t.Error("the lease is over too early:", term.Err())
 		}
-		time.Sleep(time.Nanosecond)
+		<-time.After(time.Nanosecond)
 		if term.Err() == nil || !errors.Is(context.Cause(term), ErrLost) {
 			t.Error("the lease lasts longer than it does:", context.Cause(term))
 		}

@@ -295,8 +295,8 @@ func TestReplicasNeedACluster(t *testing.T) {
 	}
 }
 
-// TestCommandStreams holds what services rely on: the newest login of a user wins, requests wait
-// beside each other, and a malformed subject is kept. No sender's command replaces another's.
+// TestCommandStreams holds what services rely on: a user's newest eight commands wait beside each
+// other, and a malformed subject is kept. No sender's command replaces another's.
 func TestCommandStreams(t *testing.T) {
 	js, _ := fresh(t)
 	for _, subject := range []string{
@@ -311,8 +311,15 @@ func TestCommandStreams(t *testing.T) {
 		_, err := js.Publish(t.Context(), subject, nil)
 		must(t, err)
 	}
-	if n := messages(t, js, topology.Logins); n != 5 {
-		t.Errorf("%d logins, want 5", n)
+	if n := messages(t, js, topology.Logins); n != 7 {
+		t.Errorf("%d logins, want 7", n)
+	}
+	for range 9 {
+		_, err := js.Publish(t.Context(), "from.crm.user.login.propelauth.u1", nil)
+		must(t, err)
+	}
+	if n := messages(t, js, topology.Logins); n != 7-1+8 {
+		t.Errorf("%d logins after ten of one user and sender, want 14", n)
 	}
 	if n := messages(t, js, topology.Requests); n != 6 {
 		t.Errorf("%d requests, want 6", n)

@@ -60,9 +60,10 @@ const (
 	commandMaxBytes = 64 << 10 // a login carries two tokens, which may be large JWTs
 	// over the whole cluster; workers fetch only as many messages as they have free slots
 	commandInHand = 1000
-	// The newest login of a user says everything. Requests differ in their wants, so some requests
-	// of each user are kept until they are read.
-	loginsKept, requestsKept = 1, 8
+	// commandsKept is how many commands of one type of a user are kept from each sender until they
+	// are read. The newest login need not be a good one, and requests differ in their wants. A
+	// grant's record has room for as many candidates.
+	commandsKept = 8
 )
 
 // Topology is everything renewd needs on a NATS server. The zero value of a field stands for its
@@ -166,11 +167,11 @@ func (t Topology) Validate() error {
 // as the server would.
 func (t Topology) Streams() []jetstream.StreamConfig {
 	streams := []jetstream.StreamConfig{
-		t.commands(Logins, loginsKept,
-			"Logins, sealed, and logouts. The newest of a user wins; each goes once it is "+
-				"processed.",
+		t.commands(Logins,
+			"Logins, sealed, and logouts. Of those that nobody looked at yet the newest of each "+
+				"user stay; each goes once it is processed.",
 			InLogins()...),
-		t.commands(Requests, requestsKept,
+		t.commands(Requests,
 			"Requests to renew. Of those that nobody looked at yet the newest of each user stay.",
 			schema.UserRefreshDue),
 		t.renewals(),
@@ -220,9 +221,7 @@ const leastBytes = 1 << 20
 // bound limits the bytes of a stream, and says which messages go when the limit is reached.
 //
 // Streams of commands refuse a new message: its publisher gets an error and can try again. An
-// accepted command must be answered, so it may not be dropped to make room. A new command of a user
-// whose earlier command still waits takes the earlier command's place, also in a full stream, if
-// the new command is no larger.
+// accepted command must be answered, so it may not be dropped to make room.
 //
 // OUTCOMES drops its oldest messages. Refusing a new outcome would keep each renewal unfinished,
 // and its message unacknowledged, until no user of a provider is renewed any more. A dropped
@@ -238,18 +237,16 @@ func bound(s *jetstream.StreamConfig, bytes int64, full jetstream.DiscardPolicy)
 }
 
 // commands takes everything below its types, malformed subjects included, so that such commands are
-// rejected where an operator sees it. When a newer command of a user comes, the oldest goes: the
-// newest counts.
-func (t Topology) commands(
-	base string, kept int64, why string, types ...schema.Type,
-) jetstream.StreamConfig {
+// rejected where an operator sees it. When more than commandsKept commands of a user wait, the
+// oldest goes: the newest count.
+func (t Topology) commands(base, why string, types ...schema.Type) jetstream.StreamConfig {
 	s := t.stream(base, why)
 	for _, of := range types {
 		s.Subjects = append(s.Subjects, t.Subjects.Commands(of, ""),
 			t.Subjects.Commands(of, schema.AnySender))
 	}
 	s.Retention = jetstream.WorkQueuePolicy
-	s.MaxMsgsPerSubject = kept // from each sender: no sender takes another's place
+	s.MaxMsgsPerSubject = commandsKept // from each sender: no sender takes another's place
 	s.MaxAge = commandMaxAge
 	s.MaxMsgSize = commandMaxBytes
 	s.Duplicates = min(t.Duplicates, s.MaxAge)
