@@ -100,7 +100,8 @@ func tokenOf(
 	for {
 		token, err = consumers.Token(ctx, nc, whom, 0)
 		no, ok := errors.AsType[*schema.NoToken](err)
-		if !ok || no.RetryAfterSeconds == 0 || ctx.Err() != nil {
+		again := ok && no.RetryAfterSeconds > 0 || errors.Is(err, context.DeadlineExceeded)
+		if !again || ctx.Err() != nil {
 			return token, err
 		}
 	}
