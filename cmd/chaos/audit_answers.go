@@ -291,17 +291,24 @@ func (a *audit) endedSessions() map[string]bool {
 }
 
 // unprovable reports whether a login was rejected because its proof had become impossible: the
-// provider had ended the session, or the access token had run out and there was no refresh token. A
-// failure may have been told before, while the login was held.
+// provider had ended the session, the access token had run out and there was no refresh token, or
+// the user was suspended before the proof. A failure may have been told before, while the login was
+// held.
 func (a *audit) unprovable(c command) bool {
-	session := fmt.Sprint(c.who.provider.id, c.session)
-	ended := a.endedSessions()[session]
-	if c.kind != schema.UserLogin || !ended && !c.who.bare {
+	if c.kind != schema.UserLogin {
 		return false
 	}
 	o, ok := a.naming(c, func(o outcome) bool {
 		return o.kind == schema.MessageRejected && o.reason == schema.RejectUnproven
 	})
+	if ok && a.suspendedBefore(c, o) {
+		return true
+	}
+	session := fmt.Sprint(c.who.provider.id, c.session)
+	ended := a.endedSessions()[session]
+	if !ended && !c.who.bare {
+		return false
+	}
 	// In a session without a refresh token, no token was presented for the provider to refuse.
 	ended = ended || slices.ContainsFunc(c.who.ended, func(at time.Time) bool {
 		return at.After(a.people.opens[session]) && at.Before(o.heard)
@@ -309,11 +316,20 @@ func (a *audit) unprovable(c command) bool {
 	return ok && (ended || o.heard.Sub(c.tried) > a.world.Life-2*time.Second)
 }
 
+// suspendedBefore reports whether a suspension of the user was taken after a login, and before the
+// login was rejected.
+func (a *audit) suspendedBefore(c command, o outcome) bool {
+	return slices.ContainsFunc(a.people.commands, func(d command) bool {
+		return d.kind == schema.UserSuspend && d.who == c.who && d.sequence > c.sequence &&
+			d.accepted.Before(o.heard)
+	})
+}
+
 // onOlder reports whether a user rightly goes on with the session before the newest login's. Going
-// on is right if the newest login was rejected as unproven or displaced, and the provider honours
-// the stored session.
+// on is right if the newest login was rejected as unproven, and the provider honours the stored
+// session.
 func (a *audit) onOlder(x *person, g grant.Grant) bool {
-	return (a.unprovable(x.login) || a.displaced(x)) && g.Status == grant.Live &&
+	return a.unprovable(x.login) && g.Status == grant.Live &&
 		x.provider.Valid(g.Pair.Refresh.Reveal())
 }
 

@@ -30,7 +30,7 @@ func (a *audit) store(ctx context.Context) {
 			(stored || g.Profile != "" || !g.Pair.Access.IsZero() || !g.Pair.Refresh.IsZero()):
 			back.add("%s, version %d, %s", x.name, g.Version, g.Status)
 		case x.erased, !x.accepted:
-		case !stored && (a.unprovable(x.login) || a.displaced(x)): // nothing was proven before
+		case !stored && a.unprovable(x.login): // nothing was proven before
 		case !stored:
 			missing.add("%s of %s, signed in at %s; %s; %s", x.name, x.provider.id,
 				x.opened.Format(clockFormat), condition(g), a.said(x.provider.id, x.name))
@@ -50,15 +50,6 @@ func (a *audit) store(ctx context.Context) {
 	if s, err := a.world.js.Stream(ctx, topology.Parked); err == nil {
 		a.parked(ctx, s, parked)
 	}
-}
-
-// displaced reports whether a login with another's tokens took the place of a person's newest login
-// before a worker had stored it: LOGINS keeps one login of a user and a sender.
-func (a *audit) displaced(x *person) bool {
-	return slices.ContainsFunc(a.people.commands, func(c command) bool {
-		return c.who == x && c.fate == rejected && c.sequence > x.login.sequence &&
-			c.accepted.Sub(x.login.accepted) < beginsLate
-	})
 }
 
 // signedIn reports whether the grant holds more than the place of its logins.
