@@ -15,10 +15,10 @@ mapfile -t long < <(go list ./internal/systemtest ./cmd/renewd) # they begin fir
 mapfile -t others < <(go list ./... | grep -vxF -e "$e2e" -e "$chaos" -e "${long[0]}" -e "${long[1]}")
 
 echo '==> tests'
-go test -race -short -vet=off -timeout 8m -parallel 4 "$@" "${long[@]}" "${others[@]}" # what runs side by side waits for most of its time
+go test -race -short -vet=off -timeout 15m -parallel 4 "$@" "${long[@]}" "${others[@]}" # what runs side by side waits for most of its time
 echo '==> 20,000 grants due at once, and 2,500 bad ones beside others, without the race detector'
-go test -vet=off -timeout 8m -run '^(TestHerd|TestTwoThousandBadOnesStopNobody)$' ./internal/systemtest
+go test -vet=off -timeout 15m -run '^(TestHerd|TestTwoThousandBadOnesStopNobody)$' ./internal/systemtest
 echo '==> each fault once, on processes of their own'
-go test -vet=off -timeout 8m -parallel 8 "$@" "$chaos"
+go test -vet=off -timeout 15m -parallel 8 "$@" "$chaos"
 echo '==> whole-system tests'
-go test -race -vet=off -timeout 8m "$@" "$e2e"
+go test -race -vet=off -timeout 15m "$@" "$e2e"
