@@ -678,7 +678,7 @@ func servicesReachNothingElse(t *testing.T, n natsAccounts) {
 	}
 	// Signin's commands for u1 are stored, as many as the streams keep of a user. Everything else
 	// is unchanged.
-	before[topology.Requests], before[topology.Logins] = 8, 1
+	before[topology.Requests], before[topology.Logins] = 8, 8
 	if after := standOf(t, js); !maps.Equal(after, before) {
 		t.Errorf("the streams hold %v, want %v", after, before)
 	}
@@ -700,7 +700,7 @@ func servicesReachNothingElse(t *testing.T, n natsAccounts) {
 	}
 	eventually(t, time.Minute, func() error { // the server's pending count lags behind
 		i := must(js.Consumer(ctx, topology.Logins, topology.ConsumerLogin))(t).CachedInfo()
-		if i.NumPending != 1 || i.NumWaiting != 0 {
+		if i.NumPending != 8 || i.NumWaiting != 0 {
 			return fmt.Errorf("logins: %d wait, %d ask", i.NumPending, i.NumWaiting)
 		}
 		return nil
