@@ -202,9 +202,11 @@ func TestLongWakingIsHeld(t *testing.T) {
 	if err != nil || until.IsZero() {
 		t.Fatal(until, err)
 	}
-	ctx, stop := context.WithCancel(t.Context())
-	tick, held := make(chan time.Time), make(chan time.Time)
-	go func() { held <- a.holdWake(ctx, tick, until) }()
+	overtaken := make(chan bool, 1)
+	tick, held := make(chan time.Time), make(chan claims)
+	go func() {
+		held <- a.holdWake(t.Context(), func() { overtaken <- true }, tick, claims{until})
+	}()
 	for range 4 {
 		s.advance(wakeFor / 3)
 		tick <- s.now()
@@ -221,12 +223,11 @@ func TestLongWakingIsHeld(t *testing.T) {
 		t.Fatal(err)
 	}
 	tick <- s.now()
-	tick <- s.now()
-	stop()
-	until = <-held
+	mine := <-held
+	<-overtaken
 	b.round(t.Context())
 	after := b.State()
-	if got := after.woken(at, s.now(), until); !got.WakeAt.Equal(after.WakeAt) ||
+	if got := after.woken(at, s.now(), mine); !got.WakeAt.Equal(after.WakeAt) ||
 		!got.WakeUntil.IsZero() {
 		t.Errorf("the end of the first waking has them woken at %v, not before %v",
 			got.WakeAt, got.WakeUntil)

@@ -2,6 +2,7 @@ package health
 
 import (
 	"context"
+	"slices"
 	"time"
 )
 
@@ -48,16 +49,29 @@ func (g *Guard) wake(ctx context.Context) error {
 	defer tick.Stop()
 	walking, stop := context.WithCancel(ctx)
 	defer stop()
-	held := make(chan time.Time, 1)
-	go func() { held <- g.holdWake(walking, tick.C, until) }()
-	n, err := g.Wake(ctx, g.Provider, at)
+	held := make(chan claims, 1)
+	go func() { held <- g.holdWake(walking, stop, tick.C, claims{until}) }()
+	n, err := g.Wake(walking, g.Provider, at)
+	overtaken := ctx.Err() == nil && walking.Err() != nil
 	stop()
-	if until = <-held; err != nil {
+	mine := <-held
+	if overtaken {
+		return nil // all are woken again
+	}
+	if err != nil {
 		return err // the next worker tries again once WakeUntil is over
 	}
 	g.Logger.Info("those who waited for the provider are tried again", "provider", g.Provider,
 		"grants", n, "since", at)
-	return g.change(ctx, func(s State) State { return s.woken(at, began, until) })
+	return g.change(ctx, func(s State) State { return s.woken(at, began, mine) })
+}
+
+// claims are the values of WakeUntil that are a worker's claim on a waking. A write whose answer
+// was lost may have been stored, so there may be several.
+type claims []time.Time
+
+func (c claims) have(until time.Time) bool {
+	return slices.ContainsFunc(c, func(one time.Time) bool { return one.Equal(until) })
 }
 
 // claimWake keeps other workers from waking the grants that wait since at, and returns until when;
@@ -79,37 +93,42 @@ func (g *Guard) claimWake(ctx context.Context, at time.Time) (until time.Time, e
 	return until, err
 }
 
-// holdWake extends a claim at each tick until ctx ends, and returns until when the claim lasts. A
-// claim that an operator's act has cleared stays cleared.
+// holdWake extends a claim at each tick until ctx ends, and returns the claim. A claim that an
+// operator's act has cleared stays cleared, and lost is called: all are woken again.
 func (g *Guard) holdWake(
-	ctx context.Context, tick <-chan time.Time, until time.Time,
-) time.Time {
+	ctx context.Context, lost func(), tick <-chan time.Time, mine claims,
+) claims {
 	for {
 		select {
 		case <-ctx.Done():
-			return until
+			return mine
 		case <-tick:
 		}
 		next, kept := g.Now().Add(wakeFor).UTC(), false
-		err := g.change(ctx, func(s State) State {
-			if kept = s.WakeUntil.Equal(until); kept {
+		err := g.change(context.WithoutCancel(ctx), func(s State) State {
+			if kept = mine.have(s.WakeUntil); kept {
 				s.WakeUntil = next
 			}
 			return s
 		})
-		if err == nil && kept {
-			until = next
+		switch {
+		case err != nil:
+			mine = append(mine, next)
+		case kept:
+			mine = claims{next}
+		default:
+			lost()
+			return mine
 		}
 	}
 }
 
-// woken is s after the grants that waited since at were woken, from began on, under a claim that
-// lasted until then.
-func (s State) woken(at, began, until time.Time) State {
+// woken is s after the grants that waited since at were woken under a claim, from began on.
+func (s State) woken(at, began time.Time, mine claims) State {
 	if s.WakeAt.Equal(at) {
 		s.WakeAt = time.Time{}
 	}
-	if s.WakeUntil.Equal(until) {
+	if mine.have(s.WakeUntil) {
 		s.WakeUntil = began.Add(min(wakeEvery<<min(s.Wakes, 10), time.Hour)).UTC()
 		s.Wakes++
 	}
