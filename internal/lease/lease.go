@@ -48,8 +48,8 @@ type Lease struct {
 	Log   *slog.Logger
 }
 
-// ErrLost is the cause of the end of work whose lease another process has taken.
-var ErrLost = errors.New("another process has the lease")
+// ErrLost is the cause of the end of work whose lease another process has taken, or may take.
+var ErrLost = errors.New("the lease is over: another process has the work, or may begin it")
 
 // beat is how often the lease is extended, and looked for, and how long an extension may take.
 func (l Lease) beat() time.Duration { return l.Lasts * 4 / 15 }
@@ -145,9 +145,11 @@ func newTerm(ctx context.Context, ends time.Time) (*term, context.CancelCauseFun
 	return t, lose
 }
 
-// Err ends the term if its time is over.
+// Err ends the term if its time is over, by one clock or the other: the monotonic clock stands
+// still while a machine sleeps, and the clock on the wall may be set back.
 func (t *term) Err() error {
-	if time.Now().After(*t.ends.Load()) {
+	now, ends := time.Now(), *t.ends.Load()
+	if now.After(ends) || now.Round(0).After(ends.Round(0)) {
 		t.lose(ErrLost)
 	}
 	return t.Context.Err()
@@ -163,6 +165,9 @@ func (h *held) keep(t *term) {
 		case <-t.Done():
 			return
 		case <-tick.C:
+		}
+		if t.Err() != nil {
+			return // an extension now would keep everybody from the work
 		}
 		asked := time.Now()
 		asking, done := context.WithTimeout(t, h.beat())

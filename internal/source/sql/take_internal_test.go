@@ -1,9 +1,13 @@
 package sql
 
 import (
+	"context"
+	"errors"
 	"testing"
 
+	"github.com/renewd/renewd/internal/lease"
 	"github.com/renewd/renewd/internal/secret"
+	"github.com/renewd/renewd/publishers"
 )
 
 // Of two rows with one user id that were read together, one may be gone when the table is asked for
@@ -21,5 +25,25 @@ func TestDoublesThatWereReadTogether(t *testing.T) {
 		if found[i].problem != want {
 			t.Errorf("row %d has the problem %q, want %q", i, found[i].problem, want)
 		}
+	}
+}
+
+// refusing is a publisher that must not be called.
+type refusing struct{ t *testing.T }
+
+func (r refusing) Login(context.Context, string, string, publishers.Tokens,
+	...publishers.EventOption) (publishers.Receipt, error) {
+	r.t.Error("a login is published without the lease")
+	return publishers.Receipt{}, nil
+}
+
+// A process that stood still past its lease publishes no row that it read before: the process that
+// has the lease may have published a newer sign-in of that row.
+func TestNoLoginWithoutTheLease(t *testing.T) {
+	over, lose := context.WithCancelCause(t.Context())
+	lose(lease.ErrLost)
+	_, err := fenced{refusing{t}, over}.Login(t.Context(), "p", "u", publishers.Tokens{})
+	if !errors.Is(err, lease.ErrLost) {
+		t.Error(err)
 	}
 }

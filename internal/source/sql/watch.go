@@ -46,14 +46,14 @@ func (w Watch) Run(ctx context.Context) error {
 	lease.Lease{
 		Open: open, Place: keyLease + w.Config.Name, What: "the source", Host: w.Host, Now: w.Now,
 		Rand: w.Rand, Log: w.Log,
-	}.Run(ctx, func(ctx, _ context.Context) error {
+	}.Run(ctx, func(ctx, held context.Context) error {
 		b, err := OpenBucket(ctx, w.JetStream, w.Subjects, w.Config.Name)
 		if err != nil {
 			return err
 		}
 		v := &view{
-			Watch: w, source: New(t, b, w.Publisher), seen: map[string]uint64{},
-			double: map[string]bool{}, heard: make(chan string, 1024),
+			Watch: w, source: &Source{t, b, fenced{w.Publisher, held}},
+			seen: map[string]uint64{}, double: map[string]bool{}, heard: make(chan string, 1024),
 			listens: make(chan bool, 1),
 		}
 		if v.meters, err = newMeters(w.Meter, w.Config.Name, v.down.Load); err != nil {
@@ -63,6 +63,21 @@ func (w Watch) Run(ctx context.Context) error {
 		return v.run(ctx)
 	})
 	return nil
+}
+
+// fenced publishes a login only under the lease. After a standstill another process may have
+// published a newer login of the same row, which must stay the newer one.
+type fenced struct {
+	to   publisher
+	held context.Context
+}
+
+func (f fenced) Login(ctx context.Context, provider, user string, t publishers.Tokens,
+	opts ...publishers.EventOption) (publishers.Receipt, error) {
+	if f.held.Err() != nil {
+		return publishers.Receipt{}, context.Cause(f.held)
+	}
+	return f.to.Login(ctx, provider, user, t, opts...)
 }
 
 const (
