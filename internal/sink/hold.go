@@ -89,7 +89,8 @@ func (s *Sink) hold(ctx, lease context.Context) error {
 	tick := time.NewTicker(statusEvery)
 	defer tick.Stop()
 	known := false // whether the state is
-	for ctx.Err() == nil {
+	// After a standstill the clock says that the lease is over before ctx does.
+	for ctx.Err() == nil && lease.Err() == nil {
 		if known && !h.state.stopped() && h.run == nil {
 			if err := h.begin(ctx); err != nil {
 				return err

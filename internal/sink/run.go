@@ -146,7 +146,7 @@ func (r *run) handle(ctx context.Context, m *runner.Message) (err error) {
 		return nil
 	}
 	behind := false
-	err = r.persist(waits, func(ctx context.Context) (err error) {
+	err = r.enter(waits, func(ctx context.Context) (err error) {
 		behind, err = r.ledger.behind(ctx, about(e), m.Sequence)
 		return err
 	})
@@ -163,7 +163,7 @@ func (r *run) handle(ctx context.Context, m *runner.Message) (err error) {
 		}))
 	}
 	now := r.Now()
-	return unless(r.persist(waits, func(ctx context.Context) error {
+	return unless(r.enter(waits, func(ctx context.Context) error {
 		return r.ledger.open(ctx, about(e), waiting{
 			Sequences: []uint64{m.Sequence}, Stored: m.Time, Tries: 1, FailedAt: now,
 			Next: now.Add(spread(r.Schedule[0], r.Rand())), Error: short(f),
@@ -187,18 +187,28 @@ func (r *run) ended(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// persist repeats a write that NATS must take, until the write succeeds or ctx ends. Later work
-// must not begin before: it would overtake. Nothing is written once the lease is over: the next
-// process has read the ledger by then, and would not see an entry of this one.
+// enter persists a change of the ledger, and begins none once the lease is over: the next process
+// has read the ledger by then, and would not see an entry of this one.
+func (r *run) enter(ctx context.Context, f func(context.Context) error) error {
+	return r.persist(ctx, func(ctx context.Context) error {
+		if err := r.ended(ctx); err != nil {
+			return err
+		}
+		return f(ctx)
+	})
+}
+
+// persist repeats a write that NATS must take, until the write succeeds, or ctx or the lease ends.
+// Later work must not begin before: it would overtake.
 func (r *run) persist(ctx context.Context, f func(context.Context) error) error {
 	var wait pull.Backoff
 	for {
-		if r.lease.Err() != nil {
-			return context.Cause(r.lease)
-		}
 		err := f(ctx)
 		if err == nil {
 			return nil
+		}
+		if r.ended(ctx) != nil {
+			return err
 		}
 		if !wait.Waited() {
 			r.Logger.Warn("the sink cannot keep its place, trying again", "error", err)
@@ -456,7 +466,7 @@ func (r *run) retryFirst(ctx, quit context.Context, a *account) (more bool) {
 	now := r.Now()
 	if f != nil && tries < len(r.Schedule) {
 		next := now.Add(spread(r.Schedule[tries], r.Rand()))
-		_ = r.persist(quit, func(ctx context.Context) error {
+		_ = r.enter(quit, func(ctx context.Context) error {
 			return r.ledger.failed(ctx, a, next, now, short(f))
 		})
 		return false
@@ -466,21 +476,23 @@ func (r *run) retryFirst(ctx, quit context.Context, a *account) (more bool) {
 			Sequence: sequence, ID: e.ID, Type: e.Type, Provider: e.Provider, User: e.User,
 			Tries: tries + 1, Error: short(f), At: now.UTC(),
 		}
-		r.Logger.Error("an outcome could not be delivered, and is a dead letter now",
-			"type", e.Type, "id", e.ID, "provider", e.Provider, "user", e.User,
-			"tries", letter.Tries, "error", letter.Error)
-		r.meters.count(ctx, "dead")
-		err = r.persist(quit, func(ctx context.Context) error {
+		err = r.enter(quit, func(ctx context.Context) error {
 			if err := r.ledger.bury(ctx, about(e), letter); err != nil {
 				return err
 			}
 			return r.unlessErased(ctx, sequence, r.ledger.letterKey(about(e), sequence))
 		})
+		if err == nil {
+			r.Logger.Error("an outcome could not be delivered, and is a dead letter now",
+				"type", e.Type, "id", e.ID, "provider", e.Provider, "user", e.User,
+				"tries", letter.Tries, "error", letter.Error)
+			r.meters.count(ctx, "dead")
+		}
 	}
 	if err != nil && !isMalformed(err) {
 		return false
 	}
-	_ = r.persist(quit, func(ctx context.Context) (err error) {
+	_ = r.enter(quit, func(ctx context.Context) (err error) {
 		more, err = r.ledger.done(ctx, a, sequence, now)
 		return err
 	})

@@ -25,7 +25,7 @@ func TestNothingIsWrittenWithoutTheLease(t *testing.T) {
 	over, lose := context.WithCancelCause(t.Context())
 	lose(lease.ErrLost)
 	r := &run{Sink: &Sink{Config: Config{Target: none{t}}}, lease: over}
-	err := r.persist(t.Context(), func(context.Context) error {
+	err := r.enter(t.Context(), func(context.Context) error {
 		t.Error("the ledger is written without the lease")
 		return nil
 	})

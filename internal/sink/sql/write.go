@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"strconv"
 	"strings"
@@ -140,7 +141,7 @@ func (t *Target) Deliver(ctx context.Context, e schema.Event) error {
 			return err
 		}
 		select {
-		case <-time.After(pause):
+		case <-time.After(pause + rand.N(pause/2)): // not all who met one lock at once
 		case <-ctx.Done():
 			return err
 		}
@@ -409,7 +410,8 @@ func (t *Target) writeBy(ctx context.Context, w *writing, by string, batch []*jo
 	if err != nil {
 		return err
 	}
-	// A row that another process has locked is tried again later, and keeps no other row waiting.
+	// A row that another process has locked is tried again later, and keeps no other row of the
+	// batch waiting.
 	free, err := t.find(ctx, w.tx, by, batch, " FOR UPDATE SKIP LOCKED")
 	if err != nil {
 		return err
