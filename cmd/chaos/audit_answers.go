@@ -298,16 +298,19 @@ func (a *audit) unprovable(c command) bool {
 	if c.kind != schema.UserLogin {
 		return false
 	}
+	session := fmt.Sprint(c.who.provider.id, c.session)
+	ended := a.endedSessions()[session]
+	rests := a.suspensionsAfter(c)
+	if !ended && !c.who.bare && len(rests) == 0 {
+		return false
+	}
 	o, ok := a.naming(c, func(o outcome) bool {
 		return o.kind == schema.MessageRejected && o.reason == schema.RejectUnproven
 	})
-	if ok && a.suspendedBefore(c, o) {
+	if ok && slices.ContainsFunc(rests, func(at time.Time) bool {
+		return at.Before(o.heard) && o.heard.Sub(at) < beginsLate
+	}) {
 		return true
-	}
-	session := fmt.Sprint(c.who.provider.id, c.session)
-	ended := a.endedSessions()[session]
-	if !ended && !c.who.bare {
-		return false
 	}
 	// In a session without a refresh token, no token was presented for the provider to refuse.
 	ended = ended || slices.ContainsFunc(c.who.ended, func(at time.Time) bool {
@@ -316,20 +319,21 @@ func (a *audit) unprovable(c command) bool {
 	return ok && (ended || o.heard.Sub(c.tried) > a.world.Life-2*time.Second)
 }
 
-// suspendedBefore reports whether a suspension of the user was taken after a login, and before the
-// login was rejected.
-func (a *audit) suspendedBefore(c command, o outcome) bool {
-	return slices.ContainsFunc(a.people.commands, func(d command) bool {
-		return d.kind == schema.UserSuspend && d.who == c.who && d.sequence > c.sequence &&
-			d.accepted.Before(o.heard)
-	})
+// suspensionsAfter are the times at which suspensions of the user were taken after a login.
+func (a *audit) suspensionsAfter(c command) (at []time.Time) {
+	for _, d := range a.people.commands {
+		if d.kind == schema.UserSuspend && d.who == c.who && d.sequence > c.sequence {
+			at = append(at, d.accepted)
+		}
+	}
+	return at
 }
 
 // onOlder reports whether a user rightly goes on with the session before the newest login's. Going
-// on is right if the newest login was rejected as unproven, and the provider honours the stored
-// session.
+// on is right if the newest login was rejected as unproven or displaced, and the provider honours
+// the stored session.
 func (a *audit) onOlder(x *person, g grant.Grant) bool {
-	return a.unprovable(x.login) && g.Status == grant.Live &&
+	return (a.unprovable(x.login) || a.displaced(x)) && g.Status == grant.Live &&
 		x.provider.Valid(g.Pair.Refresh.Reveal())
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"slices"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -30,7 +31,7 @@ func (a *audit) store(ctx context.Context) {
 			(stored || g.Profile != "" || !g.Pair.Access.IsZero() || !g.Pair.Refresh.IsZero()):
 			back.add("%s, version %d, %s", x.name, g.Version, g.Status)
 		case x.erased, !x.accepted:
-		case !stored && a.unprovable(x.login): // nothing was proven before
+		case !stored && (a.unprovable(x.login) || a.displaced(x)): // nothing was proven before
 		case !stored:
 			missing.add("%s of %s, signed in at %s; %s; %s", x.name, x.provider.id,
 				x.opened.Format(clockFormat), condition(g), a.said(x.provider.id, x.name))
@@ -50,6 +51,17 @@ func (a *audit) store(ctx context.Context) {
 	if s, err := a.world.js.Stream(ctx, topology.Parked); err == nil {
 		a.parked(ctx, s, parked)
 	}
+}
+
+// displaced reports whether a login with another's tokens took the place of a person's newest login
+// while both were put off, since the store or the streams were away: of the logins put off RENEWALS
+// keeps the newest of a user. A login is put off after five tries, a second apart.
+func (a *audit) displaced(x *person) bool {
+	return slices.ContainsFunc(a.people.commands, func(c command) bool {
+		return c.who == x && c.fate == rejected && c.sequence > x.login.sequence &&
+			a.trouble(x.provider, x.login.accepted.Add(-patience), c.accepted.Add(patience)) >
+				5*time.Second
+	})
 }
 
 // signedIn reports whether the grant holds more than the place of its logins.
