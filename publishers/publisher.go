@@ -166,8 +166,8 @@ func (p *Publisher) Login(
 	return p.publish(ctx, e, schema.Login{Tokens: jwe})
 }
 
-// RefreshDue asks for a user's profile, or tokens, to be fresh now. Another request before a worker
-// looked replaces the first request, and the outcome answers both. Errors as for Login.
+// RefreshDue asks for a user's profile, or tokens, to be fresh now. Requests that wait for a worker
+// together are answered by one outcome. Of more than eight the oldest goes. Errors as for Login.
 func (p *Publisher) RefreshDue(
 	ctx context.Context, provider, user string, r schema.RefreshDue, opts ...EventOption,
 ) (Receipt, error) {

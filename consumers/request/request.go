@@ -5,9 +5,8 @@
 // finds out whether the user has a grant. Requests of one user become one renewal, which does the
 // most that any request wants and keeps the place of the first in the queue.
 //
-// A newer request replaces an older request of the same user that no worker has looked at, before
-// either is read. So a request replaced by a malformed request is lost, and the rejection says so.
-// A Consumer is safe for concurrent use.
+// Of more than eight requests of a user and sender that no worker has looked at, the stream drops
+// the oldest. A Consumer is safe for concurrent use.
 package request
 
 import (

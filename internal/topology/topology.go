@@ -61,8 +61,7 @@ const (
 	// over the whole cluster; workers fetch only as many messages as they have free slots
 	commandInHand = 1000
 	// commandsKept is how many commands of one type of a user are kept from each sender until they
-	// are read. The newest login need not be a good one, and requests differ in their wants. A
-	// grant's record has room for as many candidates.
+	// are read. The newest login need not be a good one, and requests differ in their wants.
 	commandsKept = 8
 )
 
