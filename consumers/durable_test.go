@@ -353,9 +353,9 @@ func TestADurableOfSeveralProviders(t *testing.T) {
 		}
 	}
 	for _, durable := range []string{"shop", "typed"} {
-		c, err := js.Consumer(t.Context(), "OUTCOMES", durable)
-		if err != nil || c.CachedInfo().NumPending != 2 {
-			t.Errorf("%s: %v, %+v", durable, err, c)
-		}
+		eventually(t, durable+" has two outcomes", func() bool { // the server's count lags behind
+			c, err := js.Consumer(t.Context(), "OUTCOMES", durable)
+			return err == nil && c.CachedInfo().NumPending == 2
+		})
 	}
 }

@@ -520,10 +520,13 @@ func servicesHaveWhatTheyNeed(t *testing.T, n natsAccounts) {
 	if m, err := live.NextMsg(5 * time.Second); err != nil || m.Header.Get("ce-id") != "e1" {
 		t.Errorf("live: %v", err)
 	}
-	i := must(js.Consumer(t.Context(), topology.Outcomes, "shop"))(t).CachedInfo()
-	if i.AckFloor.Stream != 3 {
-		t.Errorf("acknowledged up to %d of 3", i.AckFloor.Stream)
-	}
+	eventually(t, time.Minute, func() error { // the server may take an ack later than the next call
+		i := must(js.Consumer(t.Context(), topology.Outcomes, "shop"))(t).CachedInfo()
+		if i.AckFloor.Stream != 3 {
+			return fmt.Errorf("acknowledged up to %d of 3", i.AckFloor.Stream)
+		}
+		return nil
+	})
 }
 
 // A service whose durable is gone says so, and how far it had read. It may not make a durable
@@ -694,12 +697,12 @@ func servicesReachNothingElse(t *testing.T, n natsAccounts) {
 	if e := must(grants.Get(ctx, "acme.victim"))(t); string(e.Value()) != "sealed" {
 		t.Errorf("the victim's grant is %q", e.Value())
 	}
-	if i := must(js.Consumer(ctx, topology.Outcomes, "other"))(t).CachedInfo(); i.NumPending != 1 ||
-		i.NumAckPending != 0 || i.Paused {
-		t.Errorf("another service's durable: %+v", i)
-	}
-	eventually(t, time.Minute, func() error { // the server's pending count lags behind
-		i := must(js.Consumer(ctx, topology.Logins, topology.ConsumerLogin))(t).CachedInfo()
+	eventually(t, time.Minute, func() error { // the server's pending counts lag behind
+		i := must(js.Consumer(ctx, topology.Outcomes, "other"))(t).CachedInfo()
+		if i.NumPending != 1 || i.NumAckPending != 0 || i.Paused {
+			return fmt.Errorf("another service's durable: %+v", i)
+		}
+		i = must(js.Consumer(ctx, topology.Logins, topology.ConsumerLogin))(t).CachedInfo()
 		if i.NumPending != 8 || i.NumWaiting != 0 {
 			return fmt.Errorf("logins: %d wait, %d ask", i.NumPending, i.NumWaiting)
 		}
@@ -787,9 +790,13 @@ func TestAServerWithoutAccountsIsMovedOver(t *testing.T) {
 	if after := standOf(t, js); !maps.Equal(after, before) {
 		t.Errorf("the streams hold %v, before %v", after, before)
 	}
-	if i := must(js.Consumer(ctx, topology.Outcomes, "shop"))(t).CachedInfo(); i.NumPending != 1 {
-		t.Errorf("the durable has %d waiting, want 1", i.NumPending)
-	}
+	eventually(t, time.Minute, func() error { // the server's pending count lags behind
+		i := must(js.Consumer(ctx, topology.Outcomes, "shop"))(t).CachedInfo()
+		if i.NumPending != 1 {
+			return fmt.Errorf("the durable has %d waiting, want 1", i.NumPending)
+		}
+		return nil
+	})
 }
 
 // A service's password is changed as docs/security.md says: by a second user in its account, which
