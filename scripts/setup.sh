@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs what the tests need and the machine lacks, all from Debian's packages: PostgreSQL's,
-# MariaDB's and Redis's server programs, Node with npm, Python and PHP for the programs of docs/examples, make, openssl,
-# and a C compiler for the race detector. Asks for nothing; needs root or sudo only if a package is
-# missing. What is written in Go, go builds by itself (scripts/tools).
+# MariaDB's and Redis's server programs, Node with npm, Python and PHP for the programs of
+# docs/examples, the programs that wrap a keyring (age, gpg, openssl, systemd-creds), make, and a C
+# compiler for the race detector. Asks for nothing; needs root or sudo only if a package is missing.
+# What is written in Go, go builds by itself (scripts/tools).
 # Usage: scripts/setup.sh
 set -euo pipefail
 
@@ -22,6 +23,9 @@ have php && php -m | grep -qix pdo_pgsql || packages+=(php-pgsql)
 have my_print_defaults || packages+=(mariadb-client-core)
 have make || packages+=(make)
 have openssl || packages+=(openssl)
+have age || packages+=(age)
+have gpg && have gpgconf || packages+=(gnupg)
+have systemd-creds || packages+=(systemd)
 have gcc || packages+=(gcc libc6-dev)
 
 if ((${#packages[@]})); then

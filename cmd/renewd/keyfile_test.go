@@ -11,6 +11,7 @@ import (
 
 	"github.com/renewd/renewd/internal/keyfile"
 	"github.com/renewd/renewd/internal/settings"
+	"github.com/renewd/renewd/internal/testkit"
 )
 
 // wrapping are programs that encrypt a keyring, and decrypt it again.
@@ -90,9 +91,7 @@ func TestTheKeyringIsWrappedByRealPrograms(t *testing.T) {
 	} {
 		t.Run(program, func(t *testing.T) {
 			t.Parallel()
-			if _, err := exec.LookPath(program); err != nil {
-				t.Skipf("%s is not installed", program)
-			}
+			testkit.Program(t, program)
 			dir, err := os.MkdirTemp("", "renewd") // short: gpg's agent listens on a socket there
 			if err != nil {
 				t.Fatal(err)
