@@ -110,8 +110,8 @@ func (l Lease) turn(ctx context.Context, work Work) error {
 	} else if err != nil {
 		return err
 	}
-	under, lose := newTerm(ctx, asked.Add(l.Lasts))
-	defer lose(nil)
+	under := newTerm(ctx, asked.Add(l.Lasts))
+	defer under.lose(nil)
 	doing, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	defer context.AfterFunc(under, func() { stop(context.Cause(under)) })()
@@ -121,7 +121,7 @@ func (l Lease) turn(ctx context.Context, work Work) error {
 		h.keep(under)
 	}()
 	err = work(doing, under)
-	lose(nil)
+	under.lose(nil)
 	<-kept
 	if errors.Is(context.Cause(under), ErrLost) {
 		return ErrLost
@@ -138,11 +138,11 @@ type term struct {
 	ends atomic.Pointer[time.Time] // unless the lease is extended
 }
 
-func newTerm(ctx context.Context, ends time.Time) (*term, context.CancelCauseFunc) {
+func newTerm(ctx context.Context, ends time.Time) *term {
 	ctx, lose := context.WithCancelCause(context.WithoutCancel(ctx))
 	t := &term{Context: ctx, lose: lose}
 	t.ends.Store(&ends)
-	return t, lose
+	return t
 }
 
 // Err ends the term if its time is over, by one clock or the other: the monotonic clock stands

@@ -12,8 +12,8 @@ import (
 // it has run again.
 func TestTermEndsByTheClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		term, lose := newTerm(t.Context(), time.Now().Add(15*time.Second))
-		defer lose(nil)
+		term := newTerm(t.Context(), time.Now().Add(15*time.Second))
+		defer term.lose(nil)
 		under, done := context.WithCancel(term)
 		defer done()
 		<-time.After(15 * time.Second)
