@@ -459,7 +459,7 @@ func (t *Target) judge(j *job, there, free []row) error {
 		return refused("%d rows have this user in the key column: none is written",
 			max(len(there), len(free)))
 	case len(free) < len(there):
-		return &sink.Fault{Blame: sink.Refused, Err: errLocked}
+		return refused("%w", errLocked)
 	}
 	return nil
 }
